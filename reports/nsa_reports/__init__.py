@@ -1,1 +1,37 @@
-"""Placeholder docstring."""
+"""HTML reports and paper figures from plain data; knows nothing of how the data was made."""
+
+from nsa_reports.view import (
+    AuditNote,
+    Cell,
+    Comparison,
+    DifferenceMap,
+    Estimate,
+    HeatmapGroup,
+    LengthRow,
+    ModelCard,
+    ModelMap,
+    Provenance,
+    Reply,
+    ReportView,
+    Sample,
+    ScoreRow,
+    TaskSection,
+)
+
+__all__ = [
+    "AuditNote",
+    "Cell",
+    "Comparison",
+    "DifferenceMap",
+    "Estimate",
+    "HeatmapGroup",
+    "LengthRow",
+    "ModelCard",
+    "ModelMap",
+    "Provenance",
+    "Reply",
+    "ReportView",
+    "Sample",
+    "ScoreRow",
+    "TaskSection",
+]
