@@ -1,1 +1,27 @@
-"""Placeholder docstring."""
+"""Native Sparse Attention (arXiv 2502.11089): one definition, several backends.
+
+`nsa_attention` is prefill (whole or in pieces), `nsa_decode` one token a row. Keys are compressed by
+`compress_mean`, `compress_linear` or `compress_mlp`.
+"""
+
+from nsa_kernels.compression import block_view, compress_linear, compress_mean, compress_mlp
+from nsa_kernels.dispatch import available_backends, choose_backend, get_backend, nsa_attention, nsa_decode
+from nsa_kernels.geometry import BlockGeometry, num_blocks
+from nsa_kernels.types import Backend, BackendUnavailableError, NSAOutput
+
+__all__ = [
+    "Backend",
+    "BackendUnavailableError",
+    "BlockGeometry",
+    "NSAOutput",
+    "available_backends",
+    "block_view",
+    "choose_backend",
+    "compress_linear",
+    "compress_mean",
+    "compress_mlp",
+    "get_backend",
+    "nsa_attention",
+    "nsa_decode",
+    "num_blocks",
+]

@@ -1,0 +1,155 @@
+"""Block compression phi: one key (or value) for each overlapping block of l tokens, every d tokens.
+
+Three forms of phi (DESIGN "Compression", paper equation 7), as plain functions of their weights, for keys and
+values alike: `compress_mean`, `compress_linear` and `compress_mlp`. All work on each KV head by itself, share their
+weights between the heads, and add the learned positional embedding `pe` to the tokens inside a block first.
+
+The blocks overlap (l = 2d in the paper), so that unfolding them would copy every token l/d times. Instead the
+tokens are cut into pieces of d, each piece is projected once for each of its l/d places in a block, and the
+results are added: the same sums, without the copy. `block_view` shows the blocks themselves.
+
+To extend a cache of compressed keys from i blocks, pass the tokens from i*d onward: the grid is the same.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nsa_kernels.geometry import BlockGeometry, num_blocks
+
+
+def block_view(x: Tensor, geometry: BlockGeometry) -> Tensor:
+    """The overlapping blocks of a sequence, without copying.
+
+    Args:
+        x: Keys or values [B, S, H_kv, D], starting on the block grid.
+        geometry: Block sizes.
+
+    Returns:
+        A view [B, C, l, H_kv, D]; C = num_blocks(S, geometry), which is 0 for a sequence shorter than l.
+    """
+    if num_blocks(x.shape[1], geometry) == 0:
+        return x.new_empty(x.shape[0], 0, geometry.block, *x.shape[2:])
+    return x.unfold(1, geometry.block, geometry.stride).movedim(-1, 2)
+
+
+def compress_mean(x: Tensor, geometry: BlockGeometry, *, pe: Tensor | None = None) -> Tensor:
+    """phi = mean over the block.
+
+    Args:
+        x: Keys or values [B, S, H_kv, D].
+        geometry: Block sizes.
+        pe: Positional embedding inside a block [l, D], or None.
+
+    Returns:
+        [B, C, H_kv, D].
+    """
+    _check_pe(pe, x, geometry)
+    pieces = _pieces(x, geometry).sum(3)  # [B, P, H_kv, D]
+    shares = geometry.block // geometry.stride
+    count = num_blocks(x.shape[1], geometry)
+    total = pieces[:, :count]
+    for r in range(1, shares):
+        total = total + pieces[:, r : r + count]
+    mean = total / geometry.block
+    return mean if pe is None else mean + pe.mean(0).to(mean.dtype)
+
+
+def compress_linear(
+    x: Tensor,
+    weight: Tensor,
+    geometry: BlockGeometry,
+    *,
+    bias: Tensor | None = None,
+    pe: Tensor | None = None,
+) -> Tensor:
+    """phi = one linear map of the whole block, flattened with the token outermost.
+
+    Args:
+        x: Keys or values [B, S, H_kv, D].
+        weight: [D_out, l*D], laid out as `torch.nn.Linear(l * D, D_out).weight`.
+        geometry: Block sizes.
+        bias: [D_out], or None.
+        pe: Positional embedding inside a block [l, D], or None.
+
+    Returns:
+        [B, C, H_kv, D_out].
+
+    Raises:
+        ValueError: The shape of `weight` or `pe` does not fit the block.
+    """
+    _check_pe(pe, x, geometry)
+    width = geometry.block * x.shape[-1]
+    if weight.dim() != 2 or weight.shape[1] != width:
+        raise ValueError(
+            f"the weight must be [D_out, l*D] = [D_out, {width}] for l = {geometry.block} and D = {x.shape[-1]}, "
+            f"got {list(weight.shape)}"
+        )
+    out_dim = weight.shape[0]
+    shares = geometry.block // geometry.stride
+    # [D_out, l/d, d*D] -> [d*D, l/d * D_out]: all the places that a piece can have in a block, side by side.
+    places = weight.view(out_dim, shares, -1).permute(2, 1, 0).reshape(-1, shares * out_dim)
+    projected = _pieces(x, geometry).flatten(3) @ places  # [B, P, H_kv, l/d * D_out]
+    projected = projected.unflatten(3, (shares, out_dim))
+    count = num_blocks(x.shape[1], geometry)
+    total = projected[:, :count, :, 0]
+    for r in range(1, shares):
+        total = total + projected[:, r : r + count, :, r]
+    if pe is not None:  # W (x + pe) = W x + W pe, and W pe is the same for every block
+        offset = F.linear(pe.flatten(), weight, bias)
+        total = total + offset.to(total.dtype)
+    elif bias is not None:
+        total = total + bias.to(total.dtype)
+    return total
+
+
+def compress_mlp(
+    x: Tensor,
+    weight_in: Tensor,
+    weight_out: Tensor,
+    geometry: BlockGeometry,
+    *,
+    bias_in: Tensor | None = None,
+    bias_out: Tensor | None = None,
+    pe: Tensor | None = None,
+) -> Tensor:
+    """phi = a two-layer MLP of the whole block with GELU between, the paper's form.
+
+    Args:
+        x: Keys or values [B, S, H_kv, D].
+        weight_in: [D_hidden, l*D], laid out as in `compress_linear`.
+        weight_out: [D_out, D_hidden].
+        geometry: Block sizes.
+        bias_in: [D_hidden], or None.
+        bias_out: [D_out], or None.
+        pe: Positional embedding inside a block [l, D], or None.
+
+    Returns:
+        [B, C, H_kv, D_out].
+
+    Raises:
+        ValueError: The shape of a weight or of `pe` does not fit the block.
+    """
+    if weight_out.dim() != 2 or weight_out.shape[1] != weight_in.shape[0]:
+        raise ValueError(
+            f"weight_out must be [D_out, D_hidden] with D_hidden = {weight_in.shape[0]} as in weight_in, "
+            f"got {list(weight_out.shape)}"
+        )
+    hidden = compress_linear(x, weight_in, geometry, bias=bias_in, pe=pe)
+    return F.linear(F.gelu(hidden), weight_out, bias_out)
+
+
+def _pieces(x: Tensor, geometry: BlockGeometry) -> Tensor:
+    """Cuts tokens [B, S, H_kv, D] into whole pieces of d tokens [B, P, H_kv, d, D]; P*d covers all the blocks."""
+    batch, length, heads, dim = x.shape
+    count = num_blocks(length, geometry)
+    shares = geometry.block // geometry.stride
+    pieces = count + shares - 1 if count else 0
+    tokens = x[:, : pieces * geometry.stride]
+    return tokens.reshape(batch, pieces, geometry.stride, heads, dim).transpose(2, 3)
+
+
+def _check_pe(pe: Tensor | None, x: Tensor, geometry: BlockGeometry) -> None:
+    expected = torch.Size((geometry.block, x.shape[-1]))
+    if pe is not None and pe.shape != expected:
+        raise ValueError(f"pe must be [l, D] = {list(expected)}, got {list(pe.shape)}")
