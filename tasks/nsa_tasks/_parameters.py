@@ -1,0 +1,188 @@
+"""Task parameters: what a task takes, how a given value is read, and the one error for a bad one."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+K = 1024  # "4k" means 4096 tokens, as in the names of the benchmarks' cells
+
+
+class TaskParameterError(ValueError):
+    """A parameter that a task cannot use: one message with task, parameter, value and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One parameter of a task family.
+
+    The default is the one in the task's YAML (`metadata`), so that a reader of the YAML sees what will run.
+    """
+
+    name: str
+    """Name in YAML, in `--metadata` and in `task_spec`."""
+
+    unit: str
+    """Unit or kind of value, for `nsa-eval ls tasks`: "tokens", "percent", "samples per cell", ..."""
+
+    help: str
+    """One line."""
+
+    read: Callable[[object], Any]
+    """Turns a given value into its one plain (JSON) form. Raises ValueError saying what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterInfo:
+    """A parameter as `list_tasks` shows it."""
+
+    name: str
+    default: Any
+    unit: str
+    help: str
+
+
+def read_parameters(
+    task: str, known: Sequence[Parameter], defaults: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Read every parameter of a task: the given value if there is one, else the YAML's default.
+
+    Args:
+        task: Task name, for messages.
+        known: The parameters that the task takes.
+        defaults: The task's YAML metadata.
+        given: What the user gave. Every key must be a known parameter.
+
+    Returns:
+        All known parameters in their plain form, in the order of `known`.
+
+    Raises:
+        TaskParameterError: An unknown name, or a value that its parameter cannot use.
+    """
+    names = [parameter.name for parameter in known]
+    for name in given:
+        if name not in names:
+            raise TaskParameterError(
+                f"{task}: unknown parameter {name!r}{_did_you_mean(str(name), names)}. "
+                f"It takes: {', '.join(names)}."
+            )
+    values = {}
+    for parameter in known:
+        value = given.get(parameter.name, defaults[parameter.name])
+        try:
+            values[parameter.name] = parameter.read(value)
+        except ValueError as error:
+            raise TaskParameterError(f"{task}: {parameter.name} = {value!r}: {error}") from None
+    return values
+
+
+def pick_parameters(
+    task: str, known: Sequence[Parameter], siblings: Sequence[str], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Take a task's own parameters out of lm-eval's metadata.
+
+    lm-eval hands every task the model's arguments (`pretrained`, `dtype`, ...) and `--metadata` in one
+    mapping, so other keys are normal there; only one that looks like a misspelt parameter is refused.
+
+    Args:
+        task: Task name, for messages.
+        known: The parameters that the task takes.
+        siblings: Names that other tasks of the run may take (`num_keys` beside `num_values`).
+        metadata: The task's merged metadata.
+
+    Raises:
+        TaskParameterError: A key that is one or two letters away from a parameter.
+    """
+    names = [parameter.name for parameter in known]
+    picked = {}
+    for key, value in metadata.items():
+        if key in names:
+            picked[key] = value
+        elif key not in siblings and (hint := _did_you_mean(key, names)):
+            raise TaskParameterError(f"{task}: unknown parameter {key!r} in the metadata{hint}.")
+    return picked
+
+
+def _did_you_mean(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def read_token_count(value: object) -> int:
+    """Read a number of tokens: 4096, "4096", "4k" (k = 1024) or "1m" (1024 * 1024)."""
+    expected = 'expected a whole number of tokens such as 4096, "4k" or "64k" (k = 1024)'
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(expected)
+    if isinstance(value, str):
+        text = value.strip().lower()
+        factor = {"k": K, "m": K * K}.get(text[-1:], 1)
+        digits = text[:-1] if factor > 1 else text
+        if not (digits.isascii() and digits.isdigit()):
+            raise ValueError(expected)
+        value = int(digits) * factor
+    if value < 1:
+        raise ValueError(expected)
+    return int(value)
+
+
+def read_lengths(value: object) -> list[int]:
+    """Read request lengths: a list of token counts, one count, or "1k,4k"; no length twice."""
+    if isinstance(value, str):
+        value = [part for part in value.split(",") if part.strip()]
+    elif not isinstance(value, list | tuple):
+        value = [value]
+    if not value:
+        raise ValueError('expected at least one length, such as [1k, 4k] or "1k,4k"')
+    lengths = [read_token_count(item) for item in value]
+    if len(set(lengths)) < len(lengths):
+        raise ValueError(f"a length stands there twice: {lengths}")
+    return lengths
+
+
+def read_depths(value: object) -> list[float]:
+    """Read depths: a count (even steps from 0 to 100 percent; 1 is the middle) or a list of percentages."""
+    expected = "expected a count of depths (such as 11) or a list of percentages from 0 to 100, each once"
+    if isinstance(value, bool):
+        raise ValueError(expected)
+    if isinstance(value, str):
+        try:
+            numbers = [float(part) for part in value.split(",") if part.strip()]
+        except ValueError:
+            raise ValueError(expected) from None
+        value = int(numbers[0]) if "," not in value and numbers and numbers[0].is_integer() else numbers
+    if isinstance(value, int):
+        if not 1 <= value <= 1001:
+            raise ValueError(expected)
+        return [50.0] if value == 1 else [round(100 * step / (value - 1), 2) for step in range(value)]
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(expected)
+    if any(isinstance(item, bool) or not isinstance(item, int | float) for item in value):
+        raise ValueError(expected)
+    depths = [float(item) for item in value]
+    if not all(0 <= depth <= 100 for depth in depths) or len(set(depths)) < len(depths):
+        raise ValueError(expected)
+    return depths
+
+
+def whole_number(minimum: int, maximum: int) -> Callable[[object], int]:
+    """Make a reader of whole numbers in a range (both ends allowed)."""
+
+    def read(value: object) -> int:
+        if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise ValueError(f"expected a whole number from {minimum} to {maximum}")
+        return value
+
+    return read
+
+
+def one_of(*allowed: str) -> Callable[[object], str]:
+    """Make a reader of one of a few names."""
+
+    def read(value: object) -> str:
+        if value not in allowed:
+            raise ValueError(f"expected one of {', '.join(allowed)}")
+        return str(value)
+
+    return read

@@ -1,0 +1,59 @@
+"""The task YAMLs, read without lm-eval's index of thousands of files."""
+
+import importlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TASKS_DIR = Path(__file__).parent
+"""Folder for lm-eval's `TaskManager(include_path=...)` and `--include_path`."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with `!function package.module.name`, resolved by import."""
+
+
+def _function(loader: _Loader, node: yaml.ScalarNode) -> object:
+    module, _, name = str(loader.construct_scalar(node)).rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+_Loader.add_constructor("!function", _function)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """The same YAML with functions left as their names: listing tasks imports nothing."""
+
+
+def _function_name(loader: _PlainLoader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
+_PlainLoader.add_constructor("!function", _function_name)
+
+
+def load_task_yaml(path: Path, *, resolve: bool) -> dict[str, Any]:
+    """Read one task YAML with its `include`, as lm-eval does (own keys win over included ones).
+
+    Args:
+        path: The YAML file.
+        resolve: Import what `!function` names; otherwise leave the names.
+    """
+    loader = _Loader if resolve else _PlainLoader
+    config: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    include = config.pop("include", None)
+    if include is None:
+        return config
+    return {**load_task_yaml(path.parent / include, resolve=resolve), **config}
+
+
+@cache
+def task_files() -> dict[str, Path]:
+    """Map each task's name to its YAML, in the order of the families' folders."""
+    files = {}
+    for path in sorted(TASKS_DIR.glob("*/*.yaml")):
+        if not path.name.startswith("_"):
+            files[str(load_task_yaml(path, resolve=False)["task"])] = path
+    return files

@@ -1,0 +1,33 @@
+"""Scoring replies to needle tasks: is the answer in the reply?"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_CONTROL = re.compile(r"[\x00-\x1f]")
+
+
+def contains(reply: str, answer: str) -> float:
+    """Score by exact containment: 1.0 when the answer stands in the reply, letter case included."""
+    return float(answer in reply)
+
+
+def clean(reply: str) -> str:
+    """Clean a reply as RULER does: strip, turn each control character into a newline, strip again."""
+    return _CONTROL.sub("\n", reply.strip()).strip()
+
+
+def string_match_all(reply: str, answers: Sequence[str]) -> float:
+    """Score by RULER's `string_match_all`, per sample, 0..1: the share of answers found, whatever the case."""
+    text = clean(reply).lower()
+    return sum(answer.lower() in text for answer in answers) / len(answers)
+
+
+def process_single(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """Score a sample with one needle (lm-eval's `process_results`)."""
+    return {"score": contains(results[0], doc["outputs"][0])}
+
+
+def process_many(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """Score a sample of the multi-key, multi-value and multi-query forms (lm-eval's `process_results`)."""
+    return {"score": string_match_all(results[0], doc["outputs"])}
