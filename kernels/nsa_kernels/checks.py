@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.geometry import BlockGeometry, num_blocks
+from nsa_kernels.types import Caches
 
 
 def check_attention(
     q: Tensor,
-    caches: dict[str, Tensor],
+    caches: Caches,
     gates: Tensor,
     *,
     geometry: BlockGeometry,
@@ -19,7 +20,7 @@ def check_attention(
 
     Args:
         q: [B, N, H, D_k].
-        caches: k_cmp, v_cmp, k_slc, v_slc, k_win, v_win by name.
+        caches: Keys and values of the branches.
         gates: [B, N, H, 3].
         geometry: Block sizes.
         start: Position of the first query.
@@ -31,14 +32,14 @@ def check_attention(
     if q.dim() != 4:
         raise ValueError(f"q must be [B, N, H, D_k], got {list(q.shape)}")
     batch, count, heads, dim = q.shape
-    for name, x in caches.items():
+    for name, x in caches._asdict().items():
         if x.dim() != 4:
             raise ValueError(f"{name} must be [B, length, H_kv, D], got {list(x.shape)}")
-    _, size, kv_heads, _ = caches["k_slc"].shape
-    blocks, value_dim = caches["k_cmp"].shape[1], caches["v_slc"].shape[3]
+    _, size, kv_heads, _ = caches.k_slc.shape
+    blocks, value_dim = caches.k_cmp.shape[1], caches.v_slc.shape[3]
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"query heads must be a multiple of KV heads, got H = {heads} and H_kv = {kv_heads}")
-    for name, x in caches.items():
+    for name, x in caches._asdict().items():
         length = blocks if name.endswith("cmp") else size
         expected = (batch, length, kv_heads, dim if name.startswith("k") else value_dim)
         if tuple(x.shape) != expected:
@@ -47,7 +48,7 @@ def check_attention(
             )
     if tuple(gates.shape) != (batch, count, heads, 3):
         raise ValueError(f"gates must be [B, N, H, 3] = {[batch, count, heads, 3]}, got {list(gates.shape)}")
-    for name, x in {**caches, "gates": gates}.items():
+    for name, x in {**caches._asdict(), "gates": gates}.items():
         if x.device != q.device:
             raise ValueError(f"{name} is on {x.device} but q is on {q.device}; move them to one device")
     _check_rows(start, "start", batch, q.device)
@@ -63,8 +64,8 @@ def check_attention(
         size = min(size, start + count)
     if blocks < num_blocks(size, geometry):
         raise ValueError(
-            f"k_cmp holds {blocks} compressed keys, but {size} tokens have {num_blocks(size, geometry)} complete "
-            f"blocks (l = {geometry.block}, d = {geometry.stride}): compress the cache's new tokens first"
+            f"k_cmp holds {blocks} compressed keys, but {size} tokens have {num_blocks(size, geometry)} "
+            f"complete blocks (l = {geometry.block}, d = {geometry.stride}): compress the cache's new tokens first"
         )
 
 

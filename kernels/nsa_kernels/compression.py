@@ -1,8 +1,8 @@
 """Block compression phi: one key (or value) for each overlapping block of l tokens, every d tokens.
 
-Three forms of phi (DESIGN "Compression", paper equation 7), as plain functions of their weights, for keys and
-values alike: `compress_mean`, `compress_linear` and `compress_mlp`. All work on each KV head by itself, share their
-weights between the heads, and add the learned positional embedding `pe` to the tokens inside a block first.
+Three forms of phi (paper equation 7), as plain functions of their weights, for keys and values alike:
+`compress_mean`, `compress_linear` and `compress_mlp`. All work on each KV head by itself, share their weights
+between the heads, and add the learned positional embedding `pe` to the tokens inside a block first.
 
 The blocks overlap (l = 2d in the paper), so that unfolding them would copy every token l/d times. Instead the
 tokens are cut into pieces of d, each piece is projected once for each of its l/d places in a block, and the
@@ -52,7 +52,9 @@ def compress_mean(x: Tensor, geometry: BlockGeometry, *, pe: Tensor | None = Non
     for r in range(1, shares):
         total = total + pieces[:, r : r + count]
     mean = total / geometry.block
-    return mean if pe is None else mean + pe.mean(0).to(mean.dtype)
+    if pe is not None:
+        mean = mean + pe.mean(0).to(mean.dtype)
+    return mean
 
 
 def compress_linear(
@@ -82,8 +84,8 @@ def compress_linear(
     width = geometry.block * x.shape[-1]
     if weight.dim() != 2 or weight.shape[1] != width:
         raise ValueError(
-            f"the weight must be [D_out, l*D] = [D_out, {width}] for l = {geometry.block} and D = {x.shape[-1]}, "
-            f"got {list(weight.shape)}"
+            f"the weight must be [D_out, l*D] = [D_out, {width}] for l = {geometry.block} and "
+            f"D = {x.shape[-1]}, got {list(weight.shape)}"
         )
     out_dim = weight.shape[0]
     shares = geometry.block // geometry.stride
@@ -140,7 +142,7 @@ def compress_mlp(
 
 
 def _pieces(x: Tensor, geometry: BlockGeometry) -> Tensor:
-    """Cuts tokens [B, S, H_kv, D] into whole pieces of d tokens [B, P, H_kv, d, D]; P*d covers all the blocks."""
+    """Cuts tokens [B, S, H_kv, D] into pieces of d tokens [B, P, H_kv, d, D] that cover all blocks."""
     batch, length, heads, dim = x.shape
     count = num_blocks(length, geometry)
     shares = geometry.block // geometry.stride

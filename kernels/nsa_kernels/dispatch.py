@@ -8,10 +8,10 @@ from torch import Tensor
 
 from nsa_kernels.checks import check_attention
 from nsa_kernels.geometry import BlockGeometry
-from nsa_kernels.types import Backend, BackendUnavailableError, NSAOutput
+from nsa_kernels.types import Backend, BackendUnavailableError, Caches, NSAOutput
 
-# name -> the module that has `attention` and `decode`. A backend may also have `unavailable() -> str | None`, the
-# reason why it cannot run on this machine.
+# name -> the module that has `attention` and `decode`. A backend may also have `unavailable() -> str | None`,
+# the reason why it cannot run on this machine.
 _MODULES = {
     "reference": "nsa_kernels.reference",
     "torch": "nsa_kernels.torch_",
@@ -36,7 +36,8 @@ def get_backend(name: str) -> Backend:
     reason = _missing(name)
     if reason is not None:
         raise BackendUnavailableError(
-            f"backend {name!r} cannot run here: {reason}; available are auto, {', '.join(available_backends())}"
+            f"backend {name!r} cannot run here: {reason}; "
+            f"available are auto, {', '.join(available_backends())}"
         )
     module = importlib.import_module(_MODULES[name])
     return Backend(attention=module.attention, decode=module.decode)
@@ -67,8 +68,8 @@ def nsa_attention(
     """Native Sparse Attention of a run of queries against a cache: prefill, whole or in pieces.
 
     Query i of row b stands at position start[b] + i; the caches hold the tokens from position 0, the queries'
-    own among them. The same tensor may serve several branches. Gradients reach q, all six caches and the gates.
-    Under autocast, inputs are cast as for scaled_dot_product_attention.
+    own among them. The same tensor may serve several branches. Gradients reach q, all six caches and the
+    gates. Under autocast, inputs are cast as for scaled_dot_product_attention.
 
     Args:
         q: Queries [B, N, H, D_k].
@@ -95,7 +96,7 @@ def nsa_attention(
         ValueError: Shapes, dtypes or devices that do not fit, or an unknown backend.
         BackendUnavailableError: The backend cannot run here.
     """
-    caches = {"k_cmp": k_cmp, "v_cmp": v_cmp, "k_slc": k_slc, "v_slc": v_slc, "k_win": k_win, "v_win": v_win}
+    caches = Caches(k_cmp, v_cmp, k_slc, v_slc, k_win, v_win)
     check_attention(q, caches, gates, geometry=geometry, start=start, lengths=lengths)
     chosen = get_backend(choose_backend(q.device) if backend == "auto" else backend)
     dtype = _compute_dtype(q)
@@ -104,7 +105,7 @@ def nsa_attention(
     ):  # the backends mix float32 scores with what they are given
         return chosen.attention(
             q.to(dtype),
-            *(x.to(dtype) for x in caches.values()),
+            Caches(*(x.to(dtype) for x in caches)),
             gates.to(dtype),
             geometry=geometry,
             start=start,
@@ -132,8 +133,8 @@ def nsa_decode(
 ) -> NSAOutput:
     """Native Sparse Attention of one new token in each row.
 
-    The token stands at position lengths[b] - 1, and its own keys are in the caches already. It reads the compressed
-    keys, n blocks and one window; rows may differ in length.
+    The token stands at position lengths[b] - 1, and its own keys are in the caches already. It reads the
+    compressed keys, n blocks and one window; rows may differ in length.
 
     Args:
         q: Queries [B, H, D_k].
@@ -157,7 +158,7 @@ def nsa_decode(
         ValueError: Shapes, dtypes or devices that do not fit, or an unknown backend.
         BackendUnavailableError: The backend cannot run here.
     """
-    caches = {"k_cmp": k_cmp, "v_cmp": v_cmp, "k_slc": k_slc, "v_slc": v_slc, "k_win": k_win, "v_win": v_win}
+    caches = Caches(k_cmp, v_cmp, k_slc, v_slc, k_win, v_win)
     if q.dim() != 3 or gates.dim() != 3:
         raise ValueError(
             f"q must be [B, H, D_k] and gates [B, H, 3], got {list(q.shape)} and {list(gates.shape)}"
@@ -170,7 +171,7 @@ def nsa_decode(
     with torch.autocast(q.device.type, enabled=False):
         return chosen.decode(
             q.to(dtype),
-            *(x.to(dtype) for x in caches.values()),
+            Caches(*(x.to(dtype) for x in caches)),
             gates.to(dtype),
             geometry=geometry,
             lengths=lengths,

@@ -7,17 +7,12 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.geometry import BlockGeometry, num_blocks
-from nsa_kernels.types import NSAOutput
+from nsa_kernels.types import Caches, NSAOutput
 
 
 def attention(
     q: Tensor,
-    k_cmp: Tensor,
-    v_cmp: Tensor,
-    k_slc: Tensor,
-    v_slc: Tensor,
-    k_win: Tensor,
-    v_win: Tensor,
+    caches: Caches,
     gates: Tensor,
     *,
     geometry: BlockGeometry,
@@ -27,6 +22,7 @@ def attention(
     return_blocks: bool,
 ) -> NSAOutput:
     """Prefill; arguments and result as in `nsa_kernels.nsa_attention`."""
+    k_cmp, v_cmp, k_slc, v_slc, k_win, v_win = caches
     batch, count, heads, _ = q.shape
     size, kv_heads = k_slc.shape[1], k_slc.shape[2]
     group = heads // kv_heads
@@ -63,17 +59,12 @@ def attention(
     out = (
         torch.stack(outputs).view(batch, count, heads, -1) if outputs else v_slc.new_zeros(batch, 0, heads, 0)
     )
-    return NSAOutput(out.to(q.dtype), blocks if return_blocks else None)
+    return NSAOutput(out.to(q.dtype), blocks.to(q.device) if return_blocks else None)
 
 
 def decode(
     q: Tensor,
-    k_cmp: Tensor,
-    v_cmp: Tensor,
-    k_slc: Tensor,
-    v_slc: Tensor,
-    k_win: Tensor,
-    v_win: Tensor,
+    caches: Caches,
     gates: Tensor,
     *,
     geometry: BlockGeometry,
@@ -84,12 +75,7 @@ def decode(
     """One token a row: a prefill of one query that stands at lengths - 1."""
     out, blocks = attention(
         q.unsqueeze(1),
-        k_cmp,
-        v_cmp,
-        k_slc,
-        v_slc,
-        k_win,
-        v_win,
+        caches,
         gates.unsqueeze(1),
         geometry=geometry,
         start=lengths - 1,
@@ -116,7 +102,7 @@ def importance(p: list[float], count: int, geometry: BlockGeometry) -> list[floa
 
 
 def select(p: list[float], t: int, geometry: BlockGeometry) -> list[int]:
-    """Blocks of the token at position t, ascending: the forced ones, then by importance, lower index first."""
+    """Blocks of the token at position t, ascending: the forced, then by importance, lower index first."""
     own = t // geometry.select_block
     scores = importance(p, own + 1, geometry)
     chosen = {j for j in (0, own - 1, own) if j >= 0}

@@ -1,4 +1,4 @@
-"""What the attention returns, and what a backend has to provide."""
+"""What a backend is given, what it returns, and what it has to provide."""
 
 from typing import NamedTuple, Protocol
 
@@ -7,14 +7,31 @@ from torch import Tensor
 from nsa_kernels.geometry import BlockGeometry
 
 
+class Caches(NamedTuple):
+    """Keys and values of the three branches, as a backend gets them."""
+
+    k_cmp: Tensor
+    """[B, C, H_kv, D_k], one for each compression block."""
+    v_cmp: Tensor
+    """[B, C, H_kv, D_v]."""
+    k_slc: Tensor
+    """[B, S, H_kv, D_k]."""
+    v_slc: Tensor
+    """[B, S, H_kv, D_v]."""
+    k_win: Tensor
+    """[B, S, H_kv, D_k]."""
+    v_win: Tensor
+    """[B, S, H_kv, D_v]."""
+
+
 class NSAOutput(NamedTuple):
     """Result of `nsa_attention` (prefill) or `nsa_decode` (one token a row)."""
 
     out: Tensor
     """[B, N, H, D_v], or [B, H, D_v] from decode; 0 at padding."""
     blocks: Tensor | None
-    """Selected blocks, int32 [B, N, H_kv, n] ([B, H_kv, n] from decode): ascending, then -1 for unused slots; all
-    -1 at padding. None unless asked for."""
+    """Selected blocks, int32 [B, N, H_kv, n] ([B, H_kv, n] from decode): ascending, then -1 for unused
+    slots; all -1 at padding. None unless asked for."""
 
 
 class BackendUnavailableError(RuntimeError):
@@ -27,12 +44,7 @@ class AttentionFunction(Protocol):
     def __call__(
         self,
         q: Tensor,
-        k_cmp: Tensor,
-        v_cmp: Tensor,
-        k_slc: Tensor,
-        v_slc: Tensor,
-        k_win: Tensor,
-        v_win: Tensor,
+        caches: Caches,
         gates: Tensor,
         *,
         geometry: BlockGeometry,
@@ -51,12 +63,7 @@ class DecodeFunction(Protocol):
     def __call__(
         self,
         q: Tensor,
-        k_cmp: Tensor,
-        v_cmp: Tensor,
-        k_slc: Tensor,
-        v_slc: Tensor,
-        k_win: Tensor,
-        v_win: Tensor,
+        caches: Caches,
         gates: Tensor,
         *,
         geometry: BlockGeometry,

@@ -1,21 +1,30 @@
-"""The `torch` backend: plain PyTorch on any device, autograd through everything but the choice of blocks."""
+"""The `torch` backend: plain PyTorch on any device, autograd through everything but the choice of blocks.
+
+Three paths, chosen by size alone, that agree with each other and with the oracle:
+`masked` for short sequences, `chunked` for long ones and for rows that start at different positions, and
+`decode` for a single token.
+"""
 
 from torch import Tensor
 
 from nsa_kernels.geometry import BlockGeometry
+from nsa_kernels.torch_.chunked import chunked_attention
+from nsa_kernels.torch_.decode import decode
 from nsa_kernels.torch_.masked import masked_attention
-from nsa_kernels.torch_.problem import blocks_last, heads_first, heads_last
-from nsa_kernels.types import NSAOutput
+from nsa_kernels.torch_.problem import Problem, blocks_last, heads_first, heads_last
+from nsa_kernels.types import Caches, NSAOutput
+
+__all__ = ["attention", "decode"]
+
+MASKED_KEYS_CPU = 2048
+"""Keys up to which dense masks are used on a CPU."""
+MASKED_KEYS_GPU = 4096
+"""The same on a GPU."""
 
 
 def attention(
     q: Tensor,
-    k_cmp: Tensor,
-    v_cmp: Tensor,
-    k_slc: Tensor,
-    v_slc: Tensor,
-    k_win: Tensor,
-    v_win: Tensor,
+    caches: Caches,
     gates: Tensor,
     *,
     geometry: BlockGeometry,
@@ -26,46 +35,20 @@ def attention(
 ) -> NSAOutput:
     """Prefill; arguments and result as in `nsa_kernels.nsa_attention`."""
     problem, real = heads_first(
-        q,
-        k_cmp,
-        v_cmp,
-        k_slc,
-        v_slc,
-        k_win,
-        v_win,
-        gates,
-        geometry=geometry,
-        start=start,
-        lengths=lengths,
-        scale=scale,
+        q, caches, gates, geometry=geometry, start=start, lengths=lengths, scale=scale
     )
-    if not isinstance(start, int):
-        raise NotImplementedError("a start for each row")
-    out, blocks = masked_attention(problem, return_blocks=return_blocks)
+    path = masked_attention if _is_short(problem) else chunked_attention
+    out, blocks = path(problem, return_blocks=return_blocks)
     out = heads_last(out, q.shape[0])
-    if real is not None:
-        out = out.masked_fill(~real[..., None, None], 0)
     if blocks is not None:
         blocks = blocks_last(blocks, q.shape[0])
-        if real is not None:
-            blocks = blocks.masked_fill(~real[..., None, None], -1)
+    if real is not None:
+        padding = ~real[..., None, None]
+        out = out.masked_fill(padding, 0)
+        blocks = None if blocks is None else blocks.masked_fill(padding, -1)
     return NSAOutput(out, blocks)
 
 
-def decode(
-    q: Tensor,
-    k_cmp: Tensor,
-    v_cmp: Tensor,
-    k_slc: Tensor,
-    v_slc: Tensor,
-    k_win: Tensor,
-    v_win: Tensor,
-    gates: Tensor,
-    *,
-    geometry: BlockGeometry,
-    lengths: Tensor,
-    scale: float,
-    return_blocks: bool,
-) -> NSAOutput:
-    """One token a row; arguments and result as in `nsa_kernels.nsa_decode`."""
-    raise NotImplementedError
+def _is_short(p: Problem) -> bool:
+    limit = MASKED_KEYS_CPU if p.q.device.type == "cpu" else MASKED_KEYS_GPU
+    return isinstance(p.start, int) and p.keys <= limit

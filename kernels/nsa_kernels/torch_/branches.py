@@ -1,4 +1,7 @@
-"""The three branches for a run of queries, in terms of scaled_dot_product_attention (SDPA) and boolean masks."""
+"""The branches for a run of queries as dense attention under boolean masks.
+
+Each function takes a `Problem`, a run of its queries q [R, G, M, D_k] and the number of the first of them.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,7 @@ from nsa_kernels.torch_.problem import Problem
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """SDPA of the G heads of a row over the row's one K/V.
+    """scaled_dot_product_attention of the G heads of a row over the row's one K/V.
 
     Args:
         q: [R, G, M, D_k].
@@ -25,7 +28,7 @@ def attend(
         [R, G, M, D_v].
     """
     group = q.shape[1]
-    # A view with stride 0: enable_gqa would rule out the memory-efficient CUDA kernel, the one that takes masks.
+    # Views with stride 0: enable_gqa would rule out CUDA's memory-efficient kernel, the one that takes masks.
     k, v = (x.unsqueeze(1).expand(-1, group, -1, -1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
 
@@ -35,62 +38,63 @@ def attend_or_zero(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: floa
     if k.shape[1] == 0:
         return q.new_zeros(*q.shape[:-1], v.shape[-1])
     blind = ~mask.any(-1, keepdim=True)
-    # What SDPA makes of an empty row differs between its kernels (NaN, 0, the mean): let it see all, then drop it.
+    # What the kernels make of an empty row differs (NaN, 0, the mean): let it see everything, then drop it.
     return attend(q, k, v, mask=mask | blind, scale=scale).masked_fill(blind, 0)
 
 
-def visible_blocks(positions: Tensor, count: int, geometry: BlockGeometry) -> Tensor:
-    """Which compressed keys a query sees: i*d + l <= t + 1. [..., M] -> bool [..., M, count]."""
-    last = torch.arange(count, device=positions.device) * geometry.stride + geometry.block - 1
-    return last <= positions.unsqueeze(-1)
-
-
 def compressed(p: Problem, q: Tensor, first: int) -> Tensor:
-    """Compressed branch of the queries first..first+M-1, q [R, G, M, D_k] -> [R, G, M, D_v]."""
+    """Compressed branch [R, G, M, D_v]."""
     last = first + q.shape[2]
-    count = min(num_blocks(p.keys_before(last), p.geometry), p.k_cmp.shape[1])
+    count = blocks_before(p, last)
     mask = visible_blocks(p.positions(first, last), count, p.geometry)
     return attend_or_zero(q, p.k_cmp[:, :count], p.v_cmp[:, :count], over_heads(mask), scale=p.scale)
 
 
 @torch.no_grad()
-def group_probabilities(p: Problem, q: Tensor, first: int) -> Tensor:
-    """Softmax over the visible compressed keys, summed over the heads of the group.
+def compressed_probabilities(p: Problem, q: Tensor, first: int) -> Tensor:
+    """Softmax over the visible compressed keys.
 
     In float32 at least, whatever the dtype of q: close scores decide which blocks are seen.
 
-    Args:
-        p: The problem.
-        q: The queries first..first+M-1 [R, G, M, D_k].
-        first: Number of the first of them.
-
     Returns:
-        [R, M, C'] with C' the blocks complete before the last query; 0 where a block is not visible.
+        [R, G, M, C'] with C' the blocks complete before the last query; 0 where a block is not visible.
     """
     rows, group, size, _ = q.shape
     last = first + size
-    count = min(num_blocks(p.keys_before(last), p.geometry), p.k_cmp.shape[1])
+    count = blocks_before(p, last)
     dtype = torch.promote_types(q.dtype, torch.float32)
+    queries = q.to(dtype).flatten(1, 2) * p.scale
     keys = p.k_cmp[:, :count].to(dtype).transpose(-1, -2)
-    logits = torch.bmm(q.to(dtype).flatten(1, 2), keys).view(rows, group, size, count)
-    hidden = ~visible_blocks(p.positions(first, last), count, p.geometry)
-    logits.mul_(p.scale).masked_fill_(over_heads(hidden), torch.finfo(dtype).min)
-    # A query that sees no block got a uniform softmax: the second fill makes it zero.
-    return logits.softmax(-1).sum(1).masked_fill_(hidden, 0)
+    logits = torch.bmm(queries, keys).view(rows, group, size, count)
+    # With a common start every query of the run sees what the first one sees: only the rest needs the mask.
+    clear = blocks_before(p, first + 1) if isinstance(p.start, int) else 0
+    hidden = over_heads(~visible_blocks(p.positions(first, last), count, p.geometry))
+    logits[..., clear:].masked_fill_(hidden[..., clear:], torch.finfo(dtype).min)
+    probabilities = logits.softmax(-1)
+    if clear == 0:  # a query that sees no block got a uniform softmax
+        probabilities.masked_fill_(hidden, 0)
+    return probabilities
 
 
 def window(p: Problem, q: Tensor, first: int) -> Tensor:
-    """Window branch of the queries first..first+M-1: keys (t - w, t]. Needs a common start."""
-    assert isinstance(p.start, int)
+    """Window branch [R, G, M, D_v]: keys (t - w, t]."""
     width, last = p.geometry.window, first + q.shape[2]
+    t = p.positions(first, last).unsqueeze(-1)
+    if isinstance(p.start, Tensor):
+        s = p.start.unsqueeze(-1) + torch.arange(first - width + 1, last, device=q.device)
+        inside = (s >= 0) & (s < p.keys)
+        index = s.clamp(0, p.keys - 1).unsqueeze(-1)
+        k, v = (x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in (p.k_win, p.v_win))
+        s = s.unsqueeze(1)
+        mask = inside.unsqueeze(1) & (s <= t) & (s > t - width)
+        return attend_or_zero(q, k, v, over_heads(mask), scale=p.scale)
     if p.start == 0 and first == 0 and last <= width:
         return attend(q, p.k_win[:, :last], p.v_win[:, :last], causal=True, scale=p.scale)
     if p.start == 0 and first == 0 and last > width:
         head, tail = q.split([width, last - width], dim=2)
         return torch.cat([window(p, head, 0), window(p, tail, width)], dim=2)
-    low = max(0, p.start + first - width)  # one more than needed: round sizes suit the kernels better
     high = p.keys_before(last)
-    t = p.positions(first, last).unsqueeze(-1)
+    low = max(0, min(p.start + first - width, high))  # one more than needed: a round size suits the kernels
     s = torch.arange(low, high, device=q.device)
     mask = (s <= t) & (s > t - width)
     return attend_or_zero(q, p.k_win[:, low:high], p.v_win[:, low:high], mask, scale=p.scale)
@@ -100,6 +104,17 @@ def mix(gates: Tensor, o_cmp: Tensor, o_slc: Tensor, o_win: Tensor) -> Tensor:
     """Sum over the branches of gate * branch; gates [R, G, M, 3], branches [R, G, M, D_v]."""
     g_cmp, g_slc, g_win = gates.unsqueeze(-2).unbind(-1)
     return g_cmp * o_cmp + g_slc * o_slc + g_win * o_win
+
+
+def blocks_before(p: Problem, last: int) -> int:
+    """Compressed keys that the queries before number `last` can see at most."""
+    return min(num_blocks(p.keys_before(last), p.geometry), p.k_cmp.shape[1])
+
+
+def visible_blocks(positions: Tensor, count: int, geometry: BlockGeometry) -> Tensor:
+    """Which compressed keys a query sees: i*d + l <= t + 1. [..., M] -> bool [..., M, count]."""
+    last = torch.arange(count, device=positions.device) * geometry.stride + geometry.block - 1
+    return last <= positions.unsqueeze(-1)
 
 
 def over_heads(mask: Tensor) -> Tensor:

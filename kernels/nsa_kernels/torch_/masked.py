@@ -1,10 +1,11 @@
-"""Short sequences: every branch is dense SDPA under a mask.
+"""Short sequences: every branch is dense attention under a mask.
 
-Up to a few thousand tokens a masked dense attention beats any gather, on a GPU above all: no index leaves the
-device and each step is one large kernel. Queries go in runs of 512, so that a run touches only the keys before its
-end; a mask [R, 512, S] is the largest intermediate. For training this keeps activations of a few SDPA calls a layer.
+Up to a few thousand tokens this beats any gather, on a GPU above all: no index leaves the device and each step is
+one large kernel. Queries go in runs of 512, so that a run touches only the keys before its end; the mask
+[R, 512, S] is the largest intermediate. Training keeps the activations of a few SDPA calls a layer.
 
-Queries before n * l' (1024 in the paper's geometry) select every block: theirs is plain causal attention, without scores.
+Queries before n * l' (1024 in the paper's geometry) select every block: theirs is plain causal attention,
+and nothing is scored.
 """
 
 import torch
@@ -15,14 +16,14 @@ from nsa_kernels.torch_ import branches
 from nsa_kernels.torch_.problem import Problem
 
 RUN = 512
-"""Queries in a run; a multiple of the block sizes in use, and 16 for the alignment of CUDA's masked kernel."""
+"""Queries in a run; round, for the alignment that CUDA's masked kernel asks for."""
 
 
 def masked_attention(p: Problem, *, return_blocks: bool) -> tuple[Tensor, Tensor | None]:
-    """NSA by masks; needs a common start.
+    """NSA by masks; the plain twin of `chunked_attention`.
 
     Args:
-        p: The problem, with an int `start`.
+        p: The problem; with an int `start` a run skips the keys after it.
         return_blocks: Also return the selection.
 
     Returns:
@@ -42,30 +43,34 @@ def masked_attention(p: Problem, *, return_blocks: bool) -> tuple[Tensor, Tensor
     return torch.cat(outputs, dim=2), torch.cat(chosen, dim=1) if return_blocks else None
 
 
+def choose_blocks(p: Problem, probabilities: Tensor, first: int) -> Tensor:
+    """Blocks of the queries whose probabilities over compressed keys [R, G, M, C'] are given: [R, M, n]."""
+    last = first + probabilities.shape[2]
+    count = p.geometry.num_select_blocks(p.keys_before(last))
+    importance = block_importance(probabilities.sum(1), p.geometry, count)
+    return select_blocks(importance, p.positions(first, last), p.geometry)
+
+
 def _run_sizes(p: Problem) -> list[int]:
-    """Lengths of the runs: all queries that select everything in one, when that one is plain causal attention."""
+    """Lengths of the runs: first the queries that select everything, when theirs is plain causal attention."""
     count = p.q.shape[2]
-    head = min(count, p.geometry.reach) if p.start == 0 else 0
+    head = min(count, p.geometry.reach) if isinstance(p.start, int) and p.start == 0 else 0
     sizes = [head] if head else []
     sizes += [min(RUN, count - i) for i in range(head, count, RUN)]
     return sizes
 
 
 def _selected(p: Problem, q: Tensor, first: int, *, return_blocks: bool) -> tuple[Tensor, Tensor | None]:
-    """Selected branch of the queries first..first+M-1 -> [R, G, M, D_v], and their blocks [R, M, n]."""
+    """Selected branch of a run [R, G, M, D_v], and its blocks [R, M, n] (None where nobody needed them)."""
     last = first + q.shape[2]
     positions, keys = p.positions(first, last), p.keys_before(last)
     k, v = p.k_slc[:, :keys], p.v_slc[:, :keys]
-    blocks = None
     if keys <= p.geometry.reach:
-        if return_blocks:
-            blocks = all_blocks(positions, p.geometry).expand(q.shape[0], -1, -1)
-        if p.start == 0 and first == 0:
+        blocks = all_blocks(positions, p.geometry).expand(q.shape[0], -1, -1) if return_blocks else None
+        if isinstance(p.start, int) and p.start == 0 and first == 0 and q.shape[2] == keys:
             return branches.attend(q, k, v, causal=True, scale=p.scale), blocks
         causal = torch.arange(keys, device=q.device) <= positions.unsqueeze(-1)
-        return branches.attend(q, k, v, mask=causal, scale=p.scale), blocks
-    probabilities = branches.group_probabilities(p, q, first)
-    importance = block_importance(probabilities, p.geometry, p.geometry.num_select_blocks(keys))
-    blocks = select_blocks(importance, positions, p.geometry)
+        return branches.attend(q, k, v, mask=branches.over_heads(causal), scale=p.scale), blocks
+    blocks = choose_blocks(p, branches.compressed_probabilities(p, q, first), first)
     mask = blocks_to_mask(blocks, positions, keys, p.geometry)
     return branches.attend(q, k, v, mask=mask.unsqueeze(1), scale=p.scale), blocks
