@@ -1,5 +1,7 @@
 """HTML reports and paper figures from plain data; knows nothing of how the data was made."""
 
+from nsa_reports.render import render, to_html
+from nsa_reports.samples import SampleLimits
 from nsa_reports.view import (
     AuditNote,
     Cell,
@@ -32,6 +34,9 @@ __all__ = [
     "Reply",
     "ReportView",
     "Sample",
+    "SampleLimits",
     "ScoreRow",
     "TaskSection",
+    "render",
+    "to_html",
 ]

@@ -16,10 +16,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-_value = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 
-
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """One score with its own confidence interval."""
 
@@ -31,7 +29,7 @@ class Estimate:
     """Documents behind the score."""
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Candidate minus baseline on the same documents."""
 
@@ -54,7 +52,7 @@ class Comparison:
     """Paired documents."""
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRow:
     """One line of a score table: a task (or a metric of it), every model, every comparison."""
 
@@ -71,7 +69,7 @@ class ScoreRow:
     higher_is_better: bool = True
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One cell of a needle grid."""
 
@@ -86,7 +84,7 @@ class Cell:
     n: int | None = None
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMap:
     """The grid of one model. Cells may come in any order; absent ones are drawn blank."""
 
@@ -94,7 +92,7 @@ class ModelMap:
     cells: tuple[Cell, ...]
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DifferenceMap:
     """The grid of candidate minus baseline (fractions, -1..1)."""
 
@@ -103,7 +101,7 @@ class DifferenceMap:
     cells: tuple[Cell, ...]
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LengthRow:
     """All depths of one length together."""
 
@@ -113,7 +111,7 @@ class LengthRow:
     n: int | None = None
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """What one model answered to one document."""
 
@@ -126,7 +124,7 @@ class Reply:
     """This model's own prompt end where it differs (chat template, tokenizer); None = the sample's."""
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One document with every model's reply, shown side by side."""
 
@@ -142,7 +140,7 @@ class Sample:
     depth: float | None = None
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HeatmapGroup:
     """A needle task: one grid per model, the differences, scores by length, and its samples."""
 
@@ -170,9 +168,9 @@ class HeatmapGroup:
         for name, axis in (("lengths", self.lengths), ("depths", self.depths)):
             if not axis or list(axis) != sorted(set(axis)):
                 raise ValueError(f"{self.task}: {name} must be ascending without repeats, got {list(axis)}")
-        for grid in (*self.maps, *self.differences):
+        for cells in [grid.cells for grid in self.maps] + [grid.cells for grid in self.differences]:
             seen: set[tuple[int, float]] = set()
-            for cell in grid.cells:
+            for cell in cells:
                 key = (cell.length, cell.depth)
                 if cell.length not in self.lengths or cell.depth not in self.depths:
                     raise ValueError(
@@ -190,7 +188,7 @@ class HeatmapGroup:
                 )
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSection:
     """Any other task: its metrics (and subtasks) as a table, and its samples."""
 
@@ -202,7 +200,7 @@ class TaskSection:
     protocol: str = ""
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AuditNote:
     """One kind of event that a reader of the scores has to know about, with its count."""
 
@@ -216,7 +214,7 @@ class AuditNote:
     """One line per model, task or event; the page folds long lists."""
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """What was evaluated."""
 
@@ -233,7 +231,7 @@ class ModelCard:
     """Anything else worth a row: revision, chat template, block geometry."""
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
     """Enough to run the same thing again."""
 
@@ -250,7 +248,7 @@ class Provenance:
     """Label to value: run directories, start, duration."""
 
 
-@_value
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ReportView:
     """Everything one report shows."""
 
@@ -291,8 +289,8 @@ class ReportView:
                 self._check(f"{group.task} at {length.length}", length.scores, length.comparisons)
             self._check_names(group.task, (grid.model for grid in group.maps))
             self._check_names(group.task, (n for d in group.differences for n in (d.candidate, d.baseline)))
-        for section in (*self.heatmaps, *self.tasks):
-            for sample in section.samples:
+        for samples in [group.samples for group in self.heatmaps] + [task.samples for task in self.tasks]:
+            for sample in samples:
                 self._check_names(f"sample {sample.id!r}", (reply.model for reply in sample.replies))
 
     def _check(self, where: str, scores: tuple[Estimate | None, ...], pairs: tuple[Comparison, ...]) -> None:

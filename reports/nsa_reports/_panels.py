@@ -1,0 +1,108 @@
+"""Grids of a needle task laid out once: the page, its plotly charts and the paper figures all read these."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from nsa_reports import _colours
+from nsa_reports import _format as fmt
+from nsa_reports.view import Cell, HeatmapGroup
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One heatmap: rows are depths (first = top), columns are lengths; None where no cell is known."""
+
+    title: str
+    """Short enough for a heading."""
+    full_title: str
+    is_difference: bool
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    matrix: tuple[tuple[Cell | None, ...], ...]
+    limit: float
+    """Half-width of the colour scale of a difference; 1 for scores."""
+
+    @property
+    def colours(self) -> tuple[str, ...]:
+        """The stops of this panel's colour map."""
+        return _colours.DIFFERENCE if self.is_difference else _colours.SCORE
+
+    def position(self, value: float) -> float:
+        """Where a value stands on the colour map, 0..1."""
+        share = (value / self.limit + 1) / 2 if self.is_difference else value
+        return min(max(share, 0.0), 1.0)
+
+    def cell_text(self, cell: Cell | None) -> str:
+        """What is printed inside a cell: whole percent, blank when missing."""
+        value = None if cell is None else fmt.finite(cell.value)
+        if value is None:
+            return ""
+        text = f"{100 * value:+.0f}" if self.is_difference else f"{100 * value:.0f}"
+        return ("0" if float(text) == 0 else text).replace("-", fmt.MINUS)
+
+    def cell_label(self, cell: Cell | None) -> str:
+        """Score or difference in full with its interval and count, for hovers and screen readers."""
+        value = None if cell is None else fmt.finite(cell.value)
+        if cell is None or value is None:
+            return "no result"
+        shown = fmt.difference(value) if self.is_difference else fmt.score(value)
+        ends = fmt.interval(cell.low, cell.high, signed=self.is_difference)
+        number = "" if cell.n is None else f"n = {cell.n:,}"
+        return ", ".join(part for part in (f"{shown} {ends}".strip(), number) if part)
+
+
+def _matrix(
+    cells: Sequence[Cell], lengths: Sequence[int], depths: Sequence[float]
+) -> tuple[tuple[Cell | None, ...], ...]:
+    known = {(cell.length, cell.depth): cell for cell in cells}
+    return tuple(tuple(known.get((length, depth)) for length in lengths) for depth in depths)
+
+
+def difference_limit(groups: Sequence[HeatmapGroup]) -> float:
+    """One half-width for all difference maps of a report, so that their colours can be compared.
+
+    The largest difference rounded up to 10 points, and at least 20: smaller ones are mostly noise at the
+    usual handful of samples per cell, and should not be drawn in full colour.
+    """
+    values = [
+        abs(cell.value)
+        for group in groups
+        for grid in group.differences
+        for cell in grid.cells
+        if cell.value is not None and math.isfinite(cell.value)
+    ]
+    return max(0.2, math.ceil(round(10 * max(values, default=0.0), 6)) / 10)
+
+
+def panels_of(group: HeatmapGroup, limit: float) -> tuple[Panel, ...]:
+    """Panels of one task: the models' in the order given, then the differences."""
+    pairs = [name for grid in group.differences for name in (grid.candidate, grid.baseline)]
+    short = fmt.short_names([*(grid.model for grid in group.maps), *pairs])
+    scores = [
+        Panel(
+            title=short[grid.model],
+            full_title=grid.model,
+            is_difference=False,
+            lengths=group.lengths,
+            depths=group.depths,
+            matrix=_matrix(grid.cells, group.lengths, group.depths),
+            limit=1.0,
+        )
+        for grid in group.maps
+    ]
+    differences = [
+        Panel(
+            title=f"{short[grid.candidate]} {fmt.MINUS} {short[grid.baseline]}",
+            full_title=f"{grid.candidate} {fmt.MINUS} {grid.baseline}",
+            is_difference=True,
+            lengths=group.lengths,
+            depths=group.depths,
+            matrix=_matrix(grid.cells, group.lengths, group.depths),
+            limit=limit,
+        )
+        for grid in group.differences
+    ]
+    return (*scores, *differences)

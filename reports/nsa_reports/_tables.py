@@ -1,0 +1,233 @@
+"""Score tables worked out to the last character, so that the templates only place text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from nsa_reports import _format as fmt
+from nsa_reports.view import Comparison, Estimate, LengthRow, ScoreRow
+
+BAR_WIDTH = 120.0
+_BAR_MARGIN = 6.0
+_UNDECIDED = {"same": "not distinguishable", "none": fmt.MISSING}
+_NICE_SCALES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """An interval against 0, in the pixels of an SVG `BAR_WIDTH` wide."""
+
+    low: float
+    high: float
+    point: float
+    zero: float = BAR_WIDTH / 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreText:
+    """One model's cell."""
+
+    value: str
+    interval: str
+    best: bool
+    """Set for the winner of a significant comparison only: an unproven lead is not made bold."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonText:
+    """The cells of one comparison."""
+
+    pair: str
+    difference: str
+    interval: str
+    bar: Bar | None
+    bar_scale: str
+    """Half-width of this bar where it is not the table's own."""
+    verdict: str
+    verdict_kind: str
+    """"candidate", "baseline", "same" or "none": picks colour and symbol."""
+    p: str
+    p_adjusted: str
+    minimum_detectable: str
+    test: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RowText:
+    """One row (several lines when more than one comparison is made)."""
+
+    label: str
+    metric: str
+    protocol: str
+    n: str
+    scores: tuple[ScoreText, ...]
+    comparisons: tuple[ComparisonText, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A score table; columns that no row fills are left out by the template."""
+
+    models: tuple[tuple[str, str], ...]
+    """Short name for the column head, full name."""
+    first: str
+    rows: tuple[RowText, ...]
+    has_comparisons: bool
+    has_n: bool
+    has_p: bool
+    has_p_adjusted: bool
+    has_minimum_detectable: bool
+    many_pairs: bool
+    scale: str
+    """Half-width of the interval bars of percent rows, such as "20 pp"; empty when there are none."""
+
+
+def _verdict(pair: Comparison, higher_is_better: bool) -> tuple[str, str]:
+    """Kind of verdict and, when one model won, its name."""
+    if pair.significant is None or fmt.finite(pair.difference) is None:
+        return "none", ""
+    if not pair.significant:
+        return "same", ""
+    ahead = (pair.difference > 0) == higher_is_better
+    return ("candidate", pair.candidate) if ahead else ("baseline", pair.baseline)
+
+
+def _extent(pairs: Iterable[Comparison]) -> float:
+    ends = [fmt.finite(end) for pair in pairs for end in (pair.difference, pair.low, pair.high)]
+    return max((abs(end) for end in ends if end is not None), default=0.0)
+
+
+def _bar(pair: Comparison, scale: float) -> Bar | None:
+    point = fmt.finite(pair.difference)
+    if point is None or scale <= 0:
+        return None
+    low, high = fmt.finite(pair.low), fmt.finite(pair.high)
+
+    def place(value: float) -> float:
+        share = min(max(value / scale, -1.0), 1.0)
+        return round(BAR_WIDTH / 2 + share * (BAR_WIDTH / 2 - _BAR_MARGIN), 2)
+
+    return Bar(
+        low=place(point if low is None else low),
+        high=place(point if high is None else high),
+        point=place(point),
+    )
+
+
+def _comparison(pair: Comparison, row: ScoreRow, short: Mapping[str, str], scale: float) -> ComparisonText:
+    percent = row.percent
+    kind, winner = _verdict(pair, row.higher_is_better)
+    detectable = fmt.finite(pair.minimum_detectable)
+    return ComparisonText(
+        pair=f"{short[pair.candidate]} {fmt.MINUS} {short[pair.baseline]}",
+        difference=fmt.difference(pair.difference, percent=percent),
+        interval=fmt.interval(pair.low, pair.high, percent=percent, signed=True),
+        bar=_bar(pair, scale),
+        bar_scale="" if percent else fmt.difference(scale, percent=False).lstrip("+"),
+        verdict=f"{short[winner]} better" if winner else _UNDECIDED[kind],
+        verdict_kind=kind,
+        p=fmt.p_value(pair.p),
+        p_adjusted=fmt.p_value(pair.p_adjusted),
+        minimum_detectable=fmt.difference(detectable, percent=percent).lstrip("+"),
+        test=pair.test,
+    )
+
+
+def _winners(pairs: Sequence[Comparison], higher_is_better: bool) -> set[str]:
+    won: set[str] = set()
+    lost: set[str] = set()
+    for pair in pairs:
+        kind = _verdict(pair, higher_is_better)[0]
+        if kind in ("candidate", "baseline"):
+            winner, loser = (pair.candidate, pair.baseline)[:: 1 if kind == "candidate" else -1]
+            won.add(winner)
+            lost.add(loser)
+    return won - lost
+
+
+def _scores(
+    models: Sequence[str], scores: Sequence[Estimate | None], winners: set[str], percent: bool
+) -> tuple[ScoreText, ...]:
+    texts = []
+    for model, estimate in zip(models, scores, strict=True):
+        if estimate is None:
+            texts.append(ScoreText(value=fmt.MISSING, interval="", best=False))
+        else:
+            texts.append(
+                ScoreText(
+                    value=fmt.score(estimate.value, percent=percent),
+                    interval=fmt.interval(estimate.low, estimate.high, percent=percent),
+                    best=model in winners,
+                )
+            )
+    return tuple(texts)
+
+
+def _sample_count(
+    n: int | None, scores: Sequence[Estimate | None], pairs: Sequence[Comparison]
+) -> int | None:
+    if n is not None:
+        return n
+    counts = {pair.n for pair in pairs} or {estimate.n for estimate in scores if estimate is not None}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def build_table(models: Sequence[str], rows: Sequence[ScoreRow], *, first: str = "Task") -> Table:
+    """Format score rows; all percent rows share one bar scale, other rows have their own.
+
+    Args:
+        models: model names, in the order of every row's scores.
+        rows: what to show.
+        first: heading of the first column.
+    """
+    shared = _extent(pair for row in rows if row.percent for pair in row.comparisons)
+    shared = next((nice for nice in _NICE_SCALES if 0 < shared <= nice), shared)
+    short = fmt.short_names(models)
+    texts = []
+    for row in rows:
+        scale = shared if row.percent else _extent(row.comparisons)
+        n = _sample_count(row.n, row.scores, row.comparisons)
+        texts.append(
+            RowText(
+                label=row.task,
+                metric=row.metric,
+                protocol=row.protocol,
+                n=fmt.count(n) if n is not None else "",
+                scores=_scores(
+                    models, row.scores, _winners(row.comparisons, row.higher_is_better), row.percent
+                ),
+                comparisons=tuple(_comparison(pair, row, short, scale) for pair in row.comparisons),
+            )
+        )
+    pairs = [pair for row in texts for pair in row.comparisons]
+    return Table(
+        models=tuple((short[model], model) for model in models),
+        first=first,
+        rows=tuple(texts),
+        has_comparisons=bool(pairs),
+        has_n=any(row.n for row in texts),
+        has_p=any(pair.p != fmt.MISSING for pair in pairs),
+        has_p_adjusted=any(pair.p_adjusted != fmt.MISSING for pair in pairs),
+        has_minimum_detectable=any(pair.minimum_detectable != fmt.MISSING for pair in pairs),
+        many_pairs=len({pair.pair for pair in pairs}) > 1,
+        scale=fmt.difference(shared).lstrip("+").replace(".0", "") if shared > 0 else "",
+    )
+
+
+def length_table(models: Sequence[str], rows: Sequence[LengthRow]) -> Table:
+    """The same table with one row per context length."""
+    return build_table(
+        models,
+        [
+            ScoreRow(
+                task=fmt.tokens(row.length),
+                metric="",
+                scores=row.scores,
+                comparisons=row.comparisons,
+                n=row.n,
+            )
+            for row in rows
+        ],
+        first="Length",
+    )

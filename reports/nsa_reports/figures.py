@@ -1,0 +1,207 @@
+"""Figures for papers: every heatmap as PNG and SVG, and all heatmaps of a task in one row.
+
+Text in the SVG files stays text (editable, searchable), and two runs over the same view write the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from nsa_reports import _format as fmt
+from nsa_reports._colours import ink_on
+from nsa_reports._panels import Panel, difference_limit, panels_of
+from nsa_reports.view import HeatmapGroup, ReportView
+
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture on every machine
+    "font.size": 8,
+    "axes.linewidth": 0.6,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nsa-reports",
+}
+_DPI = 220
+_CELL = (0.44, 0.27)  # inches; a 6 x 11 grid of three panels then fits the width of a two-column page
+_CELL_MIN = (1.9, 1.5)
+_PANELS_IN_ROW = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FigureFiles:
+    """Where one figure was written, relative to the folder of the report."""
+
+    png: str
+    svg: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GroupFigures:
+    """All figures of one needle task."""
+
+    combined: FigureFiles
+    """Every panel in one row."""
+    panels: tuple[FigureFiles, ...]
+    """One per panel: the models' in the order of the view, then the differences."""
+
+
+def save_figures(view: ReportView, folder: Path) -> tuple[GroupFigures, ...]:
+    """Write the figures of a report under `folder`/figures.
+
+    Args:
+        view: the report.
+        folder: the folder that the HTML file is in.
+
+    Returns:
+        The files of every heatmap group, in order.
+    """
+    limit = difference_limit(view.heatmaps)
+    taken: set[str] = set()
+    written = []
+    for group in view.heatmaps:
+        panels = panels_of(group, limit)
+        title = group.title or group.task
+        stem = _slug(group.task)
+        written.append(
+            GroupFigures(
+                combined=_save(_draw(panels), folder, _unique(stem, taken), title),
+                panels=tuple(
+                    _save(
+                        _draw([panel]), folder, _unique(f"{stem}-{_panel_slug(group, index)}", taken), title
+                    )
+                    for index, panel in enumerate(panels)
+                ),
+            )
+        )
+    return tuple(written)
+
+
+def _panel_slug(group: HeatmapGroup, index: int) -> str:
+    if index < len(group.maps):
+        return _slug(group.maps[index].model)
+    pair = group.differences[index - len(group.maps)]
+    return f"{_slug(pair.candidate)}-minus-{_slug(pair.baseline)}"
+
+
+def _slug(name: str) -> str:
+    """A file name that is safe anywhere: lower-case ASCII letters, digits, `_`, `.` and `-`, at most 60."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9_.]+", "-", plain)[:60].strip("-.") or "figure"
+
+
+def _unique(stem: str, taken: set[str]) -> str:
+    name, number = stem, 2
+    while name in taken:
+        name, number = f"{stem}-{number}", number + 1
+    taken.add(name)
+    return name
+
+
+def _plain(text: str, limit: int) -> str:
+    """One line of characters that XML allows, with a long middle cut out."""
+    return fmt.shorten(" ".join("".join(char if char.isprintable() else " " for char in text).split()), limit)
+
+
+def _draw(panels: Sequence[Panel]) -> Figure:
+    """Panels in one row, or scores above differences when there are more than three."""
+    columns = max(len(panels[0].lengths) * _CELL[0], _CELL_MIN[0])
+    rows = max(len(panels[0].depths) * _CELL[1], _CELL_MIN[1])
+    scores = [panel for panel in panels if not panel.is_difference]
+    differences = [panel for panel in panels if panel.is_difference]
+    kinds = [kind for kind in (scores, differences) if kind]
+    lines = kinds if len(panels) > _PANELS_IN_ROW else [list(panels)]
+    across = max(map(len, lines))
+    bars = 0.6 * (len(kinds) if len(lines) == 1 else 1)
+    with mpl.rc_context(_STYLE):
+        size = (across * (columns + 0.2) + bars + 0.45, len(lines) * (rows + 0.85))
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(len(lines), across, squeeze=False, sharey=True)
+        for line, axes in zip(lines, grid, strict=True):
+            for axis in axes[len(line) :]:
+                axis.set_axis_off()  # an empty place keeps the panels of both rows in line
+            for index, (axis, panel) in enumerate(zip(axes, line, strict=False)):
+                _panel(axis, panel, labelled=index == 0, room=int(columns * 16))
+            for kind in (False, True):
+                alike = [pair for pair in zip(axes, line, strict=False) if pair[1].is_difference is kind]
+                if alike:
+                    beside = [axis for axis, _ in alike] if len(lines) == 1 else list(axes)
+                    _colour_bar(figure, beside, alike[0][1])
+    return figure
+
+
+def _panel(axis: Axes, panel: Panel, *, labelled: bool, room: int) -> None:
+    scale, colours = _scale(panel)
+    for row, cells in enumerate(panel.matrix):
+        for column, cell in enumerate(cells):
+            value = None if cell is None else fmt.finite(cell.value)
+            if value is None:
+                continue
+            # rectangles, not an image: they stay vectors in the SVG, and a missing cell is simply not drawn
+            axis.add_patch(
+                Rectangle(
+                    (column - 0.5, row - 0.5),
+                    1,
+                    1,
+                    facecolor=colours(scale(100 * value)),
+                    edgecolor="white",
+                    linewidth=0.8,
+                )
+            )
+            axis.text(
+                column,
+                row,
+                panel.cell_text(cell),
+                ha="center",
+                va="center",
+                fontsize=7,
+                color=ink_on(panel.colours, panel.position(value)),
+            )
+    axis.set_xlim(-0.5, len(panel.lengths) - 0.5)
+    axis.set_ylim(len(panel.depths) - 0.5, -0.5)  # depth 0 at the top
+    axis.set_xticks(range(len(panel.lengths)), [fmt.tokens(length) for length in panel.lengths])
+    axis.set_yticks(range(len(panel.depths)), [fmt.depth(depth) for depth in panel.depths])
+    axis.tick_params(length=0)
+    axis.set_xlabel("Context length (tokens)")
+    if labelled:
+        axis.set_ylabel("Needle depth (%)")
+    axis.set_title(_plain(panel.title, room), fontsize=8.5, parse_math=False)  # a `$` in a name is a dollar
+    for side in axis.spines.values():
+        side.set_visible(False)
+
+
+def _colour_bar(figure: Figure, axes: Sequence[Axes], panel: Panel) -> None:
+    """One colour bar for all panels that share a scale."""
+    bar = figure.colorbar(ScalarMappable(*_scale(panel)), ax=list(axes), pad=0.015, aspect=28, fraction=0.06)
+    bar.set_label("Difference (points)" if panel.is_difference else "Score (%)", fontsize=7)
+    bar.ax.tick_params(labelsize=6.5, length=2, width=0.5)
+    bar.outline.set_linewidth(0.4)
+
+
+def _scale(panel: Panel) -> tuple[Normalize, LinearSegmentedColormap]:
+    low = -100 * panel.limit if panel.is_difference else 0
+    return Normalize(low, 100 * panel.limit), LinearSegmentedColormap.from_list("panel", panel.colours)
+
+
+def _save(figure: Figure, folder: Path, name: str, title: str) -> FigureFiles:
+    target = folder / "figures"
+    target.mkdir(parents=True, exist_ok=True)
+    # ending added by hand: with_suffix would eat the `.1` of a name such as llama-3.1
+    png, svg = target / f"{name}.png", target / f"{name}.svg"
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # names may be in any script
+        figure.savefig(png, dpi=_DPI, facecolor="white", metadata={"Software": None})
+        figure.savefig(svg, facecolor="white", metadata={"Date": None, "Title": _plain(title, 200)})
+    return FigureFiles(png=f"figures/{png.name}", svg=f"figures/{svg.name}")

@@ -1,0 +1,156 @@
+"""Which samples go into the page, how much of each, and how they are embedded safely.
+
+A run can hold tens of thousands of long replies; a page that opens anywhere cannot. At most so many samples
+are kept per cell (or per task without a grid), those most worth reading first, and the page says how many
+were left out. If the rest is still too big, everybody's share shrinks until it fits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from nsa_reports._format import finite
+from nsa_reports.view import HeatmapGroup, ReportView, Sample, TaskSection
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SampleLimits:
+    """How much of the samples a page embeds."""
+
+    per_cell: int = 8
+    """Samples per cell of a needle grid."""
+    per_task: int = 50
+    """Samples per task without a grid."""
+    prompt_chars: int = 1_200
+    """Characters kept of the prompt, from its end."""
+    reply_chars: int = 4_000
+    """Characters kept of a reply (from its start), of a needle and of each expected answer."""
+    total_bytes: int = 8_000_000
+    """Bytes of all samples together. With plotly.js (4.8 MB) a page stays under 15 MB."""
+
+    def __post_init__(self) -> None:
+        """Check that every limit is positive.
+
+        Raises:
+            ValueError: a limit is below 1.
+        """
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name} must be at least 1, got {getattr(self, field.name)}")
+
+    def smaller(self) -> SampleLimits | None:
+        """The next tighter limits: fewer samples first, then shorter texts; None when there are none."""
+        if self.per_cell > 1 or self.per_task > 1:
+            return dataclasses.replace(
+                self, per_cell=max(1, self.per_cell // 2), per_task=max(1, self.per_task // 2)
+            )
+        if self.prompt_chars > 200 or self.reply_chars > 200:
+            return dataclasses.replace(
+                self,
+                prompt_chars=max(200, self.prompt_chars // 2),
+                reply_chars=max(200, self.reply_chars // 2),
+            )
+        return None
+
+
+def _interest(sample: Sample) -> tuple[bool, float]:
+    """Sort key: models that disagree first, then the lowest scores. Stable, so ties keep their order."""
+    scores = [score for score in (finite(reply.score) for reply in sample.replies) if score is not None]
+    return (len(set(scores)) < 2, sum(scores) / len(scores) if scores else 0.0)
+
+
+def pick(samples: Sequence[Sample], limit: int) -> tuple[Sample, ...]:
+    """At most `limit` samples, the ones most worth reading, in that order."""
+    return tuple(sorted(samples, key=_interest)[:limit])
+
+
+def _head(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]} […{len(text) - limit:,} more characters]"
+
+
+def _tail(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"[{len(text) - limit:,} characters before…] {text[-limit:]}"
+
+
+def _record(sample: Sample, models: dict[str, int], limits: SampleLimits) -> dict[str, Any]:
+    replies = []
+    for reply in sorted(sample.replies, key=lambda reply: models[reply.model]):
+        entry: dict[str, Any] = {
+            "model": models[reply.model],
+            "text": _head(reply.text, limits.reply_chars),
+            "score": finite(reply.score),
+        }
+        if reply.notes:
+            entry["notes"] = list(reply.notes)
+        if reply.prompt_end is not None and reply.prompt_end != sample.prompt_end:
+            entry["prompt"] = _tail(reply.prompt_end, limits.prompt_chars)
+        replies.append(entry)
+    return {
+        "id": sample.id,
+        "seed": sample.seed,
+        "prompt": _tail(sample.prompt_end, limits.prompt_chars),
+        "needle": _head(sample.needle, limits.reply_chars),
+        "expected": [_head(text, limits.reply_chars) for text in sample.expected],
+        "replies": replies,
+    }
+
+
+def _bundle(
+    samples: Sequence[Sample], limit: int, models: dict[str, int], limits: SampleLimits
+) -> dict[str, Any]:
+    shown = [_record(sample, models, limits) for sample in pick(samples, limit)]
+    return {"total": len(samples), "shown": shown}
+
+
+def _grid(group: HeatmapGroup, models: dict[str, int], limits: SampleLimits) -> dict[str, Any]:
+    """Samples by cell, under the key `row,column`."""
+    cells: dict[str, list[Sample]] = {}
+    for sample in group.samples:
+        if (
+            sample.length is not None and sample.depth is not None
+        ):  # the view has checked that both are on the grid
+            key = f"{group.depths.index(sample.depth)},{group.lengths.index(sample.length)}"
+            cells.setdefault(key, []).append(sample)
+    return {key: _bundle(found, limits.per_cell, models, limits) for key, found in cells.items()}
+
+
+def _list(task: TaskSection, models: dict[str, int], limits: SampleLimits) -> dict[str, Any]:
+    return {"all": _bundle(task.samples, limits.per_task, models, limits)}
+
+
+def embed(view: ReportView, limits: SampleLimits) -> list[dict[str, Any]]:
+    """Samples of every section, heatmap groups first, within the limits.
+
+    Returns:
+        Per section a dict from cell key (`row,column`, or `all`) to `{"total": int, "shown": [...]}`.
+    """
+    models = {model.name: index for index, model in enumerate(view.models)}
+    while True:
+        sections = [_grid(group, models, limits) for group in view.heatmaps]
+        sections += [_list(task, models, limits) for task in view.tasks]
+        tighter = limits.smaller()
+        if tighter is None or len(script_json(sections)) <= limits.total_bytes:
+            return sections
+        limits = tighter
+
+
+def left_out(sections: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """Samples shown and samples in all, over the sections that `embed` made."""
+    bundles = [bundle for section in sections for bundle in section.values()]
+    return sum(len(bundle["shown"]) for bundle in bundles), sum(bundle["total"] for bundle in bundles)
+
+
+def script_json(value: object) -> str:
+    """JSON that can stand inside a `<script>` element whatever text it holds.
+
+    Everything outside ASCII is escaped (U+2028 and lone surrogates too), and so are `<`, `>` and `&`: neither
+    `</script>` nor `<!--` nor `-->` can appear. The result is still the same JSON.
+
+    Raises:
+        ValueError: the value holds NaN or an infinity, which JSON does not have.
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,313 @@
+"""A view that looks like a real run (seeded, no models needed), for the tests and for looking at the page.
+
+`python tests/reports/conftest.py report.html` writes the demo page.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from nsa_reports import (
+    AuditNote,
+    Cell,
+    Comparison,
+    DifferenceMap,
+    Estimate,
+    HeatmapGroup,
+    LengthRow,
+    ModelCard,
+    ModelMap,
+    Provenance,
+    Reply,
+    ReportView,
+    Sample,
+    ScoreRow,
+    TaskSection,
+    render,
+)
+
+CONFIG = """name: quickstart
+models:
+  - {name: nsa, path: "zoo:twin-nsa-v0"}
+  - {name: dense, path: "zoo:twin-full-v0"}
+tasks:
+  - {task: needle_single, lengths: [512, 1k, 2k], depths: 5, samples: 4}
+seed: 0
+"""
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    mean = sum(values) / len(values)
+    half = 1.96 * (mean * (1 - mean) / len(values)) ** 0.5
+    return Estimate(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), n=len(values))
+
+
+def _compare(names: Sequence[str], values: Sequence[Sequence[float]]) -> tuple[Comparison, ...]:
+    baseline = values[-1]
+    made = []
+    for name, own in zip(names[:-1], values[:-1], strict=True):
+        gaps = [a - b for a, b in zip(own, baseline, strict=True)]
+        mean = sum(gaps) / len(gaps)
+        half = 1.96 * (sum((gap - mean) ** 2 for gap in gaps) / len(gaps) ** 2) ** 0.5
+        significant = abs(mean) > half > 0
+        made.append(
+            Comparison(
+                candidate=name,
+                baseline=names[-1],
+                difference=mean,
+                low=mean - half,
+                high=mean + half,
+                p=0.0004 if significant else 0.21,
+                p_adjusted=0.0008 if significant else 0.42,
+                minimum_detectable=max(half * 1.43, 0.01),
+                significant=significant,
+                test="exact McNemar",
+                n=len(gaps),
+            )
+        )
+    return tuple(made)
+
+
+def demo_group(
+    names: Sequence[str],
+    *,
+    task: str = "needle_single",
+    lengths: tuple[int, ...] = (512, 1024, 2048),
+    depths: int = 5,
+    per_cell: int = 4,
+    weakness: float = 0.35,
+    missing: bool = False,
+    seed: int = 0,
+) -> HeatmapGroup:
+    """A needle grid in which the first model fails more in the middle of long contexts."""
+    rng = random.Random(seed)
+    steps = tuple(round(100 * index / (depths - 1), 1) for index in range(depths))
+    scores: dict[tuple[str, int, float], list[float]] = {}
+    samples = []
+    for column, length in enumerate(lengths):
+        for depth in steps:
+            if missing and length == lengths[-1] and depth == steps[1]:
+                continue
+            for index in range(per_cell):
+                answer = str(rng.randrange(1_000_000, 10_000_000))
+                replies = []
+                for rank, name in enumerate(names):
+                    middle = 1 - abs(depth - 50) / 60
+                    loss = (weakness if rank == 0 else 0.08) * middle * (column + 1) / len(lengths)
+                    right = rng.random() > loss
+                    scores.setdefault((name, length, depth), []).append(float(right))
+                    text = (
+                        f" {answer}. The magic number is {answer}."
+                        if right
+                        else f" {rng.randrange(10**6, 10**7)}."
+                    )
+                    replies.append(Reply(model=name, text=text, score=float(right)))
+                samples.append(
+                    Sample(
+                        id=f"{task}-{length}-{depth:g}-{index}",
+                        replies=tuple(replies),
+                        expected=(answer,),
+                        prompt_end="… and the lamplighters went home before the rain.\n\n"
+                        "What is the special magic number for copper-heron mentioned in the text?\n"
+                        "The special magic number for copper-heron mentioned in the text is",
+                        needle=f"One of the special magic numbers for copper-heron is: {answer}.",
+                        seed=1000 * column + index,
+                        length=length,
+                        depth=depth,
+                    )
+                )
+
+    def cell(name: str, length: int, depth: float) -> Cell | None:
+        values = scores.get((name, length, depth))
+        if values is None:
+            return None
+        estimate = _estimate(values)
+        return Cell(
+            length=length,
+            depth=depth,
+            value=estimate.value,
+            low=estimate.low,
+            high=estimate.high,
+            n=estimate.n,
+        )
+
+    def gap(name: str, length: int, depth: float) -> Cell | None:
+        pair = [scores.get((each, length, depth)) for each in (name, names[-1])]
+        if pair[0] is None or pair[1] is None:
+            return None
+        value = sum(pair[0]) / len(pair[0]) - sum(pair[1]) / len(pair[1])
+        return Cell(length=length, depth=depth, value=value, n=len(pair[0]))
+
+    def column_values(name: str, length: int) -> list[float]:
+        return [score for depth in steps for score in scores.get((name, length, depth), [])]
+
+    grid = [(length, depth) for length in lengths for depth in steps]
+    rows = []
+    for length in lengths:
+        values = [column_values(name, length) for name in names]
+        rows.append(
+            LengthRow(
+                length=length, scores=tuple(map(_estimate, values)), comparisons=_compare(names, values)
+            )
+        )
+    return HeatmapGroup(
+        task=task,
+        lengths=lengths,
+        depths=steps,
+        maps=tuple(
+            ModelMap(model=name, cells=tuple(c for at in grid if (c := cell(name, *at)) is not None))
+            for name in names
+        ),
+        differences=tuple(
+            DifferenceMap(
+                candidate=name,
+                baseline=names[-1],
+                cells=tuple(c for at in grid if (c := gap(name, *at)) is not None),
+            )
+            for name in names[:-1]
+        ),
+        by_length=tuple(rows),
+        samples=tuple(samples),
+        description="One sentence with a 7-digit number in generated text; the reply must hold the number.",
+        protocol="project",
+    )
+
+
+def _row(group: HeatmapGroup, names: Sequence[str]) -> ScoreRow:
+    values: list[list[float]] = [[] for _ in names]
+    for sample in group.samples:
+        for index, reply in enumerate(sample.replies):
+            values[index].append(reply.score or 0.0)
+    return ScoreRow(
+        task=group.title or group.task,
+        metric="score",
+        protocol=group.protocol,
+        n=len(values[0]),
+        scores=tuple(map(_estimate, values)),
+        comparisons=_compare(names, values),
+    )
+
+
+def demo_view(
+    names: Sequence[str] = ("nsa", "dense"),
+    *,
+    groups: Sequence[HeatmapGroup] | None = None,
+    tasks: bool = True,
+    title: str = "NSA against full attention: needle retrieval up to 2k",
+) -> ReportView:
+    """A whole report over `names`, the last of them the baseline."""
+    if groups is None:
+        groups = (
+            demo_group(names, missing=True),
+            demo_group(names, task="needle_multikey", lengths=(1024,), weakness=0.1, seed=3),
+        )
+    sections: tuple[TaskSection, ...] = ()
+    rows = [_row(group, names) for group in groups]
+    if tasks:
+        loss = ScoreRow(
+            task="wikitext",
+            metric="word_perplexity",
+            protocol="lm-eval",
+            n=62,
+            percent=False,
+            higher_is_better=False,
+            scores=tuple(
+                Estimate(value=21.4 + index, low=20.9 + index, high=22.0 + index)
+                for index in range(len(names))
+            ),
+            comparisons=tuple(
+                Comparison(
+                    candidate=name,
+                    baseline=names[-1],
+                    difference=-0.62,
+                    low=-0.9,
+                    high=-0.33,
+                    p=0.0002,
+                    p_adjusted=0.0006,
+                    minimum_detectable=0.3,
+                    significant=True,
+                    test="paired permutation",
+                )
+                for name in names[:-1]
+            ),
+        )
+        rows.append(loss)
+        sections = (
+            TaskSection(
+                task="wikitext",
+                rows=(loss,),
+                description="Perplexity by word of the test split.",
+                protocol="lm-eval",
+                samples=tuple(
+                    Sample(
+                        id=str(index),
+                        prompt_end=f"A paragraph about the number {index}.",
+                        replies=tuple(Reply(model=name, text="", score=None) for name in names),
+                    )
+                    for index in range(3)
+                ),
+            ),
+        )
+    return ReportView(
+        title=title,
+        subtitle="Twin decoders of 6 million parameters, equal but for attention",
+        created="2025-11-03 14:20 UTC",
+        headline="Dense finds more needles than NSA on needle_single (86.8 % against 97.4 %, n = 76); "
+        "on needle_multikey the two can't be told apart.",
+        models=tuple(
+            ModelCard(
+                name=name,
+                path=f"zoo:twin-{name}-v0",
+                fingerprint="a1b2c3d4" * 8,
+                attention="nsa" if index == 0 else "full",
+                parameters=6_123_456 + index,
+                dtype="bfloat16",
+                backend="torch",
+                tokenizer="byte BPE, 4,096 tokens",
+                max_length=2048,
+            )
+            for index, name in enumerate(names)
+        ),
+        rows=tuple(rows),
+        heatmaps=tuple(groups),
+        tasks=sections,
+        audit=(
+            AuditNote(title="Prompts truncated", count=0, total=480),
+            AuditNote(title="Doubled BOS tokens", count=0, total=480),
+            AuditNote(
+                title="Longest context taken from a default",
+                count=1,
+                details=("dense: 2,048 tokens, from the config",),
+            ),
+        ),
+        method=(
+            "Intervals: paired bootstrap over documents, 10,000 resamples, seed 0.",
+            "p: exact McNemar test on 0/1 scores; Holm-adjusted over the tasks of this report.",
+        ),
+        provenance=Provenance(
+            command="nsa-eval run configs/quickstart.yaml -o runs/quickstart",
+            config=CONFIG,
+            seed=0,
+            git_commit="a07e841c0ffee",
+            machine={"CPU": "2 cores, x86-64", "Memory": "8 GiB", "System": "Linux 6.1, Python 3.11.9"},
+            versions={"torch": "2.13.0", "transformers": "5.23.0", "lm-eval": "0.4.13", "nsa-eval": "0.1.0"},
+        ),
+    )
+
+
+@pytest.fixture
+def make_view() -> Callable[..., ReportView]:
+    return demo_view
+
+
+@pytest.fixture
+def make_group() -> Callable[..., HeatmapGroup]:
+    return demo_group
+
+
+if __name__ == "__main__":
+    print(render(demo_view(), out=Path(sys.argv[1])))
