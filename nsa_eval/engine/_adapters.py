@@ -1,0 +1,180 @@
+"""How a batch of token rows is run through a family of models: the one place that knows their caches."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+
+@dataclass(slots=True, kw_only=True)
+class Rows:
+    """What a model has read of B rows so far, and can go on from."""
+
+    cache: Cache | None
+    lengths: list[int]
+    """Tokens read of each row."""
+    mask: Tensor | None = None
+    """[B, S] cache columns that hold a token, or None when all of them do."""
+
+
+class Family(Protocol):
+    """One way of batching and continuing rows; `family_of` picks it for a model."""
+
+    ragged: bool
+    """Rows of different lengths may share a batch that is continued. Without it, only rows of equal length
+    do; a right-padded batch that nothing continues is always fine, as no token sees what follows it."""
+    continuable: bool
+    """A forward of several tokens may continue a cache: chunked prefill and shared prefixes."""
+    caches: bool
+    """The model keeps a cache that this engine can use; without it only log-likelihoods are possible."""
+
+    def empty(self, rows: int) -> Rows:
+        """`rows` rows that have read nothing."""
+        ...
+
+    def inputs(self, tokens: Tensor, counts: list[int], rows: Rows | None) -> dict[str, Any]:
+        """Arguments of one forward in which row b reads the first counts[b] of right-padded `tokens` [B, N].
+
+        With rows=None nothing was read before, and nothing is kept.
+        """
+        ...
+
+    def advance(self, counts: list[int], width: int, rows: Rows) -> None:
+        """Note in `rows` what a forward of `width` columns appended."""
+        ...
+
+    def select(self, rows: Rows, indices: list[int]) -> Rows:
+        """Rows `indices` (repeats allowed) as new rows; the old ones stay as they are."""
+        ...
+
+
+class _CacheFamily:
+    """What all families with a transformers `Cache` share."""
+
+    ragged = True
+    continuable = True
+    caches = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def empty(self, rows: int) -> Rows:
+        return Rows(cache=DynamicCache(config=self.model.config), lengths=[0] * rows)
+
+    def inputs(self, tokens: Tensor, counts: list[int], rows: Rows | None) -> dict[str, Any]:
+        if rows is None:
+            return {"input_ids": tokens, "use_cache": False} if self.caches else {"input_ids": tokens}
+        return {"input_ids": tokens, "past_key_values": rows.cache, "use_cache": True}
+
+    def advance(self, counts: list[int], width: int, rows: Rows) -> None:
+        rows.lengths = [length + count for length, count in zip(rows.lengths, counts, strict=True)]
+
+    def select(self, rows: Rows, indices: list[int]) -> Rows:
+        assert rows.cache is not None, "nothing was read yet"
+        cache = copy.copy(rows.cache)
+        cache.layers = [_detached(layer) for layer in rows.cache.layers]
+        index = torch.tensor(indices, dtype=torch.long, device=self.model.device)
+        # reorder_cache is an index_select; unlike batch_select_indices, every kind of layer has it.
+        cache.reorder_cache(index)
+        mask = None if rows.mask is None else rows.mask[index]
+        return Rows(cache=cache, lengths=[rows.lengths[i] for i in indices], mask=mask)
+
+
+class StockFamily(_CacheFamily):
+    """transformers' decoders with full attention in every layer and explicit positions.
+
+    A right-padded prefill leaves holes in the cache of the shorter rows. They stay there: a 2-D mask hides
+    them and positions are passed, so every row goes on at its own length.
+    """
+
+    def inputs(self, tokens: Tensor, counts: list[int], rows: Rows | None) -> dict[str, Any]:
+        given = super().inputs(tokens, counts, rows)
+        if rows is None or rows.mask is None:
+            return given
+        width = tokens.shape[1]
+        # Padding of this very piece follows its row's tokens, so causality alone hides it.
+        given["attention_mask"] = torch.cat([rows.mask, rows.mask.new_ones(len(counts), width)], dim=1)
+        first = torch.tensor(rows.lengths, device=tokens.device)[:, None]
+        last = first + torch.tensor(counts, device=tokens.device)[:, None].clamp(min=1) - 1
+        # Padding gets the last token's position: a learned position table may have no further ones.
+        given["position_ids"] = torch.minimum(first + torch.arange(width, device=tokens.device), last)
+        return given
+
+    def advance(self, counts: list[int], width: int, rows: Rows) -> None:
+        if rows.mask is not None or any(count != width for count in counts):
+            device = self.model.device
+            new = torch.arange(width, device=device) < torch.tensor(counts, device=device)[:, None]
+            old = new.new_ones(len(counts), rows.lengths[0]) if rows.mask is None else rows.mask
+            rows.mask = torch.cat([old, new], dim=1)
+        super().advance(counts, width, rows)
+
+
+class EqualFamily(_CacheFamily):
+    """Decoders whose cache or positions can't skip holes: sliding windows, ALiBi, recurrent layers.
+
+    A sliding cache drops columns by their number, so only rows of equal length are continued together.
+    """
+
+    ragged = False
+
+    def __init__(self, model: PreTrainedModel, *, continuable: bool, caches: bool) -> None:
+        super().__init__(model)
+        self.continuable = continuable
+        self.caches = caches
+
+
+class OwnLengthsFamily(_CacheFamily):
+    """The project's decoder: its cache keeps each row's length; a mask marks a piece's tokens."""
+
+    def empty(self, rows: int) -> Rows:
+        return Rows(cache=None, lengths=[0] * rows)  # the model makes its own cache on the first forward
+
+    def inputs(self, tokens: Tensor, counts: list[int], rows: Rows | None) -> dict[str, Any]:
+        given = super().inputs(tokens, counts, rows)
+        width = tokens.shape[1]
+        if any(count != width for count in counts):
+            new = torch.arange(width)[None] < torch.tensor(counts)[:, None]
+            given["attention_mask"] = new.to(tokens.device)
+        return given
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """Pick the family by what the model's config, cache and signature say."""
+    config = model.config
+    if getattr(config, "model_type", None) == "nsa_decoder":
+        return OwnLengthsFamily(model)
+    if not (accepts(model, "past_key_values") and accepts(model, "use_cache")):
+        return EqualFamily(model, continuable=False, caches=False)
+    cache = DynamicCache(config=config)
+    if any(cache.is_linear) or not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
+        # Recurrent layers: many of them take a cached state only for one new token at a time.
+        return EqualFamily(model, continuable=False, caches=True)
+    full = all(type(layer) is DynamicLayer for layer in cache.layers)
+    alibi = bool(getattr(config, "alibi", False))  # distances counted in cache columns, holes included
+    if full and not alibi and accepts(model, "position_ids"):
+        return StockFamily(model)
+    return EqualFamily(model, continuable=True, caches=True)
+
+
+def accepts(model: nn.Module, argument: str) -> bool:
+    """Whether the model's forward names `argument`."""
+    return argument in inspect.signature(model.forward).parameters
+
+
+def _detached(layer: Any) -> Any:  # noqa: ANN401 - transformers' layer classes share no typed base
+    """A copy that can be reordered without changing the original.
+
+    Reordering replaces tensors, so they needn't be copied; what holds them by name or number must be.
+    """
+    twin = copy.copy(layer)
+    for name, value in vars(twin).items():
+        if isinstance(value, (dict, list)):
+            setattr(twin, name, copy.copy(value))
+    return twin

@@ -1,0 +1,131 @@
+"""Which token prefixes many requests share, and which of those are worth computing once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Node:
+    """A prefix of `depth` tokens and what hangs below it."""
+
+    depth: int
+    children: list[Node] = field(default_factory=list)
+    members: list[int] = field(default_factory=list)
+    """Sequences that go on from this prefix directly, by their index."""
+
+    def all_members(self) -> list[int]:
+        """Every sequence below this prefix."""
+        found: list[int] = []
+        stack = [self]
+        while stack:
+            node = stack.pop()
+            found.extend(node.members)
+            stack.extend(node.children[::-1])
+        return found
+
+
+def common_prefix(a: Tokens, b: Tokens) -> int:
+    """Length of the longest common prefix of two token arrays."""
+    size = min(len(a), len(b))
+    different = np.flatnonzero(a[:size] != b[:size])
+    return int(different[0]) if len(different) else size
+
+
+def prefix_tree(prefixes: Sequence[Tokens], *, min_saved: int) -> Node:
+    """Arrange sequences below the prefixes that they share.
+
+    Args:
+        prefixes: Of each sequence, the part that may be shared.
+        min_saved: A prefix is kept when sharing it saves at least so many tokens: its length beyond the
+            prefix above it, times the sequences below it less one.
+
+    Returns:
+        The root (depth 0). What comes from one document stays together, in the order of the tokens, so the
+        tree doesn't depend on the order of the sequences.
+    """
+    # Big-endian bytes sort as the token ids do, and compare much faster than lists.
+    order = sorted(range(len(prefixes)), key=lambda i: prefixes[i].astype(">u4").tobytes())
+    root = Node(0)
+    path = [root]
+    for place, index in enumerate(order):
+        shared = common_prefix(prefixes[order[place - 1]], prefixes[index]) if place else 0
+        last = None
+        while path[-1].depth > shared:
+            last = path.pop()
+        if path[-1].depth < shared:
+            # The branch point lies inside the edge to `last`: split it there.
+            between = Node(shared)
+            assert last is not None
+            path[-1].children[-1] = between
+            between.children.append(last)
+            path.append(between)
+        if len(prefixes[index]) > path[-1].depth:
+            leaf = Node(len(prefixes[index]))
+            path[-1].children.append(leaf)
+            path.append(leaf)
+        path[-1].members.append(index)
+    _prune(root, min_saved)
+    _thin(root)
+    return root
+
+
+def _prune(root: Node, min_saved: int) -> None:
+    """Give the sequences of a prefix that isn't worth it to the one above, from the top down."""
+    # An explicit stack: a document with a thousand nested prefixes must not meet Python's recursion limit.
+    sizes = _sizes(root)
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        kept: list[Node] = []
+        pending = node.children[::-1]
+        while pending:
+            child = pending.pop()
+            if (child.depth - node.depth) * (sizes[id(child)] - 1) >= min_saved:
+                kept.append(child)
+            else:
+                node.members.extend(child.members)
+                pending.extend(child.children[::-1])
+        node.children = kept
+        stack.extend(kept)
+
+
+def _thin(root: Node) -> None:
+    """Drop prefixes that lead to further ones and are little longer than the one above.
+
+    While a prefix is worked on, the caches of all those above it stay in memory; with each a third longer
+    than the one above, they take no more than four times the longest.
+    """
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        kept: list[Node] = []
+        pending = node.children[::-1]
+        while pending:
+            child = pending.pop()
+            if child.children and child.depth * 3 < node.depth * 4:
+                node.members.extend(child.members)
+                pending.extend(child.children[::-1])
+            else:
+                kept.append(child)
+        node.children = kept
+        stack.extend(kept)
+
+
+def _sizes(root: Node) -> dict[int, int]:
+    sizes: dict[int, int] = {}
+    stack = [(root, False)]
+    while stack:
+        node, seen = stack.pop()
+        if seen:
+            sizes[id(node)] = len(node.members) + sum(sizes[id(child)] for child in node.children)
+        else:
+            stack.append((node, True))
+            stack.extend((child, False) for child in node.children)
+    return sizes

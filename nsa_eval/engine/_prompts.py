@@ -1,0 +1,216 @@
+"""From text to token ids: lm-eval's own rules, and a named policy for what is too long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import PreTrainedTokenizerBase
+
+from nsa_eval.errors import UserError
+from nsa_eval.store import AuditEvent
+
+Truncation = Literal["error", "left", "middle"]
+TRUNCATIONS: tuple[Truncation, ...] = ("error", "left", "middle")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The request that a prompt belongs to, for messages and events."""
+
+    task: str
+    doc_id: int | None
+
+    def __str__(self) -> str:
+        """Task and document, as a message names them."""
+        return f"task {self.task or '(none)'}, document {'?' if self.doc_id is None else self.doc_id}"
+
+
+@dataclass(slots=True)
+class Prompt:
+    """What the model is to read, and what was done to it."""
+
+    context: list[int]
+    continuation: list[int] = field(default_factory=list)
+    """Tokens to score; empty for generation."""
+    events: list[AuditEvent] = field(default_factory=list)
+
+
+class PromptEncoder:
+    """Token ids exactly as lm-eval's `hf` model makes them; cuts only by policy."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        truncation: Truncation,
+        add_bos_token: bool | None,
+    ) -> None:
+        """Args are those of the Engine."""
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.truncation = truncation
+        self.add_bos_token = add_bos_token
+        bos = tokenizer.bos_token_id
+        self._adds_bos = bos is not None and list(tokenizer.encode("a"))[:1] == [bos]
+        prefix = self.prefix_token_id
+        self._prefix_text = None if prefix is None else str(tokenizer.decode([prefix]))
+        self._contexts: tuple[str, list[int]] = ("", [])
+
+    @property
+    def prefix_token_id(self) -> int | None:
+        """BOS, else EOS: what an empty context stands for."""
+        bos: int | None = self.tokenizer.bos_token_id
+        eos: int | None = self.tokenizer.eos_token_id
+        return eos if bos is None else bos
+
+    def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
+        """Ids of a text to be scored; its own leading BOS isn't doubled."""
+        if add_special_tokens is None and self._starts_with(text, self._prefix_text):
+            add_special_tokens = False
+        return self._ids(text, add_special_tokens)
+
+    def pair(self, context: str, continuation: str, origin: Origin) -> Prompt:
+        """A context and the continuation to score.
+
+        Raises:
+            UserError: An empty context without any prefix token, nothing to score, or too long by policy.
+        """
+        if context:
+            spaces = len(context) - len(context.rstrip())
+            if spaces:
+                context, continuation = context[:-spaces], context[-spaces:] + continuation
+            whole = self.encode(context + continuation)
+            if self._contexts[0] != context:  # the choices of a question come one after another
+                self._contexts = (context, self.encode(context))
+            head = self._contexts[1]
+            prompt = Prompt(list(head), whole[len(head) :])
+        else:
+            prefix = self.require_prefix(origin)
+            tail = self._ids(continuation, False)
+            prompt = Prompt([prefix], tail[1:] if tail[:1] == [prefix] else tail)
+        if not prompt.continuation or not prompt.context:
+            raise UserError(
+                f"{origin}: the continuation {continuation[:80]!r} gives no tokens to score after its "
+                "context; check the task's doc_to_choice / doc_to_target and target_delimiter"
+            )
+        self._note_bos(prompt, context, self._prefix_text, origin)
+        if len(prompt.continuation) > self.max_length:
+            raise UserError(
+                f"{origin}: the continuation alone has {len(prompt.continuation)} tokens, the model's "
+                f"limit is {self.max_length}; raise max_length or drop the document"
+            )
+        # The last token is only predicted, never read: one more than max_length fits.
+        self._cut(prompt, self.max_length + 1 - len(prompt.continuation), origin)
+        return prompt
+
+    def generation(self, text: str, *, budget: int, origin: Origin) -> Prompt:
+        """A prompt to go on from, with room for `budget` new tokens.
+
+        Raises:
+            UserError: No token at all, no room for a prompt, or too long by policy.
+        """
+        bos = self.tokenizer.bos_token
+        special = False if self._starts_with(text, bos) else None
+        prompt = Prompt(self._ids(text, special))
+        if not prompt.context:
+            prompt.context = [self.require_prefix(origin)]
+        self._note_bos(prompt, text, bos, origin)
+        room = self.max_length - budget
+        if room < 1:
+            raise UserError(
+                f"{origin}: {budget} new tokens leave no room for a prompt within the model's "
+                f"{self.max_length}; lower max_gen_toks or raise max_length"
+            )
+        self._cut(prompt, room, origin, budget=budget)
+        return prompt
+
+    def windows(self, text: str, origin: Origin) -> list[tuple[list[int], list[int]]]:
+        """(context, continuation) windows that score every token of a text once, as lm-eval cuts them."""
+        tokens = self.encode(text)
+        prefix = self.require_prefix(origin)
+        return [
+            make_disjoint_window(window)
+            for window in get_rolling_token_windows(
+                token_list=tokens, prefix_token=prefix, max_seq_len=self.max_length, context_len=1
+            )
+        ]
+
+    def require_prefix(self, origin: Origin) -> int:
+        """The prefix token.
+
+        Raises:
+            UserError: The tokenizer has neither BOS nor EOS.
+        """
+        prefix = self.prefix_token_id
+        if prefix is None:
+            raise UserError(
+                f"{origin}: this request needs a token to start from (an empty context), and the tokenizer "
+                "has neither a BOS nor an EOS token; set one of them on the tokenizer"
+            )
+        return prefix
+
+    def _ids(self, text: str, add_special_tokens: bool | None) -> list[int]:
+        given = self.add_bos_token if add_special_tokens is None else add_special_tokens
+        if given is None:
+            return list(self.tokenizer.encode(text))
+        return list(self.tokenizer.encode(text, add_special_tokens=given))
+
+    @staticmethod
+    def _starts_with(text: str, token: str | None) -> bool:
+        return token is not None and text.startswith(token)
+
+    def _note_bos(self, prompt: Prompt, text: str, bos: str | None, origin: Origin) -> None:
+        adds = self._adds_bos if self.add_bos_token is None else self.add_bos_token and self._adds_bos
+        token = self.tokenizer.bos_token_id
+        if prompt.context[:2] == [token, token]:
+            size = len(prompt.context)
+            detail = "the prompt starts with two BOS tokens"
+        elif text and adds and bos == self.tokenizer.bos_token and self._starts_with(text, bos):
+            size = len(prompt.context) + 1
+            detail = f"the prompt's text starts with {bos} already; the tokenizer's own was left out"
+        else:
+            return
+        prompt.events.append(
+            AuditEvent(
+                kind="double_bos",
+                task=origin.task,
+                doc_id=origin.doc_id,
+                detail=detail,
+                before=size,
+                after=len(prompt.context),
+            )
+        )
+
+    def _cut(self, prompt: Prompt, room: int, origin: Origin, *, budget: int = 0) -> None:
+        size = len(prompt.context)
+        if size <= room:
+            return
+        if self.truncation == "error":
+            beside = f"{budget} new tokens" if budget else f"{len(prompt.continuation)} tokens to score"
+            raise UserError(
+                f"{origin}: the prompt has {size} tokens, and with {beside} only {room} fit the limit of "
+                f"{self.max_length}; ask for shorter prompts, raise max_length, or choose truncation: left "
+                "or middle (every cut is then reported)"
+            )
+        prompt.context = cut_tokens(prompt.context, room, self.truncation)
+        prompt.events.append(
+            AuditEvent(
+                kind="truncated",
+                task=origin.task,
+                doc_id=origin.doc_id,
+                detail=f"{self.truncation}: {size - len(prompt.context)} of {size} prompt tokens cut",
+                before=size,
+                after=len(prompt.context),
+            )
+        )
+
+
+def cut_tokens(tokens: list[int], room: int, truncation: Truncation) -> list[int]:
+    """At most `room` tokens: the last ("left"), or the first and the last half ("middle", as LongBench)."""
+    half = room // 2
+    if truncation == "middle" and half:
+        return tokens[:half] + tokens[-half:]
+    return tokens[-room:]

@@ -1,0 +1,173 @@
+"""Reading token rows with a model: in pieces, and with logits only where somebody asked for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nsa_eval.engine._adapters import Rows, accepts, family_of
+from nsa_eval.engine._prefixes import Tokens
+from nsa_eval.engine._prompts import Origin
+from nsa_eval.errors import UserError
+
+# Cells of logits [positions, vocabulary] that one forward may make: 128 MiB of float32 on a CPU, 1 GiB on a
+# GPU.
+_LOGIT_CELLS_CPU = 2**25
+_LOGIT_CELLS_CUDA = 2**28
+
+Place: TypeAlias = tuple[int, int]
+"""(row, column) of a batch."""
+OnLogits: TypeAlias = Callable[[Tensor, list[Place]], None]
+"""Receives logits [T, V] in the model's dtype and the T places they belong to, row by row."""
+
+
+class NonFiniteLogitsError(UserError):
+    """The model gave NaN or infinite logits: broken weights, or a dtype that overflows."""
+
+    @classmethod
+    def at(cls, model: str, origin: Origin, seen: str) -> NonFiniteLogitsError:
+        """The error for one request of `model`; `seen` says what was found."""
+        return cls(
+            f"{model} gave logits that aren't finite numbers ({seen}) for {origin}; its weights may be "
+            "damaged, or its dtype too narrow: check the checkpoint, or try dtype: float32. What was "
+            "finished before is stored"
+        )
+
+
+class Reader:
+    """A model, and how to feed it."""
+
+    def __init__(self, model: PreTrainedModel, *, prefill_chunk: int) -> None:
+        """Look at the model once with two rows of two tokens.
+
+        Args:
+            model: Any causal language model of transformers.
+            prefill_chunk: Tokens of a row per forward; longer rows are read in pieces.
+        """
+        self.model = model
+        self.name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+        self.family = family_of(model)
+        self.device = model.device
+        self.prefill_chunk = prefill_chunk
+        cells = _LOGIT_CELLS_CUDA if self.device.type == "cuda" else _LOGIT_CELLS_CPU
+        self.route: Literal["mask", "columns", "all"] = (
+            "columns" if accepts(model, "logits_to_keep") else "all"
+        )
+        self.vocabulary = self._probe()
+        self.max_positions = max(1, cells // self.vocabulary)
+        """Scored positions per forward."""
+
+    def read(
+        self,
+        pieces: Sequence[Tokens],
+        rows: Rows | None,
+        *,
+        first: Sequence[int],
+        on_logits: OnLogits,
+        keep: bool,
+    ) -> None:
+        """Feed row b the tokens pieces[b] and hand out the logits of its columns first[b], first[b] + 1, ...
+        .
+
+        Args:
+            pieces: B rows of at least one token each.
+            rows: What the rows have read before (changed in place), or None when they start here.
+            first: First column whose logits are wanted; len(pieces[b]) for none.
+            on_logits: Called once or more, with places in reading order.
+            keep: Whether the rows are continued later; needs `rows`.
+        """
+        counts = [len(piece) for piece in pieces]
+        width = max(counts)
+        tokens = torch.zeros(len(pieces), width, dtype=torch.long)
+        for row, piece in enumerate(pieces):
+            tokens[row, : len(piece)] = torch.from_numpy(piece)
+        tokens = tokens.to(self.device)
+        columns = torch.arange(width)
+        wanted = (columns >= torch.tensor(first)[:, None]) & (columns < torch.tensor(counts)[:, None])
+        edges = self._edges(wanted, keep=keep or rows is not None)
+        if rows is None and len(edges) > 2:
+            rows = self.family.empty(len(pieces))
+        for start, end in pairwise(edges):
+            part = [min(max(count - start, 0), end - start) for count in counts]
+            marked = wanted[:, start:end]
+            logits = self._forward(tokens[:, start:end], part, rows, marked)
+            if logits is not None:
+                on_logits(logits, [(row, start + column) for row, column in marked.nonzero().tolist()])
+
+    def step(self, tokens: Sequence[int], rows: Rows) -> Tensor:
+        """Feed one token to every row; logits [B, V] of the next."""
+        ids = torch.tensor(tokens, dtype=torch.long, device=self.device)[:, None]
+        given = self.family.inputs(ids, [1] * len(tokens), rows)
+        if self.route != "all":
+            given["logits_to_keep"] = 1
+        output = self.model(**given)
+        rows.cache = output.past_key_values
+        self.family.advance([1] * len(tokens), 1, rows)
+        logits: Tensor = output.logits
+        return logits[:, -1]
+
+    def _edges(self, wanted: Tensor, *, keep: bool) -> list[int]:
+        """Columns at which to cut, so that no forward is longer or makes more logits than allowed."""
+        batch, width = wanted.shape
+        if not self.family.continuable:
+            return [0, width]
+        if self.route == "mask":
+            cost = wanted.sum(0)
+        elif self.route == "columns":
+            cost = wanted.any(0) * batch
+        else:
+            cost = torch.full((width,), batch)
+        total = torch.cumsum(cost, 0)
+        edges = [0]
+        while edges[-1] < width:
+            start = edges[-1]
+            before = int(total[start - 1]) if start else 0
+            fits = int(torch.searchsorted(total, before + self.max_positions, right=True))
+            edges.append(min(width, start + self.prefill_chunk, max(fits, start + 1)))
+        return edges
+
+    def _forward(self, tokens: Tensor, counts: list[int], rows: Rows | None, wanted: Tensor) -> Tensor | None:
+        """One forward; logits [T, V] of the wanted places in row-major order, or None when there are none."""
+        given = self.family.inputs(tokens, counts, rows)
+        columns = wanted.any(0).nonzero()[:, 0]
+        anything = len(columns) > 0
+        if self.route == "mask" and anything:
+            given["logits_to_keep"] = wanted.to(self.device)
+        elif self.route == "columns" and anything:
+            given["logits_to_keep"] = columns.to(self.device)
+        elif self.route != "all":
+            given["logits_to_keep"] = 1  # 0 would mean all of them
+        output = self.model(**given)
+        if rows is not None:
+            rows.cache = output.past_key_values
+            self.family.advance(counts, tokens.shape[1], rows)
+        logits: Tensor = output.logits
+        if not anything:
+            return None
+        if self.route == "mask":
+            return logits
+        if self.route == "columns":
+            return logits[wanted[:, columns].to(self.device)]
+        return logits[wanted.to(self.device)]
+
+    @torch.inference_mode()
+    def _probe(self) -> int:
+        """Find out whether logits can be asked for by place, and how many columns they have."""
+        tokens = torch.zeros(2, 2, dtype=torch.long, device=self.device)
+        given = self.family.inputs(tokens, [2, 2], None)
+        if self.route == "columns":
+            places = torch.tensor([[False, True], [True, True]], device=self.device)
+            try:
+                logits = self.model(**given, logits_to_keep=places).logits
+            except (IndexError, RuntimeError, TypeError, ValueError):
+                pass  # only whole columns, as older models and remote code have it
+            else:
+                if logits.dim() == 2 and logits.shape[0] == 3:
+                    self.route = "mask"
+                return int(logits.shape[-1])
+        return int(self.model(**given).logits.shape[-1])

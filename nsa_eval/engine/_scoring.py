@@ -1,0 +1,235 @@
+"""Log-likelihoods: every distinct input and shared prefix is read once, and only scored places get logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nsa_eval.engine._adapters import Rows
+from nsa_eval.engine._batching import Limits, batches
+from nsa_eval.engine._prefixes import Node, Tokens, prefix_tree
+from nsa_eval.engine._reader import Place, Reader
+
+# float32 cells that the log-softmax works on at a time: the copy stays in a CPU's cache.
+_SOFTMAX_CELLS = 2**21
+# Tokens that sharing a prefix must save to be worth a forward of its own (two cores, 6M parameters: a
+# forward of one token takes about as long as 30 more tokens in a batch).
+_MIN_SAVED = 32
+
+Score = tuple[float, bool]
+
+
+@dataclass(slots=True)
+class Target:
+    """One continuation to score at the end of an input."""
+
+    name: int
+    """The caller's own number for it."""
+    tokens: list[int]
+
+
+@dataclass(slots=True)
+class Unit:
+    """One distinct input and all the continuations that are scored on it."""
+
+    tokens: Tokens
+    """Context and continuation without the last token, which is predicted only."""
+    targets: list[Target] = field(default_factory=list)
+
+    @property
+    def first(self) -> int:
+        """The first column with a scored prediction."""
+        return len(self.tokens) - max(len(target.tokens) for target in self.targets)
+
+
+Emit = Callable[[list[tuple[int, Score]]], None]
+"""Receives the scores of one batch, by target name."""
+
+
+def units_of(pairs: Sequence[tuple[int, list[int], list[int]]]) -> list[Unit]:
+    """Distinct inputs of (name, context, continuation) requests; one-token choices share theirs."""
+    units: dict[bytes, Unit] = {}
+    for name, context, continuation in pairs:
+        tokens = np.array((context + continuation)[:-1], dtype=np.int64)
+        unit = units.setdefault(tokens.tobytes(), Unit(tokens))
+        unit.targets.append(Target(name, continuation))
+    return list(units.values())
+
+
+class Scorer:
+    """Scores units with one reader."""
+
+    def __init__(self, reader: Reader, limits: Limits, *, share_prefixes: bool) -> None:
+        """Args are parts of the Engine."""
+        self.reader = reader
+        self.limits = limits
+        self.share = share_prefixes and reader.family.continuable
+
+    @torch.inference_mode()
+    def run(self, units: list[Unit], *, wanted: Callable[[int], bool], emit: Emit) -> None:
+        """Score the wanted targets of all units.
+
+        Batches are planned from all units, wanted or not, so that a resumed run computes the rest just as the
+        first one would have.
+
+        Args:
+            units: What there is to score.
+            wanted: Whether a target (by name) is still to be scored.
+            emit: Called once a batch, as soon as it is computed.
+        """
+        work = _Work(self, units, wanted, emit)
+        if self.share:
+            tree = prefix_tree([unit.tokens[: unit.first] for unit in units], min_saved=_MIN_SAVED)
+        else:
+            tree = Node(0, members=list(range(len(units))))
+        work.node(tree, None)
+
+
+class _Work:
+    """One call of `Scorer.run`."""
+
+    def __init__(self, scorer: Scorer, units: list[Unit], wanted: Callable[[int], bool], emit: Emit) -> None:
+        self.reader = scorer.reader
+        self.limits = scorer.limits
+        self.units = units
+        self.wanted = wanted
+        self.emit = emit
+
+    def node(self, node: Node, rows: Rows | None) -> None:
+        """Score all below `node`, whose prefix the single row of `rows` has read."""
+        if not self._open(node):
+            return
+        self._members([(node.depth, 0, index) for index in node.members], rows)
+        self._contexts(node, [child for child in node.children if not child.children], rows)
+        for child in node.children:
+            if child.children and self._open(child):
+                below = self._continued([child], node.depth, rows)
+                self.node(child, below)
+
+    def _open(self, node: Node) -> bool:
+        return any(self._wanted(index) for index in node.all_members())
+
+    def _wanted(self, index: int) -> bool:
+        return any(self.wanted(target.name) for target in self.units[index].targets)
+
+    def _contexts(self, above: Node, contexts: list[Node], rows: Rows | None) -> None:
+        """Read many contexts as one batch, then the continuations of all of them as another."""
+        contexts = sorted(contexts, key=lambda node: -node.depth)
+        for batch in batches(
+            contexts,
+            width=lambda node: node.depth - above.depth,
+            limits=self.limits,
+            extra=above.depth,
+            equal=not self.reader.family.ragged,
+            prefill_chunk=self.reader.prefill_chunk,
+        ):
+            if any(self._open(node) for node in batch):
+                self._context_batch(batch, above.depth, rows)
+
+    def _context_batch(self, batch: list[Node], depth: int, rows: Rows | None) -> None:
+        try:
+            read = self._continued(batch, depth, rows)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            torch.cuda.empty_cache()
+            self._context_batch(batch[: len(batch) // 2], depth, rows)
+            self._context_batch(batch[len(batch) // 2 :], depth, rows)
+            return
+        self._members(
+            [(node.depth, row, index) for row, node in enumerate(batch) for index in node.members], read
+        )
+
+    def _continued(self, nodes: list[Node], depth: int, rows: Rows | None) -> Rows:
+        """One row for each node, having read its prefix; `rows` has read the first `depth` tokens of all."""
+        family = self.reader.family
+        new = family.empty(len(nodes)) if rows is None else family.select(rows, [0] * len(nodes))
+        pieces = [self.units[node.all_members()[0]].tokens[depth : node.depth] for node in nodes]
+        self.reader.read(
+            pieces,
+            new,
+            first=[len(piece) for piece in pieces],
+            on_logits=lambda logits, places: None,
+            keep=True,
+        )
+        return new
+
+    def _members(self, members: list[tuple[int, int, int]], rows: Rows | None) -> None:
+        """Score units (depth already read, row that has read it, index) in batches, longest first."""
+
+        def width(member: tuple[int, int, int]) -> int:
+            return len(self.units[member[2]].tokens) - member[0]
+
+        members = sorted(members, key=lambda m: (-width(m), self.units[m[2]].tokens.astype(">u4").tobytes()))
+        for batch in batches(
+            members,
+            width=width,
+            limits=self.limits,
+            extra=max((depth for depth, _, _ in members), default=0),
+            prefill_chunk=self.reader.prefill_chunk,
+        ):
+            self._batch([member for member in batch if self._wanted(member[2])], rows)
+
+    def _batch(self, members: list[tuple[int, int, int]], rows: Rows | None) -> None:
+        if not members:
+            return
+        units = [self.units[index] for _, _, index in members]
+        tally = _Tally(units, [depth for depth, _, _ in members])
+        try:
+            new = None if rows is None else self.reader.family.select(rows, [row for _, row, _ in members])
+            self.reader.read(
+                [unit.tokens[depth:] for unit, (depth, _, _) in zip(units, members, strict=True)],
+                new,
+                first=[unit.first - depth for unit, (depth, _, _) in zip(units, members, strict=True)],
+                on_logits=tally.add,
+                keep=False,
+            )
+        except torch.OutOfMemoryError:
+            if len(members) == 1:
+                raise
+            torch.cuda.empty_cache()
+            self._batch(members[: len(members) // 2], rows)
+            self._batch(members[len(members) // 2 :], rows)
+            return
+        self.emit([(name, score) for name, score in tally.scores() if self.wanted(name)])
+
+
+class _Tally:
+    """Sums a batch's log-probabilities as its logits come in."""
+
+    def __init__(self, units: list[Unit], depths: list[int]) -> None:
+        # (row, column) -> the (target, token) pairs that are predicted there
+        self.at: dict[Place, list[tuple[int, int]]] = {}
+        self.names: list[int] = []
+        for row, (unit, depth) in enumerate(zip(units, depths, strict=True)):
+            for target in unit.targets:
+                start = len(unit.tokens) - len(target.tokens) - depth
+                for offset, token in enumerate(target.tokens):
+                    self.at.setdefault((row, start + offset), []).append((len(self.names), token))
+                self.names.append(target.name)
+        self.sums = [0.0] * len(self.names)
+        self.greedy = [True] * len(self.names)
+
+    def add(self, logits: Tensor, places: list[Place]) -> None:
+        step = max(1, _SOFTMAX_CELLS // logits.shape[-1])
+        for start in range(0, len(places), step):
+            some = logits[start : start + step].float()
+            pairs = [
+                (line, target, token)
+                for line, place in enumerate(places[start : start + step])
+                for target, token in self.at[place]
+            ]
+            lines = torch.tensor([line for line, _, _ in pairs], device=some.device)
+            tokens = torch.tensor([token for _, _, token in pairs], device=some.device)
+            best = some.argmax(-1)[lines] == tokens
+            values = some[lines, tokens] - torch.logsumexp(some, -1)[lines]
+            for (_, target, _), value, is_best in zip(pairs, values.tolist(), best.tolist(), strict=True):
+                self.sums[target] += value
+                self.greedy[target] &= is_best
+
+    def scores(self) -> list[tuple[int, Score]]:
+        return list(zip(self.names, zip(self.sums, self.greedy, strict=True), strict=True))
