@@ -1,0 +1,136 @@
+"""The comparison itself: picks the models, checks that they were asked alike, fills the rows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nsa_eval.compare._rows import Draft, RowMaker
+from nsa_eval.compare._types import Comparison, ModelInfo
+from nsa_eval.compare.power import POWER
+from nsa_eval.compare.protocol import ProtocolMismatchError, mismatches, notes
+from nsa_eval.errors import UserError
+from nsa_eval.results import ModelRun, Run, load_run
+
+
+def compare(
+    runs: Sequence[str | Path | Run] | str | Path | Run,
+    *,
+    baseline: str | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+    metrics: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+) -> Comparison:
+    """Compares models on the same documents: differences, intervals, tests, and what could have been seen.
+
+    Every model but the baseline is a candidate and is compared with it, task by task and metric by metric;
+    Holm's correction covers all of them together. Example:
+
+        comparison = compare(["runs/quickstart"], baseline="dense")
+        print(to_table(comparison, "md"))
+
+    Args:
+        runs: Run directories ("DIR", "DIR:model", or loaded by `load_run`); two models of one directory or of
+            several.
+        baseline: Name of the model that the others are compared with; by default the one that run.yaml
+            names, else the last.
+        confidence: Level of all intervals; 1 - confidence is the level of the tests.
+        resamples: Bootstrap resamples, and most sign flips of a permutation test.
+        seed: Of both. The same seed gives the same numbers, whatever else is compared.
+        metrics: Only these, as "acc" or "acc,none" (metric, filter); all by default.
+        tasks: Only these; all by default. The models may then differ in the others.
+
+    Raises:
+        ProtocolMismatchError: Tasks, documents or protocol differ; lists all differences.
+        UserError: Fewer than two models, an unknown name, or a value out of range.
+    """
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence must lie between 0 and 1, got {confidence}")
+    if resamples < 100:
+        raise UserError(f"resamples must be at least 100, got {resamples}")
+    if seed < 0:
+        raise UserError(f"seed must not be negative, got {seed}")
+    models = _labelled([runs] if isinstance(runs, str | Path | Run) else runs)
+    if len(models) < 2:
+        raise UserError(
+            f"a comparison needs two models, got {len(models)} ({', '.join(models) or 'none'}). "
+            "Name another run directory, or DIR:model for one model of it."
+        )
+    base = _baseline(models, baseline)
+    base_run = models[base]
+    shared = [task for task in base_run.tasks if tasks is None or task in tasks]
+    unknown = set(tasks or ()) - {task for model in models.values() for task in model.tasks}
+    if unknown or not shared:
+        known = ", ".join(base_run.tasks)
+        raise UserError(
+            f"no task {', '.join(sorted(unknown or tasks or []))!r} in these runs. They have: {known}"
+        )
+
+    candidates = [label for label in models if label != base]
+    differences = [
+        line for label in candidates for line in mismatches(base_run, models[label], (base, label), tasks)
+    ]
+    if differences:
+        raise ProtocolMismatchError(list(dict.fromkeys(differences)))
+    remarks = [line for label in candidates for line in notes(base_run, models[label], (base, label), shared)]
+
+    maker = RowMaker(confidence=confidence, resamples=resamples, seed=seed, metrics=metrics)
+    drafts: list[Draft] = []
+    for task in shared:
+        for label in candidates:
+            drafts += maker.drafts((base, base_run.tasks[task]), (label, models[label].tasks[task]))
+    if metrics is not None and (missing := set(metrics) - maker.seen):
+        raise UserError(
+            f"no metric {', '.join(sorted(missing))!r}. These tasks have: {', '.join(sorted(maker.seen))}"
+        )
+    if not drafts:
+        raise UserError(
+            "nothing to compare: " + ("; ".join(maker.notes) or "the tasks have no numeric metric")
+        )
+    return Comparison(
+        baseline=base,
+        models=[ModelInfo(label=label, name=models[label].name, directory=str(models[label].directory))
+                for label in (base, *candidates)],
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+        power=POWER,
+        rows=maker.finish(drafts),
+        notes=list(dict.fromkeys([*remarks, *maker.notes])),
+    )  # fmt: skip
+
+
+def _labelled(runs: Sequence[str | Path | Run]) -> dict[str, ModelRun]:
+    """All models of all runs, by a name that no other has."""
+    found: list[ModelRun] = []
+    for run in runs:
+        for model in (run if isinstance(run, Run) else load_run(run)).models.values():
+            if not any(
+                m.name == model.name and m.directory.resolve() == model.directory.resolve() for m in found
+            ):
+                found.append(model)
+    names = [model.name for model in found]
+    labels = [name if names.count(name) == 1 else f"{name} ({model.directory.name})"
+              for name, model in zip(names, found, strict=True)]  # fmt: skip
+    if len(set(labels)) < len(labels):
+        labels = [name if names.count(name) == 1 else f"{name} ({model.directory})"
+                  for name, model in zip(names, found, strict=True)]  # fmt: skip
+    return dict(zip(labels, found, strict=True))
+
+
+def _baseline(models: dict[str, ModelRun], wanted: str | None) -> str:
+    if wanted is None:
+        for model in models.values():
+            section = (model.run_config or {}).get("compare")
+            named = section.get("baseline") if isinstance(section, dict) else None
+            if named in models:
+                return str(named)
+        return list(models)[-1]
+    if wanted in models:
+        return wanted
+    fitting = [label for label, model in models.items()
+               if wanted in (model.name, f"{model.directory}:{model.name}")]  # fmt: skip
+    if len(fitting) != 1:
+        why = "several models are called" if fitting else "no model is called"
+        raise UserError(f"baseline: {why} {wanted!r}. Use one of: {', '.join(models)}")
+    return fitting[0]

@@ -1,0 +1,125 @@
+"""What a comparison holds: plain data that survives a round trip through JSON."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from nsa_eval.compare.intervals import Interval
+
+Verdict = Literal["better", "worse", "higher", "lower", "not distinguishable"]
+Unit = Literal["points", "raw"]
+
+
+class Estimate(BaseModel):
+    """The mean score of one model over the documents of a row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float
+    interval: Interval | None
+    """None where nothing honest can be said: one value of a score without bounds, say."""
+
+
+class Row(BaseModel):
+    """One candidate against the baseline, on the documents of one task, under one metric.
+
+    Scores are kept in the metric's own scale (0.93); `unit` says how tables show them (93.0 points).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    metric: str
+    filter: str
+    length: int | None
+    """Context length in tokens for a sub-row, None for the whole task."""
+    baseline: str
+    candidate: str
+    n: int
+    """Documents: what was paired, resampled and tested."""
+    samples: int
+    """Samples behind them; more than `n` where documents were asked several times."""
+    binary: bool
+    """Every score of the task is 0 or 1."""
+    unit: Unit
+    higher_is_better: bool | None
+    baseline_score: Estimate
+    candidate_score: Estimate
+    difference: float
+    """Candidate minus baseline, whichever of the two is the better direction."""
+    interval: Interval | None
+    """Of the difference: Tango's score interval for 0/1 scores, the paired bootstrap otherwise."""
+    bootstrap: Interval | None
+    """The paired bootstrap interval of the difference, for every kind of score."""
+    wins: int
+    """Documents on which the candidate scores better. For 0/1 scores McNemar's b."""
+    losses: int
+    """Documents on which the baseline scores better. For 0/1 scores McNemar's c."""
+    test: Literal["mcnemar", "permutation"]
+    p: float
+    p_adjusted: float
+    """After Holm's correction over `family` tests."""
+    family: int
+    minimum_detectable: float | None
+    """Smallest true difference that had an 80 % chance of being found at alpha / family; None: no
+    difference."""
+    verdict: Verdict
+    lengths: list["Row"] = []
+    """The same task at each context length."""
+
+    @property
+    def ties(self) -> int:
+        """Documents on which both score alike."""
+        return self.n - self.wins - self.losses
+
+
+class ModelInfo(BaseModel):
+    """Which model a label stands for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str
+    """Name in the tables: the model's own, with its run directory where two share one."""
+    name: str
+    directory: str
+
+
+class Comparison(BaseModel):
+    """The result of `compare`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    baseline: str
+    models: list[ModelInfo]
+    """The baseline first, then the candidates."""
+    confidence: float
+    resamples: int
+    seed: int
+    power: float
+    rows: list[Row]
+    notes: list[str]
+    """Differences that don't forbid the comparison, and everything else that a reader should know."""
+
+    @property
+    def candidates(self) -> list[str]:
+        """Labels of the models compared with the baseline."""
+        return [model.label for model in self.models if model.label != self.baseline]
+
+    @property
+    def method(self) -> list[str]:
+        """How the numbers were made, a sentence each."""
+        level = f"{self.confidence * 100:g} %"
+        return [
+            "All differences are candidate minus baseline on the same documents; several samples of one "
+            "document are averaged first.",
+            f"Intervals ({level}): Wilson for the mean of 0/1 scores, Tango's score interval for their "
+            "paired difference; for other scores the paired BCa bootstrap over documents "
+            f"({self.resamples:,} resamples, seed {self.seed}), which is given beside Tango's for 0/1 "
+            "scores as well.",
+            "p: exact McNemar test for 0/1 scores, paired permutation test for others; adjusted by Holm "
+            "over all tasks, metrics and candidates (figures per length: over all of those).",
+            f"Verdict: the adjusted p against {1 - self.confidence:.3g}. Minimum detectable effect (MDE): "
+            f"the true difference with a {self.power * 100:g} % chance of being found after the correction, "
+            "at the discordance or spread observed.",
+        ]

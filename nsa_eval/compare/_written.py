@@ -1,0 +1,125 @@
+"""The comparison as text: Markdown, LaTeX (booktabs), CSV."""
+
+import csv
+import io
+
+from nsa_eval.compare._format import Line, legend, lines, printable, verdict_text
+from nsa_eval.compare._types import Comparison, Row
+from nsa_eval.compare.intervals import Interval
+
+_CSV_COLUMNS = (
+    *("task", "metric", "filter", "length", "baseline", "candidate", "n", "samples", "unit"),
+    *("baseline_mean", "baseline_low", "baseline_high", "candidate_mean", "candidate_low", "candidate_high"),
+    *("difference", "low", "high", "interval", "bootstrap_low", "bootstrap_high"),
+    *("wins", "losses", "test", "p", "p_adjusted", "family", "minimum_detectable", "verdict"),
+)
+_MD_ESCAPED = "\\`*_[]|"
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    **{character: "\\" + character for character in "{}$&%#_"},
+}
+
+
+def to_markdown(comparison: Comparison, *, lengths: bool) -> str:
+    """A GitHub table with the notes and the method under it."""
+    header, aligned = _header(comparison), _alignment(comparison)
+    rows = ["| " + " | ".join(_md(name) for name in header) + " |"]
+    rows.append("|" + "|".join(":---" if side == "l" else "---:" for side in aligned) + "|")
+    for line in lines(comparison, lengths=lengths):
+        cells = [_md(cell) for cell in _cells(comparison, line)]
+        cells[0] = f"&nbsp;&nbsp;at {cells[0]}" if line.sub else cells[0]
+        rows.append("| " + " | ".join([*cells, _md(verdict_text(line.row))]) + " |")
+    remarks = [f"- {_md(text)}" for text in (*comparison.notes, *comparison.method)]
+    return "\n".join([*rows, "", _md(legend(comparison)), "", *remarks]) + "\n"
+
+
+def to_latex(comparison: Comparison, *, lengths: bool) -> str:
+    """A booktabs tabular; legend and notes stand in it as comments."""
+    aligned = _alignment(comparison)
+    out = ["% Needs \\usepackage{booktabs}.", f"% {printable(legend(comparison))}"]
+    out += [f"% {printable(note)}" for note in comparison.notes]
+    out += [f"\\begin{{tabular}}{{{''.join(aligned)}}}", "\\toprule"]
+    out += [" & ".join(_tex(name) for name in _header(comparison)) + r" \\", r"\midrule"]
+    for line in lines(comparison, lengths=lengths):
+        cells = [*_cells(comparison, line), line.row.verdict]
+        cells = [_tex(c) if side == "l" else _tex_number(c) for c, side in zip(cells, aligned, strict=True)]
+        cells[0] = r"\quad " + cells[0] if line.sub else cells[0]
+        out.append(" & ".join(cells) + r" \\")
+    return "\n".join([*out, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Every row and sub-row at full precision: in points of 100 or raw, as the column `unit` says."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for line in lines(comparison, lengths=True):
+        writer.writerow([_csv_cell(value) for value in _csv_values(line.row)])
+    return out.getvalue()
+
+
+def _header(comparison: Comparison) -> list[str]:
+    several = len(comparison.candidates) > 1
+    first = ["candidate", "n", "score"] if several else ["n", comparison.candidates[0]]
+    middle = [comparison.baseline, "difference", "paired bootstrap"]
+    return ["task", *first, *middle, "won/lost", "p", "p (Holm)", "MDE", "verdict"]
+
+
+def _alignment(comparison: Comparison) -> list[str]:
+    words = ["l", "l"] if len(comparison.candidates) > 1 else ["l"]
+    return [*words, *["r"] * (len(_header(comparison)) - len(words) - 1), "l"]
+
+
+def _cells(comparison: Comparison, line: Line) -> list[str]:
+    """All columns but the verdict."""
+    scores = [" ".join(pair) for pair in (line.candidate, line.baseline, line.difference)]
+    names = [line.name, line.row.candidate] if len(comparison.candidates) > 1 else [line.name]
+    return [*names, line.n, *scores, line.bootstrap, line.won_lost, line.p, line.p_adjusted, line.detectable]
+
+
+def _csv_values(row: Row) -> list[object]:
+    scale = 100.0 if row.unit == "points" else 1.0
+
+    def scaled(value: float | None) -> float | None:
+        # 0.07 * 100 is 7.000000000000001: ten decimals are more than any score has.
+        return None if value is None else round(value * scale, 10)
+
+    def ends(interval: Interval | None) -> list[float | None]:
+        return [None, None] if interval is None else [scaled(interval.low), scaled(interval.high)]
+
+    base, cand = row.baseline_score, row.candidate_score
+    return [
+        *(row.task, row.metric, row.filter, row.length, row.baseline, row.candidate),
+        *(row.n, row.samples, row.unit),
+        *(scaled(base.mean), *ends(base.interval), scaled(cand.mean), *ends(cand.interval)),
+        *(scaled(row.difference), *ends(row.interval), row.interval and row.interval.method),
+        *(*ends(row.bootstrap), row.wins, row.losses, row.test, row.p, row.p_adjusted, row.family),
+        *(scaled(row.minimum_detectable), row.verdict),
+    ]
+
+
+def _csv_cell(value: object) -> object:
+    # A spreadsheet runs text that begins so as a formula, and names come from outside.
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return "" if value is None else value
+
+
+def _md(text: str) -> str:
+    text = "".join("\\" + c if c in _MD_ESCAPED else c for c in printable(text))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in printable(text))
+
+
+def _tex_number(cell: str) -> str:
+    """Signs in math mode, so that a minus is not a hyphen."""
+    cell = cell.replace("%", r"\%").replace("-", "$-$").replace("+", "$+$").replace("<", "$<$")
+    # After a line's \\ a bracket would be read as its optional argument.
+    return f"{{{cell}}}" if cell.startswith("[") else cell

@@ -1,0 +1,282 @@
+"""Were two models asked the same thing in the same way? If not: how do they differ?
+
+Only what can change a score forbids a comparison: tasks, documents, prompts, answers, task configuration,
+generation settings, truncation, limit, seeds. What a different machine or a faster setting changes (batch
+size, device, dtype, backend, library versions) is noted.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from nsa_eval.errors import UserError
+from nsa_eval.results import ModelRun, Sample, TaskResult
+
+# Which model it was, not how it was asked: task_spec and lm-eval's simple_evaluate put these into a task's
+# metadata.
+_MODEL_KEYS = frozenset(
+    {
+        *("pretrained", "tokenizer", "tokenizer_backend", "model", "path", "peft", "delta", "revision"),
+        *("dtype", "device", "device_map", "backend", "batch_size", "max_batch_size", "parallelize"),
+        *("trust_remote_code", "attn_implementation", "max_length"),
+    }
+)
+# Compared on their own lines, so not again as part of the configuration.
+_OWN_LINE = frozenset({"num_fewshot", "generation_kwargs"})
+_SETTINGS = ("limit", "gen_kwargs", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+_NOTED_SETTINGS = ("device", "batch_size", "model_dtype")
+_NOTED_CONTEXT = ("max_length", "lm_eval_version", "transformers_version")
+_NOTED_MODEL = ("dtype", "device", "backend", "max_length", "trust_remote_code")
+_NOTED_ENGINE = ("batch_size", "prefill_chunk", "share_prefixes")
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_SHOWN_IDS = 5
+
+
+class ProtocolMismatchError(UserError):
+    """Two models can't be compared: their tasks, data or protocol differ.
+
+    Args:
+        differences: One line for each difference; all of them, not the first.
+    """
+
+    def __init__(self, differences: Sequence[str]) -> None:
+        """Puts the lines into one message."""
+        self.differences = tuple(differences)
+        lines = "\n".join(f"  - {line}" for line in self.differences)
+        super().__init__(
+            f"These runs can't be compared: they were not measured the same way.\n{lines}\n"
+            "Evaluate both models with the same config, or select what they share (tasks, models, metrics)."
+        )
+
+
+def mismatches(a: ModelRun, b: ModelRun, names: tuple[str, str], tasks: Sequence[str] | None) -> list[str]:
+    """Every difference that forbids comparing `a` with `b`, a line each.
+
+    Args:
+        a: One model.
+        b: The other.
+        names: How to call them.
+        tasks: Only these tasks count; None for all.
+    """
+    found: list[str] = []
+    left = [task for task in a.tasks if tasks is None or task in tasks]
+    right = [task for task in b.tasks if tasks is None or task in tasks]
+    for name, only in ((names[0], set(left) - set(right)), (names[1], set(right) - set(left))):
+        if only:
+            found.append(f"tasks only in {name}: {', '.join(sorted(only))}")
+    for task in left:
+        if task in b.tasks:
+            found += [f"{task}: {line}" for line in _task_mismatches(a, b, task, names)]
+    found += _run_mismatches(a, b, names)
+    # A setting that differs shows up once for every task: one line is enough.
+    return list(dict.fromkeys(found))
+
+
+def notes(a: ModelRun, b: ModelRun, names: tuple[str, str], tasks: Iterable[str]) -> list[str]:
+    """Differences between `a` and `b` that don't forbid a comparison, and what their audits recorded."""
+    found: list[str] = []
+    for task in tasks:
+        one, two = a.tasks[task], b.tasks[task]
+        for keys, left, right in (
+            (_NOTED_SETTINGS, one.settings, two.settings),
+            (_NOTED_CONTEXT, one.context, two.context),
+        ):
+            found += [_line(key, left[key], right[key], names) for key in _changed(left, right, keys)]
+    left_model, right_model = a.config or {}, b.config or {}
+    found += [
+        _line(key, left_model.get(key), right_model.get(key), names)
+        for key in _NOTED_MODEL
+        if left_model and right_model and left_model.get(key) != right_model.get(key)
+    ]
+    left_engine, right_engine = _engine(a), _engine(b)
+    found += [
+        _line(f"engine.{key}", left_engine[key], right_engine[key], names)
+        for key in _changed(left_engine, right_engine, _NOTED_ENGINE)
+    ]
+    for model, name in ((a, names[0]), (b, names[1])):
+        if "truncation" not in _engine(model):
+            found.append(f"{name}: not written by nsa-eval, so cut prompts were not recorded")
+        kinds = Counter(str(event.get("kind")) for event in model.audit)
+        found += [
+            f"{name}: {kind.replace('_', ' ')} in {count} requests" for kind, count in sorted(kinds.items())
+        ]
+    return list(dict.fromkeys(found))
+
+
+def _task_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str]) -> list[str]:
+    one, two = a.tasks[task], b.tasks[task]
+    found: list[str] = []
+    if one.version != two.version:
+        found.append(_line("task version", one.version, two.version, names))
+    if one.num_fewshot != two.num_fewshot:
+        found.append(_line("few-shot examples", one.num_fewshot, two.num_fewshot, names))
+    left, right = _comparable(one), _comparable(two)
+    for key in sorted(set(left) | set(right)):
+        if left.get(key) != right.get(key):
+            found.append(_line(f"task config {key}", left.get(key), right.get(key), names))
+    kwargs = [result.config.get("generation_kwargs") for result in (one, two)]
+    if _canonical(kwargs[0]) != _canonical(kwargs[1]):
+        found.append(_line("generation settings", kwargs[0], kwargs[1], names))
+    for key in _changed(one.settings, two.settings, _SETTINGS):
+        found.append(_line(key, one.settings[key], two.settings[key], names))
+    if set(one.filters) != set(two.filters):
+        found.append(_line("filters", sorted(one.filters), sorted(two.filters), names))
+    for filter_name in sorted(set(one.filters) & set(two.filters)):
+        pair = (one.filters[filter_name], two.filters[filter_name])
+        metrics = [set().union(*(sample.metrics for sample in samples)) for samples in pair]
+        if metrics[0] != metrics[1]:
+            found.append(_line("metrics", sorted(metrics[0]), sorted(metrics[1]), names))
+        documents = _document_mismatches(*pair, names, one, two)
+        found += [line for line in documents if line not in found]
+    found += _cut_mismatches(a, b, task, names)
+    return found
+
+
+def _document_mismatches(
+    left: Sequence[Sample], right: Sequence[Sample], names: tuple[str, str], one: TaskResult, two: TaskResult
+) -> list[str]:
+    a, b = _by_document(left), _by_document(right)
+    found: list[str] = []
+    only_a, only_b = [doc for doc in a if doc not in b], [doc for doc in b if doc not in a]
+    shared = [doc for doc in a if doc in b]
+    if only_a or only_b:
+        parts = [
+            f"{len(only)} only in {name} (ids {_ids(side, only)})"
+            for name, side, only in ((names[0], a, only_a), (names[1], b, only_b))
+            if only
+        ]
+        hint = ""
+        if not shared and one.config.get("metadata") and two.config.get("metadata"):
+            tokenizers = [(result.config["metadata"] or {}).get("tokenizer") for result in (one, two)]
+            if tokenizers[0] != tokenizers[1]:
+                hint = "; lengths are counted in each model's own tokens, and their tokenizers differ"
+        found.append(f"documents differ: {', '.join(parts)}, {len(shared)} in both{hint}")
+    counts = [doc for doc in shared if len(a[doc]) != len(b[doc]) or a[doc][0].repeats != b[doc][0].repeats]
+    if counts:
+        sizes = [len(side[counts[0]]) * side[counts[0]][0].repeats for side in (a, b)]
+        found.append(_line(f"samples per document (id {_ids(a, counts)})", sizes[0], sizes[1], names))
+    prompts = _differing(a, b, shared, "prompt_hash")
+    if prompts:
+        why = [
+            f"{label} {_shown(one.context.get(key))} / {_shown(two.context.get(key))}"
+            for key, label in (
+                ("chat_template_sha", "chat template"),
+                ("system_instruction_sha", "system instruction"),
+            )
+            if one.context.get(key) != two.context.get(key)
+        ]
+        reason = f": {', '.join(why)}" if why else ": template, few-shot examples or chat template differ"
+        found.append(
+            f"prompts differ on {len(prompts)} of {len(shared)} shared documents "
+            f"(ids {_ids(a, prompts)}){reason}"
+        )
+    targets = _differing(a, b, shared, "target_hash")
+    if targets:
+        found.append(f"expected answers differ on {len(targets)} shared documents (ids {_ids(a, targets)})")
+    settings = [doc for doc in shared if {s.settings for s in a[doc]} != {s.settings for s in b[doc]}]
+    if settings:
+        values = [" ".join(side[settings[0]][0].settings) for side in (a, b)]
+        found.append(_line("generation settings", values[0], values[1], names))
+    known = {*prompts, *settings}
+    requests = [doc for doc in _differing(a, b, shared, "requests_hash") if doc not in known]
+    if requests:
+        found.append(
+            f"answer choices or continuations differ on {len(requests)} documents (ids {_ids(a, requests)})"
+        )
+    return found
+
+
+def _run_mismatches(a: ModelRun, b: ModelRun, names: tuple[str, str]) -> list[str]:
+    """What run.yaml says that lm-eval's files don't, where both have one."""
+    if a.run_config is None or b.run_config is None:
+        return []
+    found = [_line(key, a.run_config[key], b.run_config[key], names)
+             for key in _changed(a.run_config, b.run_config, ("seed", "limit"))]  # fmt: skip
+    left, right = _engine(a), _engine(b)
+    for key, label in (("truncation", "truncation policy"), ("add_bos_token", "add_bos_token")):
+        if left.get(key) != right.get(key):
+            found.append(_line(label, left.get(key), right.get(key), names))
+    return found
+
+
+def _cut_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str]) -> list[str]:
+    """Prompts that one model saw whole and the other cut, or cut to another length."""
+    cuts = [
+        {
+            str(event.get("doc_id")): event.get("after")
+            for event in model.audit
+            if event.get("kind") == "truncated" and event.get("task") == task
+        }
+        for model in (a, b)
+    ]
+    if cuts[0] == cuts[1]:
+        return []
+    parts = [
+        f"{len(cut)} documents of {name} (max_length {_shown(model.tasks[task].context.get('max_length'))})"
+        for cut, name, model in zip(cuts, names, (a, b), strict=True)
+    ]
+    return [f"prompts were cut differently: {', '.join(parts)}"]
+
+
+def _comparable(result: TaskResult) -> dict[str, Any]:
+    """The task's configuration without what names the model, flattened one level into its metadata."""
+    config = {
+        key: value for key, value in result.config.items() if key not in _OWN_LINE and value is not None
+    }
+    metadata = config.pop("metadata", None) or {}
+    arguments = result.settings.get("model_args")
+    if isinstance(arguments, str):
+        arguments = dict(part.partition("=")[::2] for part in arguments.split(","))
+    model_keys = _MODEL_KEYS | set(arguments or ())
+    for key, value in metadata.items() if isinstance(metadata, Mapping) else ():
+        if key not in model_keys and key != "version":
+            config[f"metadata.{key}"] = value
+    return {key: _canonical(value) for key, value in config.items()}
+
+
+def _canonical(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Text to compare by: key order and the memory address of a function don't count."""
+    return _ADDRESS.sub("", json.dumps(value, sort_keys=True, ensure_ascii=False, default=str))
+
+
+def _changed(a: Mapping[str, Any], b: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if key in a and key in b and _canonical(a[key]) != _canonical(b[key])]
+
+
+def _engine(model: ModelRun) -> dict[str, Any]:
+    engine = (model.run_config or {}).get("engine")
+    return dict(engine) if isinstance(engine, Mapping) else {}
+
+
+def _by_document(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    documents: dict[str, list[Sample]] = {}
+    for sample in samples:
+        documents.setdefault(sample.doc_hash, []).append(sample)
+    return documents
+
+
+def _differing(
+    a: Mapping[str, list[Sample]], b: Mapping[str, list[Sample]], shared: Iterable[str], field: str
+) -> list[str]:
+    def values(samples: list[Sample]) -> list[str]:
+        return sorted(getattr(sample, field) for sample in samples)
+
+    return [doc for doc in shared if values(a[doc]) != values(b[doc])]
+
+
+def _ids(side: Mapping[str, list[Sample]], documents: Sequence[str]) -> str:
+    shown = ", ".join(str(side[doc][0].doc_id) for doc in documents[:_SHOWN_IDS])
+    return shown + (", ..." if len(documents) > _SHOWN_IDS else "")
+
+
+def _line(what: str, a: object, b: object, names: tuple[str, str]) -> str:
+    return f"{what}: {_shown(a)} in {names[0]}, {_shown(b)} in {names[1]}"
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "none"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 120 else text[:117] + "..."

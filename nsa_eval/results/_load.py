@@ -1,0 +1,246 @@
+"""Finds the files of a run directory and puts the newest of each task together."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nsa_eval.errors import UserError
+from nsa_eval.results._samples import read_samples
+from nsa_eval.results._types import ModelRun, Run, Sample, TaskResult
+
+# lm-eval's date_id: an ISO time with ":" replaced. Before it stands "results" or, for --output_path x.json,
+# "x".
+_RESULTS = re.compile(r"^(?P<stem>.+)_(?P<date>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json$")
+# Characters that lm-eval replaces in a model's name to get the name of its folder.
+_UNSAFE = re.compile(r"[\"<>:/|\\?*\[\]]+")
+_CONTEXT = (
+    "chat_template_sha",
+    "system_instruction_sha",
+    "fewshot_as_multiturn",
+    "max_length",
+    "lm_eval_version",
+    "transformers_version",
+    "git_hash",
+    "task_hashes",
+    "tokenizer_bos_token",
+    "tokenizer_eos_token",
+    "total_evaluation_time_seconds",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _ResultsFile:
+    path: Path
+    date: str
+    content: dict[str, Any]
+
+
+def load_run(path: str | Path) -> Run:
+    """Reads a run directory, or one model of it.
+
+    Takes directories that nsa-eval wrote and ones that lm-eval wrote by itself (`--output_path DIR
+    --log_samples`). Of each task of each model the newest results file counts.
+
+    Args:
+        path: "DIR" for all models of a directory, "DIR:model" for one. DIR may also be one model's own
+            folder.
+
+    Raises:
+        UserError: Not a run directory, unknown model, missing or incomplete samples, or a damaged file.
+    """
+    directory, wanted = _split(str(path))
+    models: dict[str, ModelRun] = {}
+    folders = _model_folders(directory)
+    if not folders:
+        raise UserError(
+            f"{directory}: not a run directory: no results_*.json in it or in a folder of it. Expected what "
+            f"`nsa-eval run ... -o DIR` or lm-eval's `--output_path DIR --log_samples` writes."
+        )
+    home = (
+        directory.parent if directory in folders and (directory.parent / "run.yaml").is_file() else directory
+    )
+    config = _mapping(home / "run.yaml")
+    named = {_model_name(files, folder): folder for folder, files in folders.items()}
+    if wanted is not None and wanted not in named:
+        by_folder = {folder.name: name for name, folder in named.items()}
+        if wanted not in by_folder:
+            raise UserError(f"{directory}: no model {wanted!r} there. It has: {', '.join(sorted(named))}")
+        wanted = by_folder[wanted]
+    env, audit = _mapping(home / "env.json"), _audit(home / "audit.json")
+    configs = _model_configs(config)
+    # The order of the config is the order of every table; folders that it doesn't know come last, by name.
+    for name in sorted(
+        named, key=lambda name: (list(configs).index(name) if name in configs else len(configs), name)
+    ):
+        if wanted is None or name == wanted:
+            models[name] = ModelRun(
+                name=name,
+                directory=home,
+                tasks=_tasks(named[name], folders[named[name]]),
+                config=configs.get(name),
+                run_config=config,
+                env=env,
+                audit=[event for event in audit if event.get("model") in (name, None)],
+            )
+    return Run(directory=home, models=models, config=config, env=env)
+
+
+def _split(text: str) -> tuple[Path, str | None]:
+    """ "DIR" or "DIR:model"; a colon may stand in either, so the first split whose left side exists
+    counts."""
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path, None
+    for at, character in enumerate(text):
+        left = Path(text[:at]).expanduser()
+        if character == ":" and at > 0 and left.is_dir():
+            return left, text[at + 1 :]
+    if path.is_file():
+        raise UserError(f"{text}: a file, but a run directory was expected (DIR, or DIR:model)")
+    raise UserError(
+        f"{text}: no such directory. Expected a run directory (DIR), or DIR:model for one model of it."
+    )
+
+
+def _model_folders(directory: Path) -> dict[Path, list[_ResultsFile]]:
+    found: dict[Path, list[_ResultsFile]] = {}
+    try:
+        # Hidden folders hold what is still being written.
+        children = (child for child in directory.iterdir() if child.is_dir() and child.name[0] != ".")
+        folders = [directory, *sorted(children)]
+        for folder in folders:
+            files = sorted(_results_files(folder), key=lambda file: file.date)
+            if files:
+                found[folder] = files
+    except OSError as error:
+        raise UserError(f"{directory}: can't be read ({error})") from error
+    return found
+
+
+def _results_files(folder: Path) -> Iterator[_ResultsFile]:
+    for path in folder.iterdir():
+        match = _RESULTS.match(path.name)
+        if not match or not path.is_file():
+            continue
+        content = _json(path)
+        if isinstance(content, dict) and "results" in content and "configs" in content:
+            yield _ResultsFile(path, match["date"], content)
+        elif match["stem"] == "results":
+            raise UserError(f"{path}: not an lm-eval results file: it has no 'results' and 'configs'")
+
+
+def _model_name(files: list[_ResultsFile], folder: Path) -> str:
+    """The name the model was given; the folder's own name where that isn't recorded or belongs to another."""
+    name = files[-1].content.get("model_name")
+    return name if isinstance(name, str) and _UNSAFE.sub("__", name) == folder.name else folder.name
+
+
+def _tasks(folder: Path, files: list[_ResultsFile]) -> dict[str, TaskResult]:
+    newest = {task: file for file in files for task in file.content["configs"]}
+    tasks = {task: _task(task, folder, file) for task, file in sorted(newest.items())}
+    if not tasks:
+        raise UserError(f"{files[-1].path}: holds no tasks")
+    return tasks
+
+
+def _task(name: str, folder: Path, file: _ResultsFile) -> TaskResult:
+    content = file.content
+    samples_file = folder / f"samples_{name}_{file.date}.jsonl"
+    if not samples_file.is_file():
+        raise UserError(
+            f"{file.path}: the samples of task {name!r} are missing ({samples_file.name}). Documents can't "
+            "be paired without them: evaluate again with lm-eval's --log_samples, or with nsa-eval, which "
+            "always writes them."
+        )
+    filters = read_samples(samples_file)
+    expected = (content.get("n-samples", {}).get(name) or {}).get("effective")
+    for filter_name, samples in filters.items():
+        if isinstance(expected, int) and len(samples) < expected:
+            raise UserError(
+                f"{samples_file}: incomplete: {len(samples)} samples (filter {filter_name!r}), but "
+                f"{file.path.name} was made from {expected}. Evaluate again."
+            )
+    if not filters:
+        raise UserError(f"{samples_file}: empty, no samples in it. Evaluate again.")
+    version = content.get("versions", {}).get(name)
+    return TaskResult(
+        name=name,
+        filters={key: _ordered(samples) for key, samples in sorted(filters.items())},
+        config=dict(content["configs"][name]),
+        version=None if version is None else str(version),
+        num_fewshot=content.get("n-shot", {}).get(name),
+        higher_is_better=dict(content.get("higher_is_better", {}).get(name) or {}),
+        reported={
+            key: float(value)
+            for key, value in content["results"].get(name, {}).items()
+            if "," in key and isinstance(value, int | float) and not isinstance(value, bool)
+        },
+        settings=dict(content.get("config") or {}),
+        context={key: content[key] for key in _CONTEXT if content.get(key) is not None},
+        results_file=file.path,
+        samples_file=samples_file,
+    )
+
+
+def _ordered(samples: list[Sample]) -> tuple[Sample, ...]:
+    # Several ranks write their documents interleaved; ids that are text keep the file's order.
+    if all(isinstance(sample.doc_id, int) for sample in samples):
+        return tuple(sorted(samples, key=lambda sample: int(sample.doc_id)))
+    return tuple(samples)
+
+
+def _model_configs(config: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    models = (config or {}).get("models")
+    entries = (
+        [dict(model) for model in models if isinstance(model, Mapping)] if isinstance(models, list) else []
+    )
+    return {str(entry["name"]): entry for entry in entries if "name" in entry}
+
+
+def _json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: can't be read ({error})") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}: damaged, expected JSON ({error.msg} in line {error.lineno}). Evaluate again."
+        ) from error
+
+
+def _mapping(path: Path) -> dict[str, Any] | None:
+    """A YAML or JSON file that holds a mapping; None if there is no such file."""
+    if not path.is_file():
+        return None
+    if path.suffix == ".json":
+        content = _json(path)
+    else:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{path}: can't be read as YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping, got {type(content).__name__}")
+    return content
+
+
+def _audit(path: Path) -> list[dict[str, Any]]:
+    """The events of audit.json, each with its model's name: a list of events, or lists by model."""
+    if not path.is_file():
+        return []
+    content = _json(path)
+    if isinstance(content, list):
+        return [dict(event) for event in content if isinstance(event, dict)]
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a list of events, got {type(content).__name__}")
+    return [
+        {"model": model, **event}
+        for model, events in content.items()
+        for event in (events if isinstance(events, list) else [])
+        if isinstance(event, dict)
+    ]

@@ -1,0 +1,113 @@
+"""What a run directory holds, typed."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Sample(BaseModel):
+    """One document as one model answered it, under one filter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    doc_id: int | str
+    """lm-eval's index of the document within its split."""
+    doc_hash: str
+    """sha256 of the document: what makes two samples a pair."""
+    prompt_hash: str
+    """sha256 of the first request's prompt, chat template included."""
+    target_hash: str
+    """sha256 of the expected answer."""
+    requests_hash: str
+    """sha256 of everything sent: all prompts, continuations and generation settings of the document."""
+    settings: tuple[str, ...]
+    """The generation settings of the document's requests, as canonical JSON; empty for log-likelihoods."""
+    metrics: dict[str, float]
+    """Scores that are one number; a metric that is not (a list or pair, aggregated later) is left out."""
+    repeats: int = 1
+    """Replies that were asked for; the metrics are over all of them."""
+
+    length: int | None = None
+    """Context length of the document, in tokens, if the task has such a notion."""
+    depth: float | None = None
+    """Depth of the needle in percent."""
+    seed: int | None = None
+    """Seed that the document was made with."""
+    needle: str | None = None
+    answer: str | None = None
+
+    prompt_end: str = ""
+    """The last characters of the prompt."""
+    reply: str = ""
+    """The reply, or the choice that the model found likeliest."""
+    expected: tuple[str, ...] = ()
+    """Every answer that counts, or the one target."""
+
+
+class TaskResult(BaseModel):
+    """One task of one model: its samples under every filter, and how it was asked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    filters: dict[str, tuple[Sample, ...]]
+    """Samples by filter name ("none" where the task has no filters), in document order."""
+    config: dict[str, Any]
+    """lm-eval's dump of the task's configuration."""
+    version: str | None = None
+    num_fewshot: int | None = None
+    higher_is_better: dict[str, bool | None] = {}
+    """By metric name; a metric that the task doesn't say it for is missing or None."""
+    reported: dict[str, float] = {}
+    """The figures that lm-eval printed, by "metric,filter"."""
+    settings: dict[str, Any] = {}
+    """lm-eval's run settings of this task's results file: limit, seeds, gen_kwargs, batch size, device ..."""
+    context: dict[str, Any] = {}
+    """lm-eval's run facts: chat template hash, system instruction hash, max_length, versions, ..."""
+    results_file: Path
+    samples_file: Path
+
+    @property
+    def has_lengths(self) -> bool:
+        """Whether the task is a grid over context lengths, so that figures per length mean something.
+
+        A `length` field alone is not enough: LongBench gives every record its own word count.
+        """
+        samples = next(iter(self.filters.values()), ())
+        lengths = {sample.length for sample in samples}
+        if None in lengths or not samples:
+            return False
+        return all(sample.depth is not None for sample in samples) or 2 * len(lengths) <= len(samples)
+
+
+class ModelRun(BaseModel):
+    """One model's results in one run directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    directory: Path
+    """The run directory (the folder above the model's own, if it has one)."""
+    tasks: dict[str, TaskResult]
+    config: dict[str, Any] | None = None
+    """This model's entry in run.yaml, if nsa-eval wrote the directory."""
+    run_config: dict[str, Any] | None = None
+    """The whole of run.yaml."""
+    env: dict[str, Any] | None = None
+    """env.json: versions and machine."""
+    audit: list[dict[str, Any]] = []
+    """What was recorded about this model's requests: truncated prompts, doubled BOS and the like."""
+
+
+class Run(BaseModel):
+    """A run directory: its models, and what nsa-eval noted about the run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    directory: Path
+    models: dict[str, ModelRun]
+    config: dict[str, Any] | None = None
+    """run.yaml, or None for a directory that lm-eval wrote by itself."""
+    env: dict[str, Any] | None = None
+    """env.json, or None."""
