@@ -1,1 +1,83 @@
-"""Placeholder docstring."""
+"""nsa-eval: evaluate, compare and report long-context checkpoints, sparse (NSA) and dense.
+
+What the command line does, a notebook does with these functions:
+
+    run(config, output=...)          models x tasks of a config, compared and reported
+    needle(models, lengths=...)      a needle grid without a config
+    evaluate(models, tasks=...)      a list of tasks without a config
+    compare(runs, baseline=...)      models that answered the same documents
+    render_report(run)               the HTML report of a run's folder
+    load_config(path)                a checked config (nsa-eval validate)
+
+Everything is imported when it is first used, so that `nsa-eval --help` and a typing error answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nsa_eval.compare import compare as compare
+    from nsa_eval.config import RunConfig, load_config
+    from nsa_eval.errors import ConfigError, UserError
+    from nsa_eval.plan import make_plan
+    from nsa_eval.quick import evaluate, needle
+    from nsa_eval.report import render_report
+    from nsa_eval.results import load_run
+    from nsa_eval.runner import RunResult, run
+
+_HOMES = {
+    "ConfigError": "errors",
+    "RunConfig": "config",
+    "RunResult": "runner",
+    "UserError": "errors",
+    "compare": "compare",
+    "evaluate": "quick",
+    "load_config": "config",
+    "load_run": "results",
+    "make_plan": "plan",
+    "needle": "quick",
+    "render_report": "report",
+    "run": "runner",
+}
+
+__all__ = [
+    "ConfigError",
+    "RunConfig",
+    "RunResult",
+    "UserError",
+    "compare",
+    "evaluate",
+    "load_config",
+    "load_run",
+    "make_plan",
+    "needle",
+    "render_report",
+    "run",
+]
+
+
+class _Package(types.ModuleType):
+    """Keeps `nsa_eval.compare` the function: importing the folder of that name would put a module there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
+        if not (name in _HOMES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nsa_eval' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"nsa_eval.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""`python -m nsa_eval` is `nsa-eval`."""
+
+from nsa_eval.cli import main
+
+main()

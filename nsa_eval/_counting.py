@@ -1,0 +1,37 @@
+"""Tells the progress display about every response, with its size, as it passes the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from nsa_eval.progress import Progress
+from nsa_eval.store import Response, ResponseStore
+
+
+class CountingStore(ResponseStore):
+    """A view of an open store that counts tokens; closing the store itself is left to its owner."""
+
+    def __init__(self, store: ResponseStore, progress: Progress) -> None:
+        """Wrap `store`, which stays open elsewhere."""
+        self._inner, self._progress = store, progress
+        self.path = store.path
+
+    def get(self, key: str) -> Response | None:
+        """Look a response up; one that is there was paid for in an earlier run."""
+        response = self._inner.get(key)
+        if response is not None:
+            self._progress.skip(response.prompt_tokens + response.new_tokens)
+        return response
+
+    def put_many(self, responses: Mapping[str, Response] | Iterable[tuple[str, Response]]) -> None:
+        """Store responses, then count them."""
+        new = dict(responses)
+        self._inner.put_many(new)
+        self._progress.add(sum(r.prompt_tokens + r.new_tokens for r in new.values()))
+
+    def close(self) -> None:
+        """Leave the store open: the run's other models use it."""
+
+    def __len__(self) -> int:
+        """Responses stored."""
+        return len(self._inner)

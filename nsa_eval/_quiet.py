@@ -1,0 +1,93 @@
+"""Silence what libraries print while a run works, and keep the warnings that matter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+
+_TELLING = (
+    "num_fewshot has been set to 0",
+    "Metrics were not scored on the same number",
+    "No aggregation function defined",
+    "chat template is not applied",
+    "Could not save",
+)
+"""Parts of lm-eval's messages that say something about the scores; the rest is about its own workings."""
+
+
+class Collected(logging.Handler):
+    """Keeps the telling messages, each once.
+
+    Attributes:
+        messages: What was said, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(level=logging.INFO)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message if it says something about the scores."""
+        text = " ".join(record.getMessage().split())
+        telling = record.levelno >= logging.ERROR or any(part in text for part in _TELLING)
+        if telling and text not in self.messages:
+            self.messages.append(text)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[Collected]:
+    """Silence lm-eval, transformers, datasets and their progress bars.
+
+    Set LMEVAL_LOG_LEVEL to hear everything, as with lm-eval itself.
+
+    Yields:
+        What lm-eval said that matters for the scores.
+    """
+    collected = Collected()
+    if os.environ.get("LMEVAL_LOG_LEVEL"):
+        yield collected
+        return
+    import datasets
+    from transformers.utils import logging as hf_logging
+
+    logger = logging.getLogger("lm_eval")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    hf_before = hf_logging.get_verbosity()
+    bars = datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers[:] = [collected]
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings(), _no_bars():
+            warnings.simplefilter("ignore", category=DeprecationWarning)
+            warnings.simplefilter("ignore", category=FutureWarning)
+            yield collected
+    finally:
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+        logger.handlers[:] = before[2]
+        hf_logging.set_verbosity(hf_before)
+        hf_logging.enable_progress_bar()
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Stop the tqdm bar that lm-eval draws over each task while it builds the prompts; it has no switch."""
+    import functools
+
+    import lm_eval.api.task as tasks
+
+    original = tasks.tqdm
+    tasks.tqdm = functools.partial(original, disable=True)
+    try:
+        yield
+    finally:
+        tasks.tqdm = original

@@ -1,0 +1,136 @@
+"""What there is to run: bundled configs, models and tasks, found without importing torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+from nsa_eval._suggest import did_you_mean
+from nsa_eval.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogEntry:
+    """One line of `nsa-eval ls`."""
+
+    name: str
+    """What to write in a config or on the command line."""
+    kind: str
+    """Its family: attention of a model, protocol of a task, ..."""
+    description: str
+    """One line."""
+    path: Path | None = None
+    """Where it lies, if it is a file or folder."""
+
+
+def configs_dir() -> Path:
+    """The folder of bundled configs: inside an installed wheel, or `configs/` of a checkout."""
+    inside = Path(str(resources.files("nsa_eval"))) / "configs"
+    return inside if inside.is_dir() else Path(__file__).resolve().parent.parent / "configs"
+
+
+def list_configs() -> list[CatalogEntry]:
+    """The bundled configs, each with the first comment line that isn't a command."""
+    entries = []
+    for path in sorted(configs_dir().glob("*.yaml")):
+        lines = [
+            line.lstrip("# ").rstrip()
+            for line in path.read_text(encoding="utf-8").splitlines()[:12]
+            if line.startswith("#")
+        ]
+        title = next((line for line in lines if line and not line.startswith("nsa-eval ")), "")
+        entries.append(CatalogEntry(name=path.stem, kind="config", description=title, path=path))
+    return entries
+
+
+def find_config(name: str | os.PathLike[str]) -> Path:
+    """Find a config by path or bundled name.
+
+    Args:
+        name: A path, or a name that `nsa-eval ls configs` shows, with or without `configs/` and `.yaml`.
+
+    Raises:
+        UserError: Neither.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if (path / "run.yaml").is_file():
+            return path / "run.yaml"
+        raise UserError(f"{name}: a folder without a run.yaml; name a config file")
+    bundled = {entry.name: entry.path for entry in list_configs()}
+    found = (
+        bundled.get(path.stem)
+        if path.parent in {Path(), Path("configs")} and path.suffix in {"", ".yaml"}
+        else None
+    )
+    if found is not None:
+        return found
+    raise UserError(f"{name}: no such config file or bundled config{did_you_mean(path.stem, bundled)}")
+
+
+def list_models() -> list[CatalogEntry]:
+    """The bundled checkpoints."""
+    import nsa_models
+
+    return [
+        CatalogEntry(
+            name=f"zoo:{entry.name}",
+            kind=f"{entry.attention}, {entry.parameters / 1e6:.1f}M parameters",
+            description=entry.description,
+            path=Path(entry.path),
+        )
+        for entry in nsa_models.zoo()
+    ]
+
+
+def list_tasks() -> list[CatalogEntry]:
+    """The project's own tasks (lm-eval's come on top: see `lm_eval_tasks`)."""
+    from nsa_tasks import list_tasks as own_tasks
+
+    return [
+        CatalogEntry(
+            name=info.name, kind=f"{info.family}, protocol {info.protocol}", description=info.description
+        )
+        for info in own_tasks()
+    ]
+
+
+_TASK_LINE = re.compile(
+    rb"""^["']?(?:task|group|tag)["']?:[ \t]*(?P<one>[^\s#\[][^\s#]*|\[[^\]]*\])
+    |^[ ]*-[ ]+(?P<item>[^\s#:]+)[ \t]*(?:\#.*)?$""",
+    re.MULTILINE | re.VERBOSE,
+)
+
+
+@lru_cache(maxsize=8)
+def _names_in(folder: str) -> frozenset[str]:
+    names: set[str] = set()
+    for root, _, files in os.walk(folder):
+        for file in files:
+            if file.endswith(".yaml"):
+                for match in _TASK_LINE.finditer(Path(root, file).read_bytes()):
+                    text = (match["one"] or match["item"]).decode("utf-8", "replace")
+                    names.update(part.strip(" \"'") for part in text.strip("[]").split(","))
+    return frozenset(names - {""})
+
+
+def lm_eval_tasks(include_path: Iterable[str] = ()) -> frozenset[str]:
+    """Names of lm-eval's tasks, groups and tags.
+
+    lm-eval's own index parses 14,000 YAML files in 7 seconds; this reads their `task:`, `group:` and `tag:`
+    lines in half a second. It may know a word too many (an entry of some other list), never a task too few.
+
+    Args:
+        include_path: More folders with task YAML files.
+    """
+    spec = importlib.util.find_spec("lm_eval")
+    folders = [str(Path(spec.origin).parent / "tasks")] if spec and spec.origin else []
+    return frozenset().union(*(_names_in(folder) for folder in [*folders, *include_path]))

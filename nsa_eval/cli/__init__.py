@@ -1,0 +1,5 @@
+"""The command line: `nsa-eval run | eval | needle | compare | report | ls | validate`."""
+
+from nsa_eval.cli._main import main
+
+__all__ = ["main"]

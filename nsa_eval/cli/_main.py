@@ -1,0 +1,50 @@
+"""Entry point, and the order in which a command line's lists are read.
+
+Exit codes: 0 done, 1 an error of the program itself, 2 an error of the user (config, path, option,
+checkpoint), 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+# lm-eval writes these as lists separated by blanks, we read them separated by commas: `--tasks a b` is
+# `--tasks a,b`.
+_LISTS = {"--tasks", "-t", "--model_args", "-a", "--gen_kwargs"}
+_OPTIONAL_VALUE = {"--apply_chat_template": "true"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit.
+
+    Args:
+        arguments: The command line without the program's name. Default: this process's.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from nsa_eval.cli._app import app
+
+    app(args=as_lm_eval(sys.argv[1:] if arguments is None else arguments), prog_name="nsa-eval")
+
+
+def as_lm_eval(arguments: Sequence[str]) -> list[str]:
+    """Read `eval`'s flags as lm-eval does: lists with blanks, a chat template with or without a name."""
+    if not arguments or arguments[0] != "eval":
+        return list(arguments)
+    read: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word in _LISTS and rest and not rest[0].startswith("-"):
+            values = []
+            while rest and not rest[0].startswith("-"):
+                values.append(rest.pop(0).strip(","))
+            read += [word, ",".join(values)]
+        elif word in _OPTIONAL_VALUE:
+            given = rest.pop(0) if rest and not rest[0].startswith("-") else _OPTIONAL_VALUE[word]
+            read += [word, given]
+        else:
+            read.append(word)
+    return read

@@ -1,0 +1,85 @@
+"""What commands print: plans, tables, results."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from nsa_eval.catalog import CatalogEntry
+    from nsa_eval.compare import Comparison
+    from nsa_eval.plan import Plan
+    from nsa_eval.runner import RunResult
+
+
+def print_entries(entries: Sequence[CatalogEntry]) -> None:
+    """A table in a terminal, tab-separated lines in a pipe."""
+    if not sys.stdout.isatty():
+        for entry in entries:
+            typer.echo(f"{entry.name}\t{entry.kind}\t{entry.description}")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    table.add_column()
+    for entry in entries:
+        table.add_row(entry.name, entry.kind, entry.description)
+    Console(highlight=False).print(table, markup=False)
+
+
+def show_plan(plan: Plan) -> None:
+    """The jobs of a dry run, with samples and tokens."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_footer=True)
+    table.add_column("job", "total", no_wrap=True)
+    table.add_column("model")
+    table.add_column("task")
+    table.add_column("samples", f"{plan.samples:,}", justify="right")
+    table.add_column("tokens", f"{plan.tokens:,}", justify="right")
+    for job in plan.jobs:
+        known = (f"{job.samples:,}", f"{job.tokens:,}") if job.samples is not None else ("?", "?")
+        table.add_row(job.id, job.model.path, job.task.label, *known)
+    _console().print(table)
+    if not plan.complete:
+        typer.echo("?: one of lm-eval's own tasks, whose size isn't known until its data is loaded")
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The comparison as a table for a terminal."""
+    from nsa_eval.compare import to_table
+
+    _console().print(to_table(comparison))
+
+
+def show_result(result: RunResult, *, quiet: bool) -> None:
+    """The end of a run: the comparison or the scores, what was recorded, and where the report is."""
+    if not quiet:
+        if result.comparison is not None:
+            print_comparison(result.comparison)
+        else:
+            _print_scores(result)
+        for note in result.notes:
+            typer.echo(note)
+    typer.echo(f"report: {result.report}" if result.report else f"results: {result.output}")
+
+
+def _print_scores(result: RunResult) -> None:
+    """A table of one model's scores, or of models that can't be compared."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("model", "task", "metric"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("score", justify="right")
+    table.add_column("samples", justify="right")
+    for model in result.models:
+        for score in model.scores:
+            table.add_row(model.name, score.task, score.metric, f"{score.value:.4f}", str(score.samples))
+    _console().print(table)
+
+
+def _console() -> Console:
+    """A console that doesn't cut cells when there is no terminal to fit them in."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)

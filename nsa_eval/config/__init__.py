@@ -1,0 +1,28 @@
+"""The config of a run: strict, read from YAML with line numbers."""
+
+from nsa_eval.config._types import parse_length
+from nsa_eval.config.load import ConfigLike, dump_yaml, load_config, to_plain
+from nsa_eval.config.schema import (
+    CompareSpec,
+    EngineSpec,
+    ModelSpec,
+    ReportSpec,
+    RunConfig,
+    TaskSpec,
+    section_keys,
+)
+
+__all__ = [
+    "CompareSpec",
+    "ConfigLike",
+    "EngineSpec",
+    "ModelSpec",
+    "ReportSpec",
+    "RunConfig",
+    "TaskSpec",
+    "dump_yaml",
+    "load_config",
+    "parse_length",
+    "section_keys",
+    "to_plain",
+]

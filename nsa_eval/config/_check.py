@@ -1,0 +1,114 @@
+"""Checks of a config that need to know what exists: tasks, models, folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from nsa_eval._suggest import did_you_mean
+from nsa_eval.catalog import list_models, lm_eval_tasks
+from nsa_eval.config._source import Source
+from nsa_eval.config._yaml import Path_
+from nsa_eval.config.schema import ModelSpec, RunConfig, TaskSpec
+from nsa_eval.errors import ConfigError
+
+Problem = tuple[Path_, str]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def check(config: RunConfig, source: Source) -> None:
+    """Check names, folders and task parameters.
+
+    Raises:
+        ConfigError: One line per mistake.
+    """
+    problems: list[Problem] = []
+    problems += _repeated([m.name for m in config.models], "models", "name")
+    problems += _repeated([t.label for t in config.tasks], "tasks", "alias")
+    for i, model in enumerate(config.models):
+        problems += [((*("models", i), *path), text) for path, text in _check_model(model)]
+    for i, task in enumerate(config.tasks):
+        problems += [((*("tasks", i), *path), text) for path, text in _check_task(task, config)]
+    for i, folder in enumerate(config.include_path):
+        if not Path(folder).expanduser().is_dir():
+            problems.append((("include_path", i), f"no such folder: {folder}"))
+    names = [m.name for m in config.models]
+    if config.compare.baseline is not None and config.compare.baseline not in names:
+        text = f"no model is named {config.compare.baseline!r}{did_you_mean(config.compare.baseline, names)}"
+        problems.append((("compare", "baseline"), text))
+    if problems:
+        raise ConfigError([source.message(path, text) for path, text in problems])
+
+
+def _repeated(names: list[str], section: str, key: str) -> Iterator[Problem]:
+    """Two of one name would write over each other's files; case counts for nothing on some file systems."""
+    seen: dict[str, int] = {}
+    for i, name in enumerate(names):
+        first = seen.setdefault(name.casefold(), i)
+        if first != i:
+            yield (section, i), f"{name!r} is {section}[{first}] already: give one of them another {key}"
+
+
+def _check_model(model: ModelSpec) -> Iterator[Problem]:
+    path = model.path
+    if path.startswith("zoo:"):
+        names = [entry.name for entry in list_models()]
+        if path not in names:
+            yield ("path",), f"no bundled checkpoint {path!r}{did_you_mean(path, names)}"
+        return
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            yield ("path",), f"{path} has no config.json: name the folder that save_pretrained wrote"
+    elif folder.is_file():
+        yield ("path",), f"{path} is a file: name the folder that holds config.json and the safetensors files"
+    elif not _HUB_ID.fullmatch(path):
+        yield ("path",), f"no such folder: {path}"
+
+
+def _check_task(task: TaskSpec, config: RunConfig) -> Iterator[Problem]:
+    from nsa_tasks import TaskParameterError, estimate, list_tasks
+
+    own = {info.name: info for info in list_tasks()}
+    if task.task not in own:
+        yield from _check_lm_eval_task(task, config, list(own))
+        return
+    known = [parameter.name for parameter in own[task.task].parameters]
+    common = [name for name in TaskSpec.model_fields if name != "task"]
+    unknown = [key for key in task.params if key not in known]
+    for key in unknown:
+        yield (key,), f"unknown key{did_you_mean(key, [*known, *common])}"
+    if task.num_fewshot:
+        yield ("num_fewshot",), f"{task.task} has no solved examples to show: leave num_fewshot out"
+    if not unknown:
+        try:
+            estimate(task.task, task.params)
+        except TaskParameterError as error:
+            # "needle_single: depths = 0: expected ..." stands at the key that it names.
+            text = str(error).removeprefix(f"{task.task}: ")
+            match = re.match(r"(\w+) = .*?: ", text)
+            if match and match[1] in task.params:
+                yield (match[1],), f"{text[match.end() :]}, got {task.params[match[1]]!r}"
+            else:
+                yield (), text
+
+
+def _check_lm_eval_task(task: TaskSpec, config: RunConfig, own: list[str]) -> Iterator[Problem]:
+    folders = [folder for folder in config.include_path if Path(folder).expanduser().is_dir()]
+    theirs = lm_eval_tasks([str(Path(folder).expanduser()) for folder in folders])
+    if task.task not in theirs:
+        near = did_you_mean(task.task, own)
+        if not near.startswith("; did you mean"):
+            near = did_you_mean(task.task, theirs) or near
+        yield ("task",), f"no task is named {task.task!r}{near} (nsa-eval ls tasks lists them)"
+        return
+    for key in task.params:
+        common = [name for name in TaskSpec.model_fields if name != "task"]
+        yield (
+            (key,),
+            f"{task.task} is one of lm-eval's tasks, which take {', '.join(common)} only"
+            f"{did_you_mean(key, common)}",
+        )
+    if task.alias is not None:
+        yield ("alias",), f"{task.task} is one of lm-eval's tasks, which keep their names: leave alias out"

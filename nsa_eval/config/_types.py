@@ -1,0 +1,98 @@
+"""The scalar types of a config: lengths, limits, batch sizes, seeds, names.
+
+Each is read by a validator that says what it was given and what it takes, instead of a union whose error
+message would list every branch.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+_LENGTH = re.compile(r"([0-9]+)\s*([kKmM]?)")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_DEFAULT_SEEDS = (0, 1234, 1234, 1234)
+"""lm-eval's own defaults for its python, numpy, torch and few-shot seeds."""
+
+
+def parse_length(value: object) -> int:
+    """Read a length in tokens: `512`, `"1k"` (1024) or `"1m"` (1,048,576).
+
+    Args:
+        value: What the config or command line gave.
+
+    Returns:
+        Tokens, at least 1.
+
+    Raises:
+        ValueError: Neither a whole number above 0 nor one with a k or m behind it.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    if isinstance(value, str) and (match := _LENGTH.fullmatch(value.strip())):
+        tokens = int(match[1]) * {"": 1, "k": 1024, "m": 1024 * 1024}[match[2].lower()]
+        if tokens > 0:
+            return tokens
+    raise ValueError(f"expected a length in tokens such as 512 or 4k (= 4096), got {value!r}")
+
+
+def _name(value: object) -> str:
+    if isinstance(value, str) and len(value) <= 80 and _NAME.fullmatch(value):
+        return value
+    raise ValueError(
+        f"expected a name of letters, digits, '.', '_' and '-' (it becomes part of file names), got {value!r}"
+    )
+
+
+def _limit(value: object) -> int | float:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if isinstance(value, float) and (0 < value < 1 or (value >= 1 and value.is_integer())):
+        return value if value < 1 else int(value)
+    raise ValueError(
+        f"expected a number of samples (1, 2, ...) or a fraction of them between 0 and 1, got {value!r}"
+    )
+
+
+def _batch_size(value: object) -> Any:  # noqa: ANN401  (int | "auto")
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"expected auto or a number of rows (1, 2, ...), got {value!r}")
+
+
+def _chat_template(value: object) -> bool | str:
+    if isinstance(value, bool) or (isinstance(value, str) and value):
+        return value
+    raise ValueError(f"expected true, false or the name of one of the tokenizer's templates, got {value!r}")
+
+
+def _seeds(value: object) -> Any:  # noqa: ANN401  (tuple of four)
+    def is_seed(v: object) -> bool:
+        return isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**32
+
+    if value is None:
+        return _DEFAULT_SEEDS
+    if is_seed(value):
+        return (value,) * 4
+    if isinstance(value, list | tuple) and len(value) == 4 and all(v is None or is_seed(v) for v in value):
+        return tuple(value)
+    raise ValueError(
+        "expected a whole number from 0 to 4294967295, or four of them [python, numpy, torch, few-shot] "
+        f"(null leaves one unset), got {value!r}"
+    )
+
+
+Length = Annotated[int, BeforeValidator(parse_length)]
+"""Tokens: a whole number, or text such as 4k."""
+Name = Annotated[str, BeforeValidator(_name)]
+"""A name that may become part of a file name."""
+Limit = Annotated[int | float, BeforeValidator(_limit)]
+"""Samples of a task: a count, or a fraction below 1 (as in lm-eval)."""
+BatchSize = Annotated[Any, BeforeValidator(_batch_size)]
+"""Rows: a whole number, or `auto`."""
+ChatTemplate = Annotated[bool | str, BeforeValidator(_chat_template)]
+"""Whether to apply the tokenizer's chat template, or the name of one of several."""
+Seeds = Annotated[tuple[int | None, int | None, int | None, int | None], BeforeValidator(_seeds)]
+"""Seeds of python, numpy, torch and the few-shot sampler."""

@@ -1,0 +1,152 @@
+"""YAML with the line of every key, and without YAML 1.1's traps.
+
+PyYAML reads `no` as False, `010` as 8, `1:30` as 90, `1e-3` as a string, and lets the last of two equal
+keys win. A config that is silently misread wastes hours of GPU time, so this loader keeps to YAML 1.2's
+core rules (https://yaml.org/spec/1.2.2/#103-core-schema), refuses duplicate keys, and remembers where each
+value was written.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+Path_ = tuple[str | int, ...]
+"""A place in a config: `("tasks", 0, "lengths")` is tasks[0].lengths."""
+
+
+class YamlError(ValueError):
+    """The text isn't YAML that a config may hold.
+
+    Args:
+        message: What is wrong and what to do.
+        line: Line of the text, from 1.
+        path: The key it stands at, () when unknown.
+    """
+
+    def __init__(self, message: str, line: int, path: Path_ = ()) -> None:
+        self.message, self.line, self.path = message, line, path
+        super().__init__(message)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the resolvers of YAML 1.2's core schema instead of YAML 1.1's."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's own form)
+
+
+_RESOLVERS = (
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    # No leading zeros: 010 is 8 in YAML 1.1 and 10 in 1.2, so it is neither here.
+    ("tag:yaml.org,2002:int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("tag:yaml.org,2002:merge", r"<<", "<"),
+)
+for _tag, _pattern, _first in _RESOLVERS:
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "map", "null", "seq", "str")}
+
+
+def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    """Read `1e-3` and `.inf` (PyYAML's own constructor knows sexagesimal numbers too)."""
+    text = str(loader.construct_scalar(node)).lower().replace(".inf", "inf").replace(".nan", "nan")
+    return float(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+
+
+def parse_yaml(text: str) -> tuple[Any, dict[Path_, int]]:
+    """Read one YAML document.
+
+    Args:
+        text: The document.
+
+    Returns:
+        The data (dicts with string keys, lists, scalars) and the line, from 1, of every key and list entry.
+
+    Raises:
+        YamlError: Not YAML, two documents, a key given twice, a key that isn't text, or a tag such as
+            `!!python`.
+
+    Example:
+        >>> parse_yaml("name: demo")
+        ({'name': 'demo'}, {(): 1, ('name',): 1})
+    """
+    lines: dict[Path_, int] = {}
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, {(): 1}
+        lines[()] = node.start_mark.line + 1
+        return _build(loader, node, (), lines, frozenset()), lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        problem = error.problem or "cannot be read"
+        if problem.startswith("found character '\\t'"):
+            problem = "a tab at the start of a word: YAML indents with spaces"
+        raise YamlError(f"not valid YAML: {problem}", line) from None
+    except yaml.YAMLError as error:  # a control character, say: no mark
+        raise YamlError(f"not valid YAML: {str(error).splitlines()[0]}", 1) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _build(
+    loader: _Loader, node: yaml.Node, path: Path_, lines: dict[Path_, int], inside: frozenset[int]
+) -> Any:  # noqa: ANN401  (any YAML value)
+    """Turn a node into data, noting lines; `inside` holds the nodes around it, which no alias may name."""
+    if id(node) in inside:
+        raise YamlError("an alias that holds itself", node.start_mark.line + 1, path)
+    inside |= {id(node)}
+    if node.tag not in _TAGS:
+        line = node.start_mark.line + 1
+        raise YamlError(f"the tag {node.tag} isn't allowed in a config: write a plain value", line, path)
+    if isinstance(node, yaml.SequenceNode):
+        for i, child in enumerate(node.value):
+            lines[(*path, i)] = child.start_mark.line + 1
+        return [_build(loader, child, (*path, i), lines, inside) for i, child in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        return _build_mapping(loader, node, path, lines, inside)
+    return loader.construct_object(node)
+
+
+def _build_mapping(
+    loader: _Loader, node: yaml.MappingNode, path: Path_, lines: dict[Path_, int], inside: frozenset[int]
+) -> dict[str, Any]:
+    own: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
+    merges = [pair for pair in node.value if pair[0].tag == "tag:yaml.org,2002:merge"]
+    for key_node, value_node in merges:  # before our own keys, whose lines then stand
+        sources = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+        for source in sources:
+            values = _build(loader, source, path, lines, inside)
+            if not isinstance(values, dict):
+                raise YamlError("<< merges mappings only", key_node.start_mark.line + 1, path)
+            merged = {**values, **merged}  # the first of several sources wins
+    for key_node, value_node in (pair for pair in node.value if pair not in merges):
+        line = key_node.start_mark.line + 1
+        key = loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+        if not isinstance(key, str):
+            shown = getattr(key_node, "value", key)
+            raise YamlError(f"keys are words; put quotes round {shown!r} if it is one", line, path)
+        if key in own:
+            raise YamlError(
+                f"given twice (first on line {lines[(*path, key)]}): keep one", line, (*path, key)
+            )
+        lines[(*path, key)] = line
+        own[key] = _build(loader, value_node, (*path, key), lines, inside)
+    return {**merged, **own}

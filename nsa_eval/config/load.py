@@ -1,0 +1,123 @@
+"""Read a run's config: a YAML file, a bundled name, or a dict made in Python."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from nsa_eval.catalog import find_config
+from nsa_eval.config._check import check
+from nsa_eval.config._explain import explain
+from nsa_eval.config._overrides import apply_override
+from nsa_eval.config._source import Source
+from nsa_eval.config._yaml import YamlError, parse_yaml
+from nsa_eval.config.schema import RunConfig, default_model_name
+from nsa_eval.errors import ConfigError, UserError
+
+ConfigLike = str | os.PathLike[str] | Mapping[str, Any] | RunConfig
+"""What `run` takes: a path or bundled name, a dict of the same keys, or a RunConfig."""
+
+
+def load_config(config: ConfigLike, overrides: Iterable[str] = (), *, check_names: bool = True) -> RunConfig:
+    """Read and check a config; no weights, tokenizer or network are touched.
+
+    Args:
+        config: Path of a YAML file, name of a bundled config (`quickstart`), a dict, or a RunConfig.
+        overrides: `key=value` settings that win over the config, as with `--set`.
+        check_names: Also check that its tasks, checkpoints and folders exist.
+
+    Returns:
+        The config with every default filled in.
+
+    Raises:
+        ConfigError: What is wrong with it, one line per mistake, each with file and line.
+        UserError: No such file.
+
+    Example:
+        >>> load_config("quickstart", overrides=["limit=2"]).limit
+        2
+    """
+    data, source = _read(config)
+    for override in overrides:
+        apply_override(data, override, source)
+    try:
+        resolved = RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(explain(error, source)) from None
+    if check_names:
+        check(resolved, source)
+    return resolved
+
+
+def _read(config: ConfigLike) -> tuple[dict[str, Any], Source]:
+    if isinstance(config, RunConfig):
+        return to_plain(config), Source("config")
+    if isinstance(config, Mapping):
+        return {"name": "run", **copy.deepcopy(dict(config))}, Source("config")
+    path = find_config(config)
+    source = Source(_short(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source.label}: not a UTF-8 text file (byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{source.label}: cannot be read: {error.strerror}") from None
+    try:
+        data, source.lines = parse_yaml(text)
+    except YamlError as error:
+        source.lines = {error.path: error.line}
+        raise ConfigError([source.message(error.path, error.message)]) from None
+    if data is None:
+        raise ConfigError([f"{source.label}: the file is empty: a config needs models and tasks"])
+    if not isinstance(data, dict):
+        raise ConfigError(
+            [f"{source.label}:1: expected keys such as models: and tasks:, got {type(data).__name__}"]
+        )
+    data.setdefault("name", default_model_name(path.stem))
+    return data, source
+
+
+def _short(path: Path) -> str:
+    """The path as people would type it: relative to the current folder when it lies below."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)
+
+
+def to_plain(config: RunConfig) -> dict[str, Any]:
+    """The config as plain data with every default written out, as in run.yaml."""
+    data: dict[str, Any] = config.model_dump(mode="json")
+    for task in data["tasks"]:
+        for key in [k for k in TASK_DEFAULTS if task.get(k) is None]:
+            task.pop(key)
+    return data
+
+
+TASK_DEFAULTS = ("alias", "num_fewshot", "limit", "gen_kwargs")
+"""Keys of a task that are left out of run.yaml when they aren't set: most tasks set none of them."""
+
+
+def dump_yaml(config: RunConfig, *, header: str = "") -> str:
+    """Write a config as YAML that `load_config` reads back as the same config.
+
+    Args:
+        config: The config.
+        header: Comment lines to open with, without `#`.
+    """
+    comment = "".join(f"# {line}\n" for line in header.splitlines())
+    body: str = yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return comment + body
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that any YAML version would read as something else; no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ANN401  (PyYAML's own signature)
+        return True

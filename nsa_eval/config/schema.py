@@ -1,0 +1,168 @@
+"""The keys of a run's config, one class per section.
+
+Everything is strict: a key that isn't here is an error, and so is text where a number belongs. The
+docstring under each field says what it means, in which unit, and what happens when it is left out; the
+documentation is made from them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nsa_eval.config._types import BatchSize, ChatTemplate, Length, Limit, Name, Seeds, parse_length
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSpec(_Section):
+    """One checkpoint to evaluate."""
+
+    name: Name
+    """Its name in tables, folders and `--set models.NAME.key=`. Default: the last part of `path`."""
+    path: str = Field(min_length=1)
+    """`zoo:NAME` for a bundled checkpoint, a folder with config.json and safetensors, or a hub id."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format of the weights in memory. `auto`: the checkpoint's own on a GPU, float32 on a CPU."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, ... `auto`: a GPU when there is one."""
+    backend: Literal["auto", "reference", "torch", "triton"] = "auto"
+    """Which NSA kernels to use; other models ignore it."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id. Default: its main branch."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the checkpoint. Off: only architectures that are installed load."""
+    chat_template: ChatTemplate = False
+    """Put prompts through the tokenizer's chat template; a name picks one of several."""
+    system_instruction: str | None = None
+    """Text put before every prompt (in the system turn, with a chat template). Default: none."""
+    max_length: Length | None = None
+    """Longest prompt plus reply, in tokens. Default: what the checkpoint's config says."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, data: Any) -> Any:  # noqa: ANN401  (raw input)
+        if isinstance(data, dict) and "name" not in data:
+            return {"name": default_model_name(str(data.get("path", ""))), **data}
+        return data
+
+
+class TaskSpec(_Section):
+    """One task with its parameters. Keys that aren't listed here are the task's own parameters."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    task: str = Field(min_length=1)
+    """Name of the task: `nsa-eval ls tasks` lists them; lm-eval's own tasks, groups and tags work too."""
+    alias: Name | None = None
+    """Name in tables and file names. Default: the task's name. Needed where a task is used twice."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Solved examples before each question. Default: what the task says. The needle tasks have none."""
+    limit: Limit | None = None
+    """Only the first samples: a count, or a fraction below 1. Default: the run's `limit`."""
+    gen_kwargs: dict[str, Any] | None = None
+    """Generation settings that replace the task's, such as {temperature: 0.7}. Default: the task's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_lengths(cls, data: Any) -> Any:  # noqa: ANN401  (raw input)
+        """Write `lengths` as tokens, so that 1k and 1024 are one run; the task itself judges odd values."""
+        if isinstance(data, dict) and "lengths" in data:
+            return {**data, "lengths": _tokens(data["lengths"])}
+        return data
+
+    @property
+    def label(self) -> str:
+        """The name in tables and file names."""
+        return self.alias or self.task
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The task's own parameters, as given."""
+        return dict(self.model_extra or {})
+
+
+class EngineSpec(_Section):
+    """How requests are run. None of these changes a score, but for `truncation` and `add_bos_token`."""
+
+    batch_size: BatchSize = "auto"
+    """Rows that run together. `auto`: as many as memory allows."""
+    truncation: Literal["error", "left", "middle"] = "error"
+    """What becomes of a prompt over the model's length: stop with an error, or cut its start (`left`) or its
+    middle. Every cut is written to audit.json and shown."""
+    prefill_chunk: int = Field(default=8192, ge=1)
+    """Tokens of a prompt that are run at once. Smaller needs less memory."""
+    share_prefixes: bool = True
+    """Compute the common start of several prompts once."""
+    add_bos_token: bool | None = None
+    """Put the beginning-of-sequence token before prompts. Default: as the tokenizer does."""
+
+
+class CompareSpec(_Section):
+    """The comparison at the end of a run with two or more models."""
+
+    baseline: str | None = None
+    """Name of the model that the others are compared with. Default: the first one."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Coverage of the intervals, between 0 and 1."""
+    resamples: int = Field(default=10_000, ge=100, le=10_000_000)
+    """Resamples of the paired bootstrap."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the bootstrap."""
+
+
+class ReportSpec(_Section):
+    """The HTML report at the end of a run."""
+
+    title: str | None = None
+    """Heading of the page. Default: the run's name."""
+
+
+class RunConfig(_Section):
+    """A whole run: models x tasks."""
+
+    name: Name
+    """Name of the run; results go to runs/NAME unless -o says otherwise. Default: the config's file name."""
+    models: list[ModelSpec] = Field(min_length=1)
+    """The checkpoints."""
+    tasks: list[TaskSpec] = Field(min_length=1)
+    """The tasks, each run on every model."""
+    engine: EngineSpec = EngineSpec()
+    """How requests are run."""
+    compare: CompareSpec = CompareSpec()
+    """The comparison of the models."""
+    report: ReportSpec = ReportSpec()
+    """The HTML report."""
+    seed: Seeds = (0, 1234, 1234, 1234)
+    """Seed of everything random; also the default `seed` of the project's own tasks. A list of four sets
+    python's, numpy's, torch's and the few-shot sampler's, as in lm-eval. Default: lm-eval's 0, 1234, 1234,
+    1234."""
+    limit: Limit | None = None
+    """Only the first samples of each task, for a trial: a count, or a fraction below 1. Default: all."""
+    include_path: list[str] = []
+    """Folders with more lm-eval task YAML files."""
+
+
+def default_model_name(path: str) -> str:
+    """Name a checkpoint by the last part of its path: `zoo:twin-nsa-v0` is twin-nsa-v0."""
+    last = re.split(r"[/\\:]", path.rstrip("/\\"))[-1]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._") or "model"
+
+
+def section_keys(section: type[BaseModel]) -> Mapping[str, str]:
+    """The keys of a section and what each means (its docstring, on one line)."""
+    return {name: " ".join((info.description or "").split()) for name, info in section.model_fields.items()}
+
+
+def _tokens(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return [_tokens(v) for v in value]
+    try:
+        return parse_length(value)
+    except ValueError:
+        return value

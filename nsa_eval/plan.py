@@ -1,0 +1,125 @@
+"""The jobs of a run: every model with every task, each with a stable id and an estimate of its size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+
+from nsa_eval.config import ModelSpec, RunConfig, TaskSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One task on one model."""
+
+    id: str
+    """Readable and stable: the same job has the same id in every run, on every machine."""
+    model: ModelSpec
+    """The checkpoint."""
+    task: TaskSpec
+    """The task, with the run's seed and limit filled in."""
+    samples: int | None
+    """Documents; None for lm-eval's own tasks, whose data isn't loaded for a plan."""
+    tokens: int | None
+    """Prompt tokens plus generation budget over all samples; None when `samples` is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All jobs of a run, in the order in which they run: model by model."""
+
+    jobs: tuple[Job, ...]
+    """The jobs."""
+
+    @property
+    def samples(self) -> int:
+        """Documents of all jobs whose size is known."""
+        return sum(job.samples or 0 for job in self.jobs)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all jobs whose size is known."""
+        return sum(job.tokens or 0 for job in self.jobs)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the size of every job is known."""
+        return all(job.samples is not None for job in self.jobs)
+
+    def of(self, model: str) -> tuple[Job, ...]:
+        """The jobs of one model."""
+        return tuple(job for job in self.jobs if job.model.name == model)
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """List the jobs of a run, without loading weights, tokenizers or data.
+
+    Args:
+        config: A checked config.
+
+    Returns:
+        Jobs in running order.
+
+    Example:
+        >>> [job.id for job in make_plan(load_config("quickstart")).jobs][0]
+        'nsa-needle_single-...'
+    """
+    tasks = [resolve_task(task, config) for task in config.tasks]
+    sizes = [_size(task) for task in tasks]
+    return Plan(
+        jobs=tuple(
+            Job(id=_job_id(model, task, config), model=model, task=task, samples=samples, tokens=tokens)
+            for model in config.models
+            for task, (samples, tokens) in zip(tasks, sizes, strict=True)
+        )
+    )
+
+
+def own_tasks() -> frozenset[str]:
+    """Names of the project's own tasks, which take parameters."""
+    from nsa_tasks import list_tasks
+
+    return frozenset(info.name for info in list_tasks())
+
+
+def resolve_task(task: TaskSpec, config: RunConfig) -> TaskSpec:
+    """Fill in what a task takes from the run: its `limit`, and for the project's own tasks the `seed`."""
+    from nsa_tasks import list_tasks
+
+    update: dict[str, object] = {}
+    if config.limit is not None and (task.limit is None or (task.limit > config.limit and config.limit >= 1)):
+        update["limit"] = config.limit  # of two counts the smaller
+    takes = {p.name for info in list_tasks() if info.name == task.task for p in info.parameters}
+    if "seed" in takes and "seed" not in task.params and config.seed[0] is not None:
+        update["seed"] = config.seed[0]
+    return TaskSpec.model_validate(task.model_dump() | update) if update else task
+
+
+def limited(samples: int, limit: int | float | None) -> int:
+    """How many of `samples` documents a limit leaves (fractions are rounded up, as lm-eval does)."""
+    if limit is None:
+        return samples
+    return min(samples, math.ceil(samples * limit) if limit < 1 else int(limit))
+
+
+def _size(task: TaskSpec) -> tuple[int | None, int | None]:
+    if task.task not in own_tasks():
+        return None, None
+    from nsa_tasks import estimate
+
+    samples, tokens = estimate(task.task, task.params)
+    kept = limited(samples, task.limit)
+    return kept, round(tokens * kept / samples) if samples else 0
+
+
+def _job_id(model: ModelSpec, task: TaskSpec, config: RunConfig) -> str:
+    content = {
+        "model": model.model_dump(mode="json", exclude={"name"}),
+        "task": task.model_dump(mode="json", exclude={"alias"}),
+        "engine": config.engine.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return f"{model.name}-{task.label}-{digest[:8]}"

@@ -1,0 +1,180 @@
+"""Progress of a run: a bar with the time left in a terminal, a line now and then elsewhere.
+
+Work is counted in tokens, so that a long request counts for more than a short one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+
+class Progress:
+    """Counts the work of a run; this one shows nothing, its subclasses draw."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start at nothing.
+
+        Args:
+            clock: Seconds now; tests bring their own.
+        """
+        self.total = self.done = self.skipped = 0
+        self.stage = ""
+        self._clock = clock
+        self._began: float | None = None
+
+    def start(self, total: int) -> None:
+        """Begin with `total` tokens ahead, as far as is known."""
+        self.total = total
+        self.draw()
+
+    def say(self, stage: str) -> None:
+        """Name a new stage, such as `nsa: loading`."""
+        self.stage = stage
+        self.draw(now=True)
+
+    def add(self, tokens: int) -> None:
+        """Count tokens that the model has worked on."""
+        self.done += tokens
+        self.draw()
+
+    def skip(self, tokens: int) -> None:
+        """Count tokens that were done in an earlier run; they say nothing about the pace."""
+        self.done += tokens
+        self.skipped += tokens
+        self.draw()
+
+    def change_total(self, more: int) -> None:
+        """Correct the total: a job turned out to be `more` tokens than was planned, or fewer."""
+        self.total += more
+        self.draw()
+
+    def begin_work(self) -> None:
+        """Say that a model is about to compute: the pace is measured from the first time on."""
+        if self._began is None:
+            self._began = self._clock()
+
+    @property
+    def share(self) -> float:
+        """Part of the whole that is done, 0 to 1."""
+        return min(self.done / self.total, 1.0) if self.total > 0 else 0.0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left at the pace so far; None while there is no pace."""
+        worked = self.done - self.skipped
+        if self._began is None or worked <= 0 or self.total <= 0:
+            return None
+        return (self._clock() - self._began) / worked * max(self.total - self.done, 0)
+
+    def draw(self, *, now: bool = False) -> None:
+        """Show the new state; `now` when it should not wait."""
+
+    def note(self, text: str) -> None:
+        """Tell something that isn't progress."""
+
+    def stop(self) -> None:
+        """Take the display down: the run ended, or failed."""
+
+
+class Lines(Progress):
+    """A line every few seconds, for logs and pipes."""
+
+    def __init__(
+        self,
+        *,
+        every: float = 15.0,
+        write: Callable[[str], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Write nothing yet.
+
+        Args:
+            every: Seconds between lines.
+            write: Where lines go. Default: standard error.
+            clock: Seconds now.
+        """
+        super().__init__(clock=clock)
+        self._every = every
+        self._write = write or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._last = clock()
+
+    def draw(self, *, now: bool = False) -> None:
+        """Write a line when the stage is new or the last line old."""
+        if not now and self._clock() - self._last < self._every:
+            return
+        self._last = self._clock()
+        if self.done and self.total:
+            left = f", {duration(self.left)} left" if self.left is not None else ""
+            self._write(f"{self.stage}: {self.share:.0%}{left}")
+        elif self.stage:
+            self._write(self.stage)
+
+    def note(self, text: str) -> None:
+        """Write it at once."""
+        self._write(text)
+
+
+class Bar(Progress):
+    """A bar over all jobs, with the time left."""
+
+    def __init__(self) -> None:
+        """Prepare the bar; it shows from `start` on."""
+        super().__init__()
+        from rich.console import Console
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        self._console = Console(stderr=True)
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None, left="")
+
+    def start(self, total: int) -> None:
+        """Show the bar."""
+        super().start(total)
+        self._bar.start()
+
+    def draw(self, *, now: bool = False) -> None:
+        """Hand the state to rich, which redraws ten times a second."""
+        left = self.left
+        self._bar.update(
+            self._task,
+            description=self.stage,
+            total=self.total or None,
+            completed=self.done,
+            left="" if left is None else f"{duration(left)} left",
+        )
+
+    def note(self, text: str) -> None:
+        """Print above the bar."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Take the bar down."""
+        self._bar.stop()
+
+
+def choose(show: bool | None = None) -> Progress:
+    """The display that fits: a bar in a terminal, lines elsewhere, nothing when `show` is False."""
+    if show is False:
+        return Progress()
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time as people do: `45s`, `3m 20s`, `2h 05m`."""
+    whole = round(seconds or 0)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"

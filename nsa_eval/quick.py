@@ -1,0 +1,192 @@
+"""Runs without a config file, a needle grid or a list of tasks: they build the same config in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nsa_eval.runner import RunResult
+
+ModelLike = str | Mapping[str, Any]
+"""A checkpoint's path, or a mapping with the keys of a config's model (`{"path": ..., "dtype":
+"bfloat16"}`)."""
+
+
+def needle_config(
+    models: ModelLike | Sequence[ModelLike],
+    *,
+    lengths: Sequence[int | str] | int | str = ("1k", "4k"),
+    depths: int | Sequence[float] = 11,
+    samples: int = 4,
+    task: str = "needle_single",
+    name: str | None = None,
+    **params: Any,  # noqa: ANN401  (the task's own parameters)
+) -> dict[str, Any]:
+    """Build the config of a needle grid.
+
+    Args:
+        models: One checkpoint or several; the first is the baseline of the comparison.
+        lengths: Lengths of the whole request, in tokens of each model's own tokenizer; `"4k"` is 4096.
+        depths: How many depths from 0 to 100 %, or the depths themselves in percent.
+        samples: Samples of each cell (a length at a depth).
+        task: Which needle task: `needle_single`, `needle_multikey`, ...
+        name: Name of the run. Default: `needle-` and a hash of the config, so the same call finds the same
+            folder.
+        **params: Other parameters of the task (`haystack`, `needle`, `seed`, ...); None means its default.
+
+    Returns:
+        What a YAML config would hold.
+    """
+    own = {key: value for key, value in params.items() if value is not None}
+    one_length = isinstance(lengths, int | str)
+    entry = {
+        "task": task,
+        "lengths": [lengths] if one_length else list(lengths),  # type: ignore[arg-type]
+        "depths": depths if isinstance(depths, int) else list(depths),
+        "samples": samples,
+        **own,
+    }
+    return named({"models": model_entries(models), "tasks": [entry]}, "needle", name)
+
+
+def evaluate_config(
+    models: ModelLike | Sequence[ModelLike],
+    tasks: str | Sequence[str | Mapping[str, Any]],
+    *,
+    num_fewshot: int | None = None,
+    gen_kwargs: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    **keys: Any,  # noqa: ANN401  (other keys of a config)
+) -> dict[str, Any]:
+    """Build the config of an evaluation.
+
+    Args:
+        models: One checkpoint or several.
+        tasks: Task names (comma-separated text or a list), or mappings with the keys of a config's task.
+        num_fewshot: Solved examples before each question of lm-eval's tasks.
+        gen_kwargs: Generation settings that replace the tasks' own.
+        name: Name of the run. Default: `eval-` and a hash of the config.
+        **keys: Other keys of a config: `limit`, `seed`, `engine`, `include_path`, ...; None means the
+        default.
+
+    Returns:
+        What a YAML config would hold.
+    """
+    listed = [t.strip() for t in tasks.split(",") if t.strip()] if isinstance(tasks, str) else list(tasks)
+    entries = []
+    for task in listed:
+        entry: dict[str, Any] = {"task": task} if isinstance(task, str) else dict(task)
+        if num_fewshot is not None:
+            entry.setdefault("num_fewshot", num_fewshot)
+        if gen_kwargs:
+            entry.setdefault("gen_kwargs", dict(gen_kwargs))
+        entries.append(entry)
+    data = {"models": model_entries(models), "tasks": entries}
+    return named(data | {key: value for key, value in keys.items() if value is not None}, "eval", name)
+
+
+def model_entries(models: ModelLike | Sequence[ModelLike]) -> list[dict[str, Any]]:
+    """Write models as a config does, and tell two of the same name apart (`ckpt`, `ckpt-2`)."""
+    from nsa_eval.config.schema import default_model_name
+
+    listed = [models] if isinstance(models, str | Mapping) else list(models)
+    entries: list[dict[str, Any]] = []
+    for model in listed:
+        entry = {"path": model} if isinstance(model, str) else dict(model)
+        if "name" not in entry and isinstance(entry.get("path"), str):
+            base = default_model_name(entry["path"])
+            taken = {other.get("name") for other in entries}
+            count = 1
+            while (name := base if count == 1 else f"{base}-{count}") in taken:
+                count += 1
+            entry = {"name": name, **entry}
+        entries.append(entry)
+    return entries
+
+
+def named(data: dict[str, Any], prefix: str, name: str | None) -> dict[str, Any]:
+    """Give a config made in memory its name: the one asked for, or `prefix-` and a hash of its content."""
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
+    return {"name": name or f"{prefix}-{digest[:8]}", **data}
+
+
+def needle(
+    models: ModelLike | Sequence[ModelLike],
+    *,
+    lengths: Sequence[int | str] | int | str = ("1k", "4k"),
+    depths: int | Sequence[float] = 11,
+    samples: int = 4,
+    task: str = "needle_single",
+    output: str | None = None,
+    name: str | None = None,
+    engine: Mapping[str, Any] | None = None,
+    limit: float | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    **params: Any,  # noqa: ANN401  (the task's own parameters)
+) -> RunResult:
+    """Search for needles over a grid of lengths and depths, with one model or several.
+
+    Args:
+        models: Checkpoints; the first is the baseline of the comparison.
+        lengths: Lengths of the whole request in tokens; `"4k"` is 4096.
+        depths: How many depths from 0 to 100 %, or the depths themselves in percent.
+        samples: Samples of each cell.
+        task: Which needle task.
+        output: Folder of the run. Default: `runs/` and the run's name.
+        name: Name of the run.
+        engine: Keys of a config's `engine`.
+        limit: Only the first samples of the grid.
+        dry_run: Only plan.
+        overwrite: Replace another run's results in `output`.
+        progress: Show progress. Default: yes.
+        **params: Other parameters of the task.
+
+    Returns:
+        The same as `run`.
+
+    Example:
+        >>> needle(["zoo:twin-nsa-v0", "zoo:twin-full-v0"], lengths=["1k", "2k"], depths=5).report
+    """
+    from nsa_eval.runner import run
+
+    data = needle_config(
+        models, lengths=lengths, depths=depths, samples=samples, task=task, name=name, **params
+    )
+    if engine:
+        data["engine"] = dict(engine)
+    return run(data, output=output, limit=limit, dry_run=dry_run, overwrite=overwrite, progress=progress)
+
+
+def evaluate(
+    models: ModelLike | Sequence[ModelLike],
+    tasks: str | Sequence[str | Mapping[str, Any]],
+    *,
+    output: str | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    **keys: Any,  # noqa: ANN401  (see evaluate_config)
+) -> RunResult:
+    """Evaluate checkpoints on tasks, the project's or lm-eval's.
+
+    Args:
+        models: Checkpoints.
+        tasks: Task names.
+        output: Folder of the run. Default: `runs/` and the run's name.
+        dry_run: Only plan.
+        overwrite: Replace another run's results in `output`.
+        progress: Show progress. Default: yes.
+        **keys: What `evaluate_config` takes: `num_fewshot`, `gen_kwargs`, `limit`, `seed`, `engine`, ...
+
+    Returns:
+        The same as `run`.
+    """
+    from nsa_eval.runner import run
+
+    data = evaluate_config(models, tasks, **keys)
+    return run(data, output=output, dry_run=dry_run, overwrite=overwrite, progress=progress)

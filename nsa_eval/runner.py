@@ -1,0 +1,306 @@
+"""A whole run: config to report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nsa_eval.config import ConfigLike, ModelSpec, RunConfig, load_config
+from nsa_eval.errors import UserError
+from nsa_eval.plan import Plan, make_plan
+from nsa_eval.progress import Progress, choose
+from nsa_eval.rundir import DISK_ERRORS, RunDirectory, explain_os_error, write_atomically, write_json
+
+if TYPE_CHECKING:
+    from nsa_eval.compare import Comparison
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One aggregated figure of one task, as in lm-eval's results file."""
+
+    task: str
+    """The task's name (or group's)."""
+    metric: str
+    """`metric,filter`, lm-eval's own key."""
+    value: float
+    """Mean over the samples, or whatever the metric aggregates to."""
+    stderr: float | None
+    """Its standard error, where lm-eval gives one."""
+    samples: int | None
+    """Documents behind it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelResult:
+    """What a run found for one model."""
+
+    name: str
+    """The model's name."""
+    results_file: Path
+    """lm-eval's results_*.json."""
+    results: dict[str, Any]
+    """Its content."""
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """Every figure, in the file's order."""
+        found = []
+        for task, metrics in self.results["results"].items():
+            for key, value in metrics.items():
+                name, comma, filter_name = key.partition(",")
+                if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
+                    continue
+                stderr = metrics.get(f"{name}_stderr,{filter_name}")
+                found.append(
+                    Score(
+                        task=task,
+                        metric=key,
+                        value=float(value),
+                        stderr=float(stderr) if isinstance(stderr, int | float) else None,
+                        samples=metrics.get("sample_len"),
+                    )
+                )
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What `run` returns."""
+
+    config: RunConfig
+    """The resolved config."""
+    plan: Plan
+    """Its jobs."""
+    output: Path | None = None
+    """The run's folder; None after a dry run."""
+    models: tuple[ModelResult, ...] = ()
+    """One per model, in the config's order."""
+    comparison: Comparison | None = None
+    """The models compared with the baseline; None for one model, or where they can't be compared (see
+    `notes`)."""
+    report: Path | None = None
+    """The HTML report."""
+    audit: tuple[dict[str, Any], ...] = ()
+    """Every truncated prompt, doubled BOS and defaulted length, each with its model's name."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the scores should know, one line each."""
+
+
+def run(
+    config: ConfigLike,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    overrides: Iterable[str] = (),
+    limit: float | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    progress: bool | Progress | None = None,
+) -> RunResult:
+    """Evaluate models on tasks, compare them, and write everything into one folder.
+
+    Started again with the same folder and config it goes on where it stopped: finished responses come from
+    the store, finished models aren't even loaded.
+
+    Args:
+        config: Path of a YAML file, name of a bundled config, a dict of the same keys, or a RunConfig.
+        output: Folder of the run. Default: `runs/` and the run's name.
+        overrides: `key=value` settings that win over the config.
+        limit: Only the first samples of each task: a count, or a fraction below 1.
+        dry_run: Only plan: no folder, weights, tokenizer or data is touched.
+        overwrite: Replace the results of another config in `output`; responses that still apply are reused.
+        progress: False for none, or a display of your own. Default: a bar in a terminal, lines elsewhere.
+
+    Returns:
+        Scores, comparison, and where the files are.
+
+    Raises:
+        ConfigError: What is wrong with the config, by file and line.
+        UserError: A folder that can't be used, a task or checkpoint that can't be loaded, ...
+
+    Example:
+        >>> result = run("quickstart", output="runs/quickstart")
+        >>> result.models[0].scores[0].value
+    """
+    extra = [] if limit is None else [f"limit={limit:g}"]
+    resolved = load_config(config, [*overrides, *extra])
+    plan = make_plan(resolved)
+    if dry_run:
+        return RunResult(config=resolved, plan=plan)
+    directory = RunDirectory(output if output is not None else Path("runs") / resolved.name)
+    display = progress if isinstance(progress, Progress) else choose(progress)
+    try:
+        return _run(resolved, plan, directory, overwrite=overwrite, progress=display)
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise explain_os_error(error, directory.path) from error
+        raise
+    finally:
+        display.stop()
+
+
+def _run(
+    config: RunConfig, plan: Plan, directory: RunDirectory, *, overwrite: bool, progress: Progress
+) -> RunResult:
+    changed = directory.prepare(config, overwrite=overwrite)
+    waiting = [model for model in config.models if directory.results_file(model.name) is None]
+    for model in config.models:
+        if model not in waiting:
+            _check_fingerprint(model, directory)
+    if waiting:
+        _evaluate(waiting, config, plan, directory, progress)
+    _write_audit(config, directory)
+    fresh = changed or bool(waiting)
+    progress.say("comparing and writing the report")
+    comparison, notes = _compare(config, directory, fresh=fresh)
+    report = _report(config, directory, fresh=fresh)
+    audit = _read_audit(directory)
+    return RunResult(
+        config=config,
+        plan=plan,
+        output=directory.path,
+        models=tuple(_model_result(model, directory) for model in config.models),
+        comparison=comparison,
+        report=report,
+        audit=audit,
+        notes=(*_audit_notes(audit), *notes),
+    )
+
+
+def _evaluate(
+    waiting: list[ModelSpec], config: RunConfig, plan: Plan, directory: RunDirectory, progress: Progress
+) -> None:
+    """Run the models that have no results yet."""
+    from nsa_eval._evaluate import evaluate_model
+    from nsa_eval.store import ResponseStore
+
+    # The store's lock also keeps a second run out of the folder.
+    with contextlib.closing(ResponseStore.open(directory.store_path)) as store:
+        progress.start(sum(job.tokens or 0 for model in waiting for job in plan.of(model.name)))
+        _write_env(config, directory)
+        for model in waiting:
+            evaluate_model(
+                model, plan.of(model.name), config, directory=directory, store=store, progress=progress
+            )
+
+
+def _check_fingerprint(model: ModelSpec, directory: RunDirectory) -> None:
+    """Refuse to call results finished whose weights have changed since (local folders only: no network)."""
+    import nsa_models
+
+    file = directory.results_file(model.name)
+    if file is None or not (model.path.startswith("zoo:") or Path(model.path).expanduser().is_dir()):
+        return
+    recorded = _read_json(file).get("config", {}).get("model_fingerprint")
+    if recorded and recorded != nsa_models.fingerprint(model.path, model.revision):
+        raise UserError(
+            f"{model.name}: the weights in {model.path} have changed since {directory.path} was made: choose "
+            f"another folder with -o, or remove {directory.path / model.name} to evaluate them anew"
+        )
+
+
+def _write_env(config: RunConfig, directory: RunDirectory) -> None:
+    """Describe machine and versions at the first start; later starts that compute are listed under it."""
+    from nsa_eval.env import describe
+
+    file = directory.path / "env.json"
+    now = describe(seeds=config.seed)
+    if not file.is_file():
+        write_json(file, now)
+        return
+    first = _read_json(file)
+    first.setdefault("resumed", []).append(now)
+    write_json(file, first)
+
+
+def _write_audit(config: RunConfig, directory: RunDirectory) -> None:
+    """Gather the models' audits, which came into place together with their results."""
+    events = {
+        model.name: json.loads((directory.path / model.name / "audit.json").read_text(encoding="utf-8"))
+        for model in config.models
+        if (directory.path / model.name / "audit.json").is_file()
+    }
+    text = json.dumps(events, indent=2, ensure_ascii=False) + "\n"
+    file = directory.path / "audit.json"
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        write_atomically(file, text)
+
+
+def _read_audit(directory: RunDirectory) -> tuple[dict[str, Any], ...]:
+    events = _read_json(directory.path / "audit.json")
+    return tuple({"model": model, **event} for model, listed in events.items() for event in listed)
+
+
+def _audit_notes(audit: Iterable[dict[str, Any]]) -> list[str]:
+    counts: dict[tuple[str, str], int] = {}
+    for event in audit:
+        key = (event["model"], event["kind"])
+        counts[key] = counts.get(key, 0) + 1
+    said = {
+        "truncated": "{n} prompts were cut to fit",
+        "double_bos": "{n} prompts brought their own beginning-of-sequence token",
+        "default_max_length": "its config names no longest length; a default was taken",
+    }
+    return [
+        f"{model}: {said.get(kind, '{n} x ' + kind).format(n=n)} (audit.json)"
+        for (model, kind), n in counts.items()
+    ]
+
+
+def _compare(
+    config: RunConfig, directory: RunDirectory, *, fresh: bool
+) -> tuple[Comparison | None, list[str]]:
+    """Compare the models of a run; models that can't be compared are a note, not a failure of the run."""
+    if len(config.models) < 2:
+        return None, []
+    from nsa_eval.compare import Comparison, ProtocolMismatchError, compare, to_table
+
+    file = directory.path / "comparison.json"
+    if not fresh and file.is_file():
+        return Comparison.model_validate_json(file.read_text(encoding="utf-8")), []
+    settings = config.compare
+    try:
+        comparison = compare(
+            [f"{directory.path}:{model.name}" for model in config.models],
+            baseline=settings.baseline,
+            confidence=settings.confidence,
+            resamples=settings.resamples,
+            seed=settings.seed,
+        )
+    except ProtocolMismatchError as error:
+        file.unlink(missing_ok=True)
+        return None, [f"not compared: {error}"]
+    write_atomically(file, comparison.model_dump_json(indent=2) + "\n")
+    write_atomically(directory.path / "comparison.md", to_table(comparison, "md"))
+    return comparison, []
+
+
+def _report(config: RunConfig, directory: RunDirectory, *, fresh: bool) -> Path:
+    from nsa_eval.report import render_report
+
+    file = directory.path / "report.html"
+    if fresh or not file.is_file():
+        render_report(directory.path, out=file, title=config.report.title)
+    return file
+
+
+def _model_result(model: ModelSpec, directory: RunDirectory) -> ModelResult:
+    file = directory.results_file(model.name)
+    if file is None:
+        raise UserError(f"{directory.path / model.name}: its results file is gone; run again")
+    return ModelResult(name=model.name, results_file=file, results=_read_json(file))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: damaged ({error}): remove it and run again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: damaged (not a mapping): remove it and run again")
+    return content

@@ -1,0 +1,84 @@
+"""YAML as configs are read: YAML 1.2's scalars, lines of keys, and its refusals."""
+
+import pytest
+
+from nsa_eval.config._yaml import YamlError, parse_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("no", "no"),  # YAML 1.1's false, and Norway
+        ("on", "on"),
+        ("true", True),
+        ("010", "010"),  # YAML 1.1's 8
+        ("0", 0),
+        ("-12", -12),
+        ("1:30", "1:30"),  # YAML 1.1's 90
+        ("1e-3", 0.001),  # YAML 1.1's text
+        ("2.50", 2.5),
+        ("1k", "1k"),
+        ("2024-01-31", "2024-01-31"),  # YAML 1.1's date
+        ("~", None),
+        ("null", None),
+        ("'3'", "3"),
+        (".inf", float("inf")),
+    ],
+)
+def test_scalars_mean_what_they_look_like(text, value):
+    read, _ = parse_yaml(f"key: {text}")
+    assert read == {"key": value}
+    assert type(read["key"]) is type(value)
+
+
+def test_lines_of_keys_and_entries():
+    _, lines = parse_yaml("a: 1\n\n# comment\nb:\n  - x\n  - c: 2\n    d: {e: 3}\n")
+    assert lines[("a",)] == 1
+    assert lines[("b",)] == 4
+    assert lines[("b", 1)] == 6
+    assert lines[("b", 1, "d")] == 7
+    assert lines[("b", 1, "d", "e")] == 7
+
+
+def test_a_key_given_twice_is_refused_with_both_lines():
+    with pytest.raises(YamlError, match=r"given twice \(first on line 1\)") as caught:
+        parse_yaml("limit: 1\nname: x\nlimit: 2\n")
+    assert caught.value.line == 3
+    assert caught.value.path == ("limit",)
+
+
+def test_anchors_and_merges_work_and_own_keys_win():
+    data, lines = parse_yaml("a: &base {x: 1, y: 2}\nb:\n  y: 3\n  <<: *base\nc: *base\n")
+    assert data["b"] == {"x": 1, "y": 3}
+    assert data["c"] == {"x": 1, "y": 2}
+    assert lines[("b", "y")] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [*a]", "alias"),
+        ("1: x", "keys are words"),
+        ("? [a]\n: x", "keys are words"),
+        ("a: !!python/object/apply:os.getcwd []", "isn't allowed|could not determine"),
+        ("a: !thing 3", "isn't allowed"),
+        ("a: [1, 2", "not valid YAML"),
+        ("a:\n\t- 1", "tab"),
+        ("a: 1\n---\nb: 2", "not valid YAML"),
+        ("a: \x07", "not valid YAML"),
+    ],
+)
+def test_what_a_config_may_not_hold(text, message):
+    with pytest.raises(YamlError, match=message):
+        parse_yaml(text)
+
+
+def test_python_tags_run_nothing(tmp_path):
+    marker = tmp_path / "ran"
+    with pytest.raises(YamlError):
+        parse_yaml(f"a: !!python/object/apply:os.mkdir ['{marker}']")
+    assert not marker.exists()
+
+
+def test_an_empty_document_is_none():
+    assert parse_yaml("# nothing\n")[0] is None
