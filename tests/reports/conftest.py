@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nsa_reports import (
@@ -299,12 +302,56 @@ def demo_view(
     )
 
 
-@pytest.fixture
+class ParsedPage(HTMLParser):
+    """Tags, scripts and visible text of a page, as a browser's parser splits them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.json: dict[str, Any] = {}
+        self._open = ""
+        self._text: list[str] = []
+        self.feed(html)
+        self.close()
+
+    @property
+    def text(self) -> str:
+        """Everything a reader sees, with single spaces."""
+        return " ".join(" ".join(self._text).split())
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._open = "json" if dict(attrs).get("type") == "application/json" else tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("script", "style"):
+            self._open = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._open == "json":
+            self.json = json.loads(data)
+        elif self._open == "script":
+            self.scripts.append(data)
+        elif not self._open:
+            self._text.append(data)
+
+
+@pytest.fixture(scope="session")
+def parse_page() -> type[ParsedPage]:
+    return ParsedPage
+
+
+@pytest.fixture(scope="session")
 def make_view() -> Callable[..., ReportView]:
     return demo_view
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_group() -> Callable[..., HeatmapGroup]:
     return demo_group
 

@@ -169,7 +169,7 @@
     try {
       draw(section, select);
       home.querySelector("details.grids").open = false;
-    } catch (error) {
+    } catch {
       // The tables say the same; a browser that cannot draw leaves them open.
       home.querySelector(".panels").hidden = true;
     }
