@@ -108,8 +108,8 @@ def legend(comparison: Comparison) -> str:
     return (
         f"Scores and differences in points of 100 with {comparison.confidence * 100:g} % intervals; rows "
         "marked [raw] in the metric's own unit. Difference: candidate minus baseline on the same documents. "
-        "won/lost: documents on which the candidate scores better/worse. MDE: smallest true difference with "
-        f"a chance of {comparison.power * 100:g} % to be found."
+        "won/lost: documents on which the candidate scores better/worse. MDE: smallest true difference "
+        f"found with {comparison.power * 100:g} % power."
     )
 
 

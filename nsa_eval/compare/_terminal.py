@@ -9,7 +9,7 @@ from nsa_eval.compare._format import Line, legend, lines, printable
 from nsa_eval.compare._types import Comparison
 
 # Columns that the one-line form needs with ordinary names.
-_WIDE = 150
+_WIDE = 160
 _COLOURS = {"better": "green", "worse": "red", "higher": "yellow", "lower": "yellow"}
 
 
@@ -37,22 +37,20 @@ class TerminalTable:
         several = len(self.comparison.candidates) > 1
         candidate = "score" if several else printable(self.comparison.candidates[0])
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column("task", overflow="fold")
+        table.add_column("task" if wide else "task\n  n, won/lost", overflow="fold")
         if wide:
             table.add_column("n", justify="right")
         for name in (candidate, printable(self.comparison.baseline), "difference"):
-            table.add_column(Text(name), overflow="fold", no_wrap=wide)
-        for name in ("won/lost", "p", "p (Holm)", "MDE") if wide else ("p (Holm)",):
+            table.add_column(Text(name), overflow="fold", min_width=None if wide else 13)
+        for name in ("won/lost", "p", "p (Holm)", "MDE") if wide else ():
             table.add_column(name, justify="right")
-        table.add_column("verdict")
+        table.add_column("verdict" if wide else "verdict\np (Holm), MDE", no_wrap=True)
         for line in lines(self.comparison, lengths=self.lengths):
             table.add_row(*self._cells(line, wide), style="dim" if line.sub else None)
         return table
 
     def _cells(self, line: Line, wide: bool) -> list[Text]:
-        name = printable(line.name)
-        if line.sub:
-            name = f"  {name}"
+        name = "  " * line.sub + printable(line.name)
         if len(self.comparison.candidates) > 1 and not line.sub:
             name += f": {printable(line.row.candidate)}"
         verdict = Text(line.row.verdict, style=_COLOURS.get(line.row.verdict, ""))
@@ -66,7 +64,6 @@ class TerminalTable:
                 *map(Text, numbers),
                 verdict,
             ]
-        if line.row.verdict == "not distinguishable" and line.row.minimum_detectable is not None:
-            verdict.append(f"\nunder {line.detectable} not seen")
-        counts = f"\n  n {line.n}, won/lost {line.won_lost}"
-        return [Text(name + counts), *(Text("\n".join(s)) for s in scores), Text(line.p_adjusted), verdict]
+        verdict.append(f"\np {line.p_adjusted}, MDE {line.detectable}", style="default")
+        counts = Text(f"{name}\n  n {line.n}, {line.won_lost}")
+        return [counts, *(Text("\n".join(pair)) for pair in scores), verdict]

@@ -120,6 +120,6 @@ class Comparison(BaseModel):
             "p: exact McNemar test for 0/1 scores, paired permutation test for others; adjusted by Holm "
             "over all tasks, metrics and candidates (figures per length: over all of those).",
             f"Verdict: the adjusted p against {1 - self.confidence:.3g}. Minimum detectable effect (MDE): "
-            f"the true difference with a {self.power * 100:g} % chance of being found after the correction, "
+            f"the true difference found with {self.power * 100:g} % power after the correction, "
             "at the discordance or spread observed.",
         ]

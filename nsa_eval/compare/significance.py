@@ -40,7 +40,8 @@ def sign_flip(differences: NDArray[np.float64], *, resamples: int, rng: np.rando
         rng: Source of the random flips.
     """
     moved = differences[differences != 0]
-    if len(moved) == 0:
+    if len(moved) < 2:
+        # None, or one whose two signs are equally far from 0 (scipy wants two observations).
         return 1.0
     result = stats.permutation_test(
         (moved,),

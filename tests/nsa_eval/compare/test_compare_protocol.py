@@ -1,0 +1,201 @@
+"""What may differ between two runs, and what may not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nsa_eval.compare import ProtocolMismatchError, compare
+
+FAST = {"resamples": 200}
+
+
+def refused(path: Any) -> tuple[str, ...]:
+    with pytest.raises(ProtocolMismatchError) as caught:
+        compare(path, baseline="b", **FAST)
+    return caught.value.differences
+
+
+def test_other_documents(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    write_model(tmp_path, "a", {"t": scored([1, 0, 1], seed=[1, 2, 3])})
+    write_model(tmp_path, "b", {"t": scored([1, 0], seed=[1, 9])})
+    assert refused(tmp_path) == (
+        "t: documents differ: 1 only in b (ids 1), 2 only in a (ids 1, 2), 1 in both",
+    )
+
+
+def test_other_tokenizers_are_named_as_the_reason(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    for name in ("a", "b"):
+        write_model(
+            tmp_path,
+            name,
+            {"t": scored([1], seed=[ord(name)])},
+            config={"metadata": {"version": 1, "tokenizer": name}},
+        )
+    (line,) = refused(tmp_path)
+    assert "their tokenizers differ" in line
+
+
+def test_other_prompts_for_the_same_documents(tmp_path: Path, write_model: Any, sample_line: Any) -> None:
+    for name, text, template in (("a", "<|user|>Q", "f00"), ("b", "Q", None)):
+        lines = [sample_line({"id": i}, {"score": 1}, prompt=f"{text} {i}") for i in range(8)]
+        write_model(tmp_path, name, {"t": lines}, chat_template_sha=template)
+    (line,) = refused(tmp_path)
+    assert (
+        line
+        == "t: prompts differ on 8 of 8 shared documents (ids 0, 1, 2, 3, 4, ...): chat template none / f00"
+    )
+
+
+def test_other_generation_settings(tmp_path: Path, write_model: Any, sample_line: Any) -> None:
+    for name, temperature in (("a", 0.7), ("b", 0.0)):
+        line = sample_line({"id": 0}, {"score": 1}, settings={"temperature": temperature})
+        write_model(tmp_path, name, {"t": [line]}, config={"generation_kwargs": {"temperature": temperature}})
+    lines = refused(tmp_path)
+    assert any("generation settings" in line and "0.7" in line for line in lines)
+
+
+def test_other_choices(tmp_path: Path, write_model: Any, sample_line: Any) -> None:
+    for name, choice in (("a", " yes"), ("b", " maybe")):
+        arguments = {"gen_args_0": {"arg_0": "Q", "arg_1": choice}}
+        write_model(tmp_path, name, {"t": [sample_line({"id": 0}, {"acc": 1}, arguments=arguments)]})
+    assert refused(tmp_path) == ("t: answer choices or continuations differ on 1 documents (ids 0)",)
+
+
+def test_other_answers(tmp_path: Path, write_model: Any, sample_line: Any) -> None:
+    for name in ("a", "b"):
+        write_model(tmp_path, name, {"t": [sample_line({"id": 0}, {"acc": 1}, target_hash=name)]})
+    assert refused(tmp_path) == ("t: expected answers differ on 1 shared documents (ids 0)",)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ({"versions": {"t": 1}}, {"versions": {"t": 2}}, "t: task version: 2 in b, 1 in a"),
+        ({"n_shot": {"t": 5}}, {"n_shot": {"t": 0}}, "t: few-shot examples: 0 in b, 5 in a"),
+        (
+            {"config": {"doc_to_text": "x"}},
+            {"config": {"doc_to_text": "y"}},
+            't: task config doc_to_text: "y" in b, "x" in a',
+        ),
+        (
+            {"config": {"metadata": {"haystack": "noise"}}},
+            {"config": {"metadata": {"haystack": "generated"}}},
+            't: task config metadata.haystack: "generated" in b, "noise" in a',
+        ),
+    ],
+)
+def test_other_task(
+    tmp_path: Path, write_model: Any, scored: Any, a: dict[str, Any], b: dict[str, Any], expected: str
+) -> None:
+    for name, top in (("a", a), ("b", b)):
+        write_model(tmp_path, name, {"t": scored([1, 0])}, **top)
+    assert refused(tmp_path) == (expected,)
+
+
+@pytest.mark.parametrize("key", ["limit", "random_seed", "fewshot_seed", "gen_kwargs"])
+def test_other_settings(tmp_path: Path, write_model: Any, scored: Any, key: str) -> None:
+    for name, value in (("a", 1), ("b", 2)):
+        top = tmp_path / name / "results_2026-03-01T12-00-00.000000.json"
+        write_model(tmp_path, name, {"t": scored([1, 0])})
+        content = json.loads(top.read_text())
+        content["config"][key] = value
+        top.write_text(json.dumps(content))
+    assert refused(tmp_path) == (f"t: {key}: 2 in b, 1 in a",)
+
+
+def test_other_tasks_and_metrics(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    write_model(tmp_path, "a", {"t": scored([1], "acc"), "only_a": scored([1])})
+    write_model(tmp_path, "b", {"t": scored([1], "f1"), "only_b": scored([1])})
+    lines = refused(tmp_path)
+    assert "tasks only in b: only_b" in lines
+    assert "tasks only in a: only_a" in lines
+    assert 't: metrics: ["f1"] in b, ["acc"] in a' in lines
+
+
+def test_shared_tasks_can_be_selected(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    write_model(tmp_path, "a", {"t": scored([1]), "only_a": scored([1])})
+    write_model(tmp_path, "b", {"t": scored([1])})
+    assert [row.task for row in compare(tmp_path, tasks=["t"], **FAST).rows] == ["t"]
+
+
+def _two_runs(tmp_path: Path, write_model: Any, scored: Any, a: str, b: str) -> list[Path]:
+    for name, text in (("a", a), ("b", b)):
+        write_model(tmp_path / name, name, {"t": scored([1, 0])})
+        (tmp_path / name / "run.yaml").write_text(text)
+    return [tmp_path / "a", tmp_path / "b"]
+
+
+def test_other_run_settings(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    runs = _two_runs(
+        tmp_path, write_model, scored,
+        "{seed: 0, limit: null, engine: {truncation: left}}",
+        "{seed: 1, limit: 4, engine: {truncation: error}}",
+    )  # fmt: skip
+    assert refused(runs) == (
+        "seed: 1 in b, 0 in a",
+        "limit: 4 in b, none in a",
+        "truncation policy: error in b, left in a",
+    )
+
+
+def test_prompts_cut_for_one_model_only(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    runs = _two_runs(
+        tmp_path, write_model, scored, "{engine: {truncation: left}}", "{engine: {truncation: left}}"
+    )
+    event = {"model": "a", "kind": "truncated", "task": "t", "doc_id": 1, "before": 99, "after": 64}
+    (tmp_path / "a" / "audit.json").write_text(json.dumps([event]))
+    (line,) = refused(runs)
+    assert line.startswith("t: prompts were cut differently: 0 documents of b")
+
+
+def test_speed_and_machine_are_noted_not_refused(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    runs = _two_runs(
+        tmp_path, write_model, scored,
+        "{models: [{name: a, dtype: float32, backend: torch}], engine: {truncation: left, batch_size: 1}}",
+        "{models: [{name: b, dtype: bfloat16, backend: triton}], engine: {truncation: left, batch_size: 8}}",
+    )  # fmt: skip
+    notes = compare(runs, baseline="b", **FAST).notes
+    assert "dtype: bfloat16 in b, float32 in a" in notes
+    assert "backend: triton in b, torch in a" in notes
+    assert "engine.batch_size: 8 in b, 1 in a" in notes
+
+
+def test_model_names_in_the_task_are_not_a_difference(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    # simple_evaluate copies model_args into every task's metadata, and functions are dumped with their
+    # address.
+    for name, address in (("a", "0x7f01"), ("b", "0x7f99")):
+        write_model(
+            tmp_path,
+            name,
+            {"t": scored([1, 0])},
+            config={
+                "metadata": {
+                    "version": 1,
+                    "pretrained": name,
+                    "tokenizer": name,
+                    "dtype": name,
+                    "special": name,
+                },
+                "process_results": f"<function score at {address}>",
+            },
+            config_top=None,
+        )
+        file = next((tmp_path / name).glob("results_*"))
+        content = json.loads(file.read_text())
+        content["config"]["model_args"] = f"pretrained={name},special={name}"
+        file.write_text(json.dumps(content))
+    assert compare(tmp_path, **FAST).rows[0].n == 2
+
+
+def test_one_message_lists_everything(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    write_model(tmp_path, "a", {"t": scored([1, 0])}, versions={"t": 1}, n_shot={"t": 0})
+    write_model(tmp_path, "b", {"t": scored([1, 0, 1])}, versions={"t": 2}, n_shot={"t": 5})
+    with pytest.raises(ProtocolMismatchError) as caught:
+        compare(tmp_path, **FAST)
+    text = str(caught.value)
+    assert text.count("\n  - ") == 3
+    assert "task version" in text
+    assert "few-shot" in text
+    assert "documents differ" in text

@@ -1,0 +1,166 @@
+"""Comparisons as tables: the same numbers in every format, and names that try to break out."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from nsa_eval.compare import Comparison, compare, to_table
+from nsa_eval.compare._format import format_p, format_score
+from nsa_eval.errors import UserError
+
+HOSTILE = r"x_1 & 50% $a^b$ #{~} \input{y} <b>|*`[l](u)"
+
+
+@pytest.fixture
+def comparison(tmp_path: Path, write_model: Any, scored: Any) -> Comparison:
+    grid = {"length": [512] * 12 + [2048] * 12, "depth": [0.0, 50.0] * 12}
+    write_model(
+        tmp_path,
+        "nsa",
+        {"needle": scored([1.0] * 24, **grid), "ppl": scored([2.0] * 23 + [3.0], "perplexity")},
+    )
+    write_model(
+        tmp_path,
+        "dense",
+        {"needle": scored([1.0] * 12 + [0.0] * 12, **grid), "ppl": scored([2.5] * 24, "perplexity")},
+    )
+    return compare(tmp_path, baseline="dense", resamples=500)
+
+
+def printed(comparison: Comparison, width: int, **options: Any) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(to_table(comparison, "table", **options))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_terminal_shows_scores_difference_p_and_verdict(comparison: Comparison, width: int) -> None:
+    text = printed(comparison, width)
+    assert max(map(len, text.splitlines())) <= width
+    for piece in (
+        "needle",
+        "100.0",
+        "50.0",
+        "+50.0",
+        "12/0",
+        "better",
+        "512",
+        "2k",
+        "0.001",
+        "not distinguishable",
+    ):
+        assert piece in text, piece
+
+
+def test_sub_rows_can_be_left_out(comparison: Comparison) -> None:
+    assert "2k" not in printed(comparison, 200, lengths=False)
+    assert "at 2k" not in to_table(comparison, "md", lengths=False)
+    assert "at 2k" in to_table(comparison, "md")
+
+
+def test_markdown_is_a_table_with_notes_and_method(comparison: Comparison) -> None:
+    text = to_table(comparison, "md")
+    header, rule, first, *_ = text.splitlines()
+    assert header.count("|") == rule.count("|") == first.count("|")
+    assert "McNemar" in text
+    assert "not distinguishable (differences under" in text
+
+
+def test_latex_is_balanced_booktabs(comparison: Comparison) -> None:
+    text = to_table(comparison, "latex")
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(body) == 1 + 4
+    assert len({line.count(" & ") for line in body}) == 1
+    for piece in (
+        r"\toprule",
+        r"\midrule",
+        r"\bottomrule",
+        r"\begin{tabular}",
+        r"\end{tabular}",
+        r"\quad 2k",
+        "$+$50.0",
+    ):
+        assert piece in text, piece
+
+
+def test_csv_holds_every_row_in_its_unit(comparison: Comparison) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_table(comparison, "csv"))))
+    assert [(row["task"], row["length"], row["unit"]) for row in rows] == [
+        ("needle", "", "points"),
+        ("needle", "512", "points"),
+        ("needle", "2048", "points"),
+        ("ppl", "", "raw"),
+    ]
+    assert float(rows[0]["difference"]) == 50.0
+    assert float(rows[0]["p"]) == pytest.approx(2 / 4096)
+    assert float(rows[3]["baseline_mean"]) == 2.5
+    # 24 equal values of a score without bounds: no interval can be given.
+    assert rows[3]["baseline_low"] == ""
+
+
+def test_json_reads_back(comparison: Comparison) -> None:
+    assert Comparison.model_validate(json.loads(to_table(comparison, "json"))) == comparison
+
+
+def test_unknown_format(comparison: Comparison) -> None:
+    with pytest.raises(UserError, match="unknown table format 'xlsx'; one of: table, md, latex, csv, json"):
+        to_table(comparison, "xlsx")
+
+
+def _renamed(comparison: Comparison, task: str, model: str) -> Comparison:
+    text = (
+        comparison.model_dump_json().replace('"needle"', json.dumps(task)).replace('"nsa"', json.dumps(model))
+    )
+    return Comparison.model_validate_json(text)
+
+
+def test_hostile_names_stay_text(comparison: Comparison) -> None:
+    hostile = _renamed(comparison, HOSTILE, "=cmd()\x1b[31m\n| new")
+    tex = to_table(hostile, "latex")
+    assert r"x\_1 \& 50\% \$a\textasciicircum{}b\$ \#\{\textasciitilde{}\} \textbackslash{}input\{y\}" in tex
+    assert r"\input{" not in tex
+    md = to_table(hostile, "md")
+    assert "<b>" not in md
+    unescaped = [line.replace("\\|", "").count("|") for line in md.splitlines() if line.startswith("|")]
+    assert len(set(unescaped)) == 1
+    rows = list(csv.reader(io.StringIO(to_table(hostile, "csv"))))
+    assert {len(row) for row in rows} == {len(rows[0])}
+    assert all(not cell.startswith("=") for row in rows for cell in row)
+    assert "\x1b" not in md + tex + printed(hostile, 120)
+    assert "[l](u)" in printed(hostile, 250)
+
+
+def test_several_candidates_are_named_in_their_rows(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    for name in ("a", "b", "c"):
+        write_model(tmp_path, name, {"t": scored([1, 0])})
+    comparison = compare(tmp_path, baseline="b", resamples=200)
+    assert "t: a" in printed(comparison, 200)
+    assert "t: c" in printed(comparison, 80)
+    assert to_table(comparison, "md").splitlines()[2].startswith("| t | a | 2 |")
+    assert r"t & c & 2 &" in to_table(comparison, "latex")
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.0, "<0.001"), (0.00099, "<0.001"), (0.001, "0.001"), (0.0462, "0.046"), (1, "1.000")]
+)
+def test_p_values(p: float, text: str) -> None:
+    assert format_p(p) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "text"),
+    [
+        (0.931, False, "93.1"),
+        (-0.025, True, "-2.5"),
+        (0.025, True, "+2.5"),
+        (-0.0001, True, "0.0"),
+        (-0.2, False, "-20.0"),
+    ],
+)
+def test_points(comparison: Comparison, value: float, signed: bool, text: str) -> None:
+    assert format_score(value, comparison.rows[0], signed=signed) == text
