@@ -128,7 +128,7 @@ def document(
     """
     seed = derive_seed(values["seed"], form, length, depth_index, sample)
     depth = float(values["depths"][depth_index])
-    for attempt in range(100):
+    for attempt in range(20):
         facts = _draw(form, values, Draw(seed, "facts", attempt))
         depths = _needle_depths(depth, len(facts.needles), Draw(seed, "depths"))
         filled = _fill(form, values, length, seed, facts, depths, haystack, tokens)

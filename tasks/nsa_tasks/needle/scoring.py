@@ -18,7 +18,7 @@ def clean(reply: str) -> str:
 
 
 def string_match_all(reply: str, answers: Sequence[str]) -> float:
-    """Score by RULER's `string_match_all`, per sample, 0..1: the share of answers found, whatever the case."""
+    """Score by RULER's `string_match_all`, per sample, 0..1: the share of answers in it, case ignored."""
     text = clean(reply).lower()
     return sum(answer.lower() in text for answer in answers) / len(answers)
 

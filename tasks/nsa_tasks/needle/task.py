@@ -66,8 +66,8 @@ class NeedleTask(ConfigurableTask):
         asked = int(self.config.generation_kwargs["max_gen_toks"])
         if asked > self.values["new_tokens"]:
             raise TaskParameterError(
-                f"{self.form}: max_gen_toks = {asked} in gen_kwargs is more than the "
-                f"{self.values['new_tokens']} tokens inside each length; set new_tokens = {asked} in the task's parameters instead."
+                f"{self.form}: max_gen_toks = {asked} in gen_kwargs exceeds the {self.values['new_tokens']} "
+                f"tokens inside each length; set new_tokens = {asked} in the task's parameters instead."
             )
         wording = {
             "apply_chat_template": apply_chat_template,

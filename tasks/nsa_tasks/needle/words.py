@@ -1,6 +1,6 @@
 """Words that keys ("wandering lighthouse") and word values ("amber-anvil") are made of.
 
-More than sixteen thousand pairs, so that keys stay distinct even among the distractors of a 128k haystack.
+Nearly forty thousand pairs, so that keys stay distinct even among the distractors of a 128k haystack.
 """
 
 
@@ -16,7 +16,7 @@ ADJECTIVES = _words(
     droll eager earnest earthy eastern elastic emerald endless esteemed fabled fearless feathery fervent
     festive fickle floating fluent foggy frank frosty frugal furtive gallant genial gilded glacial gleaming
     glossy golden gracious granite gritty hazy hidden hollow humming hushed icy idle immense indigo inky ivory
-    jade jaunty jolly jovial juicy keen kindred lavish leafy lilac limber lofty loyal lucid lunar lush lyrical
+    jade jaunty jolly jovial keen kindred lavish leafy lilac limber lofty loyal lucid lunar lush lyrical
     maroon mellow merry mighty mirthful misty moonlit mossy mystic nautical nimble noble nocturnal opal
     orderly outer painted pastel pensive perky pliant plucky polar posh prudent quaint quirky rapid regal
     roaming robust rosy royal rugged rural rustic sandy scarlet serene silent silken silver sincere sleek

@@ -1,0 +1,53 @@
+"""Golden scorer cases, worked out by hand from the definitions in the family's README."""
+
+import pytest
+from nsa_tasks.needle.scoring import clean, process_many, process_single
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "score"),
+    [
+        (" 4829105.", "4829105", 1.0),
+        ("It is **4829105**, I think.", "4829105", 1.0),
+        ("\n\n4829105", "4829105", 1.0),
+        ("", "4829105", 0.0),
+        ("482910", "4829105", 0.0),  # cut off
+        ("48 29105", "4829105", 0.0),
+        ("4,829,105", "4829105", 0.0),  # exact: no thousands separators
+        ("94829105", "4829105", 1.0),  # containment is all that is asked
+        ("Amber-anvil", "amber-anvil", 0.0),  # letter case counts
+        ("amber-anvil", "amber-anvil", 1.0),
+        ("amber anvil", "amber-anvil", 0.0),
+        (
+            "eat a sandwich and sit in Dolores Park on a sunny day.",
+            "eat a sandwich and sit in Dolores Park on a sunny day",
+            1.0,
+        ),
+        ("eat a sandwich in Dolores Park", "eat a sandwich and sit in Dolores Park on a sunny day", 0.0),
+    ],
+)
+def test_single_needle_scores_exact_containment(reply, answer, score):
+    assert process_single({"outputs": [answer]}, [reply]) == {"score": score}
+
+
+@pytest.mark.parametrize(
+    ("reply", "answers", "score"),
+    [
+        ("1111111, 2222222, 3333333 and 4444444", ["1111111", "2222222", "3333333", "4444444"], 1.0),
+        ("4444444 1111111", ["1111111", "2222222", "3333333", "4444444"], 0.5),  # the order is free
+        ("1111111 1111111 1111111 1111111", ["1111111", "2222222", "3333333", "4444444"], 0.25),
+        ("- 1111111\n- 2222222\n", ["1111111", "2222222"], 1.0),
+        ("AMBER-ANVIL", ["amber-anvil"], 1.0),  # case is ignored here
+        ("amber\x00anvil", ["amber\nanvil"], 1.0),  # control characters become newlines before matching
+        ("amber\tanvil", ["amber anvil"], 0.0),
+        ("none", ["1111111", "2222222", "3333333"], 0.0),
+        ("2222222", ["1111111", "2222222", "3333333"], 1 / 3),
+    ],
+)
+def test_many_needles_score_the_share_of_answers_found(reply, answers, score):
+    assert process_many({"outputs": answers}, [reply]) == {"score": pytest.approx(score)}
+
+
+def test_clean_strips_before_and_after_replacing_control_characters():
+    assert clean("  \x01 a\x1fb\x00 ") == "a\nb"
+    assert clean("a\x7fb") == "a\x7fb"  # only \x00-\x1f
