@@ -12,6 +12,7 @@ from nsa_tasks._parameters import (
     read_parameters,
     whole_number,
 )
+from nsa_tasks.haystack import text_files
 
 # Reply budget in tokens for one answer. Digits may be one token each and short words two or three, and a chat
 # model likes to put a few tokens around the answer: 7 digits, 36 characters of a uuid, two words, eleven
@@ -137,6 +138,10 @@ def resolve(task: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) ->
                 f"{task}: needle = 'sentence' has no distractors, so haystack = 'needles' "
                 "does not go with it; take another haystack."
             )
+    if values["haystack"].startswith("text:"):
+        text_files(
+            values["haystack"].removeprefix("text:")
+        )  # a wrong path is told before any model is loaded
     if values["new_tokens"] == "auto":
         answers = values[COUNTS[task]] if task in ("needle_multivalue", "needle_multiquery") else 1
         values["new_tokens"] = ANSWER_TOKENS[values["needle"]] * answers
