@@ -71,6 +71,11 @@ def test_lengths_take_one_many_or_a_comma_list():
             {"haystack": "essays"},
             "haystack = 'essays': expected generated, noise, needles, or text:PATH",
         ),
+        (
+            "needle_single",
+            {"haystack": "text:no/such.txt"},
+            "haystack text:no/such.txt: no such file or folder",
+        ),
         ("needle_single", {"haystack": "text:"}, "haystack = 'text:': expected"),
         (
             "needle_single",

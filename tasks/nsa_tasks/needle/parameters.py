@@ -139,9 +139,7 @@ def resolve(task: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) ->
                 "does not go with it; take another haystack."
             )
     if values["haystack"].startswith("text:"):
-        text_files(
-            values["haystack"].removeprefix("text:")
-        )  # a wrong path is told before any model is loaded
+        text_files(values["haystack"].removeprefix("text:"))  # a wrong path is told before a model loads
     if values["new_tokens"] == "auto":
         answers = values[COUNTS[task]] if task in ("needle_multivalue", "needle_multiquery") else 1
         values["new_tokens"] = ANSWER_TOKENS[values["needle"]] * answers
