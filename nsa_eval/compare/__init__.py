@@ -1,8 +1,7 @@
-"""Paired comparison of models on the same documents: differences, intervals, tests, and what could be seen at
-all."""
+"""Models compared on the same documents: differences, intervals, tests, and what could have been seen."""
 
-from nsa_eval.compare._compare import compare
-from nsa_eval.compare._types import Comparison, Estimate, ModelInfo, Row
+from nsa_eval.compare._compare import compare, labelled
+from nsa_eval.compare._types import Comparison, Estimate, ModelInfo, Row, Unit
 from nsa_eval.compare.intervals import Interval
 from nsa_eval.compare.protocol import ProtocolMismatchError
 from nsa_eval.compare.tables import to_table
@@ -14,6 +13,8 @@ __all__ = [
     "ModelInfo",
     "ProtocolMismatchError",
     "Row",
+    "Unit",
     "compare",
+    "labelled",
     "to_table",
 ]

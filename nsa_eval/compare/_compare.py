@@ -50,7 +50,7 @@ def compare(
         raise UserError(f"resamples must be at least 100, got {resamples}")
     if seed < 0:
         raise UserError(f"seed must not be negative, got {seed}")
-    models = _labelled([runs] if isinstance(runs, str | Path | Run) else runs)
+    models = labelled([runs] if isinstance(runs, str | Path | Run) else runs)
     if len(models) < 2:
         raise UserError(
             f"a comparison needs two models, got {len(models)} ({', '.join(models) or 'none'}). "
@@ -100,8 +100,12 @@ def compare(
     )  # fmt: skip
 
 
-def _labelled(runs: Sequence[str | Path | Run]) -> dict[str, ModelRun]:
-    """All models of all runs, by a name that no other has."""
+def labelled(runs: Sequence[str | Path | Run]) -> dict[str, ModelRun]:
+    """All models of all runs, by a name that no other has.
+
+    Args:
+        runs: As `compare` takes them.
+    """
     found: list[ModelRun] = []
     for run in runs:
         for model in (run if isinstance(run, Run) else load_run(run)).models.values():

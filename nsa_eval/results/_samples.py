@@ -71,6 +71,7 @@ def _sample(record: dict[str, Any]) -> Sample:
     repeats = len(resps[0]) if resps and isinstance(resps[0], list) else 1
     return Sample(
         doc_id=record["doc_id"],
+        name=str(doc.get("id", record["doc_id"])),
         doc_hash=record.get("doc_hash") or _doc_hash(record["doc"]),
         prompt_hash=record.get("prompt_hash") or _sha(prompt),
         target_hash=record.get("target_hash") or _sha(str(record.get("target", ""))),

@@ -13,6 +13,8 @@ class Sample(BaseModel):
 
     doc_id: int | str
     """lm-eval's index of the document within its split."""
+    name: str
+    """The document's own id, if it has one; lm-eval's index otherwise."""
     doc_hash: str
     """sha256 of the document: what makes two samples a pair."""
     prompt_hash: str

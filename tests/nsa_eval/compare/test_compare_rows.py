@@ -226,11 +226,11 @@ def test_same_seed_same_numbers_whatever_else_is_compared(
 
 def _row(a: list[float], b: list[float]) -> Any:
     def task(scores: list[float]) -> TaskResult:
+        nothing = {"prompt_hash": "", "target_hash": "", "requests_hash": "", "settings": ()}
         samples = [
-            Sample(doc_id=i, doc_hash=str(i), prompt_hash="", target_hash="", requests_hash="", settings=(),
-                   metrics={"score": s})
-            for i, s in enumerate(scores)
-        ]  # fmt: skip
+            Sample(doc_id=i, name=str(i), doc_hash=str(i), metrics={"score": score}, **nothing)
+            for i, score in enumerate(scores)
+        ]
         files = {"results_file": Path("r"), "samples_file": Path("s")}
         return TaskResult(
             name="t", filters={"none": tuple(samples)}, config={}, higher_is_better={"score": True}, **files
