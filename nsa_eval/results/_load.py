@@ -81,7 +81,7 @@ def load_run(path: str | Path) -> Run:
             models[name] = ModelRun(
                 name=name,
                 directory=home,
-                tasks=_tasks(named[name], folders[named[name]]),
+                tasks=_tasks(named[name], folders[named[name]], config),
                 config=configs.get(name),
                 run_config=config,
                 env=env,
@@ -140,9 +140,17 @@ def _model_name(files: list[_ResultsFile], folder: Path) -> str:
     return name if isinstance(name, str) and _UNSAFE.sub("__", name) == folder.name else folder.name
 
 
-def _tasks(folder: Path, files: list[_ResultsFile]) -> dict[str, TaskResult]:
+def _tasks(folder: Path, files: list[_ResultsFile], config: dict[str, Any] | None) -> dict[str, TaskResult]:
     newest = {task: file for file in files for task in file.content["configs"]}
-    tasks = {task: _task(task, folder, file) for task, file in sorted(newest.items())}
+    listed = (config or {}).get("tasks")
+    order = [
+        entry.get("alias") or entry.get("task")
+        for entry in (listed if isinstance(listed, list) else ())
+        if isinstance(entry, Mapping)
+    ]
+    # lm-eval sorts its tasks by name; a table keeps the order of the config, then names (members of groups).
+    names = sorted(newest, key=lambda task: (order.index(task) if task in order else len(order), task))
+    tasks = {task: _task(task, folder, newest[task]) for task in names}
     if not tasks:
         raise UserError(f"{files[-1].path}: holds no tasks")
     return tasks

@@ -125,6 +125,12 @@ def test_models_come_in_the_order_of_the_config(tmp_path: Path, write_model: Any
     assert list(load_run(tmp_path).models) == ["c", "a", "b"]
 
 
+def test_tasks_come_in_the_order_of_the_config(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    write_model(tmp_path, "m", {name: scored([1]) for name in ("a", "b", "short", "z")})
+    (tmp_path / "run.yaml").write_text("tasks: [{task: z}, {task: long, alias: short}]")
+    assert list(load_run(tmp_path).models["m"].tasks) == ["z", "short", "a", "b"]
+
+
 def test_one_model_by_name_by_folder_and_by_path(tmp_path: Path, write_model: Any, scored: Any) -> None:
     folder = write_model(tmp_path, "org/model:v2", {"t": scored([1])})
     write_model(tmp_path, "other", {"t": scored([1])})

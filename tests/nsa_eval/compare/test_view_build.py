@@ -30,7 +30,8 @@ def run(tmp_path: Path, write_model: Any, scored: Any) -> Path:
             max_length=2048, lm_eval_version="0.4.13",
         )  # fmt: skip
     (tmp_path / "run.yaml").write_text(
-        "name: quick\nseed: [3, 1, 1, 1]\nmodels: [{name: nsa, path: 'zoo:n'}, {name: dense, path: 'zoo:d'}]\n"
+        "name: quick\nseed: [3, 1, 1, 1]\n"
+        "models: [{name: nsa, path: 'zoo:n'}, {name: dense, path: 'zoo:d'}]\n"
         "compare: {baseline: dense, resamples: 200}\nengine: {truncation: left}\nreport: {title: My report}\n"
     )
     env = {
