@@ -120,7 +120,8 @@ class Comparison(BaseModel):
             "p: exact McNemar test for 0/1 scores, paired permutation test for others; adjusted by Holm "
             "over all tasks, metrics and candidates (figures per length: over all of those).",
             f"Verdict: the adjusted p against {1 - self.confidence:.3g}. Intervals are not adjusted, and the "
-            "exact test is the stricter of the two: an interval may leave out 0 where the verdict finds nothing.",
+            "exact test is the stricter of the two: an interval may leave out 0 where the verdict finds "
+            "nothing.",
             f"Minimum detectable effect (MDE): the true difference found with {self.power * 100:g} % power "
             "after the correction, at the discordance or spread observed.",
         ]
