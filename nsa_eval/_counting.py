@@ -18,6 +18,7 @@ class CountingStore(ResponseStore):
 
     def get(self, key: str) -> Response | None:
         """Look a response up; one that is there was paid for in an earlier run."""
+        self._progress.begin_work()  # the engine looks everything up first, once the prompts are built
         response = self._inner.get(key)
         if response is not None:
             self._progress.skip(response.prompt_tokens + response.new_tokens)

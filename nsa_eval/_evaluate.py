@@ -37,10 +37,12 @@ class _Tasks:
     """The tasks of one model, built by lm-eval.
 
     Attributes:
+        manager: What built them; without it lm-eval would make another, with an index of 7 seconds.
         specs: What `simple_evaluate` is given: lm-eval's Task and Group objects.
         leaves: Every single task by name, with the spec that asked for it.
     """
 
+    manager: Any
     specs: list[Any]
     leaves: dict[str, tuple[Any, TaskSpec]]
 
@@ -91,10 +93,9 @@ def evaluate_model(
         weights = nsa_models.load_model(
             model.path, dtype=model.dtype, device=model.device, backend=model.backend, **options
         )
-        fingerprint = nsa_models.fingerprint(model.path, model.revision)
+        fingerprint = nsa_models.fingerprint(model.path, revision=model.revision)
         engine = _make_engine(weights, tokenizer, fingerprint, model, config, store, progress)
         progress.say(model.name)
-        progress.begin_work()
         planned = progress.done + guessed + sum(job.tokens or 0 for job in jobs)
         results = _simple_evaluate(engine, tasks, model, config)
         results["config"] |= {
@@ -158,7 +159,7 @@ def _build_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> _T
                 )
             _configure(built, task)
             leaves[name] = (built, task)
-    return _Tasks(specs=specs, leaves=leaves)
+    return _Tasks(manager=manager, specs=specs, leaves=leaves)
 
 
 def _leaf_names(group: Any) -> list[str]:  # noqa: ANN401  (lm_eval.api.group.Group)
@@ -249,6 +250,7 @@ def _simple_evaluate(engine: Any, tasks: _Tasks, model: ModelSpec, config: RunCo
         model=engine,
         model_args={"pretrained": model.path, "dtype": model.dtype, "revision": model.revision},
         tasks=tasks.specs,
+        task_manager=tasks.manager,
         batch_size=config.engine.batch_size,
         device=model.device,
         apply_chat_template=model.chat_template,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
+import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 _TELLING = (
     "num_fewshot has been set to 0",
@@ -64,7 +67,7 @@ def quiet() -> Iterator[Collected]:
     hf_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     try:
-        with warnings.catch_warnings(), _no_bars():
+        with warnings.catch_warnings(), _no_chatter():
             warnings.simplefilter("ignore", category=DeprecationWarning)
             warnings.simplefilter("ignore", category=FutureWarning)
             yield collected
@@ -79,15 +82,39 @@ def quiet() -> Iterator[Collected]:
 
 
 @contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Stop the tqdm bar that lm-eval draws over each task while it builds the prompts; it has no switch."""
-    import functools
+def _no_chatter() -> Iterator[None]:
+    """Stop what lm-eval prints or does without a switch for it.
 
+    The tqdm bar over each task while it builds the prompts; `git describe` complaining on standard error
+    where the current folder is no repository; and 3 seconds of `pip list` for every model of a run, where
+    one will do.
+    """
     import lm_eval.api.task as tasks
+    import lm_eval.evaluator as evaluator
 
-    original = tasks.tqdm
-    tasks.tqdm = functools.partial(original, disable=True)
+    originals = tasks.tqdm, evaluator.get_git_commit_hash, evaluator.add_env_info
+    tasks.tqdm = functools.partial(originals[0], disable=True)
+    evaluator.get_git_commit_hash = _git_hash
+    evaluator.add_env_info = lambda storage: storage.update(_env_info(originals[2]))
     try:
         yield
     finally:
-        tasks.tqdm = original
+        tasks.tqdm, evaluator.get_git_commit_hash, evaluator.add_env_info = originals
+
+
+@functools.cache
+def _env_info(collect: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    collect(found)
+    return found
+
+
+def _git_hash() -> str | None:
+    """What lm-eval records: the commit of the repository around the current folder."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -197,7 +197,7 @@ def _check_fingerprint(model: ModelSpec, directory: RunDirectory) -> None:
     if file is None or not (model.path.startswith("zoo:") or Path(model.path).expanduser().is_dir()):
         return
     recorded = _read_json(file).get("config", {}).get("model_fingerprint")
-    if recorded and recorded != nsa_models.fingerprint(model.path, model.revision):
+    if recorded and recorded != nsa_models.fingerprint(model.path, revision=model.revision):
         raise UserError(
             f"{model.name}: the weights in {model.path} have changed since {directory.path} was made: choose "
             f"another folder with -o, or remove {directory.path / model.name} to evaluate them anew"

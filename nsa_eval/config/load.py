@@ -52,6 +52,9 @@ def load_config(config: ConfigLike, overrides: Iterable[str] = (), *, check_name
         raise ConfigError(explain(error, source)) from None
     if check_names:
         check(resolved, source)
+    if resolved.compare.baseline is None and len(resolved.models) > 1:
+        compare = resolved.compare.model_copy(update={"baseline": resolved.models[0].name})
+        resolved = resolved.model_copy(update={"compare": compare})
     return resolved
 
 
