@@ -32,6 +32,8 @@ def check_attention(
     if q.dim() != 4:
         raise ValueError(f"q must be [B, N, H, D_k], got {list(q.shape)}")
     batch, count, heads, dim = q.shape
+    if count == 0:
+        raise ValueError("q holds no queries: N must be at least 1")
     for name, x in caches._asdict().items():
         if x.dim() != 4:
             raise ValueError(f"{name} must be [B, length, H_kv, D], got {list(x.shape)}")
@@ -65,7 +67,7 @@ def check_attention(
     if blocks < num_blocks(size, geometry):
         raise ValueError(
             f"k_cmp holds {blocks} compressed keys, but {size} tokens have {num_blocks(size, geometry)} "
-            f"complete blocks (l = {geometry.block}, d = {geometry.stride}): compress the cache's new tokens first"
+            f"complete blocks (l = {geometry.block}, d = {geometry.stride}): compress the new tokens first"
         )
 
 

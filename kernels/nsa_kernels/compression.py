@@ -94,7 +94,7 @@ def compress_linear(
     projected = _pieces(x, geometry).flatten(3) @ places  # [B, P, H_kv, l/d * D_out]
     projected = projected.unflatten(3, (shares, out_dim))
     count = num_blocks(x.shape[1], geometry)
-    total = projected[:, :count, :, 0]
+    total: Tensor = projected[:, :count, :, 0]
     for r in range(1, shares):
         total = total + projected[:, r : r + count, :, r]
     if pe is not None:  # W (x + pe) = W x + W pe, and W pe is the same for every block

@@ -32,7 +32,8 @@ def block_importance(probabilities: Tensor, geometry: BlockGeometry, count: int)
     overlap = padded[..., shares - 1 : shares - 1 + total]
     for r in range(1, shares):
         overlap = overlap + padded[..., shares - 1 - r : shares - 1 - r + total]
-    return overlap.unflatten(-1, (count, pieces)).sum(-1)
+    by_block: Tensor = overlap.unflatten(-1, (count, pieces))
+    return by_block.sum(-1)
 
 
 def select_blocks(importance: Tensor, positions: Tensor, geometry: BlockGeometry) -> Tensor:

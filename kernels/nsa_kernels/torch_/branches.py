@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.torch_.problem import Problem
+from nsa_kernels.torch_.scratch import Scratch
 
 
 def attend(
@@ -51,10 +52,16 @@ def compressed(p: Problem, q: Tensor, first: int) -> Tensor:
 
 
 @torch.no_grad()
-def compressed_probabilities(p: Problem, q: Tensor, first: int) -> Tensor:
+def compressed_probabilities(p: Problem, q: Tensor, first: int, scratch: Scratch | None = None) -> Tensor:
     """Softmax over the visible compressed keys.
 
     In float32 at least, whatever the dtype of q: close scores decide which blocks are seen.
+
+    Args:
+        p: The problem.
+        q: The run's queries.
+        first: Number of the first query.
+        scratch: Memory for the result among others; None = new memory.
 
     Returns:
         [R, G, M, C'] with C' the blocks complete before the last query; 0 where a block is not visible.
@@ -65,12 +72,16 @@ def compressed_probabilities(p: Problem, q: Tensor, first: int) -> Tensor:
     dtype = torch.promote_types(q.dtype, torch.float32)
     queries = q.to(dtype).flatten(1, 2) * p.scale
     keys = p.k_cmp[:, :count].to(dtype).transpose(-1, -2)
-    logits = torch.bmm(queries, keys).view(rows, group, size, count)
+    scratch = scratch or Scratch(enabled=False)
+    shape = (rows, group * size, count)
+    logits = torch.bmm(queries, keys, out=scratch.get("scores", shape, queries)).view(
+        rows, group, size, count
+    )
     # With a common start every query of the run sees what the first one sees: only the rest needs the mask.
     clear = blocks_before(p, first + 1) if isinstance(p.start, int) else 0
     hidden = over_heads(~visible_blocks(p.positions(first, last), count, p.geometry))
     logits[..., clear:].masked_fill_(hidden[..., clear:], torch.finfo(dtype).min)
-    probabilities = logits.softmax(-1)
+    probabilities = torch.softmax(logits, -1, out=scratch.get("probabilities", tuple(logits.shape), logits))
     if clear == 0:  # a query that sees no block got a uniform softmax
         probabilities.masked_fill_(hidden, 0)
     return probabilities

@@ -1,8 +1,8 @@
 """Long sequences: queries in runs, nothing larger than a run's scores, memory linear in N.
 
 On a CPU the runs are so short that a run's scores and gathered keys stay in the cache: that, and not the
-arithmetic, decides the speed there. For training each run is a checkpoint: its inputs and its blocks are kept,
-the rest is computed again on the way back.
+arithmetic, decides the speed there. For training each run is a checkpoint: its inputs and its blocks are
+kept, the rest is computed again on the way back.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from nsa_kernels.torch_ import branches
 from nsa_kernels.torch_.gathered import block_table, gathered
 from nsa_kernels.torch_.masked import choose_blocks
 from nsa_kernels.torch_.problem import Problem
+from nsa_kernels.torch_.scratch import Scratch
 
 CPU_ELEMENTS = 1 << 20
 """Largest intermediate of a run on a CPU (4 MiB in float32), a share of the last-level cache."""
@@ -39,13 +40,14 @@ def chunked_attention(p: Problem, *, return_blocks: bool) -> tuple[Tensor, Tenso
     """
     rows, run = _tile(p)
     one_run = _training_run if p.needs_grad else _run
+    scratch = Scratch(enabled=not p.needs_grad)
     outputs, chosen = [], []
     for part in _take_turns(p, rows):
         tables = block_table(part.k_slc, p.geometry), block_table(part.v_slc, p.geometry)
         first = 0
         # split, not slices: its backward is one concatenation in place of a full-size sum for every run.
         for q, gates in zip(part.q.split(run, dim=2), part.gates.split(run, dim=2), strict=True):
-            out, blocks = one_run(part, *tables, q, gates, first)
+            out, blocks = one_run(part, tables, q, gates, first, scratch)
             outputs.append(out)
             chosen.append(blocks)
             first += q.shape[2]
@@ -54,26 +56,26 @@ def chunked_attention(p: Problem, *, return_blocks: bool) -> tuple[Tensor, Tenso
 
 
 def _run(
-    p: Problem, k_table: Tensor, v_table: Tensor, q: Tensor, gates: Tensor, first: int
+    p: Problem, tables: tuple[Tensor, Tensor], q: Tensor, gates: Tensor, first: int, scratch: Scratch
 ) -> tuple[Tensor, Tensor]:
     """One run without autograd: out [R, G, M, D_v] and blocks [R, M, n] from one pass over the scores."""
-    probabilities = branches.compressed_probabilities(p, q, first)
+    probabilities = branches.compressed_probabilities(p, q, first, scratch)
     blocks = choose_blocks(p, probabilities, first)
     seen = probabilities.shape[-1]
     o_cmp = torch.bmm(probabilities.to(q.dtype).flatten(1, 2), p.v_cmp[:, :seen]).view(*q.shape[:3], -1)
-    o_slc = gathered(p, k_table, v_table, q, blocks, first)
+    o_slc = gathered(p, tables, q, blocks, first, scratch)
     return branches.mix(gates, o_cmp, o_slc, branches.window(p, q, first)), blocks
 
 
 def _training_run(
-    p: Problem, k_table: Tensor, v_table: Tensor, q: Tensor, gates: Tensor, first: int
+    p: Problem, tables: tuple[Tensor, Tensor], q: Tensor, gates: Tensor, first: int, scratch: Scratch
 ) -> tuple[Tensor, Tensor]:
     """As `_run`, differentiable, as a checkpoint; the choice of blocks is made once and kept."""
     blocks = choose_blocks(p, branches.compressed_probabilities(p, q, first), first)
 
     def compute(q: Tensor, gates: Tensor) -> Tensor:
         o_cmp = branches.compressed(p, q, first)
-        o_slc = gathered(p, k_table, v_table, q, blocks, first)
+        o_slc = gathered(p, tables, q, blocks, first, scratch)
         return branches.mix(gates, o_cmp, o_slc, branches.window(p, q, first))
 
     out: Tensor = checkpoint(compute, q, gates, use_reentrant=False, preserve_rng_state=False)

@@ -56,7 +56,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> tupl
     """Attention of q [B, H_kv, G, D_k] over k, v [B, H_kv, s, D] where seen [B, 1 | H_kv, s].
 
     Returns:
-        out [B, H_kv, G, D_v] and the probabilities [B, H_kv, G, s] in float32 at least; 0 where nothing is seen.
+        out [B, H_kv, G, D_v] and the probabilities [B, H_kv, G, s], these in float32 at least; both 0 where
+        nothing is seen.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     logits = torch.matmul(q.to(dtype) * scale, k.to(dtype).transpose(-1, -2))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from nsa_kernels.geometry import BlockGeometry
 from nsa_kernels.torch_.problem import Problem
+from nsa_kernels.torch_.scratch import Scratch
 
 
 def block_table(x: Tensor, geometry: BlockGeometry) -> Tensor:
@@ -19,42 +20,57 @@ def block_table(x: Tensor, geometry: BlockGeometry) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1] // geometry.select_block, -1)
 
 
-def gathered(p: Problem, k_table: Tensor, v_table: Tensor, q: Tensor, blocks: Tensor, first: int) -> Tensor:
+def gathered(
+    p: Problem,
+    tables: tuple[Tensor, Tensor],
+    q: Tensor,
+    blocks: Tensor,
+    first: int,
+    scratch: Scratch,
+) -> Tensor:
     """Selected branch of a run of queries.
 
     The G heads of a group share their blocks: for each query one matmul [G, D] x [D, n*l'].
 
     Args:
         p: The problem.
-        k_table: Keys by block [R, S', l'*D_k].
-        v_table: Values by block [R, S', l'*D_v].
+        tables: Keys and values by block, [R, S', l'*D_k] and [R, S', l'*D_v].
         q: The run's queries [R, G, M, D_k].
-        blocks: Their blocks [R, M, n], -1 = unused, ascending otherwise.
+        blocks: Their blocks [R, M, n]: ascending, then -1 for unused slots.
         first: Number of the first query.
+        scratch: Memory for the intermediates.
 
     Returns:
         [R, G, M, D_v]; anything finite for a query without blocks, which is padding.
     """
     rows, group, size, dim = q.shape
     length, slots = p.geometry.select_block, p.geometry.select_count
-    offsets = torch.arange(rows, device=q.device)[:, None, None] * k_table.shape[1]
-    index = (blocks.clamp(min=0) + offsets).flatten()
+    table_rows = torch.arange(rows, device=q.device)[:, None, None] * tables[0].shape[1]
+    index = (blocks.clamp(min=0) + table_rows).flatten()
     k, v = (
-        t.flatten(0, 1).index_select(0, index).view(rows * size, slots * length, -1)
-        for t in (k_table, v_table)
+        torch.index_select(t, 0, index, out=scratch.get(name, (len(index), t.shape[1]), t))
+        for name, t in zip("kv", (t.flatten(0, 1) for t in tables), strict=True)
     )
     queries = (q * p.scale).transpose(1, 2).reshape(rows * size, group, dim)
-    logits = torch.bmm(queries, k.transpose(1, 2)).view(rows, size, group, slots * length)
+    keys = k.view(rows * size, slots * length, dim).transpose(1, 2)
+    shape = (rows * size, group, slots * length)
+    logits = torch.bmm(queries, keys, out=scratch.get("logits", shape, q)).view(rows, size, group, -1)
 
-    # A query's blocks are ascending, so that only the last slot can hold tokens after it, when all are in use.
-    masked = slots
-    if isinstance(p.start, int) and p.start + first >= (slots - 1) * length:
-        masked = 1
+    # Blocks are ascending: where all slots are in use, only the last can hold tokens after the query.
+    full = isinstance(p.start, int) and p.start + first >= (slots - 1) * length
+    masked = 1 if full else slots
     tokens = blocks[..., -masked:, None] * length + torch.arange(length, device=q.device)
     hidden = (tokens < 0) | (tokens > p.positions(first, first + size)[..., None, None])
     tail = logits[..., -masked * length :]
     tail.masked_fill_(hidden.flatten(-2).unsqueeze(2), torch.finfo(logits.dtype).min)
 
-    weights = torch.softmax(logits, -1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
-    out = torch.bmm(weights.flatten(0, 1), v)
+    weights = _softmax(logits.flatten(0, 1), scratch)
+    out = torch.bmm(weights, v.view(rows * size, slots * length, -1))
     return out.view(rows, size, group, -1).transpose(1, 2)
+
+
+def _softmax(logits: Tensor, scratch: Scratch) -> Tensor:
+    """Softmax over the last dimension, in float32 at least, returned in the dtype of the logits."""
+    if logits.dtype in (torch.float32, torch.float64):
+        return torch.softmax(logits, -1, out=scratch.get("weights", tuple(logits.shape), logits))
+    return torch.softmax(logits, -1, dtype=torch.float32).to(logits.dtype)

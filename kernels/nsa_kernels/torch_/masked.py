@@ -1,8 +1,8 @@
 """Short sequences: every branch is dense attention under a mask.
 
-Up to a few thousand tokens this beats any gather, on a GPU above all: no index leaves the device and each step is
-one large kernel. Queries go in runs of 512, so that a run touches only the keys before its end; the mask
-[R, 512, S] is the largest intermediate. Training keeps the activations of a few SDPA calls a layer.
+Up to a few thousand tokens this beats any gather, on a GPU above all: no index leaves the device and each
+step is one large kernel. Queries go in runs of 512, so that a run touches only the keys before its end; the
+mask [R, 512, S] is the largest intermediate. Training keeps the activations of a few SDPA calls a layer.
 
 Queries before n * l' (1024 in the paper's geometry) select every block: theirs is plain causal attention,
 and nothing is scored.
@@ -52,7 +52,7 @@ def choose_blocks(p: Problem, probabilities: Tensor, first: int) -> Tensor:
 
 
 def _run_sizes(p: Problem) -> list[int]:
-    """Lengths of the runs: first the queries that select everything, when theirs is plain causal attention."""
+    """Lengths of the runs: first the queries that select everything, if theirs is plain causal attention."""
     count = p.q.shape[2]
     head = min(count, p.geometry.reach) if isinstance(p.start, int) and p.start == 0 else 0
     sizes = [head] if head else []

@@ -49,7 +49,7 @@ class Problem:
         return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
     def positions(self, first: int, last: int) -> Tensor:
-        """Positions of the queries first..last-1: [last - first] with a common start, else [R, last - first]."""
+        """Positions of the queries first..last-1: [last - first] with a common start, else with R before it."""
         offsets = torch.arange(first, last, device=self.q.device)
         return offsets + (self.start.unsqueeze(-1) if isinstance(self.start, Tensor) else self.start)
 
@@ -76,7 +76,7 @@ def heads_first(
     Returns:
         The problem, and which queries are real, bool [B, N] (None: all).
     """
-    batch, count, heads, _ = q.shape
+    batch, count = q.shape[:2]
     kv_heads = caches.k_slc.shape[2]
     real = None
     if lengths is not None:
