@@ -1,1 +1,23 @@
-"""Placeholder docstring."""
+"""NSA and full-attention decoders for transformers, their cache, and a zoo of trained twins."""
+
+from nsa_models.cache import NSACache
+from nsa_models.checkpoints import ModelLoadError, ZooEntry, fingerprint, local_folder, resolve, zoo
+from nsa_models.configuration import NSADecoderConfig
+from nsa_models.loading import load_config, load_model, load_tokenizer
+from nsa_models.modeling import NSADecoderForCausalLM, NSADecoderModel
+
+__all__ = [
+    "ModelLoadError",
+    "NSACache",
+    "NSADecoderConfig",
+    "NSADecoderForCausalLM",
+    "NSADecoderModel",
+    "ZooEntry",
+    "fingerprint",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "local_folder",
+    "resolve",
+    "zoo",
+]

@@ -1,0 +1,231 @@
+"""The decoder's two attentions: full, and NSA with three gated branches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from nsa_kernels import compress_linear, compress_mean, compress_mlp, nsa_attention, nsa_decode
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+
+from nsa_models.batch import RaggedBatch
+from nsa_models.cache import NSACacheLayer
+from nsa_models.configuration import NSADecoderConfig
+from nsa_models.rope import RotaryEmbedding, rotate
+
+BRANCHES = ("cmp", "slc", "win")
+
+# Query rows per masked SDPA call when a chunk meets a cache: bounds the mask at rows x S.
+_MASKED_ROWS = 512
+
+
+class HeadRMSNorm(nn.Module):
+    """RMSNorm over the last axis, computed in float32 by torch."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        """Unit weights of length `size`."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [..., size]."""
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps).to(x.dtype)
+
+
+class FullAttention(nn.Module):
+    """Causal softmax attention with grouped K/V heads: the dense twin."""
+
+    def __init__(self, config: NSADecoderConfig) -> None:
+        """Projections of `config`'s shape."""
+        super().__init__()
+        self.config = config
+        heads, groups, d_k, d_v = _shape(config)
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, heads * d_k, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, groups * d_k, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, groups * d_v, bias=bias)
+        self.o_proj = nn.Linear(heads * d_v, config.hidden_size, bias=False)
+        self.q_norm = HeadRMSNorm(d_k, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = HeadRMSNorm(d_k, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, batch: RaggedBatch, cache: NSACacheLayer | None
+    ) -> Tensor:
+        """Attend within the chunk and to the cache; x and the result [B, N, hidden]."""
+        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.config.head_dim))), cos, sin)
+        k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.config.head_dim))), cos, sin)
+        v = self.v_proj(x).unflatten(-1, (-1, self.config.v_head_dim))
+        if cache is not None:
+            k, v = cache.append("k", k, batch), cache.append("v", v, batch)
+        out = causal_attention(q, k, v, batch)
+        return self.o_proj(out.flatten(-2))
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, batch: RaggedBatch) -> Tensor:
+    """Softmax attention of a chunk's queries over all keys up to their own position.
+
+    Right padding needs no mask: padded keys stand after every real query of their row.
+
+    Args:
+        q: [B, N, H, d_k], query i of row b at position starts[b] + i.
+        k: [B, S, H_kv, d_k].
+        v: [B, S, H_kv, d_v].
+        batch: The chunk.
+
+    Returns:
+        [B, N, H, d_v].
+    """
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    grouped = q.shape[1] != k.shape[1]
+    length = q.shape[2]
+    if batch.start == 0:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    elif batch.start is not None and length == 1:
+        out = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
+    elif batch.start is not None and q.is_cuda and not grouped:
+        bias = causal_lower_right(length, k.shape[2])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    else:
+        positions = batch.positions()
+        columns = torch.arange(k.shape[2], device=q.device)
+        pieces = []
+        for begin in range(0, length, _MASKED_ROWS):
+            rows = slice(begin, begin + _MASKED_ROWS)
+            mask = columns <= positions[:, rows, None]  # [B or 1, rows, S]
+            pieces.append(
+                F.scaled_dot_product_attention(q[:, :, rows], k, v, attn_mask=mask[:, None], enable_gqa=grouped)
+            )
+        out = torch.cat(pieces, dim=2)
+    return out.transpose(1, 2)
+
+
+class BlockCompression(nn.Module):
+    """phi: one vector for each block of l tokens, with a learned position of each token inside the block.
+
+    Keys and values have a phi each; KV heads share it (paper, section 3.3.1).
+    """
+
+    def __init__(self, config: NSADecoderConfig, dim: int) -> None:
+        """phi for heads of width `dim`."""
+        super().__init__()
+        self.kind = config.nsa_compression
+        self.geometry = config.geometry
+        block, hidden = config.nsa_block, config.nsa_compression_hidden
+        if self.kind != "mean":
+            self.pe = nn.Parameter(torch.zeros(block, dim))
+        if self.kind == "linear":
+            self.proj = nn.Linear(block * dim, dim, bias=False)
+        elif self.kind == "mlp":
+            self.up_proj = nn.Linear(block * dim, hidden, bias=True)
+            self.down_proj = nn.Linear(hidden, dim, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compress tokens x [B, T, H_kv, dim] into [B, (T - l) // d + 1, H_kv, dim]."""
+        if self.kind == "mean":
+            return compress_mean(x, self.geometry)
+        if self.kind == "linear":
+            return compress_linear(x, self.proj.weight, self.geometry, pe=self.pe)
+        return compress_mlp(
+            x,
+            self.up_proj.weight,
+            self.down_proj.weight,
+            self.geometry,
+            bias_in=self.up_proj.bias,
+            bias_out=self.down_proj.bias,
+            pe=self.pe,
+        )
+
+
+class NSAAttention(nn.Module):
+    """Native Sparse Attention (arXiv 2502.11089): compressed, selected and window branches under sigmoid gates."""
+
+    def __init__(self, config: NSADecoderConfig, rotary: RotaryEmbedding) -> None:
+        """Projections of `config`'s shape; `rotary` gives the compressed keys their positions."""
+        super().__init__()
+        self.config = config
+        self._rotary = (rotary,)  # a tuple: the decoder owns the module, this layer only calls it
+        heads, groups, d_k, d_v = _shape(config)
+        kv_sets = 1 if config.nsa_share_kv else len(BRANCHES)
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, heads * d_k, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_sets * groups * d_k, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_sets * groups * d_v, bias=bias)
+        self.o_proj = nn.Linear(heads * d_v, config.hidden_size, bias=False)
+        self.g_proj = nn.Linear(config.hidden_size, heads * len(BRANCHES), bias=True)
+        self.q_norm = HeadRMSNorm(d_k, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norms = nn.ModuleList(
+            HeadRMSNorm(d_k, config.rms_norm_eps) if config.qk_norm else nn.Identity() for _ in range(kv_sets)
+        )
+        self.k_compress = BlockCompression(config, d_k)
+        self.v_compress = BlockCompression(config, d_v)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, batch: RaggedBatch, cache: NSACacheLayer | None
+    ) -> Tensor:
+        """Attend within the chunk and to the cache; x and the result [B, N, hidden]."""
+        config = self.config
+        heads, groups, d_k, d_v = _shape(config)
+        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (heads, d_k))), cos, sin)
+        keys = self.k_proj(x).unflatten(-1, (-1, groups, d_k)).unbind(2)
+        raw = {
+            branch: norm(key)
+            for branch, norm, key in zip(BRANCHES, self.k_norms, keys, strict=False)
+        }
+        values = dict(zip(BRANCHES, self.v_proj(x).unflatten(-1, (-1, groups, d_v)).unbind(2), strict=False))
+        gates = torch.sigmoid(self.g_proj(x).unflatten(-1, (heads, len(BRANCHES))))
+
+        to_compress = rotate(raw["cmp"], cos, sin) if config.nsa_compress_rotated else raw["cmp"]
+        # With one shared K/V, all branches read the first set.
+        slc = (rotate(raw.get("slc", raw["cmp"]), cos, sin), values.get("slc", values["cmp"]))
+        win = (rotate(raw["win"], cos, sin), values["win"]) if "win" in raw else None
+        v_raw = values["cmp"]
+        if cache is None:
+            k_cmp, v_cmp = self._compress_keys(to_compress, None), self.v_compress(v_raw)
+        else:
+            slc = (cache.append("k_slc", slc[0], batch), cache.append("v_slc", slc[1], batch))
+            if win is not None:
+                win = (cache.append("k_win", win[0], batch), cache.append("v_win", win[1], batch))
+            k_raw = cache.append("k_cmp_raw", to_compress, batch)
+            v_raw = slc[1] if win is None else cache.append("v_cmp_raw", v_raw, batch)
+            k_cmp = cache.grow_compressed("k_cmp", k_raw, batch, config.geometry, self._compress_keys)
+            v_cmp = cache.grow_compressed(
+                "v_cmp", v_raw, batch, config.geometry, lambda tokens, _: self.v_compress(tokens)
+            )
+
+        tensors = (k_cmp, v_cmp, *slc, *(win or slc))
+        if cache is not None and x.shape[1] == 1 and batch.full:
+            out = nsa_decode(
+                q[:, 0],
+                *tensors,
+                gates[:, 0],
+                geometry=config.geometry,
+                lengths=batch.tensor("ends"),
+                backend=config.nsa_backend,
+            ).out[:, None]
+        else:
+            out = nsa_attention(
+                q,
+                *tensors,
+                gates,
+                geometry=config.geometry,
+                start=batch.start if batch.start is not None else batch.tensor("starts"),
+                lengths=None if batch.full and batch.start is not None else batch.tensor("ends"),
+                backend=config.nsa_backend,
+            ).out
+        return self.o_proj(out.flatten(-2))
+
+    def _compress_keys(self, tokens: Tensor, first: Tensor | None) -> Tensor:
+        """Compress keys and give each its block's first position ([B or 1, blocks]; None = 0, d, 2d, ...)."""
+        keys = self.k_compress(tokens)
+        if self.config.nsa_compress_rotated:
+            return keys
+        if first is None:
+            first = torch.arange(keys.shape[1], device=keys.device)[None] * self.config.nsa_stride
+        cos, sin = self._rotary[0](keys, first)
+        return rotate(keys, cos, sin)
+
+
+def _shape(config: NSADecoderConfig) -> tuple[int, int, int, int]:
+    assert config.v_head_dim is not None  # filled in by the config
+    return config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.v_head_dim

@@ -1,0 +1,111 @@
+"""Configuration of the NSA / full-attention decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nsa_kernels import BlockGeometry
+from transformers import PreTrainedConfig
+
+ATTENTIONS = ("nsa", "full")
+COMPRESSIONS = ("mlp", "linear", "mean")
+
+
+class NSADecoderConfig(PreTrainedConfig):
+    """Shape of a decoder whose attention is Native Sparse Attention or full attention.
+
+    A twin pair shares every field but `attention`. The NSA fields are read only with `attention="nsa"`;
+    their defaults are the paper's shape (arXiv 2502.11089, section 4.1).
+
+    Attributes:
+        attention: "nsa" (three gated branches) or "full" (causal softmax attention).
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the SwiGLU MLP.
+        num_attention_heads: Query heads H.
+        num_key_value_heads: K/V groups H_kv; divides H.
+        head_dim: d_k, of queries and keys.
+        v_head_dim: d_v, of values; None = head_dim.
+        qk_norm: RMSNorm on each query and key head before RoPE.
+        rope_parameters: transformers' RoPE dictionary, YaRN included: {"rope_type", "rope_theta", "factor", ...}.
+        nsa_block: l, tokens in a compression block.
+        nsa_stride: d, tokens between the starts of two compression blocks; divides l and l'.
+        nsa_select_block: l', tokens in a selection block.
+        nsa_select_count: n, selection blocks that a token attends to, the forced ones among them.
+        nsa_window: w, tokens of the sliding window.
+        nsa_compression: phi, how a block of keys (or values) becomes one: "mlp" (paper), "linear" or "mean".
+        nsa_compression_hidden: Width of phi's hidden layer with "mlp".
+        nsa_share_kv: One K/V for the three branches (as some trainers do) instead of one each.
+        nsa_compress_rotated: Compress keys after RoPE; the default compresses unrotated keys and rotates
+            each compressed key by its block's first position.
+        nsa_backend: Backend of nsa_kernels: "auto", "torch", "triton" or "reference".
+    """
+
+    model_type = "nsa_decoder"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers reads a plain list
+
+    vocab_size: int = 32000
+    hidden_size: int = 2048
+    intermediate_size: int = 5632
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 2
+    head_dim: int = 64
+    v_head_dim: int | None = None
+    max_position_embeddings: int = 65536
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    attention: str = "nsa"
+    attention_bias: bool = False
+    qk_norm: bool = True
+    rope_parameters: dict[str, Any] | None = None
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    nsa_block: int = 32
+    nsa_stride: int = 16
+    nsa_select_block: int = 64
+    nsa_select_count: int = 16
+    nsa_window: int = 512
+    nsa_compression: str = "mlp"
+    nsa_compression_hidden: int = 128
+    nsa_share_kv: bool = False
+    nsa_compress_rotated: bool = False
+    nsa_backend: str = "auto"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill derived fields and check the shape.
+
+        Raises:
+            ValueError: A field is out of its range; the message names field, value and what is allowed.
+        """
+        if self.v_head_dim is None:
+            self.v_head_dim = self.head_dim
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}")
+        if self.nsa_compression not in COMPRESSIONS:
+            raise ValueError(
+                f"nsa_compression must be one of {', '.join(COMPRESSIONS)}, got {self.nsa_compression!r}"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads})"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for RoPE, got {self.head_dim}")
+        if self.attention == "nsa":
+            _ = self.geometry  # raises on an impossible block grid
+        super().__post_init__(**kwargs)
+
+    @property
+    def geometry(self) -> BlockGeometry:
+        """The block grid l, d, l', n, w as the kernels take it."""
+        return BlockGeometry(
+            block=self.nsa_block,
+            stride=self.nsa_stride,
+            select_block=self.nsa_select_block,
+            select_count=self.nsa_select_count,
+            window=self.nsa_window,
+        )

@@ -1,0 +1,182 @@
+"""Load any transformers causal LM for evaluation, or say plainly why it can't be evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from nsa_models.checkpoints import ModelLoadError, local_folder
+from nsa_models.configuration import NSADecoderConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_config(
+    spec: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedConfig:
+    """Read a checkpoint's configuration, without its weights.
+
+    Raises:
+        ModelLoadError: It isn't there, can't be read, or needs code of its own and that wasn't allowed.
+    """
+    folder = local_folder(spec, revision=revision, weights=False)
+    return _read_config(spec, folder, trust_remote_code)
+
+
+def load_tokenizer(
+    spec: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a checkpoint's tokenizer.
+
+    Raises:
+        ModelLoadError: There is none, or it can't be read.
+    """
+    folder = local_folder(spec, revision=revision, weights=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and Rust errors here
+        raise ModelLoadError(
+            f"{spec}: no tokenizer can be loaded from {folder} ({_first_line(error)}); "
+            "put the tokenizer's files beside the weights"
+        ) from error
+
+
+def load_model(
+    spec: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    backend: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a causal LM in evaluation mode and check that its weights are whole.
+
+    Args:
+        spec: "zoo:NAME", a folder, or a hub id.
+        dtype: "float32", "bfloat16", "float16", or "auto": the checkpoint's own on a GPU, float32 on a CPU
+            (where half precision is slower and less exact).
+        device: "cpu", "cuda", "cuda:1", ..., or "auto": CUDA where there is one.
+        backend: For our decoders the attention's backend in nsa_kernels; for other models transformers'
+            attn_implementation; "auto" leaves the choice to them.
+        revision: Branch, tag or commit of a hub repository.
+        trust_remote_code: Run the modelling code that comes with the checkpoint.
+
+    Returns:
+        The model on its device, in eval mode.
+
+    Raises:
+        ModelLoadError: Not there, pickled weights only, truncated or mismatched safetensors, missing or NaN
+            weights, unknown architecture, code of its own without leave, unknown dtype, device or backend.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelLoadError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
+    target = _device(device)
+    folder = local_folder(spec, revision=revision)
+    config = _read_config(spec, folder, trust_remote_code)
+    _check_weight_files(spec, folder)
+    options: dict[str, Any] = {}
+    if isinstance(config, NSADecoderConfig):
+        config.nsa_backend = backend
+    elif backend != "auto":
+        options["attn_implementation"] = backend
+    wanted: str | torch.dtype = DTYPES.get(dtype, "auto")
+    if dtype == "auto" and target.type == "cpu":
+        wanted = torch.float32
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=wanted,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:  # OSError, ValueError, RuntimeError, ImportError, SafetensorError ...
+        raise ModelLoadError(f"{spec}: the model can't be loaded: {_first_line(error)}") from error
+    _check_loading(spec, info)
+    _check_finite(spec, model)
+    return model.to(target).eval()
+
+
+def _read_config(spec: str, folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelLoadError(
+                f"{spec}: the checkpoint needs modelling code of its own; read it, then allow it by name with "
+                "trust_remote_code: true"
+            ) from error
+        raise ModelLoadError(f"{spec}: {folder}/config.json can't be used: {_first_line(error)}") from error
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelLoadError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError(f"device {name!r} was asked for, but torch sees no CUDA device here; use cpu or auto")
+    return device
+
+
+def _check_weight_files(spec: str, folder: Path) -> None:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
+        if pickles:
+            raise ModelLoadError(
+                f"{spec}: only pickled weights ({', '.join(sorted(pickles)[:3])}), which can run code when loaded; "
+                "save the model as safetensors (model.save_pretrained does) and evaluate that"
+            )
+        raise ModelLoadError(f"{spec}: no .safetensors weights in {folder}")
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise ModelLoadError(
+                f"{spec}: {path.name} ({path.stat().st_size:,} bytes) is truncated or not a safetensors file "
+                f"({_first_line(error)}); copy or download it again"
+            ) from error
+
+
+def _check_loading(spec: str, info: dict[str, Any]) -> None:
+    mismatched = sorted(str(item[0] if isinstance(item, tuple) else item) for item in info.get("mismatched_keys", ()))
+    if mismatched:
+        raise ModelLoadError(f"{spec}: {_some(mismatched)} have another shape than config.json says")
+    missing = sorted(info.get("missing_keys", ()))
+    if missing:
+        raise ModelLoadError(
+            f"{spec}: the weight files lack {_some(missing)}, which would be evaluated at random values; "
+            "the checkpoint is incomplete, or of another architecture than config.json says"
+        )
+
+
+def _check_finite(spec: str, model: PreTrainedModel) -> None:
+    bad = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    if bad:
+        raise ModelLoadError(f"{spec}: NaN or infinite weights in {_some(bad)}; scores from it would mean nothing")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,61 @@
+"""Rotary position embedding, with transformers' own scalings (YaRN, linear, dynamic, llama3, longrope)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+
+from nsa_models.configuration import NSADecoderConfig
+
+
+class RotaryEmbedding(nn.Module):
+    """Cosines and sines of given positions, NeoX halves layout.
+
+    The two buffers and `compute_default_rope_parameters` carry the names that transformers' weight loading
+    looks for when it initialises a rotary module.
+    """
+
+    inv_freq: Tensor
+    original_inv_freq: Tensor
+
+    def __init__(self, config: NSADecoderConfig) -> None:
+        """Compute the frequencies of `config.rope_parameters`."""
+        super().__init__()
+        self.config = config
+        assert config.rope_parameters is not None  # PreTrainedConfig fills in the default type
+        self.rope_type: str = config.rope_parameters["rope_type"]
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        init = (
+            self.compute_default_rope_parameters
+            if self.rope_type == "default"
+            else ROPE_INIT_FUNCTIONS[self.rope_type]
+        )
+        inv_freq, self.attention_scaling = init(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(
+        config: NSADecoderConfig, device: torch.device | None = None, seq_len: int | None = None
+    ) -> tuple[Tensor, float]:
+        """Unscaled frequencies theta^(-2i/d_k), shape [d_k / 2], and the attention factor 1."""
+        assert config.rope_parameters is not None
+        theta = float(config.rope_parameters["rope_theta"])
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
+        return theta**-exponents, 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cos and sin [B, N, 1, d_k] in float32 for position_ids [B, N]; `x` only tells the device."""
+        angles = position_ids[..., None].float() * self.inv_freq.to(position_ids.device).float()
+        angles = torch.cat((angles, angles), dim=-1)[:, :, None]
+        return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [B, N, heads, d_k] by float32 cos, sin [B, N, 1, d_k]; computed in float32, returned in x's dtype."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)

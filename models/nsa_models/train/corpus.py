@@ -1,0 +1,125 @@
+"""Training text: a folder of files becomes a tokenizer, a token array and a word list, once."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from nsa_models.train.recipe import TextRecipe
+
+BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+Tokens = npt.NDArray[np.uint16]
+
+_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+_WORD = re.compile(r"\b[a-z]{4,10}\b")
+_WORDS_KEPT = 6000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """Tokenised text, split by document."""
+
+    tokenizer: PreTrainedTokenizerFast
+    train: Tokens
+    held_out: Tokens
+    words: list[str]
+    """Common lower-case words of the training part, for keys and word values."""
+
+
+def load_corpus(recipe: TextRecipe) -> Corpus:
+    """Open the cache of `recipe`, making it from the folder when it isn't there.
+
+    Raises:
+        FileNotFoundError: Neither the cache nor any text is there.
+    """
+    if not (recipe.cache / "corpus.json").is_file():
+        _make(recipe)
+    about = json.loads((recipe.cache / "corpus.json").read_text(encoding="utf-8"))
+    tokens = np.memmap(recipe.cache / "tokens.bin", dtype=np.uint16, mode="r")
+    return Corpus(
+        tokenizer=PreTrainedTokenizerFast.from_pretrained(recipe.cache / "tokenizer"),
+        train=tokens[: about["train_tokens"]],
+        held_out=tokens[about["train_tokens"] :],
+        words=about["words"],
+    )
+
+
+def read_documents(folder: Path) -> Iterator[str]:
+    """Yield the documents of a folder's .txt and .jsonl files (plain, .gz or .xz), in order of their names."""
+    for path in sorted(folder.rglob("*")):
+        kind = path.suffixes[-1:] if path.suffix not in _OPENERS else path.suffixes[-2:-1]
+        if kind not in ([".txt"], [".jsonl"]):
+            continue
+        opener = _OPENERS.get(path.suffix, open)
+        with opener(path, "rt", encoding="utf-8") as file:
+            if kind == [".txt"]:
+                yield file.read()
+            else:
+                for line in file:
+                    yield json.loads(line)["text"]
+
+
+def train_tokenizer(documents: list[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Learn a byte-level BPE whose digits are single tokens, and which puts a BOS before a text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
+
+
+def _make(recipe: TextRecipe) -> None:
+    documents = list(read_documents(recipe.folder)) if recipe.folder.is_dir() else []
+    if not documents:
+        raise FileNotFoundError(f"no .txt or .jsonl text in {recipe.folder}, and no tokenised text in {recipe.cache}")
+    # A document's side of the split depends on its own text, so adding books never moves another.
+    scale = 2**32
+    sides = [int(sha256(text.encode()).hexdigest()[:8], 16) / scale < recipe.held_out for text in documents]
+    training = [text for text, held_out in zip(documents, sides, strict=True) if not held_out]
+    held_out = [text for text, held_out in zip(documents, sides, strict=True) if held_out] or training[-1:]
+    share = max(1, recipe.tokenizer_sample // max(1, len(training)))
+    tokenizer = train_tokenizer([text[:share] for text in training], vocab_size=recipe.vocab_size)
+    keep = recipe.max_tokens * 3 // max(1, len(training))  # characters; about three to a token
+    arrays = [_encode(tokenizer, [text[:keep] for text in part]) for part in (training, held_out)]
+    arrays = [arrays[0][: recipe.max_tokens], arrays[1][: max(1, recipe.max_tokens // 20)]]
+    counts: Counter[str] = Counter()
+    for text in training:
+        counts.update(_WORD.findall(text[:200_000]))
+    recipe.cache.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(recipe.cache / "tokenizer")
+    np.concatenate(arrays).tofile(recipe.cache / "tokens.bin")
+    about = {
+        "train_tokens": len(arrays[0]),
+        "held_out_tokens": len(arrays[1]),
+        "documents": len(training),
+        "words": sorted(word for word, _ in counts.most_common(_WORDS_KEPT)),
+    }
+    (recipe.cache / "corpus.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> Tokens:
+    encodings = tokenizer.backend_tokenizer.encode_batch(documents, add_special_tokens=False)
+    return np.concatenate([np.asarray(encoding.ids, dtype=np.uint16) for encoding in encodings])

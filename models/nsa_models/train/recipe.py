@@ -1,0 +1,139 @@
+"""The recipe: everything that a training run depends on, read strictly from YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class RecipeError(ValueError):
+    """A recipe that can't be read; the message names file, key and what is wrong."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TextRecipe(_Strict):
+    """Where the training text is and how it becomes tokens."""
+
+    folder: Path
+    """Folder with .txt or .jsonl files (a `text` field), plain, .gz or .xz; not read when the cache is there."""
+    cache: Path
+    """Folder for tokenizer, tokens and word list; made once, shared by both twins."""
+    vocab_size: Positive = 4096
+    """Entries of the byte-level BPE, special tokens included."""
+    tokenizer_sample: Positive = 20_000_000
+    """Characters that the BPE is learned from."""
+    max_tokens: Positive = 22_000_000
+    """Tokens kept, taken evenly from all documents."""
+    held_out: Share = 0.02
+    """Share of documents kept for validation and never trained on."""
+
+
+class FactsRecipe(_Strict):
+    """How facts and questions are sown into the text."""
+
+    tokens_per_fact: Positive = 160
+    """One fact, and one question about it, per so many tokens."""
+    final_quiz: Share = 0.25
+    """Share of sequences whose questions all stand at the end, as in an evaluation."""
+    far: Share = 0.4
+    """Share of questions at a distance uniform over the rest of the sequence; others uniform in its logarithm."""
+    number: Share = 0.8
+    """Share of facts whose value is a 7-digit number."""
+    uuid: Share = 0.08
+    """Share of facts whose value is a UUID; the rest are words."""
+
+
+class Stage(_Strict):
+    """One step of the curriculum."""
+
+    lengths: tuple[Positive, ...]
+    """Sequence lengths in tokens; step i of the stage uses lengths[i % len]."""
+    until_answer_loss: float | None = None
+    """Go on to the next stage when the running mean loss on answers is below this, nats; None = run max_steps."""
+    max_steps: Positive
+    """Steps after which the stage ends in any case."""
+
+
+class OptimRecipe(_Strict):
+    """AdamW with warm-up, a constant plateau and a linear decay over the last stage."""
+
+    lr: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    warmup_steps: Positive = 100
+    final_lr_ratio: Share = 0.05
+    """Learning rate at the end of the last stage, as a share of lr."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+
+
+class Recipe(_Strict):
+    """A training run."""
+
+    name: str
+    """Name of the checkpoint."""
+    output: Path
+    """Folder for checkpoints, log and the exported model."""
+    text: TextRecipe
+    facts: FactsRecipe = FactsRecipe()
+    model: dict[str, Any]
+    """Fields of NSADecoderConfig; vocabulary and special tokens come from the tokenizer."""
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    optim: OptimRecipe = OptimRecipe()
+    batch_tokens: Positive = 131_072
+    """Tokens in an optimizer step, over all micro-batches."""
+    micro_batch_tokens: Positive = 131_072
+    """Tokens in one forward and backward."""
+    answer_weight: float = 1.0
+    """Weight of the mean loss on answer tokens beside the mean loss on all tokens."""
+    seed: int = 0
+    compile: bool = False
+    """torch.compile the decoder layers."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Processes that build batches."""
+    log_every: Positive = 10
+    save_every: Positive = 200
+    """Steps between resumable checkpoints."""
+    test_every: Positive = 200
+    """Steps between retrieval tests on held-out text."""
+    test_lengths: tuple[Positive, ...] = (512, 1024, 2048)
+
+    @model_validator(mode="after")
+    def _micro_batches_divide(self) -> Recipe:
+        if self.batch_tokens % self.micro_batch_tokens:
+            raise ValueError(
+                f"batch_tokens ({self.batch_tokens}) must be a multiple of micro_batch_tokens ({self.micro_batch_tokens})"
+            )
+        for stage in self.stages:
+            for length in stage.lengths:
+                if self.micro_batch_tokens % length:
+                    raise ValueError(f"micro_batch_tokens ({self.micro_batch_tokens}) must be a multiple of {length}")
+        return self
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        RecipeError: The file is missing, isn't YAML, or a key is unknown or of the wrong type.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {error}") from error
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = (f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise RecipeError("\n".join(lines)) from error

@@ -1,0 +1,1 @@
+"""Trained checkpoints that come with the package; see `nsa_models.zoo()`."""
