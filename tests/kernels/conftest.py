@@ -110,12 +110,14 @@ def _torch_path(masked_keys: int) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=["torch-masked", "torch-chunked", *available_backends()])
+@pytest.fixture(
+    scope="module", params=["torch-masked", "torch-mixed", "torch-chunked", *available_backends()]
+)
 def attention(request: pytest.FixtureRequest) -> Iterator[Callable]:
     """`nsa_attention` with each backend, and each path of the torch backend, in turn."""
     name = request.param
     if name.startswith("torch-"):
-        with _torch_path(EVERYTHING if name == "torch-masked" else 0):
+        with _torch_path({"torch-masked": EVERYTHING, "torch-mixed": 24, "torch-chunked": 0}[name]):
             yield partial(nsa_attention, backend="torch")
     else:
         yield partial(nsa_attention, backend=name)

@@ -5,6 +5,7 @@ Three paths, chosen by size alone, that agree with each other and with the oracl
 `decode` for a single token.
 """
 
+import torch
 from torch import Tensor
 
 from nsa_kernels.geometry import BlockGeometry
@@ -37,8 +38,7 @@ def attention(
     problem, real = heads_first(
         q, caches, gates, geometry=geometry, start=start, lengths=lengths, scale=scale
     )
-    path = masked_attention if _is_short(problem) else chunked_attention
-    out, blocks = path(problem, return_blocks=return_blocks)
+    out, blocks = _prefill(problem, return_blocks=return_blocks)
     out = heads_last(out, q.shape[0])
     if blocks is not None:
         blocks = blocks_last(blocks, q.shape[0])
@@ -49,6 +49,19 @@ def attention(
     return NSAOutput(out, blocks)
 
 
-def _is_short(p: Problem) -> bool:
+def _prefill(p: Problem, *, return_blocks: bool) -> tuple[Tensor, Tensor | None]:
+    """Masks for what is short or selects every block anyway, runs for the rest."""
+    count = p.q.shape[2]
     limit = MASKED_KEYS_CPU if p.q.device.type == "cpu" else MASKED_KEYS_GPU
-    return isinstance(p.start, int) and p.keys <= limit
+    if not isinstance(p.start, int):
+        return chunked_attention(p, return_blocks=return_blocks)
+    if p.keys_before(count) <= limit:
+        return masked_attention(p, return_blocks=return_blocks)
+    head = min(limit, p.geometry.reach) - p.start
+    if head <= 0:
+        return chunked_attention(p, return_blocks=return_blocks)
+    out, blocks = masked_attention(p.queries(0, head), return_blocks=return_blocks)
+    more, more_blocks = chunked_attention(p.queries(head, count), return_blocks=return_blocks)
+    if blocks is not None and more_blocks is not None:
+        blocks = torch.cat([blocks, more_blocks], dim=1)
+    return torch.cat([out, more], dim=2), blocks

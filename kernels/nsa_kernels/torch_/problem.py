@@ -1,6 +1,6 @@
 """The inputs of one call in the layout that the torch backend computes in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,8 +48,13 @@ class Problem:
         tensors = (self.q, self.gates, self.k_cmp, self.v_cmp, self.k_slc, self.v_slc, self.k_win, self.v_win)
         return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
+    def queries(self, first: int, last: int) -> "Problem":
+        """The same problem for the queries first..last-1 alone."""
+        q, gates = self.q[:, :, first:last], self.gates[:, :, first:last]
+        return replace(self, q=q, gates=gates, start=self.start + first)
+
     def positions(self, first: int, last: int) -> Tensor:
-        """Positions of the queries first..last-1: [last - first] with a common start, else with R before it."""
+        """Positions of the queries first..last-1: [last - first] with a common start, [R, ...] else."""
         offsets = torch.arange(first, last, device=self.q.device)
         return offsets + (self.start.unsqueeze(-1) if isinstance(self.start, Tensor) else self.start)
 

@@ -9,9 +9,9 @@ from torch import Tensor
 class Scratch:
     """Named buffers, to be passed as `out=`.
 
-    The C library gives large freed blocks back to the system, so that each run would fault in every page of its
-    intermediates anew: at 64k tokens that doubled the time. Autograd keeps intermediates and forbids `out=`;
-    a disabled scratch answers None, which leaves the allocation to torch.
+    The C library gives large freed blocks back to the system, so that each run would fault in every page of
+    its intermediates anew: at 64k tokens that nearly doubled the time. Autograd keeps intermediates and
+    forbids `out=`; a disabled scratch answers None, which leaves the allocation to torch.
     """
 
     def __init__(self, *, enabled: bool) -> None:
