@@ -282,14 +282,15 @@ class Engine(TemplateLM):
     def _score_windows(self, call: Call, tickets: list[Ticket]) -> None:
         windows = [self.prompts.windows(ticket.arguments[0], ticket.origin) for ticket in tickets]
         owners = [(index, window) for index, found in enumerate(windows) for window in found]
-        left = [len(found) for found in windows]
-        sums = [0.0] * len(tickets)
+        values: list[list[float]] = [[] for _ in tickets]
 
         def answer(indices: list[int]) -> None:
             call.finish(
                 {
                     tickets[i].key: Response(
-                        value=sums[i], prompt_tokens=1, new_tokens=sum(len(tail) for _, tail in windows[i])
+                        value=math.fsum(values[i]),
+                        prompt_tokens=1,
+                        new_tokens=sum(len(tail) for _, tail in windows[i]),
                     )
                     for i in indices
                 }
@@ -300,13 +301,12 @@ class Engine(TemplateLM):
             for name, (value, _) in scores:
                 index = owners[name][0]
                 self._check_finite(value, tickets[index])
-                sums[index] += value
-                left[index] -= 1
-                if not left[index]:
+                values[index].append(value)
+                if len(values[index]) == len(windows[index]):
                     ready.append(index)
             answer(ready)
 
-        answer([i for i, count in enumerate(left) if not count and call.missing(tickets[i].key)])
+        answer([i for i, found in enumerate(windows) if not found and call.missing(tickets[i].key)])
         pairs = [(name, context, tail) for name, (_, (context, tail)) in enumerate(owners)]
         self._guarded(
             lambda: self._scorer().run(
@@ -355,9 +355,9 @@ class Engine(TemplateLM):
             work()
         except torch.OutOfMemoryError as error:
             raise UserError(
-                "the device has too little memory for one request at a time: "
-                f"{str(error).splitlines()[0]} Lower prefill_chunk (now {self.prefill_chunk}) or max_length (now {self.max_length}), or use "
-                "a narrower dtype. Responses finished before are stored"
+                f"the device has too little memory for one request at a time: {str(error).splitlines()[0]} Lower "
+                f"prefill_chunk (now {self.prefill_chunk}) or max_length (now {self.max_length}), or use a "
+                "narrower dtype. Responses finished before are stored"
             ) from error
 
 

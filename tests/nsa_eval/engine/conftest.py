@@ -23,10 +23,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-WORDS = (
+_STORY = (
     "the quick brown fox jumps over a lazy dog while seven wizards hide gold under old stones near "
     "rivers and every child asks where the keys of London went in winter"
-).split()
+)
+WORDS = _STORY.split()
 VOCABULARY = 384
 
 
