@@ -3,10 +3,10 @@
     python benchmarks/attention_cpu.py
     python benchmarks/attention_cpu.py --lengths 4k,16k --head-dim 128 --json attention_cpu.json
 
-Both get the same queries, keys and values, random, float32, one sequence. NSA gets its compressed keys ready-made, as
-its cache would hold them: compression is a part of the projections. Dense gets its KV heads repeated beforehand, the
-form that SDPA is fastest in. The two are timed in turns, so that another load on the machine meets both; the
-figure is the median of the repeats (one at 64k and beyond).
+Both get the same queries, keys and values, random, float32, one sequence. NSA gets its compressed keys
+ready-made, as its cache would hold them: compression is a part of the projections. Dense gets its KV heads
+repeated beforehand, the form that SDPA is fastest in. The two are timed in turns, so that another load on the
+machine meets both; the figure is the median of the repeats (one at 64k and beyond).
 """
 
 import argparse

@@ -110,14 +110,16 @@ def _torch_path(masked_keys: int) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(
-    scope="module", params=["torch-masked", "torch-mixed", "torch-chunked", *available_backends()]
-)
+TORCH_PATHS = {"torch-masked": EVERYTHING, "torch-mixed": 24, "torch-chunked": 0}
+"""Keys up to which masks are used; rows that start at different positions are always chunked."""
+
+
+@pytest.fixture(scope="module", params=[*TORCH_PATHS, *available_backends()])
 def attention(request: pytest.FixtureRequest) -> Iterator[Callable]:
     """`nsa_attention` with each backend, and each path of the torch backend, in turn."""
     name = request.param
-    if name.startswith("torch-"):
-        with _torch_path({"torch-masked": EVERYTHING, "torch-mixed": 24, "torch-chunked": 0}[name]):
+    if name in TORCH_PATHS:
+        with _torch_path(TORCH_PATHS[name]):
             yield partial(nsa_attention, backend="torch")
     else:
         yield partial(nsa_attention, backend=name)

@@ -18,8 +18,8 @@ from nsa_kernels.torch_.masked import choose_blocks
 from nsa_kernels.torch_.problem import Problem
 from nsa_kernels.torch_.scratch import Scratch
 
-CPU_ELEMENTS = 1 << 20
-"""Largest intermediate of a run on a CPU (4 MiB in float32), a share of the last-level cache."""
+CPU_ELEMENTS = 1 << 21
+"""Largest intermediate of a run on a CPU (8 MiB in float32), a share of the last-level cache."""
 GPU_ELEMENTS = 1 << 27
 """The same on a GPU, which only large runs keep busy."""
 SHORT_RUN = 16
