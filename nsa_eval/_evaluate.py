@@ -81,7 +81,7 @@ def evaluate_model(
     from nsa_eval._quiet import quiet
 
     with quiet() as heard:
-        options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
         progress.say(f"{model.name}: preparing tasks")
         tokenizer = nsa_models.load_tokenizer(model.path, **options)
         if model.chat_template and not getattr(tokenizer, "chat_template", None):

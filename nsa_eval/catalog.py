@@ -76,6 +76,16 @@ def find_config(name: str | os.PathLike[str]) -> Path:
     raise UserError(f"{name}: no such config file or bundled config{did_you_mean(path.stem, bundled)}")
 
 
+def zoo_names() -> list[str]:
+    """The bundled checkpoints as `zoo:NAME`, by their folders.
+
+    For checking names: `list_models` knows more, but importing nsa_models may import torch and take seconds.
+    """
+    spec = importlib.util.find_spec("nsa_models")
+    home = Path(spec.origin).parent / "zoo" if spec and spec.origin else Path()
+    return [f"zoo:{file.parent.name}" for file in sorted(home.glob("*/config.json"))]
+
+
 def list_models() -> list[CatalogEntry]:
     """The bundled checkpoints."""
     import nsa_models
@@ -115,7 +125,8 @@ def _names_in(folder: str) -> frozenset[str]:
     names: set[str] = set()
     for root, _, files in os.walk(folder):
         for file in files:
-            if file.endswith(".yaml"):
+            # What a task includes names tags too, under names such as `_default_template_yaml` or `_gpqa`.
+            if file.endswith("yaml") or "." not in file:
                 for match in _TASK_LINE.finditer(Path(root, file).read_bytes()):
                     text = (match["one"] or match["item"]).decode("utf-8", "replace")
                     names.update(part.strip(" \"'") for part in text.strip("[]").split(","))

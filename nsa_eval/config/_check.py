@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nsa_eval._suggest import did_you_mean
-from nsa_eval.catalog import list_models, lm_eval_tasks
+from nsa_eval.catalog import lm_eval_tasks, zoo_names
 from nsa_eval.config._source import Source
 from nsa_eval.config._yaml import Path_
 from nsa_eval.config.schema import ModelSpec, RunConfig, TaskSpec
@@ -53,7 +53,7 @@ def _repeated(names: list[str], section: str, key: str) -> Iterator[Problem]:
 def _check_model(model: ModelSpec) -> Iterator[Problem]:
     path = model.path
     if path.startswith("zoo:"):
-        names = [entry.name for entry in list_models()]
+        names = zoo_names()
         if path not in names:
             yield ("path",), f"no bundled checkpoint {path!r}{did_you_mean(path, names)}"
         return

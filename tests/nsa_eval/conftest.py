@@ -59,7 +59,8 @@ def tiny_config(tiny_checkpoints):
             "models": [{"name": "one", "path": str(one)}, {"name": "two", "path": str(two)}],
             "tasks": [
                 {"task": "needle_single", "lengths": [256, 320], "depths": 2, "samples": 1, "new_tokens": 8},
-                {"task": "needle_multikey", "lengths": [320], "depths": 2, "samples": 1, "new_tokens": 8, "num_keys": 2},
+                {"task": "needle_multikey", "lengths": [320], "depths": 2, "samples": 1, "new_tokens": 8,
+                 "num_keys": 2},
             ],
             "engine": {"batch_size": 1},
             "compare": {"baseline": "two", "resamples": 200},

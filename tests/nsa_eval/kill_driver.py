@@ -1,6 +1,6 @@
 """Runs one config undisturbed, and once more in a folder where it is killed again and again.
 
-A process of its own: it imports the libraries once and forks a child for each start, so that ten starts take seconds.
+A process of its own: it imports the libraries once and forks a child for each start: ten starts take seconds.
 Usage: kill_driver.py CONFIG.json REFERENCE_DIR KILLED_DIR; prints what happened as JSON.
 """
 
