@@ -79,9 +79,9 @@ def compressed_probabilities(p: Problem, q: Tensor, first: int, scratch: Scratch
     )
     # With a common start every query of the run sees what the first one sees: only the rest needs the mask.
     clear = blocks_before(p, first + 1) if isinstance(p.start, int) else 0
-    hidden = over_heads(~visible_blocks(p.positions(first, last), count, p.geometry))
-    logits[..., clear:].masked_fill_(hidden[..., clear:], torch.finfo(dtype).min)
-    probabilities = torch.softmax(logits, -1, out=scratch.get("probabilities", tuple(logits.shape), logits))
+    hidden = over_heads(~visible_blocks(p.positions(first, last), count, p.geometry, skip=clear))
+    logits[..., clear:].masked_fill_(hidden, torch.finfo(dtype).min)
+    probabilities = scratch.softmax_(logits)
     if clear == 0:  # a query that sees no block got a uniform softmax
         probabilities.masked_fill_(hidden, 0)
     return probabilities
@@ -122,9 +122,12 @@ def blocks_before(p: Problem, last: int) -> int:
     return min(num_blocks(p.keys_before(last), p.geometry), p.k_cmp.shape[1])
 
 
-def visible_blocks(positions: Tensor, count: int, geometry: BlockGeometry) -> Tensor:
-    """Which compressed keys a query sees: i*d + l <= t + 1. [..., M] -> bool [..., M, count]."""
-    last = torch.arange(count, device=positions.device) * geometry.stride + geometry.block - 1
+def visible_blocks(positions: Tensor, count: int, geometry: BlockGeometry, skip: int = 0) -> Tensor:
+    """Which of the compressed keys skip..count-1 a query sees: i*d + l <= t + 1.
+
+    [..., M] -> bool [..., M, count - skip].
+    """
+    last = torch.arange(skip, count, device=positions.device) * geometry.stride + geometry.block - 1
     return last <= positions.unsqueeze(-1)
 
 

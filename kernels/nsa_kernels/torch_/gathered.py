@@ -64,13 +64,6 @@ def gathered(
     tail = logits[..., -masked * length :]
     tail.masked_fill_(hidden.flatten(-2).unsqueeze(2), torch.finfo(logits.dtype).min)
 
-    weights = _softmax(logits.flatten(0, 1), scratch)
+    weights = scratch.softmax_(logits.flatten(0, 1))
     out = torch.bmm(weights, v.view(rows * size, slots * length, -1))
     return out.view(rows, size, group, -1).transpose(1, 2)
-
-
-def _softmax(logits: Tensor, scratch: Scratch) -> Tensor:
-    """Softmax over the last dimension, in float32 at least, returned in the dtype of the logits."""
-    if logits.dtype in (torch.float32, torch.float64):
-        return torch.softmax(logits, -1, out=scratch.get("weights", tuple(logits.shape), logits))
-    return torch.softmax(logits, -1, dtype=torch.float32).to(logits.dtype)

@@ -32,3 +32,12 @@ class Scratch:
             buffer = torch.empty(size, dtype=like.dtype, device=like.device)
             self._buffers[name] = buffer
         return buffer[:size].view(shape)
+
+    def softmax_(self, logits: Tensor) -> Tensor:
+        """Softmax over the last dimension, in float32 at least, in the dtype of the logits.
+
+        Written over the logits when the store is enabled, so that a run's scores are in the cache once.
+        """
+        if logits.dtype not in (torch.float32, torch.float64):
+            return torch.softmax(logits, -1, dtype=torch.float32).to(logits.dtype)
+        return torch.softmax(logits, -1, out=logits) if self._enabled else torch.softmax(logits, -1)
