@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nsa_eval.catalog import task_names
 from nsa_eval.config import ModelSpec, RunConfig, TaskSpec
 from nsa_eval.errors import UserError
 from nsa_eval.plan import Job, limited, own_tasks
@@ -118,12 +120,9 @@ def evaluate_model(
 def _build_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> _Tasks:
     import nsa_models
     import nsa_tasks
-    from lm_eval.tasks import TaskManager
 
     own = own_tasks()
-    theirs = [job.task.task for job in jobs if job.task.task not in own]
-    # lm-eval's index takes 7 seconds; our tasks come as complete dicts and need none of it.
-    manager = TaskManager(include_defaults=bool(theirs), include_path=list(config.include_path) or None)
+    manager = _task_manager({job.task.task for job in jobs} - own, config.include_path)
     specs: list[Any] = []
     leaves: dict[str, tuple[Any, TaskSpec]] = {}
     for job in jobs:
@@ -160,6 +159,24 @@ def _build_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> _T
             _configure(built, task)
             leaves[name] = (built, task)
     return _Tasks(manager=manager, specs=specs, leaves=leaves)
+
+
+def _task_manager(names: set[str], include_path: Sequence[str]) -> Any:  # noqa: ANN401  (TaskManager)
+    """lm-eval's own, without its 7 seconds of indexing where no task of its own is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    folders = [str(Path(folder).expanduser()) for folder in include_path]
+    if names <= task_names(folders):  # our own tasks come as complete dicts and need no index at all
+        return TaskManager(include_defaults=False, include_path=folders or None)
+    return TaskManager(include_path=folders) if folders else _default_task_manager()
+
+
+@functools.cache
+def _default_task_manager() -> Any:  # noqa: ANN401  (TaskManager)
+    """The installed tasks don't change: one index serves all models of a process."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _leaf_names(group: Any) -> list[str]:  # noqa: ANN401  (lm_eval.api.group.Group)

@@ -120,7 +120,12 @@ _TASK_LINE = re.compile(
 )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=1)
+def _installed_names() -> frozenset[str]:
+    spec = importlib.util.find_spec("lm_eval")
+    return _names_in(str(Path(spec.origin).parent / "tasks")) if spec and spec.origin else frozenset()
+
+
 def _names_in(folder: str) -> frozenset[str]:
     names: set[str] = set()
     for root, _, files in os.walk(folder):
@@ -142,6 +147,9 @@ def lm_eval_tasks(include_path: Iterable[str] = ()) -> frozenset[str]:
     Args:
         include_path: More folders with task YAML files.
     """
-    spec = importlib.util.find_spec("lm_eval")
-    folders = [str(Path(spec.origin).parent / "tasks")] if spec and spec.origin else []
-    return frozenset().union(*(_names_in(folder) for folder in [*folders, *include_path]))
+    return _installed_names() | task_names(include_path)
+
+
+def task_names(folders: Iterable[str]) -> frozenset[str]:
+    """Names of the tasks, groups and tags in folders of task YAML files, with a word too many at times."""
+    return frozenset().union(*(_names_in(folder) for folder in folders))

@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Decoding is many tiny operations. By default OpenMP's threads spin while they wait for each other: where
+    # another process has one of the cores, a run of a minute then takes more than ten.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from nsa_eval.cli._app import app
 
     app(args=as_lm_eval(sys.argv[1:] if arguments is None else arguments), prog_name="nsa-eval")
