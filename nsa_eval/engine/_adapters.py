@@ -54,6 +54,10 @@ class Family(Protocol):
         """Rows `indices` (repeats allowed) as new rows; the old ones stay as they are."""
         ...
 
+    def join(self, parts: list[Rows]) -> Rows:
+        """All rows as one batch, in order; ragged families only. The parts are used up."""
+        ...
+
 
 class _CacheFamily:
     """What all families with a transformers `Cache` share."""
@@ -86,6 +90,9 @@ class _CacheFamily:
         mask = None if rows.mask is None else rows.mask[index]
         return Rows(cache=cache, lengths=[rows.lengths[i] for i in indices], mask=mask)
 
+    def join(self, parts: list[Rows]) -> Rows:
+        raise NotImplementedError(f"{type(self).__name__} doesn't join rows of different lengths")
+
 
 class StockFamily(_CacheFamily):
     """transformers' decoders with full attention in every layer and explicit positions.
@@ -114,6 +121,30 @@ class StockFamily(_CacheFamily):
             old = new.new_ones(len(counts), rows.lengths[0]) if rows.mask is None else rows.mask
             rows.mask = torch.cat([old, new], dim=1)
         super().advance(counts, width, rows)
+
+    def join(self, parts: list[Rows]) -> Rows:
+        whole = parts[0].cache
+        assert whole is not None
+        for index, layer in enumerate(whole.layers):
+            # Layer by layer, so that no more than one layer is ever there twice.
+            twins = [part.cache.layers[index] for part in parts if part.cache is not None]
+            keys, values = [twin.keys for twin in twins], [twin.values for twin in twins]
+            for twin in twins:
+                twin.keys = twin.values = None
+            layer.keys, layer.values = _stacked(keys, -2), _stacked(values, -2)
+        widths = [max(part.lengths) if part.mask is None else part.mask.shape[1] for part in parts]
+        lengths = [length for part in parts for length in part.lengths]
+        mask = None
+        if any(part.mask is not None for part in parts) or len(set(widths)) > 1:
+            device = self.model.device
+            masks = [
+                torch.ones(len(part.lengths), width, dtype=torch.bool, device=device)
+                if part.mask is None
+                else part.mask
+                for part, width in zip(parts, widths, strict=True)
+            ]
+            mask = _stacked(masks, 1)
+        return Rows(cache=whole, lengths=lengths, mask=mask)
 
 
 class EqualFamily(_CacheFamily):
@@ -144,6 +175,31 @@ class OwnLengthsFamily(_CacheFamily):
             given["attention_mask"] = new.to(tokens.device)
         return given
 
+    def join(self, parts: list[Rows]) -> Rows:
+        whole = parts[0].cache
+        assert whole is not None
+        for index, layer in enumerate(whole.layers):
+            twins: list[Any] = [part.cache.layers[index] for part in parts if part.cache is not None]
+            buffers = [twin.buffers for twin in twins]
+            lengths = [twin.lengths for twin in twins]
+            rows = [len(part.lengths) for part in parts]
+            for twin in twins:
+                twin.buffers = {}
+            # Short rows may have no complete block yet, and so no buffer of compressed keys.
+            like = {name: buffer for some in buffers for name, buffer in some.items()}
+            layer.buffers = {
+                name: _stacked(
+                    [
+                        some[name] if name in some else like[name].new_zeros(count, 0, *like[name].shape[2:])
+                        for some, count in zip(buffers, rows, strict=True)
+                    ],
+                    1,
+                )
+                for name in like
+            }
+            layer.lengths = [length for some in lengths for length in some]
+        return Rows(cache=whole, lengths=[length for part in parts for length in part.lengths])
+
 
 def family_of(model: PreTrainedModel) -> Family:
     """Pick the family by what the model's config, cache and signature say."""
@@ -166,6 +222,20 @@ def family_of(model: PreTrainedModel) -> Family:
 def accepts(model: nn.Module, argument: str) -> bool:
     """Whether the model's forward names `argument`."""
     return argument in inspect.signature(model.forward).parameters
+
+
+def _stacked(parts: list[Tensor], axis: int) -> Tensor:
+    """Tensors of B_i rows each as one of sum(B_i), shorter ones filled up with zeros at the end of `axis`."""
+    width = max(part.shape[axis] for part in parts)
+    first = parts[0]
+    shape = list(first.shape)
+    shape[0], shape[axis] = sum(part.shape[0] for part in parts), width
+    whole = first.new_zeros(shape)
+    row = 0
+    for part in parts:
+        whole[row : row + part.shape[0]].narrow(axis, 0, part.shape[axis]).copy_(part)
+        row += part.shape[0]
+    return whole
 
 
 def _detached(layer: Any) -> Any:  # noqa: ANN401 - transformers' layer classes share no typed base

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -11,18 +11,20 @@ from transformers import PreTrainedModel
 
 T = TypeVar("T")
 
-# Measured on two cores with 6M- to 100M-parameter models: a forward of this many tokens is within 5 % of the
-# best throughput, and a larger one only needs more memory.
+# Measured on a CPU with the bundled twins and a 32k-vocabulary Llama: 1024 to 2048 tokens a forward are
+# fastest, half or twice as many take up to a fifth longer.
 _CPU_TOKENS = 2048
 _CPU_ROWS = 32
 _CPU_CACHE_BYTES = 2**30
-_CUDA_TOKENS = 65536
 _CUDA_ROWS = 128
-# Of the memory that the weights leave; the rest is for activations, logits and fragmentation.
+# Of the memory that the weights leave; the rest is for logits and fragmentation.
 _CUDA_CACHE_SHARE = 0.4
-# A row may be this much shorter than the longest of its batch: below, padding costs more than a further
-# forward.
+_CUDA_ACTIVATION_SHARE = 0.2
+_CUDA_TOKENS = (2048, 131072)
+# A row may be this much shorter than its batch's longest: below, padding costs more than another forward.
+# Rows that only go on together waste no more than attention to holes.
 _SHORTEST = 0.75
+_SHORTEST_REPLY = 0.5
 _SHORTEST_SLACK = 16
 
 
@@ -35,8 +37,8 @@ class Limits:
     """Padded tokens of one forward."""
     cache_tokens: int
     """Tokens of KV cache over all rows."""
-    bucket: bool
-    """Whether a batch ends where rows get much shorter."""
+    shortest: float
+    """A batch ends where rows get shorter than this part of its longest; 0 = never."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, batch_size: int | Literal["auto"], *, prefill_chunk: int) -> Limits:
@@ -45,17 +47,25 @@ class Limits:
         "auto" looks at the device's total memory, not at what is free: batches, and so the last bits of a
         score, are then the same in every run on the same machine. Too large a batch is halved when it fails.
         """
-        per_token = cache_bytes(model)
+        if batch_size != "auto":
+            return cls(rows=batch_size, tokens=2**62, cache_tokens=2**62, shortest=0.0)
+        cache, rows, tokens = _CPU_CACHE_BYTES, _CPU_ROWS, _CPU_TOKENS
         if model.device.type == "cuda":
             weights = sum(p.numel() * p.element_size() for p in model.parameters())
-            left = torch.cuda.get_device_properties(model.device).total_memory - weights
-            cache = int(max(left, 0) * _CUDA_CACHE_SHARE)
-            tokens, most = max(_CUDA_TOKENS, prefill_chunk), _CUDA_ROWS
-        else:
-            cache, tokens, most = _CPU_CACHE_BYTES, _CPU_TOKENS, _CPU_ROWS
-        if batch_size != "auto":
-            return cls(rows=batch_size, tokens=2**62, cache_tokens=2**62, bucket=False)
-        return cls(rows=most, tokens=tokens, cache_tokens=max(1, cache // per_token), bucket=True)
+            left = max(0, torch.cuda.get_device_properties(model.device).total_memory - weights)
+            cache, rows = int(left * _CUDA_CACHE_SHARE), _CUDA_ROWS
+            tokens = int(left * _CUDA_ACTIVATION_SHARE) // activation_bytes(model)
+            tokens = max(_CUDA_TOKENS[0], min(_CUDA_TOKENS[1], tokens))
+        return cls(
+            rows=rows,
+            tokens=tokens,
+            cache_tokens=max(1, cache // cache_bytes(model)),
+            shortest=_SHORTEST,
+        )
+
+    def for_replies(self) -> Limits:
+        """Limits for rows that go on together once their prompts are read, however those were batched."""
+        return replace(self, tokens=2**62, shortest=min(self.shortest, _SHORTEST_REPLY))
 
 
 def cache_bytes(model: PreTrainedModel) -> int:
@@ -67,6 +77,14 @@ def cache_bytes(model: PreTrainedModel) -> int:
     # NSA keeps keys and values once per branch.
     branches = 3 if getattr(config, "attention", None) == "nsa" else 1
     return int(2 * branches * config.num_hidden_layers * groups * width * model.dtype.itemsize)
+
+
+def activation_bytes(model: PreTrainedModel) -> int:
+    """What one token needs in a layer at once, in bytes, roughly: the MLP's halves and some hidden states."""
+    config = model.config.get_text_config(decoder=True)
+    hidden = int(config.hidden_size)
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    return int((2 * inner + 8 * hidden) * model.dtype.itemsize)
 
 
 def batches(
@@ -98,7 +116,7 @@ def batches(
                 rows > limits.rows
                 or rows * min(longest, prefill_chunk) > limits.tokens
                 or rows * (longest + extra) > limits.cache_tokens
-                or (limits.bucket and size < _SHORTEST * longest - _SHORTEST_SLACK)
+                or size < limits.shortest * longest - _SHORTEST_SLACK
                 or (equal and size != longest)
             )
             if full:

@@ -355,7 +355,7 @@ class Engine(TemplateLM):
             work()
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"the device has too little memory for one request at a time: {str(error).splitlines()[0]} Lower "
+                f"too little device memory for one request at a time: {str(error).splitlines()[0]} Lower "
                 f"prefill_chunk (now {self.prefill_chunk}) or max_length (now {self.max_length}), or use a "
                 "narrower dtype. Responses finished before are stored"
             ) from error

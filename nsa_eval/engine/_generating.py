@@ -105,12 +105,12 @@ class Replier:
             if shared:
                 head = self.reader.family.empty(1)
                 piece = group[0].tokens[:shared]
-                self.reader.read([piece], head, first=[shared], on_logits=lambda *_: None, keep=True)
+                self.reader.read([piece], head, first=[shared], on_logits=lambda *_: None)
             group.sort(key=lambda job: (-len(job.tokens), job.tokens.astype(">u4").tobytes(), job.key))
             for batch in batches(
                 group,
                 width=lambda job, shared=shared: len(job.tokens) - shared,  # type: ignore[misc]
-                limits=self.limits,
+                limits=self.limits.for_replies(),
                 extra=shared + max(job.settings.budget for job in group),
                 equal=not self.reader.family.ragged,
                 prefill_chunk=self.reader.prefill_chunk,
@@ -170,21 +170,11 @@ class Replier:
 
     def _generate(self, jobs: list[Job], shared: int, head: Rows | None, emit: Emit) -> None:
         family = self.reader.family
-        rows = family.empty(len(jobs)) if head is None else family.select(head, [0] * len(jobs))
         lines = [
             _Line(job, Sampler(job.settings.sampling, job.seed) if job.settings.sampling else None)
             for job in jobs
         ]
-        start: dict[int, Tensor] = {}
-
-        def collect(logits: Tensor, places: list[Place]) -> None:
-            start.update((row, line) for line, (row, _) in zip(logits, places, strict=True))
-
-        pieces = [job.tokens[shared:] for job in jobs]
-        self.reader.read(
-            pieces, rows, first=[len(piece) - 1 for piece in pieces], on_logits=collect, keep=True
-        )
-        logits = torch.stack([start[row] for row in range(len(jobs))])
+        rows, logits = self._prompts(jobs, shared, head)
         while True:
             self._append(lines, logits)
             ended = [self._ended(line) for line in lines]
@@ -197,6 +187,30 @@ class Replier:
                 lines = [lines[index] for index in left]
                 rows = family.select(rows, left)
             logits = self.reader.step([line.tokens[-1] for line in lines], rows)
+
+    def _prompts(self, jobs: list[Job], shared: int, head: Rows | None) -> tuple[Rows, Tensor]:
+        """Read all prompts, in batches of little padding; the rows joined, and their logits [B, V]."""
+        family = self.reader.family
+        parts: list[Rows] = []
+        logits: list[Tensor] = []
+        for batch in batches(
+            jobs,
+            width=lambda job: len(job.tokens) - shared,
+            limits=self.limits if family.ragged else self.limits.for_replies(),
+            prefill_chunk=self.reader.prefill_chunk,
+        ):
+            rows = family.empty(len(batch)) if head is None else family.select(head, [0] * len(batch))
+            pieces = [job.tokens[shared:] for job in batch]
+            last: dict[int, Tensor] = {}
+
+            def collect(made: Tensor, places: list[Place], last: dict[int, Tensor] = last) -> None:
+                last.update((row, line) for line, (row, _) in zip(made, places, strict=True))
+
+            ends = [len(piece) - 1 for piece in pieces]
+            self.reader.read(pieces, rows, first=ends, on_logits=collect)
+            parts.append(rows)
+            logits.extend(last[row] for row in range(len(batch)))
+        return (family.join(parts) if len(parts) > 1 else parts[0]), torch.stack(logits)
 
     def _append(self, lines: list[_Line], logits: Tensor) -> None:
         best, tokens = logits.max(-1)

@@ -19,7 +19,6 @@ from nsa_eval.errors import UserError
 # GPU.
 _LOGIT_CELLS_CPU = 2**25
 _LOGIT_CELLS_CUDA = 2**28
-
 Place: TypeAlias = tuple[int, int]
 """(row, column) of a batch."""
 OnLogits: TypeAlias = Callable[[Tensor, list[Place]], None]
@@ -69,17 +68,16 @@ class Reader:
         *,
         first: Sequence[int],
         on_logits: OnLogits,
-        keep: bool,
     ) -> None:
         """Feed row b the tokens pieces[b] and hand out the logits of its columns first[b], first[b] + 1, ...
         .
 
         Args:
             pieces: B rows of at least one token each.
-            rows: What the rows have read before (changed in place), or None when they start here.
+            rows: What the rows have read before (changed in place, to be continued), or None when they
+                start and end here.
             first: First column whose logits are wanted; len(pieces[b]) for none.
             on_logits: Called once or more, with places in reading order.
-            keep: Whether the rows are continued later; needs `rows`.
         """
         counts = [len(piece) for piece in pieces]
         width = max(counts)
@@ -89,7 +87,7 @@ class Reader:
         tokens = tokens.to(self.device)
         columns = torch.arange(width)
         wanted = (columns >= torch.tensor(first)[:, None]) & (columns < torch.tensor(counts)[:, None])
-        edges = self._edges(wanted, keep=keep or rows is not None)
+        edges = self._edges(wanted)
         if rows is None and len(edges) > 2:
             rows = self.family.empty(len(pieces))
         for start, end in pairwise(edges):
@@ -111,7 +109,7 @@ class Reader:
         logits: Tensor = output.logits
         return logits[:, -1]
 
-    def _edges(self, wanted: Tensor, *, keep: bool) -> list[int]:
+    def _edges(self, wanted: Tensor) -> list[int]:
         """Columns at which to cut, so that no forward is longer or makes more logits than allowed."""
         batch, width = wanted.shape
         if not self.family.continuable:

@@ -154,7 +154,6 @@ class _Work:
             new,
             first=[len(piece) for piece in pieces],
             on_logits=lambda logits, places: None,
-            keep=True,
         )
         return new
 
@@ -186,7 +185,6 @@ class _Work:
                 new,
                 first=[unit.first - depth for unit, (depth, _, _) in zip(units, members, strict=True)],
                 on_logits=tally.add,
-                keep=False,
             )
         except torch.OutOfMemoryError:
             if len(members) == 1:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GPT2Config,
@@ -76,10 +77,27 @@ _SHAPE: dict[str, Any] = {
     "pad_token_id": None,
 }
 
+
+def _twin(attention: str) -> PreTrainedModel:
+    """The project's own decoder, with blocks small enough that short prompts select among them."""
+    config = NSADecoderConfig(
+        **_SHAPE,
+        attention=attention,
+        nsa_block=8,
+        nsa_stride=4,
+        nsa_select_block=8,
+        nsa_select_count=4,
+        nsa_window=16,
+    )
+    return NSADecoderForCausalLM(config)
+
+
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHAPE)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SHAPE)),
     "sliding": lambda: MistralForCausalLM(MistralConfig(**_SHAPE, sliding_window=24)),
+    "nsa": lambda: _twin("nsa"),
+    "full": lambda: _twin("full"),
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(
             vocab_size=VOCABULARY,

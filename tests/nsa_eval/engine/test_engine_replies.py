@@ -6,7 +6,7 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from nsa_eval.engine import Engine
+from nsa_eval.engine import Engine, _batching
 from nsa_eval.errors import UserError
 
 VARIANTS = {
@@ -96,3 +96,47 @@ def test_unknown_setting_is_refused_by_name(llama, tokenizer, toys):
         Engine(llama, tokenizer).generate_until(toys.reply_requests(penalty_alpha=0.6))
     with pytest.raises(UserError, match="temperature above 0"):
         Engine(llama, tokenizer).generate_until(toys.reply_requests(do_sample=True, temperature=0.0))
+
+
+def test_batch_too_large_for_the_device_is_halved(llama, tokenizer, toys, monkeypatch):
+    """Running out of memory changes how requests are batched, and nothing else."""
+    scores, replies = toys.choice_requests(), toys.reply_requests()
+    expected = (
+        Engine(llama, tokenizer).loglikelihood(scores),
+        Engine(llama, tokenizer).generate_until(replies),
+    )
+    engine = Engine(llama, tokenizer)
+    reader = engine._prepared()[0]
+    forward = reader._forward
+    refused = []
+
+    def small_device(tokens, counts, rows, wanted):
+        if len(counts) > 2:
+            refused.append(len(counts))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(tokens, counts, rows, wanted)
+
+    monkeypatch.setattr(reader, "_forward", small_device)
+    found = engine.loglikelihood(scores)
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected[0]], abs=1e-4)
+    assert engine.generate_until(replies) == expected[1]
+    assert len(refused) > 4
+    monkeypatch.setattr(reader, "_forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
+    with pytest.raises(UserError, match=r"too little device memory.*Lower prefill_chunk \(now 8192\)"):
+        engine.generate_until(replies)
+
+
+def test_prompts_read_in_several_batches_go_on_as_one(any_model, tokenizer, toys, monkeypatch):
+    """Joining rows of unequal prompts gives the replies that each gives alone."""
+    requests = toys.reply_requests()
+    alone = [Engine(any_model, tokenizer).generate_until([request])[0] for request in requests]
+    engine = Engine(any_model, tokenizer, share_prefixes=False)
+    reader = engine._prepared()[0]
+    widths = []
+    step = reader.step
+    monkeypatch.setattr(reader, "step", lambda tokens, rows: widths.append(len(tokens)) or step(tokens, rows))
+    monkeypatch.setattr(_batching, "_CPU_TOKENS", 150)
+    monkeypatch.setattr(_batching, "_SHORTEST_REPLY", 0.0)
+    assert engine.generate_until(requests) == alone
+    if reader.family.ragged:
+        assert max(widths) == len(requests)

@@ -144,7 +144,8 @@ SCRIPT = """
     engine = Engine(model, tokenizer, store=store, on_response=count, batch_size=4)
     found = lm_eval.simple_evaluate(
         model=engine, tasks=["toy_choice", "toy_reply"],
-        task_manager=TaskManager(include_path=str(folder / "tasks"), include_defaults=False), bootstrap_iters=0,
+        task_manager=TaskManager(include_path=str(folder / "tasks"), include_defaults=False),
+        bootstrap_iters=0,
     )
     print(json.dumps([engine.from_store, found["results"], found["samples"]], default=str, sort_keys=True))
 """
