@@ -59,7 +59,8 @@ class FullAttention(nn.Module):
         if cache is not None:
             k, v = cache.append("k", k, batch), cache.append("v", v, batch)
         out = causal_attention(q, k, v, batch)
-        return self.o_proj(out.flatten(-2))
+        projected: Tensor = self.o_proj(out.flatten(-2))
+        return projected
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, batch: RaggedBatch) -> Tensor:
@@ -94,7 +95,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, batch: RaggedBatch) -> Ten
             rows = slice(begin, begin + _MASKED_ROWS)
             mask = columns <= positions[:, rows, None]  # [B or 1, rows, S]
             pieces.append(
-                F.scaled_dot_product_attention(q[:, :, rows], k, v, attn_mask=mask[:, None], enable_gqa=grouped)
+                F.scaled_dot_product_attention(
+                    q[:, :, rows], k, v, attn_mask=mask[:, None], enable_gqa=grouped
+                )
             )
         out = torch.cat(pieces, dim=2)
     return out.transpose(1, 2)
@@ -138,7 +141,7 @@ class BlockCompression(nn.Module):
 
 
 class NSAAttention(nn.Module):
-    """Native Sparse Attention (arXiv 2502.11089): compressed, selected and window branches under sigmoid gates."""
+    """Native Sparse Attention (arXiv 2502.11089): compressed, selected and window branches, gated."""
 
     def __init__(self, config: NSADecoderConfig, rotary: RotaryEmbedding) -> None:
         """Projections of `config`'s shape; `rotary` gives the compressed keys their positions."""
@@ -168,10 +171,7 @@ class NSAAttention(nn.Module):
         heads, groups, d_k, d_v = _shape(config)
         q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (heads, d_k))), cos, sin)
         keys = self.k_proj(x).unflatten(-1, (-1, groups, d_k)).unbind(2)
-        raw = {
-            branch: norm(key)
-            for branch, norm, key in zip(BRANCHES, self.k_norms, keys, strict=False)
-        }
+        raw = {branch: norm(key) for branch, norm, key in zip(BRANCHES, self.k_norms, keys, strict=False)}
         values = dict(zip(BRANCHES, self.v_proj(x).unflatten(-1, (-1, groups, d_v)).unbind(2), strict=False))
         gates = torch.sigmoid(self.g_proj(x).unflatten(-1, (heads, len(BRANCHES))))
 
@@ -213,11 +213,12 @@ class NSAAttention(nn.Module):
                 lengths=None if batch.full and batch.start is not None else batch.tensor("ends"),
                 backend=config.nsa_backend,
             ).out
-        return self.o_proj(out.flatten(-2))
+        projected: Tensor = self.o_proj(out.flatten(-2))
+        return projected
 
     def _compress_keys(self, tokens: Tensor, first: Tensor | None) -> Tensor:
         """Compress keys and give each its block's first position ([B or 1, blocks]; None = 0, d, 2d, ...)."""
-        keys = self.k_compress(tokens)
+        keys: Tensor = self.k_compress(tokens)
         if self.config.nsa_compress_rotated:
             return keys
         if first is None:

@@ -1,8 +1,8 @@
 """Where each row of a batch stands: the bridge from attention masks to right-padded rows with lengths.
 
-The block grid of NSA starts at a sequence's own first token, so a row must never begin with padding. transformers'
-`generate()` pads on the left; `RaggedBatch.from_mask` turns such rows round before the decoder sees them and turns
-the hidden states back afterwards, and a score can't depend on what shares the batch.
+The block grid of NSA starts at a sequence's own first token, so a row must never begin with padding.
+transformers' `generate()` pads on the left; `RaggedBatch.from_mask` turns such rows round before the decoder
+sees them and turns the hidden states back afterwards, and a score can't depend on what shares the batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaggedBatch:
-    """One forward's new tokens: row b appends `counts[b]` tokens at positions `starts[b]`, `starts[b]` + 1, ...
+    """One forward's new tokens: row b appends `counts[b]` tokens at positions `starts[b]`, `starts[b] + 1`...
 
     Host lists steer memory and loops without a device sync; the tensors go to the kernels.
     """
@@ -43,7 +43,8 @@ class RaggedBatch:
             return cls(starts=starts, counts=[width] * batch, width=width, device=device)
         if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] < width:
             raise ValueError(
-                f"attention_mask must be [batch={batch}, >= {width}] with 1 for tokens, got {tuple(mask.shape)}"
+                f"attention_mask must be [batch={batch}, >= {width}] with 1 for tokens, "
+                f"got {tuple(mask.shape)}"
             )
         new = mask[:, -width:].bool().cpu()
         counts = new.sum(-1).tolist()
@@ -53,7 +54,9 @@ class RaggedBatch:
         columns = torch.arange(width)
         expected = (columns >= first[:, None]) & (columns < first[:, None] + new.sum(-1, keepdim=True))
         if not torch.equal(new, expected):
-            raise ValueError("attention_mask has padding between a row's tokens; pad at one end of each row only")
+            raise ValueError(
+                "attention_mask has padding between a row's tokens; pad at one end of each row only"
+            )
         order = None
         if bool((first > 0).any()):
             order = ((columns + first[:, None]) % width).to(device)

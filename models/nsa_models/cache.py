@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from nsa_kernels import BlockGeometry, num_blocks
@@ -19,9 +18,9 @@ _GROWTH = 1.5
 class NSACacheLayer(CacheLayerMixin):
     """Named token buffers [B, capacity, heads, dim] of one layer, each row with its own length.
 
-    Full attention keeps `k`, `v`; NSA keeps, per branch, `k_cmp_raw`, `v_cmp_raw` (what phi reads), `k_slc`, `v_slc`,
-    `k_win`, `v_win`, and the compressed `k_cmp`, `v_cmp`, one entry a complete block. Everything past a row's length
-    is never read.
+    Full attention keeps `k`, `v`; NSA keeps, per branch, `k_cmp_raw`, `v_cmp_raw` (what phi reads), `k_slc`,
+    `v_slc`, `k_win`, `v_win`, and the compressed `k_cmp`, `v_cmp`, one entry a complete block. Everything
+    past a row's length is never read.
     """
 
     is_croppable = True
@@ -34,7 +33,7 @@ class NSACacheLayer(CacheLayerMixin):
         self.lengths: list[int] = []
 
     def append(self, name: str, new: Tensor, batch: RaggedBatch) -> Tensor:
-        """Write new [B, N, heads, dim] at each row's start; return the buffer's columns [B, S, heads, dim]."""
+        """Write new [B, N, heads, dim] at each row's start; return its columns [B, S, heads, dim]."""
         buffer = self._reserve(name, new, batch.extent)
         if batch.start is not None:
             buffer[:, batch.start : batch.start + batch.width] = new
@@ -83,8 +82,8 @@ class NSACacheLayer(CacheLayerMixin):
         else:
             offsets = torch.tensor(before, device=device)
             rows = torch.arange(batch.rows, device=device)[:, None]
-            # Rows with fewer complete blocks compute a few that aren't complete yet: no query sees those (a block
-            # is visible only when complete) and the next chunk writes them again.
+            # Rows with fewer complete blocks compute a few that aren't complete yet: no query sees those (a
+            # block is visible only when complete) and the next chunk writes them again.
             columns = offsets[:, None] * geometry.stride + torch.arange(span, device=device)
             tokens = raw[rows, columns.clamp(max=raw.shape[1] - 1)]
             slots = offsets[:, None] + blocks
@@ -109,12 +108,14 @@ class NSACacheLayer(CacheLayerMixin):
         self.buffers[name] = buffer
         return buffer
 
-    # --- transformers' cache interface -------------------------------------------------------------------------
+    # --- transformers' cache interface ---
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: buffers are made by `append`."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Refuse the generic update.
 
         Raises:
@@ -151,8 +152,8 @@ class NSACacheLayer(CacheLayerMixin):
         drop = -tokens_to_remove
         if drop < 0 or drop > min(self.lengths, default=0):
             raise ValueError(
-                f"crop takes minus the number of tokens to remove, at most {min(self.lengths, default=0)} here, "
-                f"got {tokens_to_remove}"
+                "crop takes minus the number of tokens to remove, "
+                f"at most {min(self.lengths, default=0)} here, got {tokens_to_remove}"
             )
         self.lengths = [length - drop for length in self.lengths]
 

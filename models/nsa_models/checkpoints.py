@@ -16,7 +16,19 @@ _CONFIG = "config.json"
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "tokenizer*", "*.py")
 _WEIGHTS = "*.safetensors"
 # Files that change what a model answers; a card or a log beside them doesn't.
-_FINGERPRINTED = ("config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "*.model", "*.jinja")
+_FINGERPRINTED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+    "*.py",
+)
 _READ_SIZE = 1 << 22
 
 
@@ -72,16 +84,18 @@ def resolve(spec: str) -> str:
     if spec.startswith(ZOO_PREFIX):
         name = spec.removeprefix(ZOO_PREFIX)
         folder = _ZOO / name
-        if not name or not (folder / _CONFIG).is_file():
+        if not name or not os.path.isfile(folder / _CONFIG):
             known = ", ".join(f"{ZOO_PREFIX}{path.parent.name}" for path in sorted(_ZOO.glob(f"*/{_CONFIG}")))
             raise ModelLoadError(f"{spec}: no such bundled model; there are {known or 'none'}")
         return str(folder)
-    path = Path(spec).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(spec))  # leaves an unknown ~user as it is, where Path's own raises
+    if os.path.isdir(path):  # False, where Path's own raises, for a name no file system takes
         if not (path / _CONFIG).is_file():
-            raise ModelLoadError(f"{spec}: the folder has no {_CONFIG}, so it isn't a transformers checkpoint")
+            raise ModelLoadError(
+                f"{spec}: the folder has no {_CONFIG}, so it isn't a transformers checkpoint"
+            )
         return str(path)
-    if path.is_file():
+    if os.path.isfile(path):
         raise ModelLoadError(f"{spec}: give the checkpoint's folder, not a file in it")
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise ModelLoadError(f"{spec}: no such folder")
@@ -100,7 +114,7 @@ def local_folder(spec: str, *, revision: str | None = None, weights: bool = True
         ModelLoadError: `resolve`'s reasons, or the hub can't be reached or has no such repository.
     """
     resolved = resolve(spec)
-    if Path(resolved).is_dir():
+    if os.path.isdir(resolved):
         return Path(resolved)
     from huggingface_hub import snapshot_download
 
@@ -128,7 +142,9 @@ def fingerprint(spec: str, *, revision: str | None = None) -> str:
         ModelLoadError: As `local_folder`.
     """
     folder = local_folder(spec, revision=revision)
-    names = {path for pattern in (*_FINGERPRINTED, _WEIGHTS) for path in folder.glob(pattern) if path.is_file()}
+    names = {
+        path for pattern in (*_FINGERPRINTED, _WEIGHTS) for path in folder.glob(pattern) if path.is_file()
+    }
     total = sha256()
     with _HashMemory() as memory:
         for path in sorted(names, key=lambda path: path.name):
@@ -140,14 +156,15 @@ class _HashMemory:
     """Hashes of files that were read before."""
 
     def __init__(self) -> None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         self._file = Path(cache) / "nsa-eval" / "hashes.json"
         self._known: dict[str, str] = {}
         self._changed = False
 
     def __enter__(self) -> _HashMemory:
         with contextlib.suppress(OSError, ValueError):
-            self._known = json.loads(self._file.read_text(encoding="utf-8"))
+            known = json.loads(self._file.read_text(encoding="utf-8"))
+            self._known = known if isinstance(known, dict) else {}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,9 +1,10 @@
 """Configuration of the NSA / full-attention decoder."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: @strict checks types, and can't read them from strings.
 
 from typing import Any
 
+from huggingface_hub.dataclasses import strict
 from nsa_kernels import BlockGeometry
 from transformers import PreTrainedConfig
 
@@ -11,9 +12,11 @@ ATTENTIONS = ("nsa", "full")
 COMPRESSIONS = ("mlp", "linear", "mean")
 
 
+@strict
 class NSADecoderConfig(PreTrainedConfig):
     """Shape of a decoder whose attention is Native Sparse Attention or full attention.
 
+    A field of the wrong type is refused by name (huggingface_hub's StrictDataclassError).
     A twin pair shares every field but `attention`. The NSA fields are read only with `attention="nsa"`;
     their defaults are the paper's shape (arXiv 2502.11089, section 4.1).
 
@@ -26,7 +29,7 @@ class NSADecoderConfig(PreTrainedConfig):
         head_dim: d_k, of queries and keys.
         v_head_dim: d_v, of values; None = head_dim.
         qk_norm: RMSNorm on each query and key head before RoPE.
-        rope_parameters: transformers' RoPE dictionary, YaRN included: {"rope_type", "rope_theta", "factor", ...}.
+        rope_parameters: transformers' RoPE dictionary, YaRN too: {"rope_type", "rope_theta", "factor", ...}.
         nsa_block: l, tokens in a compression block.
         nsa_stride: d, tokens between the starts of two compression blocks; divides l and l'.
         nsa_select_block: l', tokens in a selection block.
@@ -62,7 +65,7 @@ class NSADecoderConfig(PreTrainedConfig):
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
     nsa_block: int = 32
     nsa_stride: int = 16
     nsa_select_block: int = 64
@@ -74,7 +77,7 @@ class NSADecoderConfig(PreTrainedConfig):
     nsa_compress_rotated: bool = False
     nsa_backend: str = "auto"
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers' own
         """Fill derived fields and check the shape.
 
         Raises:

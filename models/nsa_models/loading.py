@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from nsa_kernels import BackendUnavailableError, get_backend
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -15,11 +18,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from nsa_models.checkpoints import ModelLoadError, local_folder
 from nsa_models.configuration import NSADecoderConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Any one of these is a tokenizer of some kind; transformers' own message on none at all runs to a page.
+_TOKENIZER_FILES = ("tokenizer*", "tokenization*.py", "vocab*", "*.model", "*.tiktoken")
 
 
 def load_config(
@@ -43,12 +49,17 @@ def load_tokenizer(
         ModelLoadError: There is none, or it can't be read.
     """
     folder = local_folder(spec, revision=revision, weights=False)
+    if not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
+        raise ModelLoadError(
+            f"{spec}: no tokenizer in {folder}; put its files (tokenizer.json, ...) beside the weights"
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and Rust errors here
+        if "trust_remote_code" in str(error):
+            raise _needs_code(spec, "tokenizer") from error
         raise ModelLoadError(
-            f"{spec}: no tokenizer can be loaded from {folder} ({_first_line(error)}); "
-            "put the tokenizer's files beside the weights"
+            f"{spec}: the tokenizer in {folder} can't be loaded: {_first_line(error)}"
         ) from error
 
 
@@ -88,6 +99,7 @@ def load_model(
     _check_weight_files(spec, folder)
     options: dict[str, Any] = {}
     if isinstance(config, NSADecoderConfig):
+        _check_backend(backend)
         config.nsa_backend = backend
     elif backend != "auto":
         options["attn_implementation"] = backend
@@ -95,15 +107,17 @@ def load_model(
     if dtype == "auto" and target.type == "cpu":
         wanted = torch.float32
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=wanted,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **options,
-        )
+        with _quiet_transformers():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=wanted,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported by _check_loading, in one message
+                **options,
+            )
     except Exception as error:  # OSError, ValueError, RuntimeError, ImportError, SafetensorError ...
         raise ModelLoadError(f"{spec}: the model can't be loaded: {_first_line(error)}") from error
     _check_loading(spec, info)
@@ -113,14 +127,42 @@ def load_model(
 
 def _read_config(spec: str, folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with _quiet_transformers():
+            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
         if "trust_remote_code" in str(error):
-            raise ModelLoadError(
-                f"{spec}: the checkpoint needs modelling code of its own; read it, then allow it by name with "
-                "trust_remote_code: true"
-            ) from error
+            raise _needs_code(spec, "modelling") from error
         raise ModelLoadError(f"{spec}: {folder}/config.json can't be used: {_first_line(error)}") from error
+
+
+def _needs_code(spec: str, kind: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"{spec}: the checkpoint needs {kind} code of its own; read it, then allow it by name with "
+        "trust_remote_code: true"
+    )
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars or load reports on stderr meanwhile; what a report says is raised as one error."""
+    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_backend(name: str) -> None:
+    if name == "auto":
+        return
+    try:
+        get_backend(name)
+    except (ValueError, BackendUnavailableError) as error:
+        raise ModelLoadError(str(error)) from error
 
 
 def _device(name: str) -> torch.device:
@@ -131,7 +173,23 @@ def _device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ModelLoadError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError(f"device {name!r} was asked for, but torch sees no CUDA device here; use cpu or auto")
+        raise ModelLoadError(
+            f"device {name!r} was asked for, but torch sees no CUDA device here; use cpu or auto"
+        )
+    index = device.index or 0
+    if device.type == "cuda" and index >= torch.cuda.device_count():
+        raise ModelLoadError(
+            f"device {name!r} was asked for, but this machine has {torch.cuda.device_count()} CUDA device(s)"
+        )
+    if device.type == "meta":
+        raise ModelLoadError("device must be auto, cpu, cuda or cuda:N; meta holds no weights to evaluate")
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # each device its own way
+            raise ModelLoadError(
+                f"device {name!r} was asked for, but torch has none here; use cpu"
+            ) from error
     return device
 
 
@@ -141,7 +199,7 @@ def _check_weight_files(spec: str, folder: Path) -> None:
         pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
         if pickles:
             raise ModelLoadError(
-                f"{spec}: only pickled weights ({', '.join(sorted(pickles)[:3])}), which can run code when loaded; "
+                f"{spec}: only pickled weights ({_some(sorted(pickles))}), which can run code when loaded; "
                 "save the model as safetensors (model.save_pretrained does) and evaluate that"
             )
         raise ModelLoadError(f"{spec}: no .safetensors weights in {folder}")
@@ -157,9 +215,10 @@ def _check_weight_files(spec: str, folder: Path) -> None:
 
 
 def _check_loading(spec: str, info: dict[str, Any]) -> None:
-    mismatched = sorted(str(item[0] if isinstance(item, tuple) else item) for item in info.get("mismatched_keys", ()))
+    mismatched = sorted(info.get("mismatched_keys", ()))
     if mismatched:
-        raise ModelLoadError(f"{spec}: {_some(mismatched)} have another shape than config.json says")
+        shapes = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in mismatched]
+        raise ModelLoadError(f"{spec}: weights of another shape than config.json says: {_some(shapes)}")
     missing = sorted(info.get("missing_keys", ()))
     if missing:
         raise ModelLoadError(
@@ -171,7 +230,9 @@ def _check_loading(spec: str, info: dict[str, Any]) -> None:
 def _check_finite(spec: str, model: PreTrainedModel) -> None:
     bad = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
     if bad:
-        raise ModelLoadError(f"{spec}: NaN or infinite weights in {_some(bad)}; scores from it would mean nothing")
+        raise ModelLoadError(
+            f"{spec}: NaN or infinite weights in {_some(bad)}; scores from it would mean nothing"
+        )
 
 
 def _some(names: list[str]) -> str:
@@ -179,4 +240,13 @@ def _some(names: list[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """An error's first line, and the next while a line only announces it."""
+    if isinstance(error, KeyError):  # its text is the key alone
+        return f"KeyError: {error}"
+    said: list[str] = []
+    for line in str(error).splitlines():
+        if line.strip():
+            said.append(line.strip())
+            if not line.rstrip().endswith(":"):
+                break
+    return " ".join(said) or type(error).__name__

@@ -32,7 +32,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, N, hidden] to the same shape."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class NSADecoderLayer(GradientCheckpointingLayer):
@@ -51,7 +52,8 @@ class NSADecoderLayer(GradientCheckpointingLayer):
     ) -> Tensor:
         """Map x [B, N, hidden] to the same shape, appending to the cache."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, batch, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class NSADecoderPreTrainedModel(PreTrainedModel):
@@ -102,7 +104,7 @@ class NSADecoderModel(NSADecoderPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Any,  # noqa: ANN401 - whatever generate() hands on
     ) -> BaseModelOutputWithPast:
         """Run the decoder over a chunk of new tokens.
 
@@ -110,7 +112,7 @@ class NSADecoderModel(NSADecoderPreTrainedModel):
             input_ids: [B, N] new tokens (or `inputs_embeds` [B, N, hidden], exactly one of the two).
             attention_mask: None = all N are tokens; else [B, >= N], 1 for tokens, of which the last N columns
                 speak of the chunk. Padding on the right or on the left of a row; never in between.
-            position_ids: Accepted for `generate()` and not read: a token's position is its index in its own row.
+            position_ids: Accepted for `generate()`, not read: a token's position is its index in its own row.
             past_key_values: The NSACache that earlier chunks filled; None or an empty cache starts anew.
             inputs_embeds: See `input_ids`.
             use_cache: Return the cache; default: config.use_cache, and False while training.
@@ -122,7 +124,8 @@ class NSADecoderModel(NSADecoderPreTrainedModel):
             last_hidden_state [B, N, hidden] in the order given, and the cache.
 
         Raises:
-            ValueError: Not exactly one of input_ids and inputs_embeds, a cache of another kind, or a mask with holes.
+            ValueError: Not exactly one of input_ids and inputs_embeds, a cache of another kind, or a mask
+                with holes.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -184,7 +187,7 @@ class NSADecoderForCausalLM(NSADecoderPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Any,  # noqa: ANN401 - whatever generate() hands on
     ) -> CausalLMOutputWithPast:
         """Next-token logits of a chunk; arguments as `NSADecoderModel.forward`.
 
@@ -209,7 +212,9 @@ class NSADecoderForCausalLM(NSADecoderPreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

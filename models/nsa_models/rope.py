@@ -20,11 +20,18 @@ class RotaryEmbedding(nn.Module):
     original_inv_freq: Tensor
 
     def __init__(self, config: NSADecoderConfig) -> None:
-        """Compute the frequencies of `config.rope_parameters`."""
+        """Compute the frequencies of `config.rope_parameters`.
+
+        Raises:
+            ValueError: A rope_type that transformers doesn't have.
+        """
         super().__init__()
         self.config = config
         assert config.rope_parameters is not None  # PreTrainedConfig fills in the default type
         self.rope_type: str = config.rope_parameters["rope_type"]
+        if self.rope_type not in ("default", *ROPE_INIT_FUNCTIONS):
+            known = ", ".join(sorted({"default", *ROPE_INIT_FUNCTIONS}))
+            raise ValueError(f"rope_type must be one of {known}, got {self.rope_type!r}")
         self.max_seq_len_cached = config.max_position_embeddings
         self.original_max_seq_len = config.max_position_embeddings
         init = (
@@ -32,6 +39,7 @@ class RotaryEmbedding(nn.Module):
             if self.rope_type == "default"
             else ROPE_INIT_FUNCTIONS[self.rope_type]
         )
+        self.attention_scaling: float
         inv_freq, self.attention_scaling = init(config)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
@@ -47,7 +55,7 @@ class RotaryEmbedding(nn.Module):
         return theta**-exponents, 1.0
 
     @torch.no_grad()
-    @dynamic_rope_update
+    @dynamic_rope_update  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return cos and sin [B, N, 1, d_k] in float32 for position_ids [B, N]; `x` only tells the device."""
         angles = position_ids[..., None].float() * self.inv_freq.to(position_ids.device).float()
@@ -56,6 +64,6 @@ class RotaryEmbedding(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, N, heads, d_k] by float32 cos, sin [B, N, 1, d_k]; computed in float32, returned in x's dtype."""
+    """Rotate x [B, N, heads, d_k] by float32 cos, sin [B, N, 1, d_k]; float32 inside, x's dtype outside."""
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)

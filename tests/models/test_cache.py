@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
-
 from nsa_models import NSADecoderForCausalLM
+from torch import Tensor
 
 
 def test_crop_forgets_the_last_tokens(any_model: NSADecoderForCausalLM, tokens: Tensor) -> None:
@@ -20,7 +19,9 @@ def test_crop_forgets_the_last_tokens(any_model: NSADecoderForCausalLM, tokens: 
 
 
 @pytest.mark.parametrize("remove", [5, -91])
-def test_crop_refuses_what_it_cannot_do(any_model: NSADecoderForCausalLM, tokens: Tensor, remove: int) -> None:
+def test_crop_refuses_what_it_cannot_do(
+    any_model: NSADecoderForCausalLM, tokens: Tensor, remove: int
+) -> None:
     cache = any_model(tokens, use_cache=True).past_key_values
     with pytest.raises(ValueError, match="crop takes minus"):
         cache.crop(remove)

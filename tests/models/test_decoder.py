@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from nsa_models import NSACache, NSADecoderConfig, NSADecoderForCausalLM
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
-
-from nsa_models import NSACache, NSADecoderConfig, NSADecoderForCausalLM
 
 Make = Callable[..., NSADecoderForCausalLM]
 
 
 def close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # importance is ranked in float32, all else in float64
+    torch.testing.assert_close(
+        a, b, rtol=1e-5, atol=1e-6
+    )  # importance is ranked in float32, all else in float64
 
 
 @pytest.mark.parametrize("chunks", [(90,), (30, 60), (7, 1, 50, 32), (1, 89), (85, 1, 1, 1, 1, 1)])
@@ -59,7 +60,9 @@ def test_padding_changes_no_logits(any_model: NSADecoderForCausalLM, tokens: Ten
             close(together[row, place], alone)
 
 
-def test_rows_of_different_length_decode_as_if_alone(any_model: NSADecoderForCausalLM, tokens: Tensor) -> None:
+def test_rows_of_different_length_decode_as_if_alone(
+    any_model: NSADecoderForCausalLM, tokens: Tensor
+) -> None:
     lengths, further = (53, 32), 20
     mask = (torch.arange(53) < torch.tensor(lengths)[:, None]).long()
     with torch.no_grad():
@@ -74,7 +77,9 @@ def test_rows_of_different_length_decode_as_if_alone(any_model: NSADecoderForCau
     assert cache.lengths == [73, 52]
 
 
-def test_a_chunk_can_follow_rows_of_different_length(any_model: NSADecoderForCausalLM, tokens: Tensor) -> None:
+def test_a_chunk_can_follow_rows_of_different_length(
+    any_model: NSADecoderForCausalLM, tokens: Tensor
+) -> None:
     mask = (torch.arange(40) < torch.tensor([40, 21])[:, None]).long()
     follow = (torch.arange(30) < torch.tensor([13, 30])[:, None]).long()
     rows = [torch.cat([tokens[0, :40], tokens[0, 40:53]]), torch.cat([tokens[1, :21], tokens[1, 40:70]])]
@@ -85,12 +90,16 @@ def test_a_chunk_can_follow_rows_of_different_length(any_model: NSADecoderForCau
             close(got[row, :count], any_model(rows[row][None]).logits[0, first:])
 
 
-def test_generate_is_greedy_argmax_and_ignores_left_padding(any_model: NSADecoderForCausalLM, tokens: Tensor) -> None:
+def test_generate_is_greedy_argmax_and_ignores_left_padding(
+    any_model: NSADecoderForCausalLM, tokens: Tensor
+) -> None:
     prompt = tokens[:1, :37]
     sequence = prompt
     with torch.no_grad():
         for _ in range(8):
-            sequence = torch.cat([sequence, any_model(sequence).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+            sequence = torch.cat(
+                [sequence, any_model(sequence).logits[:, -1].argmax(-1, keepdim=True)], dim=1
+            )
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": 10_000, "pad_token_id": 2}
     assert any_model.generate(prompt, **options).tolist() == sequence.tolist()
     padded = torch.cat([torch.full((1, 5), 2), prompt], dim=1)
@@ -103,7 +112,13 @@ def test_generate_is_greedy_argmax_and_ignores_left_padding(any_model: NSADecode
 
 def test_beam_search_runs_on_the_cache(tiny_model: Make, tokens: Tensor) -> None:
     model = tiny_model()
-    options = {"max_new_tokens": 6, "do_sample": False, "num_beams": 3, "eos_token_id": 10_000, "pad_token_id": 2}
+    options = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "num_beams": 3,
+        "eos_token_id": 10_000,
+        "pad_token_id": 2,
+    }
     with_cache = model.generate(tokens[:, :30], use_cache=True, **options)
     without = model.generate(tokens[:, :30], use_cache=False, **options)
     assert with_cache.tolist() == without.tolist()
@@ -119,7 +134,9 @@ def test_logits_to_keep_picks_columns(tiny_model: Make, tokens: Tensor, keep: in
     close(kept, whole[:, columns])
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(any_model: NSADecoderForCausalLM, tokens: Tensor) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients(
+    any_model: NSADecoderForCausalLM, tokens: Tensor
+) -> None:
     def gradients() -> dict[str, Tensor]:
         any_model.zero_grad()
         any_model(tokens, labels=tokens).loss.backward()
