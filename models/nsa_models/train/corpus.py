@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +23,10 @@ from nsa_models.train.recipe import TextRecipe
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 Tokens = npt.NDArray[np.uint16]
 
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+_PACKED = (".gz", ".xz")
 _WORD = re.compile(r"\b[a-z]{4,10}\b")
-_WORDS_KEPT = 6000
+# So many that most are several tokens long: keys of an evaluation are not common words.
+_WORDS_KEPT = 30_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,7 @@ class Corpus:
     train: Tokens
     held_out: Tokens
     words: list[str]
-    """Common lower-case words of the training part, for keys and word values."""
+    """Lower-case words of the training part, for keys and word values."""
 
 
 def load_corpus(recipe: TextRecipe) -> Corpus:
@@ -43,10 +45,18 @@ def load_corpus(recipe: TextRecipe) -> Corpus:
 
     Raises:
         FileNotFoundError: Neither the cache nor any text is there.
+        ValueError: A file of text can't be read, or the cache was made by another recipe.
     """
     if not (recipe.cache / "corpus.json").is_file():
         _make(recipe)
     about = json.loads((recipe.cache / "corpus.json").read_text(encoding="utf-8"))
+    now = _made_by(recipe)
+    changed = [key for key, value in about.get("made_by", now).items() if value != now.get(key)]
+    if changed:
+        raise ValueError(
+            f"{recipe.cache} was made with another {', '.join(changed)}; "
+            "choose another cache folder or remove that one"
+        )
     tokens = np.memmap(recipe.cache / "tokens.bin", dtype=np.uint16, mode="r")
     return Corpus(
         tokenizer=PreTrainedTokenizerFast.from_pretrained(recipe.cache / "tokenizer"),
@@ -57,18 +67,39 @@ def load_corpus(recipe: TextRecipe) -> Corpus:
 
 
 def read_documents(folder: Path) -> Iterator[str]:
-    """Yield the documents of a folder's .txt and .jsonl files (plain, .gz or .xz), in order of their names."""
+    """Yield the documents of a folder's .txt and .jsonl files (plain, .gz or .xz), by order of file names.
+
+    Raises:
+        ValueError: A file is damaged, not UTF-8, or has a line without a `text`.
+    """
     for path in sorted(folder.rglob("*")):
-        kind = path.suffixes[-1:] if path.suffix not in _OPENERS else path.suffixes[-2:-1]
+        kind = path.suffixes[-1:] if path.suffix not in _PACKED else path.suffixes[-2:-1]
         if kind not in ([".txt"], [".jsonl"]):
             continue
-        opener = _OPENERS.get(path.suffix, open)
-        with opener(path, "rt", encoding="utf-8") as file:
-            if kind == [".txt"]:
-                yield file.read()
-            else:
-                for line in file:
-                    yield json.loads(line)["text"]
+        try:
+            with _open_text(path) as file:
+                if kind == [".txt"]:
+                    yield file.read()
+                else:
+                    yield from (_text_of(line) for line in file if line.strip())
+        except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
+            raise ValueError(f"{path} can't be read as text: {error}") from error
+
+
+def _open_text(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    if path.suffix == ".xz":
+        return lzma.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+def _text_of(line: str) -> str:
+    record = json.loads(line)
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        raise ValueError(f"a line is no JSON object with a `text`: {line[:60].strip()}")
+    text: str = record["text"]
+    return text
 
 
 def train_tokenizer(documents: list[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -94,12 +125,15 @@ def train_tokenizer(documents: list[str], *, vocab_size: int) -> PreTrainedToken
 def _make(recipe: TextRecipe) -> None:
     documents = list(read_documents(recipe.folder)) if recipe.folder.is_dir() else []
     if not documents:
-        raise FileNotFoundError(f"no .txt or .jsonl text in {recipe.folder}, and no tokenised text in {recipe.cache}")
+        raise FileNotFoundError(
+            f"no .txt or .jsonl text in {recipe.folder}, and no tokenised text in {recipe.cache}"
+        )
     # A document's side of the split depends on its own text, so adding books never moves another.
     scale = 2**32
     sides = [int(sha256(text.encode()).hexdigest()[:8], 16) / scale < recipe.held_out for text in documents]
     training = [text for text, held_out in zip(documents, sides, strict=True) if not held_out]
-    held_out = [text for text, held_out in zip(documents, sides, strict=True) if held_out] or training[-1:]
+    held_out = [text for text, held_out in zip(documents, sides, strict=True) if held_out]
+    training, held_out = _both_sides(training, held_out)
     share = max(1, recipe.tokenizer_sample // max(1, len(training)))
     tokenizer = train_tokenizer([text[:share] for text in training], vocab_size=recipe.vocab_size)
     keep = recipe.max_tokens * 3 // max(1, len(training))  # characters; about three to a token
@@ -112,12 +146,31 @@ def _make(recipe: TextRecipe) -> None:
     tokenizer.save_pretrained(recipe.cache / "tokenizer")
     np.concatenate(arrays).tofile(recipe.cache / "tokens.bin")
     about = {
+        "made_by": _made_by(recipe),
         "train_tokens": len(arrays[0]),
         "held_out_tokens": len(arrays[1]),
         "documents": len(training),
         "words": sorted(word for word, _ in counts.most_common(_WORDS_KEPT)),
     }
-    (recipe.cache / "corpus.json").write_text(json.dumps(about), encoding="utf-8")
+    partial = recipe.cache / "corpus.json.part"
+    partial.write_text(json.dumps(about), encoding="utf-8")
+    partial.replace(recipe.cache / "corpus.json")  # last: a cache is there when this file is
+
+
+def _made_by(recipe: TextRecipe) -> dict[str, Any]:
+    """What the cache's content depends on, apart from the text itself."""
+    return recipe.model_dump(mode="json", exclude={"folder", "cache"})
+
+
+def _both_sides(training: list[str], held_out: list[str]) -> tuple[list[str], list[str]]:
+    """Move a document over when chance left a side without one; a single document is cut near its end."""
+    if len(training) + len(held_out) == 1:
+        (text,) = training + held_out
+        cut = len(text) * 9 // 10
+        return [text[:cut]], [text[cut:]]
+    if not held_out:
+        return training[:-1], training[-1:]
+    return training or held_out[:-1], held_out if training else held_out[-1:]
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> Tokens:

@@ -1,4 +1,4 @@
-"""Sequences of real text with facts sown in and questions asked later: what the twins learn retrieval from."""
+"""Sequences of real text with facts sown in and questions asked later: what retrieval is learned from."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nsa_models.train.corpus import Corpus, Tokens
+from nsa_models.train.corpus import BOS, Corpus, Tokens
 from nsa_models.train.recipe import FactsRecipe
 
-Ids = npt.NDArray[np.int64]
+Row = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]
+"""Token ids and the mask of answer tokens, both [L]."""
 
-STATEMENT = " One of the special magic {kind}s for{key} is:{value}."
+STATEMENT = "One of the special magic {kind}s for{key} is:{value}."
 PREAMBLE = (
     "Some special magic {kind}s are hidden within the following text. Make sure to memorize it."
     " I will quiz you about the {kind}s afterwards.\n"
@@ -33,10 +34,16 @@ QUESTIONS = (
         "\nWhat is the special magic {kind} for{key}? The special magic {kind} for{key} is{value}.\n",
     ),
 )
+ASK_ALL = "\nWhat are all the special magic {kind}s for{keys} mentioned in the provided text?"
+ANSWER_ALL = " The special magic {kind}s for{keys} mentioned in the provided text are{values}.\n"
 _KINDS = ("number", "uuid", "word")
 _KEY_WORDS = (0.25, 0.6, 0.15)  # shares of keys of one, two and three words
 _HYPHEN_SHARE = 0.3
-_PREAMBLE_SHARE = 0.3
+_MOST_TOGETHER = 4  # facts that one question asks for at the most
+_PREAMBLE_SHARE = 0.4
+# Facts at the very start of the text, at most one a sequence: a depth that is never learned when it is rare.
+_START_SHARE = 0.1
+_LINE_SHARE = 0.1  # facts on a line of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +55,34 @@ class Fact:
     value: list[int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Insert:
+    """Tokens that go into the text."""
+
+    tokens: list[int]
+    answers: tuple[slice, ...] = ()
+    """Where answers stand in them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """Facts that one question asks for."""
+
+    statements: list[Insert]
+    question: Insert
+    in_order: bool = False
+    """Values of one key: the answer names them in the order of the text, so they must stand in that order."""
+
+    @property
+    def size(self) -> int:
+        """Tokens of statements and question."""
+        return sum(len(statement.tokens) for statement in self.statements) + len(self.question.tokens)
+
+
 class FactWriter:
     """Turns a stretch of text into a sequence of exactly L tokens with facts and questions in it.
 
-    The same (seed, stage, step) always gives the same batch, whatever the model, the workers or an interruption.
+    The same (seed, stage, step) always gives the same batch, whatever model, workers and interruptions.
     """
 
     def __init__(self, corpus: Corpus, recipe: FactsRecipe, seed: int) -> None:
@@ -60,17 +91,22 @@ class FactWriter:
         self.seed = seed
         self.train, self.held_out = corpus.train, corpus.held_out
         self._tokenizer = corpus.tokenizer.backend_tokenizer
-        bos, dot = corpus.tokenizer.bos_token_id, self._encode(".")[0]
-        self._bos, self._dot = int(bos), dot  # type: ignore[arg-type]
+        self._bos = corpus.tokenizer.convert_tokens_to_ids(BOS)
         self._words = [self._encode(f" {word}") for word in corpus.words]
         self._joined = [self._encode(f"-{word}") for word in corpus.words]
         self._digits = [self._encode(str(digit))[0] for digit in range(10)]
-        self._space = self._encode(" ")
-        self._pieces: dict[tuple[str, str], list[str | list[int]]] = {}
+        self._space, self._line, self._dot = (self._encode(text)[0] for text in (" ", "\n", "."))
+        self._one_on_a_line, self._one_after_a_space = self._encode("One"), self._encode(" One")
+        # Lengths are counted before places are chosen: the two may be exchanged only when of one size.
+        self._only_lines = len(self._one_on_a_line) != len(self._one_after_a_space)
+        self._comma, self._and = self._encode(","), self._encode(" and")
+        self._templates: dict[tuple[str, str], list[str | list[int]]] = {}
 
     def batch(self, *, stage: int, step: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
         """Training sequences ids [rows, length] and a mask of answer tokens, of the same shape."""
-        made = [self.sequence(np.random.default_rng((self.seed, stage, step, row)), length) for row in range(rows)]
+        made = [
+            self.sequence(np.random.default_rng((self.seed, stage, step, row)), length) for row in range(rows)
+        ]
         return _stack(made)
 
     def quiz(self, *, rows: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -78,68 +114,83 @@ class FactWriter:
         made = []
         for row in range(rows):
             rng = np.random.default_rng((self.seed, 1_000_003, seed, row))
-            fact = self._fact(rng, "number")
-            statement, _ = self._fill(STATEMENT, fact)
-            question, answer = self._fill(QUESTIONS[0][1], fact)
-            room = length - 1 - len(statement) - len(question)
+            item = self._single(self._fact(rng, "number"), QUESTIONS[0][1])
+            room = length - 1 - item.size
+            if room < 1:
+                raise ValueError(f"{length} tokens are too few for a fact and its question: test longer ones")
             filler = _slice(self.held_out, rng, room)
             place = int(room * row / max(1, rows - 1))
-            made.append(self._join(filler, [(place, 0, statement, None), (room, 1, question, answer)]))
+            statement = self._joined_to_text(item.statements[0], filler, place, line=place == 0)
+            made.append(self._assemble(filler, [(place, 0, statement), (room, 1, item.question)], []))
         return _stack(made)
 
-    def sequence(self, rng: np.random.Generator, length: int) -> tuple[Ids, npt.NDArray[np.bool_]]:
+    def sequence(self, rng: np.random.Generator, length: int) -> Row:
         """One training sequence of `length` tokens and the mask of its answer tokens."""
         recipe = self.recipe
-        pieces: list[tuple[list[int], list[int], slice]] = []
-        head: list[int] = []
-        if rng.random() < _PREAMBLE_SHARE:
-            head = self._encode(PREAMBLE.format(kind="number"))
-        used = 1 + len(head)
-        for _ in range(max(1, length // recipe.tokens_per_fact)):
+        head = self._encode(PREAMBLE.format(kind="number")) if rng.random() < _PREAMBLE_SHARE else []
+        items: list[Item] = []
+        used, wanted = 1 + len(head), max(1, length // recipe.tokens_per_fact)
+        if used >= length:
+            head, used = [], 1
+        if wanted >= _MOST_TOGETHER and rng.random() < recipe.together:
+            together = self._several(rng, int(rng.integers(2, _MOST_TOGETHER + 1)))
+            if used + together.size < length:  # here and below: at least one token of text stays
+                items.append(together)
+                used += together.size
+        while sum(len(item.statements) for item in items) < wanted:
             fact = self._fact(rng, str(rng.choice(_KINDS, p=self._kind_shares())))
-            statement, _ = self._fill(STATEMENT, fact)
             template = rng.choice(len(QUESTIONS), p=[share for share, _ in QUESTIONS])
-            question, answer = self._fill(QUESTIONS[template][1], fact)
-            if used + len(statement) + len(question) > length:
+            item = self._single(fact, QUESTIONS[template][1])
+            if used + item.size >= length:
                 break
-            assert answer is not None
-            pieces.append((statement, question, answer))
-            used += len(statement) + len(question)
-        room = length - used
-        filler = _slice(self.train, rng, room)
+            items.append(item)
+            used += item.size
+        filler = _slice(self.train, rng, length - used)
+        return self._assemble(filler, self._scatter(rng, items, filler), head)
+
+    def _scatter(
+        self, rng: np.random.Generator, items: list[Item], filler: Tokens
+    ) -> list[tuple[int, float, Insert]]:
+        """Choose where facts stand and questions are asked: (place in the filler, order there, tokens)."""
+        recipe, room = self.recipe, len(filler)
         stops = np.flatnonzero(filler == self._dot) + 1
-        quiz_at_end = rng.random() < recipe.final_quiz
-        events: list[tuple[int, float, list[int], slice | None]] = []
-        for statement, question, answer in pieces:
-            place = int(rng.integers(0, room + 1))
-            if len(stops) and rng.random() < 0.5:  # half of the facts between sentences, half anywhere
-                place = int(stops[min(np.searchsorted(stops, place), len(stops) - 1)])
-            rest = room - place
-            if quiz_at_end:
+        at_end = rng.random() < recipe.final_quiz
+        events: list[tuple[int, float, Insert]] = []
+        started = False
+        for item in items:
+            places = [int(rng.integers(1, room + 1)) for _ in item.statements]
+            if len(stops):  # half of the facts between sentences, half anywhere
+                nearest = np.minimum(np.searchsorted(stops, places), len(stops) - 1)
+                between = rng.random(len(places)) < 0.5
+                places = [int(stops[n]) if b else p for p, n, b in zip(places, nearest, between, strict=True)]
+            if not started and rng.random() < _START_SHARE:
+                places[0], started = 0, True
+            if item.in_order:
+                places.sort()
+            for i, (place, statement) in enumerate(zip(places, item.statements, strict=True)):
+                line = place == 0 or rng.random() < _LINE_SHARE
+                joined = self._joined_to_text(statement, filler, place, line=line)
+                events.append((place, i / len(places), joined))
+            rest = room - max(places)
+            last = room - rest
+            if at_end:
                 asked = room
             elif rng.random() < recipe.far:
-                asked = place + int(rng.integers(0, rest + 1))
+                asked = last + int(rng.integers(0, rest + 1))
             else:
-                asked = place + int(np.exp(rng.uniform(0.0, np.log(rest + 1.0)))) - 1
-            events.append((place, 0.0, statement, None))
-            events.append((asked, 1.0 + rng.random(), question, answer))
-        return self._join(filler, events, head)
+                asked = last + int(np.exp(rng.uniform(0.0, np.log(rest + 1.0)))) - 1
+            events.append((asked, 1.0 + rng.random(), item.question))
+        return events
 
-    def _join(
-        self,
-        filler: Tokens,
-        events: list[tuple[int, float, list[int], slice | None]],
-        head: list[int] | None = None,
-    ) -> tuple[Ids, npt.NDArray[np.bool_]]:
-        parts: list[npt.ArrayLike] = [[self._bos], head or []]
-        size, done = 1 + len(head or []), 0
+    def _assemble(self, filler: Tokens, events: list[tuple[int, float, Insert]], head: list[int]) -> Row:
+        parts: list[npt.ArrayLike] = [[self._bos], head]
+        size, done = 1 + len(head), 0
         spans: list[slice] = []
-        for place, _, tokens, answer in sorted(events, key=lambda event: event[:2]):
-            parts += [filler[done:place], tokens]
+        for place, _, insert in sorted(events, key=lambda event: event[:2]):
+            parts += [filler[done:place], insert.tokens]
             size += place - done
-            if answer is not None:
-                spans.append(slice(size + answer.start, size + answer.stop))
-            size += len(tokens)
+            spans += [slice(size + span.start, size + span.stop) for span in insert.answers]
+            size += len(insert.tokens)
             done = place
         parts.append(filler[done:])
         ids = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
@@ -147,6 +198,35 @@ class FactWriter:
         for span in spans:
             mask[span] = True
         return ids, mask
+
+    def _joined_to_text(self, statement: Insert, filler: Tokens, place: int, *, line: bool) -> Insert:
+        """A statement within a line (" One ..."), or on its own ("One ..." after a newline in the text)."""
+        line = line or self._only_lines
+        if line and place:
+            filler[place - 1] = self._line
+        first = self._one_on_a_line if line else self._one_after_a_space
+        return Insert(tokens=first + statement.tokens[len(self._one_on_a_line) :])
+
+    def _single(self, fact: Fact, question: str) -> Item:
+        """One fact and a question about it."""
+        return Item(
+            statements=[self._fill(STATEMENT, fact.kind, {"key": [fact.key], "value": [fact.value]})],
+            question=self._fill(question, fact.kind, {"key": [fact.key], "value": [fact.value]}),
+        )
+
+    def _several(self, rng: np.random.Generator, count: int) -> Item:
+        """Several facts asked for at once: several keys, or several values of one key."""
+        facts = [self._fact(rng, "number") for _ in range(count)]
+        keys = [fact.key for fact in facts]
+        if rng.random() < 0.5:
+            keys = keys[:1]
+        values = [fact.value for fact in facts]
+        statements = [
+            self._fill(STATEMENT, "number", {"key": [keys[min(i, len(keys) - 1)]], "value": [value]})
+            for i, value in enumerate(values)
+        ]
+        question = self._fill(ASK_ALL + ANSWER_ALL, "number", {"keys": keys, "values": values})
+        return Item(statements=statements, question=question, in_order=len(keys) == 1)
 
     def _kind_shares(self) -> list[float]:
         number, identifier = self.recipe.number, self.recipe.uuid
@@ -159,29 +239,37 @@ class FactWriter:
             key += further[rng.integers(len(further))]
         if kind == "number":
             digits = [rng.integers(1, 10), *rng.integers(0, 10, size=6)]
-            value = self._space + [self._digits[digit] for digit in digits]
+            value = [self._space, *(self._digits[digit] for digit in digits)]
         elif kind == "uuid":
             value = self._encode(f" {uuid.UUID(bytes=rng.bytes(16), version=4)}")
         else:
             value = list(self._words[rng.integers(len(self._words))])
+            if rng.random() < 0.5:
+                value += self._joined[rng.integers(len(self._joined))]
         return Fact(kind=kind, key=key, value=value)
 
-    def _fill(self, template: str, fact: Fact) -> tuple[list[int], slice | None]:
-        """Tokens of a template, and where the value stands in them."""
-        found = self._pieces.get((template, fact.kind))
-        if found is None:
-            text = template.replace("{kind}", fact.kind)
-            found = []
-            for piece in text.replace("{key}", "\0key\0").replace("{value}", "\0value\0").split("\0"):
-                found.append(piece if piece in ("key", "value") else self._encode(piece))
-            self._pieces[template, fact.kind] = found
+    def _fill(self, template: str, kind: str, lists: dict[str, list[list[int]]]) -> Insert:
+        """Tokens of a template with its lists ("a", "a, b, and c") filled in; values are answers."""
+        parts = self._templates.get((template, kind))
+        if parts is None:
+            text = template.replace("{kind}", kind)
+            for name in ("key", "keys", "value", "values"):
+                text = text.replace(f"{{{name}}}", f"\0{name}\0")
+            parts = [part if part in lists else self._encode(part) for part in text.split("\0") if part]
+            self._templates[template, kind] = parts
         tokens: list[int] = []
-        span = None
-        for piece in found:
-            if piece == "value":
-                span = slice(len(tokens), len(tokens) + len(fact.value))
-            tokens += fact.key if piece == "key" else fact.value if piece == "value" else piece  # type: ignore[arg-type]
-        return tokens, span
+        answers: list[slice] = []
+        for part in parts:
+            if not isinstance(part, str):
+                tokens += part
+                continue
+            for i, entry in enumerate(lists[part]):
+                if i:
+                    tokens += self._comma + (self._and if i == len(lists[part]) - 1 else [])
+                if part.startswith("value"):
+                    answers.append(slice(len(tokens), len(tokens) + len(entry)))
+                tokens += entry
+        return Insert(tokens=tokens, answers=tuple(answers))
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -189,10 +277,14 @@ class FactWriter:
 
 def _slice(tokens: Tokens, rng: np.random.Generator, size: int) -> Tokens:
     if size > len(tokens):
-        raise ValueError(f"the text has {len(tokens)} tokens, a sequence needs {size}: add text or lower the length")
+        raise ValueError(
+            f"the text has {len(tokens)} tokens, a sequence needs {size}: add text or lower the length"
+        )
     start = int(rng.integers(0, len(tokens) - size + 1))
-    return tokens[start : start + size]
+    return tokens[start : start + size].copy()
 
 
-def _stack(made: list[tuple[Ids, npt.NDArray[np.bool_]]]) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(np.stack([ids for ids, _ in made])), torch.from_numpy(np.stack([mask for _, mask in made]))
+def _stack(made: list[Row]) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(np.stack([ids for ids, _ in made])), torch.from_numpy(
+        np.stack([mask for _, mask in made])
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -45,8 +47,8 @@ class Progress:
     seconds: float = 0.0
 
 
-class Stopped(Exception):
-    """The run saved its state before the last stage was done (time limit or SIGTERM); run it again to go on."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The run saved its state before its end (time limit, SIGTERM or Ctrl-C); run it again to go on."""
 
 
 def train(recipe: Recipe, *, time_limit: float | None = None, log: Callable[[str], None] = print) -> Path:
@@ -58,14 +60,31 @@ def train(recipe: Recipe, *, time_limit: float | None = None, log: Callable[[str
         log: Called with a line of text now and then.
 
     Returns:
-        The folder of the exported model (bf16 safetensors, config, tokenizer, log).
+        The folder of the exported model (bf16 safetensors, config, tokenizer).
 
     Raises:
-        Stopped: See `time_limit`; SIGTERM does the same.
+        Stopped: See `time_limit`; SIGTERM and a first Ctrl-C do the same, after the step at hand.
         FileNotFoundError: No training text.
-        ValueError: The output folder holds another recipe's run, or the loss became NaN.
+        ValueError: The text is too short for the recipe's lengths, the output folder holds another recipe's
+            run, or the loss became NaN.
     """
-    return _Run(recipe, time_limit, log).run()
+    run = _Run(recipe, time_limit, log)
+    with _signals_to(run.ask_to_stop):
+        return run.run()
+
+
+@contextlib.contextmanager
+def _signals_to(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Hand SIGTERM and SIGINT to `handler` meanwhile; only a main thread may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 class _Run:
@@ -73,13 +92,17 @@ class _Run:
         self.recipe, self.time_limit, self.log = recipe, time_limit, log
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.corpus: Corpus = load_corpus(recipe.text)
+        _check_lengths(recipe, self.corpus)
         self.facts = FactWriter(self.corpus, recipe.facts, recipe.seed)
+        for length in recipe.test_lengths:  # raises now, not after hours, when there is no room for a fact
+            self.facts.quiz(rows=1, length=length, seed=length)
         torch.manual_seed(recipe.seed)
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = True
         self.model = NSADecoderForCausalLM(model_config(recipe, self.corpus)).to(self.device)
-        if recipe.compile:
-            torch._dynamo.config.recompile_limit = 64  # one compilation a length and dtype, for every length used
+        if recipe.compile and self.device.type == "cuda":
+            # One compilation a length and dtype, for every length used.
+            torch._dynamo.config.recompile_limit = 64
             for layer in self.model.model.layers:
                 layer.compile(dynamic=False)
         self.optimizer = _optimizer(self.model, recipe)
@@ -90,10 +113,10 @@ class _Run:
     def run(self) -> Path:
         recipe, progress = self.recipe, self.progress
         self._resume()
-        signal.signal(signal.SIGTERM, self._ask_to_stop)
         seconds_before = progress.seconds
         while progress.stage < len(recipe.stages):
             stage = recipe.stages[progress.stage]
+            self._set_select_count(stage.select_count)
             for ids, answers in self._batches(stage):
                 record = self._step(stage, ids, answers)
                 progress.seconds = seconds_before + time.monotonic() - self.started
@@ -103,12 +126,19 @@ class _Run:
                     break
                 if self._must_stop():
                     self._save()
-                    raise Stopped(f"stopped at step {progress.step} with everything saved; run again to go on")
+                    raise Stopped(
+                        f"stopped at step {progress.step} with everything saved; run again to go on"
+                    )
                 if progress.step % recipe.save_every == 0:
                     self._save()
             progress.stage, progress.stage_step, progress.answer_loss = progress.stage + 1, 0, None
             self._save()
         return self._export()
+
+    def _set_select_count(self, count: int | None) -> None:
+        """Set n; no weight depends on it. The quiz runs under it too, the exported config has the recipe's own."""
+        own = model_config(self.recipe, self.corpus).nsa_select_count
+        self.model.config.nsa_select_count = own if count is None else count
 
     def _batches(self, stage: Stage) -> Iterator[tuple[Tensor, Tensor]]:
         dataset = _StageData(self.facts, self.recipe, self.progress.stage, stage)
@@ -139,7 +169,9 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         text, answer = losses.tolist()
         if not math.isfinite(text + answer):
-            raise ValueError(f"the loss is {text} (text), {answer} (answers) at step {progress.step}: lower the rate")
+            raise ValueError(
+                f"the loss is {text} (text), {answer} (answers) at step {progress.step}: lower the rate"
+            )
         progress.step += 1
         progress.stage_step += 1
         progress.tokens += ids.numel()
@@ -185,14 +217,15 @@ class _Run:
             file.write(json.dumps(row) + "\n")
         tested = " ".join(f"{length}:{score:.0%}" for length, score in row.get("held_out", {}).items())
         self.log(
-            f"step {progress.step} stage {progress.stage} length {record['length']} loss {record['loss']:.3f} "
-            f"answer {record['answer_loss']:.4f} norm {record['norm']:.2f} lr {record['lr']:.2e} "
+            f"step {progress.step} stage {progress.stage} length {record['length']} "
+            f"loss {record['loss']:.3f} answer {record['answer_loss']:.4f} "
+            f"norm {record['norm']:.2f} lr {record['lr']:.2e} "
             f"{progress.tokens / 1e6:.0f}M tokens {progress.seconds:.0f}s {tested}"
         )
 
     @torch.no_grad()
     def quiz(self, length: int) -> float:
-        """Share of held-out questions at `length` whose every answer token is the argmax (greedy exact match)."""
+        """Share of held-out questions at `length` whose every answer token is the argmax, as in decoding."""
         with torch.compiler.set_stance("force_eager"):
             return self._quiz(length)
 
@@ -210,7 +243,7 @@ class _Run:
         self.model.train()
         return right / _QUIZ_ROWS
 
-    # --- state on disk ---------------------------------------------------------------------------------------------
+    # --- state on disk ---
 
     def _save(self) -> None:
         self.recipe.output.mkdir(parents=True, exist_ok=True)
@@ -227,9 +260,12 @@ class _Run:
     def _resume(self) -> None:
         path = self.recipe.output / "state.pt"
         if not path.is_file():
+            self._cut_log()
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         now = self.recipe.model_dump(mode="json")
+        for text in (now["text"], state["recipe"]["text"]):  # the files may have moved
+            del text["folder"], text["cache"]
         changed = [key for key in now if state["recipe"].get(key) != now[key] and key not in _FREE_TO_CHANGE]
         if changed:
             raise ValueError(
@@ -240,17 +276,37 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         for key, value in state["progress"].items():
             setattr(self.progress, key, value)
+        self._cut_log()
         self.log(f"going on from step {self.progress.step}")
+
+    def _cut_log(self) -> None:
+        """Drop rows of steps after the saved state: a killed run logged them, and they will be done again."""
+        path = self.recipe.output / "log.jsonl"
+        if not path.is_file():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [
+            line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.progress.step
+        ]
+        if kept != lines:
+            partial = path.with_suffix(".part")
+            partial.write_text("".join(kept), encoding="utf-8")
+            partial.replace(path)
 
     def _export(self) -> Path:
         folder = self.recipe.output / "model"
-        model = NSADecoderForCausalLM(self.model.config)
-        model.load_state_dict({name.replace("_orig_mod.", ""): w for name, w in self.model.state_dict().items()})
+        model = NSADecoderForCausalLM(model_config(self.recipe, self.corpus))
+        model.load_state_dict(
+            {name.replace("_orig_mod.", ""): w for name, w in self.model.state_dict().items()}
+        )
         model.to(torch.bfloat16).save_pretrained(folder)
         self.corpus.tokenizer.save_pretrained(folder)
         return folder
 
-    def _ask_to_stop(self, *_: object) -> None:
+    def ask_to_stop(self, number: int, _: object) -> None:
+        """Signal handler: stop after the step at hand; a second Ctrl-C stops at once."""
+        if number == signal.SIGINT and self.stop_asked:
+            raise KeyboardInterrupt
         self.stop_asked = True
 
     def _must_stop(self) -> bool:
@@ -259,7 +315,15 @@ class _Run:
 
 
 # Recipe keys that say where and how often, not what is learned.
-_FREE_TO_CHANGE = {"output", "workers", "log_every", "save_every", "test_every", "test_lengths", "compile", "text"}
+_FREE_TO_CHANGE = {
+    "output",
+    "workers",
+    "log_every",
+    "save_every",
+    "test_every",
+    "test_lengths",
+    "compile",
+}
 
 
 class _StageData(Dataset[tuple[Tensor, Tensor]]):
@@ -274,8 +338,21 @@ class _StageData(Dataset[tuple[Tensor, Tensor]]):
         return self.facts.batch(stage=self.index, step=step, rows=rows, length=length)
 
 
+def _check_lengths(recipe: Recipe, corpus: Corpus) -> None:
+    """Refuse, before anything is trained, a text shorter than a sequence."""
+    for kind, tokens, lengths in (
+        ("training", corpus.train, [length for stage in recipe.stages for length in stage.lengths]),
+        ("held-out", corpus.held_out, recipe.test_lengths),
+    ):
+        if len(tokens) < max(lengths, default=0):
+            raise ValueError(
+                f"the {kind} text has {len(tokens)} tokens, the recipe asks for sequences of {max(lengths)}: "
+                "add text to text.folder (and remove text.cache), or lower the lengths"
+            )
+
+
 def model_config(recipe: Recipe, corpus: Corpus) -> NSADecoderConfig:
-    """The recipe's model with vocabulary and special tokens of the corpus' tokenizer."""
+    """The recipe's model with the tokenizer's vocabulary and special tokens."""
     tokenizer = corpus.tokenizer
     return NSADecoderConfig(
         **recipe.model,

@@ -6,7 +6,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from nsa_models.configuration import NSADecoderConfig
+
+# Fields of NSADecoderConfig that the tokenizer decides.
+_FROM_TOKENIZER = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -24,11 +38,11 @@ class TextRecipe(_Strict):
     """Where the training text is and how it becomes tokens."""
 
     folder: Path
-    """Folder with .txt or .jsonl files (a `text` field), plain, .gz or .xz; not read when the cache is there."""
+    """Folder with .txt or .jsonl files (a `text` field), plain, .gz or .xz; not read if there is a cache."""
     cache: Path
     """Folder for tokenizer, tokens and word list; made once, shared by both twins."""
-    vocab_size: Positive = 4096
-    """Entries of the byte-level BPE, special tokens included."""
+    vocab_size: Annotated[int, Field(ge=259, le=65_536)] = 4096
+    """Entries of the byte-level BPE, 256 bytes and 3 special tokens included; ids are kept in 16 bits."""
     tokenizer_sample: Positive = 20_000_000
     """Characters that the BPE is learned from."""
     max_tokens: Positive = 22_000_000
@@ -45,7 +59,9 @@ class FactsRecipe(_Strict):
     final_quiz: Share = 0.25
     """Share of sequences whose questions all stand at the end, as in an evaluation."""
     far: Share = 0.4
-    """Share of questions at a distance uniform over the rest of the sequence; others uniform in its logarithm."""
+    """Share of questions at a distance uniform over the rest of the sequence; others uniform in its log."""
+    together: Share = 0.15
+    """Share of sequences with a question about 2 to 4 facts at once (several keys, or values of one key)."""
     number: Share = 0.8
     """Share of facts whose value is a 7-digit number."""
     uuid: Share = 0.08
@@ -55,12 +71,15 @@ class FactsRecipe(_Strict):
 class Stage(_Strict):
     """One step of the curriculum."""
 
-    lengths: tuple[Positive, ...]
+    lengths: Annotated[tuple[Positive, ...], Field(min_length=1)]
     """Sequence lengths in tokens; step i of the stage uses lengths[i % len]."""
     until_answer_loss: float | None = None
-    """Go on to the next stage when the running mean loss on answers is below this, nats; None = run max_steps."""
+    """Go on to the next stage when the running mean loss on answers is below this, nats; None = max_steps."""
     max_steps: Positive
     """Steps after which the stage ends in any case."""
+    select_count: Positive | None = None
+    """n during this stage, with NSA; None = the model's. A small n early on makes the model learn what to select
+    while it learns to retrieve: with n * l' near the length there is nothing to learn it from."""
 
 
 class OptimRecipe(_Strict):
@@ -97,7 +116,7 @@ class Recipe(_Strict):
     """Weight of the mean loss on answer tokens beside the mean loss on all tokens."""
     seed: int = 0
     compile: bool = False
-    """torch.compile the decoder layers."""
+    """torch.compile the decoder layers, on a GPU."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that build batches."""
     log_every: Positive = 10
@@ -107,16 +126,33 @@ class Recipe(_Strict):
     """Steps between retrieval tests on held-out text."""
     test_lengths: tuple[Positive, ...] = (512, 1024, 2048)
 
+    @field_validator("model")
+    @classmethod
+    def _fields_are_known(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        allowed = NSADecoderConfig.__annotations__.keys() - _FROM_TOKENIZER
+        unknown = sorted(fields.keys() - allowed)
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)} not among its fields: {', '.join(sorted(allowed))}")
+        try:
+            NSADecoderConfig(**fields)
+        except (StrictDataclassError, TypeError) as error:
+            raise ValueError(" ".join(str(error).split())) from error
+        return fields
+
     @model_validator(mode="after")
     def _micro_batches_divide(self) -> Recipe:
         if self.batch_tokens % self.micro_batch_tokens:
             raise ValueError(
-                f"batch_tokens ({self.batch_tokens}) must be a multiple of micro_batch_tokens ({self.micro_batch_tokens})"
+                f"batch_tokens ({self.batch_tokens}) must be a multiple of "
+                f"micro_batch_tokens ({self.micro_batch_tokens})"
             )
-        for stage in self.stages:
+        for index, stage in enumerate(self.stages):
             for length in stage.lengths:
                 if self.micro_batch_tokens % length:
-                    raise ValueError(f"micro_batch_tokens ({self.micro_batch_tokens}) must be a multiple of {length}")
+                    raise ValueError(
+                        f"micro_batch_tokens ({self.micro_batch_tokens}) must be a multiple of every length, "
+                        f"and isn't of {length} in stages.{index}.lengths"
+                    )
         return self
 
 
@@ -130,10 +166,17 @@ def load_recipe(path: Path) -> Recipe:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not a text file: {error}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {error}") from error
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = (f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        lines = [": ".join(part for part in (str(path), *_told(e)) if part) for e in error.errors()]
         raise RecipeError("\n".join(lines)) from error
+
+
+def _told(error: ErrorDetails) -> tuple[str, str]:
+    """Key and reason of one of pydantic's errors."""
+    return ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
