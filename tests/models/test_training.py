@@ -217,9 +217,7 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe: Plain, changes: Pl
     with pytest.raises(ValueError, match=said):
         run({**recipe, **changes})
     assert same(weights(recipe), before)
-    run(
-        {**recipe, "log_every": 3, "save_every": 2, "export": {"nsa_window": 64}}
-    )  # these may change on the way
+    run({**recipe, "log_every": 3, "save_every": 2, "test_every": 7})  # these may change on the way
 
 
 def test_a_moved_text_is_the_same_recipe(recipe: Plain, tmp_path: Path) -> None:
@@ -282,13 +280,25 @@ def test_the_exported_model_is_the_trained_one_in_bf16(recipe: Plain, attention:
     assert same(model.state_dict(), rounded)
 
 
-def test_fields_of_use_differ_from_those_of_training(recipe: Plain) -> None:
-    folder = run({**recipe, "export": {"nsa_select_count": 6}})
-    trained = run(elsewhere(recipe, "plain"))
-    config, before = (json.loads((path / "config.json").read_text()) for path in (folder, trained))
-    assert (config.pop("nsa_select_count"), before.pop("nsa_select_count")) == (6, 4)
-    assert config == before
-    assert (folder / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+def test_a_stage_may_select_fewer_blocks_than_the_model(
+    recipe: Plain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe["stages"][0]["select_count"] = 3
+    counts: list[int] = []
+    losses = loop._Run._losses
+
+    def watched(self: Any, ids: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+        counts.append(self.model.model.layers[0].self_attn.config.nsa_select_count)
+        return losses(self, ids, answers)
+
+    monkeypatch.setattr(loop._Run, "_losses", watched)
+    folder = run(recipe)
+    assert counts == [3] * 10 + [4] * 5
+    assert json.loads((folder / "config.json").read_text())["nsa_select_count"] == 4
+    other = elsewhere(recipe, "same-n", stages=[{**stage, "select_count": 3} for stage in recipe["stages"]])
+    assert json.loads((run(other) / "config.json").read_text())["nsa_select_count"] == 4
+    assert rows(other)[9] == rows(recipe)[9]
+    assert rows(other)[-1]["loss"] != rows(recipe)[-1]["loss"]
 
 
 def test_a_text_too_short_is_told_before_any_step(recipe: Plain) -> None:

@@ -136,7 +136,7 @@ class _Run:
         return self._export()
 
     def _set_select_count(self, count: int | None) -> None:
-        """Set n; no weight depends on it. The quiz runs under it too, the exported config has the recipe's own."""
+        """Set n; no weight depends on it. The quiz runs under it too; the exported config has the model's."""
         own = model_config(self.recipe, self.corpus).nsa_select_count
         self.model.config.nsa_select_count = own if count is None else count
 

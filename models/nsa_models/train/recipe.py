@@ -78,8 +78,8 @@ class Stage(_Strict):
     max_steps: Positive
     """Steps after which the stage ends in any case."""
     select_count: Positive | None = None
-    """n during this stage, with NSA; None = the model's. A small n early on makes the model learn what to select
-    while it learns to retrieve: with n * l' near the length there is nothing to learn it from."""
+    """n during this stage, with NSA; None = the model's. A small n early on makes the model learn what to
+    select while it learns to retrieve: with n * l' near the length there is nothing to learn it from."""
 
 
 class OptimRecipe(_Strict):
@@ -140,13 +140,18 @@ class Recipe(_Strict):
         return fields
 
     @model_validator(mode="after")
-    def _micro_batches_divide(self) -> Recipe:
+    def _stages_fit(self) -> Recipe:
         if self.batch_tokens % self.micro_batch_tokens:
             raise ValueError(
                 f"batch_tokens ({self.batch_tokens}) must be a multiple of "
                 f"micro_batch_tokens ({self.micro_batch_tokens})"
             )
         for index, stage in enumerate(self.stages):
+            if stage.select_count is not None:
+                try:
+                    NSADecoderConfig(**{**self.model, "nsa_select_count": stage.select_count})
+                except ValueError as error:
+                    raise ValueError(f"stages.{index}.select_count: {error}") from error
             for length in stage.lengths:
                 if self.micro_batch_tokens % length:
                     raise ValueError(
