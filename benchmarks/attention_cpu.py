@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from nsa_kernels import BlockGeometry, compress_mean, nsa_attention
 from torch import Tensor
+
+from nsa_kernels import BlockGeometry, compress_mean, nsa_attention
 
 LONG = 65536
 """Tokens from which each is timed once."""

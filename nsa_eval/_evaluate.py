@@ -79,7 +79,6 @@ def evaluate_model(
         ModelLoadError: A checkpoint that can't be loaded.
     """
     import nsa_models
-
     from nsa_eval._quiet import quiet
 
     with quiet() as heard:

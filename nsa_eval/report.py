@@ -28,9 +28,8 @@ def render_report(directory: str | Path, *, out: str | Path | None = None, title
     """
     # Charting libraries take a second to import: not needed to say that a path is wrong.
     run = load_run(directory)
-    from nsa_reports import render
-
     from nsa_eval.view import build_view
+    from nsa_reports import render
 
     comparison, refusal = _compare(run)
     section = (run.config or {}).get("report")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from nsa_kernels import compress_linear, compress_mean, compress_mlp, nsa_attention, nsa_decode
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
+from nsa_kernels import compress_linear, compress_mean, compress_mlp, nsa_attention, nsa_decode
 from nsa_models.batch import RaggedBatch
 from nsa_models.cache import NSACacheLayer
 from nsa_models.configuration import NSADecoderConfig

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from nsa_kernels import BlockGeometry, num_blocks
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from nsa_kernels import BlockGeometry, num_blocks
 from nsa_models.batch import RaggedBatch
 
 # Growing by half keeps copies at O(1) per token without doubling a 64k cache for one more token.

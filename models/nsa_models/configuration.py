@@ -5,8 +5,9 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from nsa_kernels import BlockGeometry
 from transformers import PreTrainedConfig
+
+from nsa_kernels import BlockGeometry
 
 ATTENTIONS = ("nsa", "full")
 COMPRESSIONS = ("mlp", "linear", "mean")

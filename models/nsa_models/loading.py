@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nsa_kernels import BackendUnavailableError, get_backend
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -20,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from nsa_kernels import BackendUnavailableError, get_backend
 from nsa_models.checkpoints import ModelLoadError, local_folder
 from nsa_models.configuration import NSADecoderConfig
 

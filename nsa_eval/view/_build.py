@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nsa_reports import AuditNote, HeatmapGroup, ReportView, ScoreRow, TaskSection
-
 from nsa_eval.compare import Comparison, labelled
 from nsa_eval.results import ModelRun, Run
 from nsa_eval.view._provenance import audit_notes, model_card, provenance
 from nsa_eval.view._samples import side_by_side
 from nsa_eval.view._scores import Figures, heatmap
+from nsa_reports import AuditNote, HeatmapGroup, ReportView, ScoreRow, TaskSection
 
 
 def build_view(

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from nsa_reports import AuditNote, ModelCard, Provenance
 
 from nsa_eval.results import ModelRun
 from nsa_eval.view._samples import describe_event
+from nsa_reports import AuditNote, ModelCard, Provenance
 
 _TITLES = {
     "truncated": "Prompts cut to fit the model's length",

@@ -4,10 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from nsa_eval.results import ModelRun, Sample
 from nsa_reports import Reply
 from nsa_reports import Sample as ShownSample
-
-from nsa_eval.results import ModelRun, Sample
 
 
 def side_by_side(task: str, models: Mapping[str, ModelRun], key: tuple[str, str]) -> tuple[ShownSample, ...]:

@@ -3,10 +3,10 @@
 import functools
 from collections.abc import Iterable, Mapping
 
-import nsa_reports as view
 import numpy as np
 from numpy.typing import NDArray
 
+import nsa_reports as view
 from nsa_eval.compare import Comparison, Estimate, Interval, Row, Unit
 from nsa_eval.compare.intervals import bootstrap, tango
 from nsa_eval.compare.scores import document_scores, is_binary, score_estimate, unit_of

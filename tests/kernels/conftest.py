@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-import nsa_kernels.torch_ as torch_backend
 import pytest
 import torch
+from torch import Tensor
+
+import nsa_kernels.torch_ as torch_backend
 from nsa_kernels import BlockGeometry, available_backends, compress_mean, nsa_attention, num_blocks
 from nsa_kernels.torch_ import chunked, masked
-from torch import Tensor
 
 EVERYTHING = 1 << 60
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from nsa_kernels import BlockGeometry, compress_mean, nsa_attention
 
 CASES = {

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from nsa_kernels import BlockGeometry, choose_backend, nsa_attention, nsa_decode
 from nsa_kernels import torch_ as torch_backend
 

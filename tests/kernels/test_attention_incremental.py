@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+
 from nsa_kernels import available_backends, nsa_attention, nsa_decode, num_blocks
 
 

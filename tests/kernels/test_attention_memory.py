@@ -2,13 +2,14 @@
 
 from typing import Any
 
-import nsa_kernels.torch_ as torch_backend
 import pytest
 import torch
-from nsa_kernels import nsa_attention
-from nsa_kernels.torch_ import chunked
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+import nsa_kernels.torch_ as torch_backend
+from nsa_kernels import nsa_attention
+from nsa_kernels.torch_ import chunked
 
 
 class LargestTensor(TorchDispatchMode):

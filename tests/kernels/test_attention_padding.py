@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from nsa_kernels import num_blocks
 
 LENGTHS = [50, 1, 23, 0, 8]

@@ -1,8 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from nsa_kernels import BlockGeometry, block_view, compress_linear, compress_mean, compress_mlp, num_blocks
 from torch import Tensor
+
+from nsa_kernels import BlockGeometry, block_view, compress_linear, compress_mean, compress_mlp, num_blocks
 
 GEOMETRIES = [
     BlockGeometry(block=8, stride=4, select_block=8),

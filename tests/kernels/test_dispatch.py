@@ -4,6 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
+
 from nsa_kernels import (
     BackendUnavailableError,
     available_backends,

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+
 from nsa_kernels import BlockGeometry, num_blocks
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from nsa_kernels import BlockGeometry
 from nsa_kernels import reference as naive
 from nsa_kernels.selection import all_blocks, block_importance, blocks_to_mask, select_blocks

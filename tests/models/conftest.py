@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
 from nsa_models.train.corpus import load_corpus, train_tokenizer
 from nsa_models.train.recipe import TextRecipe
-from transformers import LlamaConfig, LlamaForCausalLM
 
 # l, d, l', n, w so small that 100 tokens hold dozens of blocks and the selection leaves most of them out.
 TINY: dict[str, Any] = {

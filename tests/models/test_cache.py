@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nsa_models import NSADecoderForCausalLM
 from torch import Tensor
+
+from nsa_models import NSADecoderForCausalLM
 
 
 def test_crop_forgets_the_last_tokens(any_model: NSADecoderForCausalLM, tokens: Tensor) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from nsa_models import NSACache, NSADecoderConfig, NSADecoderForCausalLM
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from nsa_models import NSACache, NSADecoderConfig, NSADecoderForCausalLM
 
 Make = Callable[..., NSADecoderForCausalLM]
 

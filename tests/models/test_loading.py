@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import nsa_models.checkpoints
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
+
+import nsa_models.checkpoints
 from nsa_models import (
     ModelLoadError,
     NSADecoderConfig,
@@ -24,8 +27,6 @@ from nsa_models import (
     resolve,
     zoo,
 )
-from safetensors.torch import load_file, save_file
-from transformers.utils import logging as transformers_logging
 
 WEIGHTS = "model.safetensors"
 Weights = dict[str, torch.Tensor]

@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
 from nsa_models import NSADecoderForCausalLM, load_model, load_tokenizer
 from nsa_models.train import loop
 from nsa_models.train.__main__ import main
 from nsa_models.train.facts import FactWriter
 from nsa_models.train.loop import Stopped, train
 from nsa_models.train.recipe import Recipe
-from safetensors.torch import load_file
-from torch import Tensor
 
 Plain = dict[str, Any]
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+
 from nsa_models.train import facts as facts_module
 from nsa_models.train.corpus import Corpus, load_corpus, read_documents, train_tokenizer
 from nsa_models.train.facts import FactWriter

@@ -9,9 +9,10 @@ import re
 import pytest
 import torch
 import yaml
-from nsa_models import ZooEntry, load_model, load_tokenizer, zoo
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
+
+from nsa_models import ZooEntry, load_model, load_tokenizer, zoo
 
 TWINS = {"twin-nsa-v0": "nsa", "twin-full-v0": "full"}
 MOST_BYTES = 16_000_000

@@ -3,6 +3,7 @@
 from xml.etree import ElementTree
 
 import pytest
+
 from nsa_reports.figures import save_figures
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -7,6 +7,7 @@ import re
 
 import jinja2
 import pytest
+
 from nsa_reports import Cell, ModelMap, Provenance, Reply, SampleLimits, render, to_html
 from nsa_reports._format import MINUS
 from nsa_reports.render import environment

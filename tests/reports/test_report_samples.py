@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from nsa_reports import Reply, Sample, SampleLimits
 from nsa_reports.samples import embed, left_out, pick, script_json
 

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from nsa_reports import Comparison, Estimate, ScoreRow, _colours
 from nsa_reports import _format as fmt
 from nsa_reports._tables import BAR_WIDTH, build_table

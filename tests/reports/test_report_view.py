@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+
 from nsa_reports import (
     Cell,
     Comparison,

@@ -1,10 +1,11 @@
 """Tiny tokenizers, made on the spot: nothing is downloaded."""
 
 import pytest
-from nsa_tasks._random import Draw
-from nsa_tasks.haystack import generate_text
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+from nsa_tasks._random import Draw
+from nsa_tasks.haystack import generate_text
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}\n{% endfor %}"

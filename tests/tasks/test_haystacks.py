@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from nsa_tasks import TaskParameterError
 from nsa_tasks._random import Draw, derive_seed
 from nsa_tasks.haystack import NOISE, GeneratedHaystack, NoiseHaystack, generate_text, load_text

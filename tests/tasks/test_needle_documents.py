@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from nsa_tasks import TaskParameterError
 from nsa_tasks._tokens import RequestTokens
 from nsa_tasks.needle import build

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from nsa_tasks.haystack import sentence_ends
 from nsa_tasks.needle.layout import insertion_point, lay_out
 

@@ -6,8 +6,9 @@ import pytest
 from lm_eval import evaluate, simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
-from nsa_tasks import TASKS_DIR, TaskParameterError, task_spec
 from transformers import AutoTokenizer
+
+from nsa_tasks import TASKS_DIR, TaskParameterError, task_spec
 
 GRID = {"lengths": [600, 800], "depths": 3, "samples": 1}
 NEEDLE = re.compile(r"One of the special magic \w+ for (.+?) is: (.+?)\.")

@@ -1,6 +1,7 @@
 """Golden scorer cases, worked out by hand from the definitions in the family's README."""
 
 import pytest
+
 from nsa_tasks.needle.scoring import clean, process_many, process_single
 
 

@@ -1,6 +1,7 @@
 """The package's functions and the strictness of parameters."""
 
 import pytest
+
 from nsa_tasks import TASKS_DIR, TaskParameterError, estimate, list_tasks, task_spec
 from nsa_tasks._parameters import read_depths, read_lengths, read_token_count
 from nsa_tasks.needle import build

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.api.instance import Instance
-from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GPT2Config,
@@ -23,6 +22,8 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
 
 _STORY = (
     "the quick brown fox jumps over a lazy dog while seven wizards hide gold under old stones near "
