@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
+# OpenMP's threads spin by default while they wait for each other. Where another process has one of the cores,
+# torch's many small operations then take up to ten times as long. Must be set before Python starts.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help install demo test test-gpu lint format bench wheel clean
 help:            ## list the targets
