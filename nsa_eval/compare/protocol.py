@@ -229,9 +229,11 @@ def _comparable(result: TaskResult) -> dict[str, Any]:
     arguments = result.settings.get("model_args")
     if isinstance(arguments, str):
         arguments = dict(part.partition("=")[::2] for part in arguments.split(","))
-    model_keys = _MODEL_KEYS | set(arguments or ())
+    skipped = {*_MODEL_KEYS, *(arguments or ()), "version"}
+    if isinstance(metadata, Mapping) and "text_hash" in metadata:
+        skipped.add("haystack")  # the path of a text, whose hash stands beside it
     for key, value in metadata.items() if isinstance(metadata, Mapping) else ():
-        if key not in model_keys and key != "version":
+        if key not in skipped:
             config[f"metadata.{key}"] = value
     return {key: _canonical(value) for key, value in config.items()}
 

@@ -249,6 +249,23 @@ def test_text_that_just_suffices_is_used_whole(bpe_tokenizer, tmp_path):
     assert 0 <= total - doc["prompt_tokens"] - 16 <= 10
 
 
+def test_a_text_is_known_by_its_content_and_not_by_its_path(byte_tokenizer, tmp_path):
+    def docs(folder, text):
+        file = tmp_path / folder / f"{folder}.txt"
+        file.parent.mkdir()
+        file.write_text(text, encoding="utf-8")
+        return make(
+            "needle_single", byte_tokenizer, lengths=[800], depths=[50], samples=1, haystack=f"text:{file}"
+        )[0]
+
+    text = " ".join(f"The {i}th visitor came to see the garden." for i in range(99))
+    original, copy, other = docs("here", text), docs("there", text), docs("other", text.replace("98", "97"))
+    assert original == copy
+    assert str(tmp_path) not in json.dumps(original)
+    assert original[0]["haystack"] != other[0]["haystack"]
+    assert [doc["haystack"].partition(":")[0] for doc in original + other] == ["text", "text"]
+
+
 def test_too_short_a_length_names_the_minimum(bpe_tokenizer):
     with pytest.raises(TaskParameterError, match="length 64 is too short") as caught:
         make("needle_single", bpe_tokenizer, lengths=[64], depths=[0], samples=1)

@@ -111,6 +111,17 @@ def test_samples_carry_what_a_report_needs(bpe_tokenizer):
     assert results["versions"]["needle_single"] == 1.0
 
 
+def test_results_name_a_text_by_path_and_content(bpe_tokenizer, tmp_path):
+    essay = tmp_path / "essay.txt"
+    essay.write_text(" ".join(f"Visitor {i} came to see the garden." for i in range(300)), encoding="utf-8")
+    params = {"lengths": [600], "depths": [50], "samples": 1, "haystack": f"text:{essay}"}
+    results = run(Reader(bpe_tokenizer), load(task_spec("needle_single", params, tokenizer=bpe_tokenizer)))
+    metadata = results["configs"]["needle_single"]["metadata"]
+    [sample] = results["samples"]["needle_single"]
+    assert metadata["haystack"] == f"text:{essay}"
+    assert metadata["text_hash"] == sample["doc"]["haystack"] != f"text:{essay}"
+
+
 def test_requests_are_greedy_and_stop_only_at_their_budget(bpe_tokenizer):
     lm = Reader(bpe_tokenizer)
     run(lm, load(task_spec("needle_single", {**GRID, "new_tokens": 20}, tokenizer=bpe_tokenizer)))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -56,6 +57,11 @@ class Haystack(Protocol):
     whole_sentences: bool
     """Cut the filler only after a sentence; otherwise after any word, closing it with a full stop."""
 
+    @property
+    def name(self) -> str:
+        """What documents call it: two sources of one name hold the same filler."""
+        ...
+
     def stretch(self, draw: Draw, characters: int, avoid: Collection[str]) -> Stretch:
         """Return at least `characters` characters from a place of the sample's own.
 
@@ -70,6 +76,7 @@ class Haystack(Protocol):
 class GeneratedHaystack:
     """The project's own endless prose."""
 
+    name = "generated"
     joiner = " "
     whole_sentences = False
 
@@ -81,6 +88,7 @@ class GeneratedHaystack:
 class NoiseHaystack:
     """RULER's repeated sentences; every sample starts at a sentence of its own."""
 
+    name = "noise"
     joiner = " "
     whole_sentences = True
 
@@ -98,6 +106,7 @@ class DistractorHaystack:
     make: Callable[[Draw], str]
     """Draws one distractor sentence."""
 
+    name = "needles"
     joiner = "\n"
     whole_sentences = True
 
@@ -119,6 +128,9 @@ class TextHaystack:
     """A text of the user's own. It is never repeated: a text that is too short is an error."""
 
     text: str
+    name: str
+    """`text:` and a hash of the text. A path would make the same text elsewhere another data set, and tell
+    whoever reads the samples where the user keeps it."""
 
     joiner = " "
     whole_sentences = False
@@ -204,4 +216,4 @@ def _read(path: str, files: tuple[tuple[str, int, int], ...]) -> TextHaystack:
             f"haystack text:{path}: only {ends} sentence ends in {len(text):,} characters; "
             "depths need prose with full stops (or one sentence a line, parted by empty lines)."
         )
-    return TextHaystack(text)
+    return TextHaystack(text, name=f"text:{sha256(text.encode()).hexdigest()[:16]}")

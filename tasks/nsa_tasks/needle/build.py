@@ -159,7 +159,7 @@ def document(
         "depth_index": depth_index,
         "sample": sample,
         "seed": seed,
-        "haystack": values["haystack"],
+        "haystack": haystack.name,
         "needle": facts.needles[0],
         "needle_span": list(spans[0]),
         "needles": list(facts.needles),

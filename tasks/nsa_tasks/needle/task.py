@@ -32,10 +32,10 @@ class NeedleTask(ConfigurableTask):
         fields = {key: value for key, value in config.items() if key != "class"}
         self.form: str = fields["dataset_kwargs"]["form"]
         self.values = build.settings(self.form, fields["metadata"])
-        fields["metadata"] = {
-            **fields["metadata"],
-            **self.values,
-        }  # results show what ran, not what was written
+        # Results show what ran, not what was written; of a text also which it was, wherever it lay.
+        haystack = build.open_haystack(self.values).name
+        text = {"text_hash": haystack} if haystack.startswith("text:") else {}
+        fields["metadata"] = {**fields["metadata"], **self.values, **text}
         fields["generation_kwargs"] = {
             **fields["generation_kwargs"],
             "max_gen_toks": self.values["new_tokens"],

@@ -84,6 +84,11 @@ def test_other_answers(tmp_path: Path, write_model: Any, sample_line: Any) -> No
             {"config": {"metadata": {"haystack": "generated"}}},
             't: task config metadata.haystack: "generated" in b, "noise" in a',
         ),
+        (
+            {"config": {"metadata": {"haystack": "text:/here.txt", "text_hash": "text:1"}}},
+            {"config": {"metadata": {"haystack": "text:/here.txt", "text_hash": "text:2"}}},
+            't: task config metadata.text_hash: "text:2" in b, "text:1" in a',
+        ),
     ],
 )
 def test_other_task(
@@ -92,6 +97,13 @@ def test_other_task(
     for name, top in (("a", a), ("b", b)):
         write_model(tmp_path, name, {"t": scored([1, 0])}, **top)
     assert refused(tmp_path) == (expected,)
+
+
+def test_one_text_under_two_paths_is_one_haystack(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    for name in ("a", "b"):
+        metadata = {"haystack": f"text:/home/{name}/essay.txt", "text_hash": "text:1"}
+        write_model(tmp_path, name, {"t": scored([1, 0])}, config={"metadata": metadata})
+    assert len(compare(tmp_path, **FAST).rows) == 1
 
 
 @pytest.mark.parametrize("key", ["limit", "random_seed", "fewshot_seed", "gen_kwargs"])
