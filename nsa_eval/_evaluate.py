@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsa_eval.catalog import task_names
-from nsa_eval.config import ModelSpec, RunConfig, TaskSpec
+from nsa_eval.config import ModelSpec, RunConfig
 from nsa_eval.errors import UserError
-from nsa_eval.plan import Job, limited, own_tasks
+from nsa_eval.plan import Job
 from nsa_eval.progress import Progress
 from nsa_eval.rundir import RunDirectory, write_json
 
@@ -22,31 +19,6 @@ if TYPE_CHECKING:
 
 _GUESSED_TOKENS = 400
 """Tokens of a document of lm-eval's own tasks, for the progress bar alone, until the prompts are built."""
-
-
-_NOT_FOUND = {
-    "ConnectError",
-    "DatasetNotFoundError",
-    "HfHubHTTPError",
-    "LocalEntryNotFoundError",
-    "OfflineModeIsEnabled",
-}
-"""Names of what the hub's libraries raise when data can't be had; importing them all would take seconds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Tasks:
-    """The tasks of one model, built by lm-eval.
-
-    Attributes:
-        manager: What built them; without it lm-eval would make another, with an index of 7 seconds.
-        specs: What `simple_evaluate` is given: lm-eval's Task and Group objects.
-        leaves: Every single task by name, with the spec that asked for it.
-    """
-
-    manager: Any
-    specs: list[Any]
-    leaves: dict[str, tuple[Any, TaskSpec]]
 
 
 def evaluate_model(
@@ -79,7 +51,9 @@ def evaluate_model(
         ModelLoadError: A checkpoint that can't be loaded.
     """
     import nsa_models
+    from nsa_eval._lm_eval import evaluate_tasks
     from nsa_eval._quiet import quiet
+    from nsa_eval._tasks import load_tasks
 
     with quiet() as heard:
         options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
@@ -87,8 +61,8 @@ def evaluate_model(
         tokenizer = nsa_models.load_tokenizer(model.path, **options)
         if model.chat_template and not getattr(tokenizer, "chat_template", None):
             raise UserError(f"{model.name}: its tokenizer has no chat template: leave chat_template out")
-        tasks = _build_tasks(model, jobs, config)
-        guessed = sum(_guess(tasks, job) for job in jobs if job.tokens is None)
+        tasks = load_tasks(model, jobs, config)
+        guessed = sum(tasks.documents(job.task) * _GUESSED_TOKENS for job in jobs if job.tokens is None)
         progress.change_total(guessed)
         progress.say(f"{model.name}: loading")
         weights = nsa_models.load_model(
@@ -98,7 +72,7 @@ def evaluate_model(
         engine = _make_engine(weights, tokenizer, fingerprint, model, config, store, progress)
         progress.say(model.name)
         planned = progress.done + guessed + sum(job.tokens or 0 for job in jobs)
-        results = _simple_evaluate(engine, tasks, model, config)
+        results = evaluate_tasks(engine, tasks, model, config)
         results["config"] |= {
             "model_name": model.name,
             "model_path": model.path,
@@ -108,7 +82,7 @@ def evaluate_model(
         }
         audit = [event.model_dump(mode="json") for event in engine.audit]
         _stage(results, model, engine, directory, audit)
-    for message in heard.messages:
+    for message in (*_doubts(model), *tasks.notes, *heard.messages):
         progress.note(f"{model.name}: {message}")
     progress.change_total(progress.done - planned)  # replies shorter than their budget, guesses that were off
     del engine, weights
@@ -116,98 +90,12 @@ def evaluate_model(
     return directory.publish(model.name)
 
 
-def _build_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> _Tasks:
-    import nsa_models
-    import nsa_tasks
-
-    own = own_tasks()
-    manager = _task_manager({job.task.task for job in jobs} - own, config.include_path)
-    specs: list[Any] = []
-    leaves: dict[str, tuple[Any, TaskSpec]] = {}
-    for job in jobs:
-        task = job.task
-        try:
-            if task.task in own:
-                spec: Any = nsa_tasks.task_spec(
-                    task.task,
-                    task.params,
-                    tokenizer=nsa_models.resolve(model.path),
-                    apply_chat_template=bool(model.chat_template),
-                    alias=task.alias,
-                    revision=model.revision,
-                    trust_remote_code=model.trust_remote_code,
-                    add_bos_token=config.engine.add_bos_token,
-                )
-            else:
-                spec = task.task
-            loaded = manager.load([spec])
-        except (UserError, nsa_tasks.TaskParameterError):
-            raise
-        except Exception as error:
-            raise _task_error(task, error) from error
-        children = {name for group in loaded.get("groups", {}).values() for name in _leaf_names(group)}
-        groups = list(loaded.get("groups", {}).values())
-        inner = {name for names in loaded.get("group_map", {}).values() for name in names}
-        specs += [group for group in groups if group.name not in inner]
-        specs += [built for name, built in loaded["tasks"].items() if name not in children]
-        for name, built in loaded["tasks"].items():
-            if name in leaves:
-                raise UserError(
-                    f"task {name} is asked for twice (by {leaves[name][1].label} and {task.label}): keep one"
-                )
-            _configure(built, task)
-            leaves[name] = (built, task)
-    return _Tasks(manager=manager, specs=specs, leaves=leaves)
-
-
-def _task_manager(names: set[str], include_path: Sequence[str]) -> Any:  # noqa: ANN401  (TaskManager)
-    """lm-eval's own, without its 7 seconds of indexing where no task of its own is asked for."""
-    from lm_eval.tasks import TaskManager
-
-    folders = [str(Path(folder).expanduser()) for folder in include_path]
-    if names <= task_names(folders):  # our own tasks come as complete dicts and need no index at all
-        return TaskManager(include_defaults=False, include_path=folders or None)
-    return TaskManager(include_path=folders) if folders else _default_task_manager()
-
-
-@functools.cache
-def _default_task_manager() -> Any:  # noqa: ANN401  (TaskManager)
-    """The installed tasks don't change: one index serves all models of a process."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager()
-
-
-def _leaf_names(group: Any) -> list[str]:  # noqa: ANN401  (lm_eval.api.group.Group)
-    return [task.task_name for task in group.get_all_tasks()]
-
-
-def _configure(built: Any, task: TaskSpec) -> None:  # noqa: ANN401  (lm_eval.api.task.Task)
-    """Give a built task its own few-shot count and generation settings, by lm-eval's rules."""
-    if task.num_fewshot is not None and built.get_config("num_fewshot") != 0:
-        built.set_config(key="num_fewshot", value=task.num_fewshot)
-    if task.gen_kwargs and built.get_config("output_type") == "generate_until":
-        built.set_config(key="generation_kwargs", value=dict(task.gen_kwargs), update=True)
-
-
-def _task_error(task: TaskSpec, error: Exception) -> Exception:
-    """A data set that can't be had is the user's to mend; anything else is ours."""
-    name = type(error).__name__
-    offline = isinstance(error, ConnectionError | FileNotFoundError | TimeoutError) or name in _NOT_FOUND
-    text = " ".join(str(error).split())[:300]
-    if offline or isinstance(error, ModuleNotFoundError):
-        return UserError(f"task {task.label} can't be loaded ({name}: {text})")
-    if isinstance(error, ValueError):  # lm-eval's and our tasks' way to refuse a setting
-        return UserError(f"task {task.label}: {text}")
-    return error
-
-
-def _guess(tasks: _Tasks, job: Job) -> int:
-    """Tokens of a job of lm-eval's own, now that its data is there."""
-    documents = sum(
-        limited(len(built.eval_docs), task.limit) for built, task in tasks.leaves.values() if task is job.task
-    )
-    return documents * _GUESSED_TOKENS
+def _doubts(model: ModelSpec) -> list[str]:
+    """`simple_evaluate`'s warning and its rule: only a checkpoint's name tells that it wants its template."""
+    name = Path(model.path).name.lower()
+    if model.chat_template or not any(part in name for part in ("inst", "chat")):
+        return []
+    return ["seems to be a chat model, but chat_template isn't set: it was asked without its template"]
 
 
 def _make_engine(
@@ -256,44 +144,6 @@ def store_context(weights: Any, fingerprint: str, model: ModelSpec, config: RunC
         },
         sort_keys=True,
     )
-
-
-def _simple_evaluate(engine: Any, tasks: _Tasks, model: ModelSpec, config: RunConfig) -> dict[str, Any]:  # noqa: ANN401
-    from lm_eval import simple_evaluate
-
-    python_seed, numpy_seed, torch_seed, fewshot_seed = config.seed
-    results = simple_evaluate(
-        model=engine,
-        model_args={"pretrained": model.path, "dtype": model.dtype, "revision": model.revision},
-        tasks=tasks.specs,
-        task_manager=tasks.manager,
-        batch_size=config.engine.batch_size,
-        device=model.device,
-        apply_chat_template=model.chat_template,
-        system_instruction=model.system_instruction,
-        random_seed=python_seed,
-        numpy_random_seed=numpy_seed,
-        torch_random_seed=torch_seed,
-        fewshot_random_seed=fewshot_seed,
-        **_limits(tasks),
-    )
-    if results is None:  # only on ranks above 0, which the runner never is
-        raise RuntimeError("lm-eval returned no results")
-    return dict(results)
-
-
-def _limits(tasks: _Tasks) -> dict[str, Any]:
-    """lm-eval knows one limit for all tasks; limits that differ become lists of document numbers."""
-    limits = {task.limit for _, task in tasks.leaves.values()}
-    if len(limits) == 1:
-        return {"limit": limits.pop()}
-    return {
-        "samples": {
-            name: list(range(limited(len(built.eval_docs), task.limit)))
-            for name, (built, task) in tasks.leaves.items()
-            if task.limit is not None
-        }
-    }
 
 
 def _stage(

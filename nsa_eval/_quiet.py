@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
-import subprocess
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 _TELLING = (
-    "num_fewshot has been set to 0",
     "Metrics were not scored on the same number",
     "No aggregation function defined",
-    "chat template is not applied",
     "Could not save",
 )
 """Parts of lm-eval's messages that say something about the scores; the rest is about its own workings."""
@@ -42,9 +37,10 @@ class Collected(logging.Handler):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[Collected]:
-    """Silence lm-eval, transformers, datasets and their progress bars.
+    """Silence the logs of lm-eval and transformers, and the progress bars of transformers and datasets.
 
-    Set LMEVAL_LOG_LEVEL to hear everything, as with lm-eval itself.
+    Set LMEVAL_LOG_LEVEL to hear everything, as with lm-eval itself. lm-eval's own bars have no switch but
+    tqdm's, TQDM_DISABLE, read when tqdm is imported: the command line sets it, a notebook may.
 
     Yields:
         What lm-eval said that matters for the scores.
@@ -58,7 +54,7 @@ def quiet() -> Iterator[Collected]:
 
     logger = logging.getLogger("lm_eval")
     before = (logger.level, logger.propagate, list(logger.handlers))
-    hf_before = hf_logging.get_verbosity()
+    hf_before, hf_bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     bars = datasets.are_progress_bars_disabled()
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -67,7 +63,7 @@ def quiet() -> Iterator[Collected]:
     hf_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     try:
-        with warnings.catch_warnings(), _no_chatter():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=DeprecationWarning)
             warnings.simplefilter("ignore", category=FutureWarning)
             yield collected
@@ -76,45 +72,7 @@ def quiet() -> Iterator[Collected]:
         logger.propagate = before[1]
         logger.handlers[:] = before[2]
         hf_logging.set_verbosity(hf_before)
-        hf_logging.enable_progress_bar()
+        if hf_bars:
+            hf_logging.enable_progress_bar()
         if not bars:
             datasets.enable_progress_bars()
-
-
-@contextlib.contextmanager
-def _no_chatter() -> Iterator[None]:
-    """Stop what lm-eval prints or does without a switch for it.
-
-    The tqdm bar over each task while it builds the prompts; `git describe` complaining on standard error
-    where the current folder is no repository; and 3 seconds of `pip list` for every model of a run, where
-    one will do.
-    """
-    import lm_eval.api.task as tasks
-    import lm_eval.evaluator as evaluator
-
-    originals = tasks.tqdm, evaluator.get_git_commit_hash, evaluator.add_env_info
-    tasks.tqdm = functools.partial(originals[0], disable=True)
-    evaluator.get_git_commit_hash = _git_hash
-    evaluator.add_env_info = lambda storage: storage.update(_env_info(originals[2]))
-    try:
-        yield
-    finally:
-        tasks.tqdm, evaluator.get_git_commit_hash, evaluator.add_env_info = originals
-
-
-@functools.cache
-def _env_info(collect: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    collect(found)
-    return found
-
-
-def _git_hash() -> str | None:
-    """What lm-eval records: the commit of the repository around the current folder."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always"], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -27,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Decoding is many tiny operations. By default OpenMP's threads spin while they wait for each other: where
     # another process has one of the cores, a run of a minute then takes more than ten.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not os.environ.get("LMEVAL_LOG_LEVEL"):
+        # lm-eval draws a bar for each task, across ours. Set to nothing by the user, they stay.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     from nsa_eval.cli._app import app
 
     app(args=as_lm_eval(sys.argv[1:] if arguments is None else arguments), prog_name="nsa-eval")

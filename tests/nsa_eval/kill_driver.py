@@ -14,7 +14,7 @@ from pathlib import Path
 import nsa_eval
 import nsa_eval._counting
 import nsa_eval._evaluate
-import nsa_eval._quiet
+import nsa_eval._lm_eval
 import nsa_eval.engine
 import nsa_eval.report
 import nsa_eval.rundir
@@ -75,11 +75,8 @@ def wait_for(condition, pid):
 def main():
     config = json.loads(Path(sys.argv[1]).read_text())
     reference, killed = sys.argv[2:4]
-    # Memoised here, so that every child inherits it: the versions that lm-eval records take it 3 seconds.
-    with nsa_eval._quiet.quiet():
-        import lm_eval.evaluator
-
-        lm_eval.evaluator.add_env_info({})
+    # Memoised here, so that every child inherits it: what lm-eval records of the machine takes it seconds.
+    nsa_eval._lm_eval.describe_environment()
     assert os.waitpid(start(config, reference, None), 0)[1] == 0
     log = Path(f"{killed}.log")
     log.touch()

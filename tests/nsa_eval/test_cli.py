@@ -205,9 +205,17 @@ class TestRun:
         assert "score,none" in output
         assert "one: preparing tasks" in errors
 
-    def test_quiet_prints_the_path_alone(self, cli, config):
-        code, output, errors = cli("run", config, "--limit", "1", "-o", "out", "-q")
-        assert (code, output, errors) == (0, "report: out/report.html\n", "")
+    def test_quiet_prints_the_path_alone(self, config, monkeypatch):
+        """In a process of its own, as a user starts it: lm-eval's bars are switched off before tqdm is imported."""
+        for name in ("TQDM_DISABLE", "LMEVAL_LOG_LEVEL"):
+            monkeypatch.delenv(name, raising=False)
+        code = (
+            "import nsa_eval.report\nfrom nsa_eval.cli import main\n"
+            "nsa_eval.report.render_report = lambda directory, *, out, title: out.write_text('')\n"
+            f"main(['run', {config!r}, '--limit', '1', '-o', 'out', '-q'])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "report: out/report.html\n", "")
 
     def test_a_dry_run_lists_jobs_and_loads_nothing(self, cli, config, tmp_path):
         code, output, _ = cli("run", config, "--dry-run")
