@@ -258,9 +258,9 @@ def _compare(
     """Compare the models of a run; models that can't be compared are a note, not a failure of the run."""
     if len(config.models) < 2:
         return None, []
-    from nsa_eval.compare import Comparison, ProtocolMismatchError, compare, to_table
+    from nsa_eval.compare import Comparison, compare, to_table
 
-    file = directory.path / "comparison.json"
+    file, table = directory.path / "comparison.json", directory.path / "comparison.md"
     if not fresh and file.is_file():
         return Comparison.model_validate_json(file.read_text(encoding="utf-8")), []
     settings = config.compare
@@ -272,11 +272,12 @@ def _compare(
             resamples=settings.resamples,
             seed=settings.seed,
         )
-    except ProtocolMismatchError as error:
+    except UserError as error:  # asked differently, no score that both have, ...
         file.unlink(missing_ok=True)
+        table.unlink(missing_ok=True)
         return None, [f"not compared: {error}"]
     write_atomically(file, comparison.model_dump_json(indent=2) + "\n")
-    write_atomically(directory.path / "comparison.md", to_table(comparison, "md"))
+    write_atomically(table, to_table(comparison, "md"))
     return comparison, []
 
 

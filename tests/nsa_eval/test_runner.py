@@ -266,6 +266,21 @@ class TestSettings:
         assert result.models[0].results["n-shot"]["parity"] == 1
         assert result.comparison is None
 
+    def test_models_with_nothing_to_compare_still_finish(self, tiny_config, tmp_path):
+        """A task that keeps replies and scores nothing, as lm-eval's `--predict_only` does."""
+        (tmp_path / "rows.jsonl").write_text('{"q": "one"}\n{"q": "two"}\n')
+        (tmp_path / "replies.yaml").write_text(
+            f"task: replies\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}\n"
+            "output_type: generate_until\ntest_split: test\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{q}}'\n"
+            "generation_kwargs: {until: [], max_gen_toks: 2}\nmetric_list: [{metric: bypass}]\n"
+        )
+        config = tiny_config(tasks=[{"task": "replies"}], include_path=[str(tmp_path)])
+        result = nsa_eval.run(config, output=tmp_path / "run", progress=False)
+        assert result.comparison is None
+        assert result.notes == ("not compared: nothing to compare: the tasks have no numeric metric",)
+        assert result.report.is_file()
+        assert not (result.output / "comparison.json").exists()
+
     def test_a_chat_template_that_is_not_there(self, tiny_config, tmp_path):
         with pytest.raises(UserError, match="one: its tokenizer has no chat template"):
             nsa_eval.run(
