@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
+import types
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -77,19 +79,24 @@ def find_config(name: str | os.PathLike[str]) -> Path:
 
 
 def zoo_names() -> list[str]:
-    """The bundled checkpoints as `zoo:NAME`, by their folders.
-
-    For checking names: `list_models` knows more, but importing nsa_models may import torch and take seconds.
-    """
-    spec = importlib.util.find_spec("nsa_models")
-    home = Path(spec.origin).parent / "zoo" if spec and spec.origin else Path()
+    """The bundled checkpoints as `zoo:NAME`, by their folders alone: for checking names."""
+    home = _models_package() / "zoo"
     return [f"zoo:{file.parent.name}" for file in sorted(home.glob("*/config.json"))]
 
 
-def list_models() -> list[CatalogEntry]:
-    """The bundled checkpoints."""
-    import nsa_models
+def _models_package() -> Path:
+    spec = importlib.util.find_spec("nsa_models")
+    return Path(spec.origin).parent if spec and spec.origin else Path()
 
+
+def list_models() -> list[CatalogEntry]:
+    """The bundled checkpoints.
+
+    Importing nsa_models registers its classes with transformers, which takes seconds of importing torch. The
+    file that knows the zoo needs neither, so it is run by itself.
+    """
+    name = "nsa_models.checkpoints"
+    checkpoints = sys.modules.get(name) or _run_file(_models_package() / "checkpoints.py", f"_{name}")
     return [
         CatalogEntry(
             name=f"zoo:{entry.name}",
@@ -97,8 +104,19 @@ def list_models() -> list[CatalogEntry]:
             description=entry.description,
             path=Path(entry.path),
         )
-        for entry in nsa_models.zoo()
+        for entry in checkpoints.zoo()
     ]
+
+
+def _run_file(file: Path, name: str) -> types.ModuleType:
+    """Import one file of a package without the package."""
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file}: can't be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def list_tasks() -> list[CatalogEntry]:

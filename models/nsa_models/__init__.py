@@ -1,4 +1,8 @@
-"""NSA and full-attention decoders for transformers, their cache, and a zoo of trained twins."""
+"""NSA and full-attention decoders for transformers, their cache, and a zoo of trained twins.
+
+Importing it registers the decoder with transformers' Auto classes, whichever of the two is imported first. So
+nothing here is imported lazily: transformers has no way to register a class that isn't there yet.
+"""
 
 from nsa_models.cache import NSACache
 from nsa_models.checkpoints import ModelLoadError, ZooEntry, fingerprint, local_folder, resolve, zoo

@@ -1,4 +1,7 @@
-"""Where a checkpoint is: the bundled zoo, a folder, or a hub repository; and its fingerprint."""
+"""Where a checkpoint is: the bundled zoo, a folder, or a hub repository; and its fingerprint.
+
+Imports nothing of the package and not torch: `nsa-eval ls models` runs this file alone.
+"""
 
 from __future__ import annotations
 
@@ -194,7 +197,7 @@ def _count_parameters(folder: Path) -> int:
 
     count = 0
     for path in folder.glob(_WEIGHTS):
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:  # "pt" would import torch, to read shapes
             for name in file.keys():  # noqa: SIM118 - not a dict
                 size = 1
                 for extent in file.get_slice(name).get_shape():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -404,3 +406,14 @@ def test_a_cache_folder_that_cannot_be_written(
     (tmp_path / "file").write_text("")  # a file in place of the folder: not even root can write there
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert fingerprint(str(checkpoint)) == first
+
+
+@pytest.mark.parametrize("order", ["import nsa_models, transformers", "import transformers, nsa_models"])
+def test_importing_the_package_is_enough_for_the_auto_classes(nsa_checkpoint: Path, order: str) -> None:
+    code = (
+        f"{order}\n"
+        f"model = transformers.AutoModelForCausalLM.from_pretrained({str(nsa_checkpoint)!r})\n"
+        "print(type(model).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "NSADecoderForCausalLM\n", done.stderr

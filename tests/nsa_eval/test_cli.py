@@ -323,6 +323,16 @@ class TestLists:
         assert cli("ls", "models")[0] == 0
         assert "arc_easy\n" in cli("ls", "tasks", "--lm-eval", "--match", "arc_")[1]
 
+    def test_models_are_listed_without_importing_torch_and_as_the_package_knows_them(self):
+        code = (
+            "import sys\nfrom nsa_eval.catalog import list_models\nlisted = list_models()\n"
+            "print([m for m in ('torch', 'transformers', 'nsa_models') if m in sys.modules])\n"
+            "import nsa_models\nassert listed and listed == list_models()\n"
+            "assert [entry.path for entry in listed] == [entry.path for entry in nsa_models.zoo()]\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
     def test_bundled_configs_are_valid_and_open_with_their_command(self, cli):
         from nsa_eval.catalog import list_configs
 
