@@ -32,6 +32,8 @@ class Family(Protocol):
     do; a right-padded batch that nothing continues is always fine, as no token sees what follows it."""
     continuable: bool
     """A forward of several tokens may continue a cache: chunked prefill and shared prefixes."""
+    resume_tokens: int
+    """What going on from a cache with a few tokens costs a row, in tokens of plain prefill."""
     caches: bool
     """The model keeps a cache that this engine can use; without it only log-likelihoods are possible."""
 
@@ -64,6 +66,7 @@ class _CacheFamily:
 
     ragged = True
     continuable = True
+    resume_tokens = 8
     caches = True
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -163,6 +166,13 @@ class EqualFamily(_CacheFamily):
 
 class OwnLengthsFamily(_CacheFamily):
     """The project's decoder: its cache keeps each row's length; a mask marks a piece's tokens."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        if getattr(model.config, "attention", None) == "nsa" and model.device.type == "cpu":
+            # Measured: on a CPU, a few tokens that go on from a cache choose their blocks row by row, and a
+            # four-choice question gains from a shared context only when that has some 200 tokens.
+            self.resume_tokens = 150
 
     def empty(self, rows: int) -> Rows:
         return Rows(cache=None, lengths=[0] * rows)  # the model makes its own cache on the first forward

@@ -136,7 +136,9 @@ class Replier:
                     len(current[0].tokens) - 1,
                 )
                 longest = max(len(job.tokens), *(len(other.tokens) for other in current))
-                if common >= max(_SHARED_TOKENS, _SHARED_PART * longest):
+                if common >= max(
+                    _SHARED_TOKENS, 2 * self.reader.family.resume_tokens, _SHARED_PART * longest
+                ):
                     current.append(job)
                     shared = common
                     continue

@@ -38,13 +38,17 @@ def common_prefix(a: Tokens, b: Tokens) -> int:
     return int(different[0]) if len(different) else size
 
 
-def prefix_tree(prefixes: Sequence[Tokens], *, min_saved: int) -> Node:
+def prefix_tree(prefixes: Sequence[Tokens], *, min_saved: int, per_sequence: int, min_head: int) -> Node:
     """Arrange sequences below the prefixes that they share.
 
     Args:
         prefixes: Of each sequence, the part that may be shared.
         min_saved: A prefix is kept when sharing it saves at least so many tokens: its length beyond the
             prefix above it, times the sequences below it less one.
+        per_sequence: And at least so many for each of these sequences, as going on from a cache costs
+        something.
+        min_head: Tokens by which a prefix that leads to further ones must exceed the one above. Such prefixes
+            are read one at a time, and a lone BOS isn't worth it.
 
     Returns:
         The root (depth 0). What comes from one document stays together, in the order of the tokens, so the
@@ -71,12 +75,12 @@ def prefix_tree(prefixes: Sequence[Tokens], *, min_saved: int) -> Node:
             path[-1].children.append(leaf)
             path.append(leaf)
         path[-1].members.append(index)
-    _prune(root, min_saved)
-    _thin(root)
+    _prune(root, min_saved, per_sequence)
+    _thin(root, min_head)
     return root
 
 
-def _prune(root: Node, min_saved: int) -> None:
+def _prune(root: Node, min_saved: int, per_sequence: int) -> None:
     """Give the sequences of a prefix that isn't worth it to the one above, from the top down."""
     # An explicit stack: a document with a thousand nested prefixes must not meet Python's recursion limit.
     sizes = _sizes(root)
@@ -87,7 +91,8 @@ def _prune(root: Node, min_saved: int) -> None:
         pending = node.children[::-1]
         while pending:
             child = pending.pop()
-            if (child.depth - node.depth) * (sizes[id(child)] - 1) >= min_saved:
+            size = sizes[id(child)]
+            if (child.depth - node.depth) * (size - 1) >= max(min_saved, per_sequence * size):
                 kept.append(child)
             else:
                 node.members.extend(child.members)
@@ -96,7 +101,7 @@ def _prune(root: Node, min_saved: int) -> None:
         stack.extend(kept)
 
 
-def _thin(root: Node) -> None:
+def _thin(root: Node, min_head: int) -> None:
     """Drop prefixes that lead to further ones and are little longer than the one above.
 
     While a prefix is worked on, the caches of all those above it stay in memory; with each a third longer
@@ -109,7 +114,7 @@ def _thin(root: Node) -> None:
         pending = node.children[::-1]
         while pending:
             child = pending.pop()
-            if child.children and child.depth * 3 < node.depth * 4:
+            if child.children and child.depth < max(node.depth + min_head, node.depth * 4 / 3):
                 node.members.extend(child.members)
                 pending.extend(child.children[::-1])
             else:

@@ -16,9 +16,11 @@ from nsa_eval.engine._reader import Place, Reader
 
 # float32 cells that the log-softmax works on at a time: the copy stays in a CPU's cache.
 _SOFTMAX_CELLS = 2**21
-# Tokens that sharing a prefix must save to be worth a forward of its own (two cores, 6M parameters: a
-# forward of one token takes about as long as 30 more tokens in a batch).
+# Tokens that sharing must save to be worth it (measured on a CPU with 6M parameters: a forward of one token
+# takes as long as 30 more tokens in a batch), and tokens of a prefix that is read alone, for others to go on
+# from.
 _MIN_SAVED = 32
+_MIN_HEAD = 64
 
 Score = tuple[float, bool]
 
@@ -83,7 +85,12 @@ class Scorer:
         """
         work = _Work(self, units, wanted, emit)
         if self.share:
-            tree = prefix_tree([unit.tokens[: unit.first] for unit in units], min_saved=_MIN_SAVED)
+            tree = prefix_tree(
+                [unit.tokens[: unit.first] for unit in units],
+                min_saved=_MIN_SAVED,
+                per_sequence=self.reader.family.resume_tokens,
+                min_head=_MIN_HEAD,
+            )
         else:
             tree = Node(0, members=list(range(len(units))))
         work.node(tree, None)
