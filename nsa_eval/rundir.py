@@ -168,6 +168,19 @@ class RunDirectory:
             (self.path / name).unlink(missing_ok=True)
 
 
+def home_of(config: object) -> Path | None:
+    """The run folder that a config was named by (the folder, or the run.yaml in it), or None.
+
+    A run.yaml counts where a store lies beside it: another file may have that name too.
+    """
+    if not isinstance(config, str | os.PathLike):
+        return None
+    path = Path(config).expanduser()
+    if path.is_dir() and (path / "run.yaml").is_file():
+        return path
+    return path.parent if path.name == "run.yaml" and (path.parent / "store").is_dir() else None
+
+
 def portable(config: RunConfig) -> RunConfig:
     """The config with its folders as absolute paths, so that run.yaml means the same from anywhere."""
 

@@ -14,7 +14,14 @@ from nsa_eval.config import ConfigLike, ModelSpec, RunConfig, load_config
 from nsa_eval.errors import UserError
 from nsa_eval.plan import Plan, make_plan
 from nsa_eval.progress import Progress, choose
-from nsa_eval.rundir import DISK_ERRORS, RunDirectory, explain_os_error, write_atomically, write_json
+from nsa_eval.rundir import (
+    DISK_ERRORS,
+    RunDirectory,
+    explain_os_error,
+    home_of,
+    write_atomically,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from nsa_eval.compare import Comparison
@@ -108,8 +115,10 @@ def run(
     the store, finished models aren't even loaded.
 
     Args:
-        config: Path of a YAML file, name of a bundled config, a dict of the same keys, or a RunConfig.
-        output: Folder of the run. Default: `runs/` and the run's name.
+        config: Path of a YAML file, folder of an earlier run, name of a bundled config, a dict of the same
+            keys, or a RunConfig.
+        output: Folder of the run. Default: the config's own where it is an earlier run, else `runs/` and the
+            run's name.
         overrides: `key=value` settings that win over the config.
         limit: Only the first samples of each task: a count, or a fraction below 1.
         dry_run: Only plan: no folder, weights, tokenizer or data is touched.
@@ -132,7 +141,9 @@ def run(
     plan = make_plan(resolved)
     if dry_run:
         return RunResult(config=resolved, plan=plan)
-    directory = RunDirectory(output if output is not None else Path("runs") / resolved.name)
+    if output is None:
+        output = home_of(config) or Path("runs") / resolved.name
+    directory = RunDirectory(output)
     display = progress if isinstance(progress, Progress) else choose(progress)
     try:
         return _run(resolved, plan, directory, overwrite=overwrite, progress=display)

@@ -19,7 +19,7 @@ Output = Annotated[
     typer.Option(
         "--output_path",
         "-o",
-        help="Folder of the run. Default: runs/ and the run's name.",
+        help="Folder of the run. Default: runs/ and the run's name, or the earlier run that is named.",
         show_default=False,
     ),
 ]
@@ -107,8 +107,8 @@ def run_command(
 ) -> None:
     """Evaluate the models of a config on its tasks, compare them and write a report.
 
-    Started again with the same output folder, it goes on where it stopped: finished responses are never
-    asked for twice.
+    Started again with the same output folder, or given a run's folder instead of a config, it goes on where
+    that run stopped: finished responses are never asked for twice.
     """
     _run(config, output, overrides, limit=limit, dry_run=dry_run, overwrite=overwrite, quiet=quiet)
 

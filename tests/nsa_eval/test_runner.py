@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import nsa_eval
+import nsa_eval._evaluate
 from nsa_eval._counting import CountingStore
 from nsa_eval.errors import UserError
 from nsa_eval.rundir import RunDirectory, differences, explain_os_error
@@ -118,6 +119,31 @@ class TestGoingOn:
         assert files(finished.output) == before
         assert again.comparison == finished.comparison
         assert again.models == finished.models
+
+    @pytest.mark.parametrize("named", ["", "run.yaml"])
+    def test_a_runs_own_folder_is_where_it_goes_on(self, tiny_config, tmp_path, count, monkeypatch, named):
+        monkeypatch.chdir(tmp_path)
+        evaluate_model = nsa_eval._evaluate.evaluate_model
+
+        def killed(model, *arguments, **options):
+            if model.name == "two":
+                raise KeyboardInterrupt
+            return evaluate_model(model, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("nsa_eval._evaluate.evaluate_model", killed)
+            with pytest.raises(KeyboardInterrupt):
+                nsa_eval.run(tiny_config(), output="out/killed", limit=1, progress=False)
+        result = nsa_eval.run(Path("out/killed") / named, progress=False)
+        assert result.output == Path("out/killed")
+        assert len(count) == len(set(count)) == 4
+        assert not Path("runs").exists()
+
+    def test_a_config_that_happens_to_be_called_run_yaml_is_no_run(self, tiny_config, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        Path("run.yaml").write_text(yaml.safe_dump(tiny_config()))
+        result = nsa_eval.run("run.yaml", limit=1, progress=False)
+        assert result.output == Path("runs/tiny")
 
     def test_ctrl_c_loses_nothing(self, tiny_config, tmp_path, count, monkeypatch):
         interrupting = CountingStore.put_many
