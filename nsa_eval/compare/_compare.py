@@ -33,7 +33,7 @@ def compare(
         runs: Run directories ("DIR", "DIR:model", or loaded by `load_run`); two models of one directory or of
             several.
         baseline: Name of the model that the others are compared with; by default the one that run.yaml
-            names, else the last.
+            names, else the first.
         confidence: Level of all intervals; 1 - confidence is the level of the tests.
         resamples: Bootstrap resamples, and most sign flips of a permutation test.
         seed: Of both. The same seed gives the same numbers, whatever else is compared.
@@ -129,7 +129,7 @@ def _baseline(models: dict[str, ModelRun], wanted: str | None) -> str:
             named = section.get("baseline") if isinstance(section, dict) else None
             if named in models:
                 return str(named)
-        return list(models)[-1]
+        return next(iter(models))
     if wanted in models:
         return wanted
     fitting = [label for label, model in models.items()

@@ -176,11 +176,12 @@ def test_filters_are_rows_and_metrics_can_be_chosen(tmp_path: Path, write_model:
         compare(tmp_path, metrics=["f1"], **FAST)
 
 
-def test_default_baseline_is_the_one_of_the_config_else_the_last(pair: Any) -> None:
+def test_default_baseline_is_the_one_of_the_config_else_the_first(pair: Any) -> None:
     path = pair(a=[1, 0], b=[1, 0])
-    assert compare(path, **FAST).baseline == "b"
-    (path / "run.yaml").write_text("models: [{name: a}, {name: b}]\ncompare: {baseline: a}\n")
     assert compare(path, **FAST).baseline == "a"
+    assert compare([f"{path}:b", f"{path}:a"], **FAST).baseline == "b"
+    (path / "run.yaml").write_text("models: [{name: a}, {name: b}]\ncompare: {baseline: b}\n")
+    assert compare(path, **FAST).baseline == "b"
     with pytest.raises(UserError, match=r"no model is called 'c'\. Use one of: a, b"):
         compare(path, baseline="c")
 
@@ -189,8 +190,8 @@ def test_two_directories_with_models_of_one_name(tmp_path: Path, write_model: An
     for folder in ("old", "new"):
         write_model(tmp_path / folder, "nsa", {"t": scored([1, 0])})
     comparison = compare([f"{tmp_path}/new:nsa", tmp_path / "old"], **FAST)
-    assert [model.label for model in comparison.models] == ["nsa (old)", "nsa (new)"]
-    assert comparison.baseline == "nsa (old)"
+    assert [model.label for model in comparison.models] == ["nsa (new)", "nsa (old)"]
+    assert comparison.baseline == "nsa (new)"
 
 
 def test_one_model_is_not_a_comparison(pair: Any) -> None:
@@ -206,7 +207,7 @@ def test_wrong_options(pair: Any, wrong: dict[str, Any]) -> None:
 
 
 def test_round_trip_through_json(pair: Any) -> None:
-    comparison = compare(pair(a=[1, 0, 1, 1], b=[0, 0, 1, 1]), **FAST)
+    comparison = compare(pair(a=[1, 0, 1, 1], b=[0, 0, 1, 1]), baseline="b", **FAST)
     text = comparison.model_dump_json()
     assert Comparison.model_validate_json(text) == comparison
     assert json.loads(text)["rows"][0]["wins"] == 1
