@@ -18,7 +18,7 @@ ModelLike = str | Mapping[str, Any]
 def needle_config(
     models: ModelLike | Sequence[ModelLike],
     *,
-    lengths: Sequence[int | str] | int | str = ("1k", "4k"),
+    lengths: Sequence[int | str] | int | str = ("512", "1k", "2k"),
     depths: int | Sequence[float] = 11,
     samples: int = 4,
     task: str = "needle_single",
@@ -116,7 +116,7 @@ def named(data: dict[str, Any], prefix: str, name: str | None) -> dict[str, Any]
 def needle(
     models: ModelLike | Sequence[ModelLike],
     *,
-    lengths: Sequence[int | str] | int | str = ("1k", "4k"),
+    lengths: Sequence[int | str] | int | str = ("512", "1k", "2k"),
     depths: int | Sequence[float] = 11,
     samples: int = 4,
     task: str = "needle_single",

@@ -116,7 +116,7 @@ def run_command(
 @app.command(
     "eval",
     epilog=examples(
-        "nsa-eval eval --model zoo:twin-nsa-v0 --tasks needle_single,needle_multikey",
+        "nsa-eval eval --model zoo:twin-nsa-v0 --tasks needle_single --set 'tasks.0.lengths=[512, 1k]'",
         "nsa-eval eval --model meta-llama/Llama-3.2-1B --tasks arc_easy,gsm8k --num_fewshot 5 --limit 99",
         "nsa-eval eval --model hf --model_args pretrained=./ckpt,dtype=float16 --tasks ifeval --limit 0.1",
     ),
@@ -223,8 +223,8 @@ def needle_command(
         ),
     ],
     lengths: Annotated[
-        str, typer.Option("--lengths", help="Request lengths in tokens: 1k,4k (k = 1024).")
-    ] = "1k,4k",
+        str, typer.Option("--lengths", help="Request lengths in tokens (1k = 1024).")
+    ] = "512,1k,2k",
     depths: Annotated[str, typer.Option("--depths", help="How many depths, or percentages: 0,25,50.")] = "11",
     samples: Annotated[int, typer.Option("--samples", min=1, help="Samples of each cell.")] = 4,
     task: Annotated[
