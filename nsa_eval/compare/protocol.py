@@ -1,8 +1,8 @@
 """Were two models asked the same thing in the same way? If not: how do they differ?
 
 Only what can change a score forbids a comparison: tasks, documents, prompts, answers, task configuration,
-generation settings, truncation, limit, seeds. What a different machine or a faster setting changes (batch
-size, device, dtype, backend, library versions) is noted.
+generation settings, truncation, limit, and a seed where it acts. What a different machine or a faster
+setting changes (batch size, device, dtype, backend, library versions) is noted.
 """
 
 import json
@@ -25,7 +25,10 @@ _MODEL_KEYS = frozenset(
 )
 # Compared on their own lines, so not again as part of the configuration.
 _OWN_LINE = frozenset({"num_fewshot", "generation_kwargs"})
-_SETTINGS = ("limit", "gen_kwargs", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+_SETTINGS = ("limit", "gen_kwargs")
+# Documents that a seed made, or put in order, are compared by their hashes.
+_SAMPLING_SEEDS = ("random_seed", "numpy_seed", "torch_seed")
+_FEWSHOT_SEEDS = ("fewshot_seed",)
 _NOTED_SETTINGS = ("device", "batch_size", "model_dtype")
 _NOTED_CONTEXT = ("max_length", "lm_eval_version", "transformers_version")
 _NOTED_MODEL = ("dtype", "device", "backend", "max_length", "trust_remote_code")
@@ -119,7 +122,7 @@ def _task_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str]
     kwargs = [result.config.get("generation_kwargs") for result in (one, two)]
     if _canonical(kwargs[0]) != _canonical(kwargs[1]):
         found.append(_line("generation settings", kwargs[0], kwargs[1], names))
-    for key in _changed(one.settings, two.settings, _SETTINGS):
+    for key in _changed(one.settings, two.settings, (*_SETTINGS, *_acting_seeds(one, two))):
         found.append(_line(key, one.settings[key], two.settings[key], names))
     if set(one.filters) != set(two.filters):
         found.append(_line("filters", sorted(one.filters), sorted(two.filters), names))
@@ -193,12 +196,27 @@ def _run_mismatches(a: ModelRun, b: ModelRun, names: tuple[str, str]) -> list[st
     if a.run_config is None or b.run_config is None:
         return []
     found = [_line(key, a.run_config[key], b.run_config[key], names)
-             for key in _changed(a.run_config, b.run_config, ("seed", "limit"))]  # fmt: skip
+             for key in _changed(a.run_config, b.run_config, ("limit",))]  # fmt: skip
     left, right = _engine(a), _engine(b)
     for key, label in (("truncation", "truncation policy"), ("add_bos_token", "add_bos_token")):
         if left.get(key) != right.get(key):
             found.append(_line(label, left.get(key), right.get(key), names))
     return found
+
+
+def _acting_seeds(*results: TaskResult) -> tuple[str, ...]:
+    """The seeds that can change a reply: of drawn replies, and of the choice of few-shot examples."""
+    drawn = any(_is_drawn(result) for result in results)
+    shown = any(result.num_fewshot for result in results)
+    return (_SAMPLING_SEEDS if drawn else ()) + (_FEWSHOT_SEEDS if shown else ())
+
+
+def _is_drawn(result: TaskResult) -> bool:
+    """Whether replies are sampled, by the requests' own settings and lm-eval's rule for them."""
+    texts = {settings for samples in result.filters.values() for s in samples for settings in s.settings}
+    requests = [json.loads(text) for text in texts]
+    # normalize_gen_kwargs: where do_sample isn't said, a temperature says it.
+    return any(r.get("do_sample", float(r.get("temperature") or 0) > 0) for r in requests)
 
 
 def _cut_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str]) -> list[str]:

@@ -106,15 +106,53 @@ def test_one_text_under_two_paths_is_one_haystack(tmp_path: Path, write_model: A
     assert len(compare(tmp_path, **FAST).rows) == 1
 
 
-@pytest.mark.parametrize("key", ["limit", "random_seed", "fewshot_seed", "gen_kwargs"])
+def _set(folder: Path, **settings: Any) -> None:
+    """Change lm-eval's run settings in a results file."""
+    [file] = folder.glob("results_*.json")
+    content = json.loads(file.read_text())
+    content["config"] |= settings
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("key", ["limit", "gen_kwargs"])
 def test_other_settings(tmp_path: Path, write_model: Any, scored: Any, key: str) -> None:
     for name, value in (("a", 1), ("b", 2)):
-        top = tmp_path / name / "results_2026-03-01T12-00-00.000000.json"
-        write_model(tmp_path, name, {"t": scored([1, 0])})
-        content = json.loads(top.read_text())
-        content["config"][key] = value
-        top.write_text(json.dumps(content))
+        _set(write_model(tmp_path, name, {"t": scored([1, 0])}), **{key: value})
     assert refused(tmp_path) == (f"t: {key}: 2 in b, 1 in a",)
+
+
+SEEDS = ["random_seed", "numpy_seed", "torch_seed", "fewshot_seed"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fewshot", "acting"),
+    [
+        ({"do_sample": False, "temperature": 0.7}, 0, []),
+        ({"until": ["\n"]}, 0, []),
+        ({"do_sample": True}, 0, SEEDS[:3]),
+        ({"temperature": 0.7}, 0, SEEDS[:3]),
+        ({"do_sample": False}, 5, SEEDS[3:]),
+        ({"do_sample": True}, 5, SEEDS),
+    ],
+)
+def test_a_seed_counts_only_where_it_acts(
+    tmp_path: Path,
+    write_model: Any,
+    sample_line: Any,
+    settings: dict[str, Any],
+    fewshot: int,
+    acting: list[str],
+) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        lines = [sample_line({"id": 0}, {"score": 1}, settings=settings)]
+        folder = write_model(tmp_path / name, name, {"t": lines}, n_shot={"t": fewshot})
+        _set(folder, **dict.fromkeys(SEEDS, seed))
+        (tmp_path / name / "run.yaml").write_text(f"seed: [{seed}, {seed}, {seed}, {seed}]")
+    runs = [tmp_path / "a", tmp_path / "b"]
+    if acting:
+        assert refused(runs) == tuple(f"t: {key}: 2 in b, 1 in a" for key in acting)
+    else:
+        assert compare(runs, **FAST).rows[0].n == 1
 
 
 def test_other_tasks_and_metrics(tmp_path: Path, write_model: Any, scored: Any) -> None:
@@ -142,11 +180,10 @@ def _two_runs(tmp_path: Path, write_model: Any, scored: Any, a: str, b: str) -> 
 def test_other_run_settings(tmp_path: Path, write_model: Any, scored: Any) -> None:
     runs = _two_runs(
         tmp_path, write_model, scored,
-        "{seed: 0, limit: null, engine: {truncation: left}}",
-        "{seed: 1, limit: 4, engine: {truncation: error}}",
+        "{limit: null, engine: {truncation: left}}",
+        "{limit: 4, engine: {truncation: error}}",
     )  # fmt: skip
     assert refused(runs) == (
-        "seed: 1 in b, 0 in a",
         "limit: 4 in b, none in a",
         "truncation policy: error in b, left in a",
     )
