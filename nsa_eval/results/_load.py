@@ -110,8 +110,9 @@ def _split(text: str) -> tuple[Path, str | None]:
 def _model_folders(directory: Path) -> dict[Path, list[_ResultsFile]]:
     found: dict[Path, list[_ResultsFile]] = {}
     try:
-        # Hidden folders hold what is still being written.
-        children = (child for child in directory.iterdir() if child.is_dir() and child.name[0] != ".")
+        # A run that is going on, or was killed, stages its files there. Other hidden folders may be results:
+        # lm-eval makes `.__ckpt` of pretrained=./ckpt.
+        children = (child for child in directory.iterdir() if child.is_dir() and child.name != ".partial")
         folders = [directory, *sorted(children)]
         for folder in folders:
             files = sorted(_results_files(folder), key=lambda file: file.date)

@@ -229,6 +229,14 @@ def test_staging_folders_are_not_models(tmp_path: Path, write_model: Any, scored
     assert list(load_run(tmp_path).models) == ["m"]
 
 
+def test_a_hidden_folder_of_lm_evals_is_a_model(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    # lm-eval names the folder of pretrained=./ckpt by replacing the slash.
+    write_model(tmp_path, "./ckpt", {"t": scored([1])})
+    assert (tmp_path / ".__ckpt").is_dir()
+    assert list(load_run(tmp_path).models) == ["./ckpt"]
+    assert list(load_run(f"{tmp_path}:./ckpt").models) == ["./ckpt"]
+
+
 def test_a_word_count_is_not_a_grid_length(tmp_path: Path, write_model: Any, scored: Any) -> None:
     write_model(tmp_path, "m", {"t": scored([1, 0, 1], length=[4012, 533, 9120])})
     assert not load_run(tmp_path).models["m"].tasks["t"].has_lengths
