@@ -10,9 +10,11 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, resolve_max_length
+from lm_eval.utils import simple_parse_args_string
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nsa_eval.engine._batching import Limits
+from nsa_eval.engine._building import build
 from nsa_eval.engine._generating import Job, Replier, Reply
 from nsa_eval.engine._ledger import Call, Ledger, Ticket
 from nsa_eval.engine._prompts import TRUNCATIONS, Prompt, PromptEncoder, Truncation
@@ -87,6 +89,21 @@ class Engine(TemplateLM):
         self.prefill_chunk = prefill_chunk
         self.share_prefixes = share_prefixes
         self._reader: Reader | None = None
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> Engine:
+        """Make the engine of lm-eval's `--model nsa-eval --model_args pretrained=PATH,...` (see `build`)."""
+        model, tokenizer, settings = build(arg_dict, additional_config)
+        return cls(model, tokenizer, **settings)
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> Engine:
+        """The same from `KEY=VALUE,...`."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @property
     def audit(self) -> list[AuditEvent]:
