@@ -50,12 +50,17 @@ def quiet() -> Iterator[Collected]:
         yield collected
         return
     import datasets
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
     from transformers.utils import logging as hf_logging
 
     logger = logging.getLogger("lm_eval")
     before = (logger.level, logger.propagate, list(logger.handlers))
     hf_before, hf_bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    bars = datasets.are_progress_bars_disabled()
+    hub_bars, bars = not are_progress_bars_disabled(), not datasets.are_progress_bars_disabled()
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers[:] = [collected]
@@ -73,6 +78,10 @@ def quiet() -> Iterator[Collected]:
         logger.handlers[:] = before[2]
         hf_logging.set_verbosity(hf_before)
         if hf_bars:
-            hf_logging.enable_progress_bar()
-        if not bars:
+            hf_logging.enable_progress_bar()  # and the hub's with them
+            if not hub_bars:
+                disable_progress_bars()
+        elif hub_bars:
+            enable_progress_bars()
+        if bars:
             datasets.enable_progress_bars()

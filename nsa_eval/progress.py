@@ -105,10 +105,10 @@ class Lines(Progress):
         if not now and self._clock() - self._last < self._every:
             return
         self._last = self._clock()
-        if self.done and self.total:
+        if self.stage and self.total > 0:
             left = f", {duration(self.left)} left" if self.left is not None else ""
             self._write(f"{self.stage}: {self.share:.0%}{left}")
-        elif self.stage:
+        elif self.stage:  # nothing to count: finished responses are only read again
             self._write(self.stage)
 
     def note(self, text: str) -> None:

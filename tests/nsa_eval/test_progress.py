@@ -53,7 +53,7 @@ def test_lines_come_now_and_then_and_at_each_stage():
     progress.say("comparing")
     progress.note("one: 2 prompts were cut")
     assert lines == [
-        "one: loading",
+        "one: loading: 0%",
         "one: loading: 30%, 28s left",
         "one: loading: 60%, 16s left",
         "one: loading: 90%, 4s left",

@@ -2,6 +2,8 @@
 
 import logging
 
+import pytest
+
 from nsa_eval._quiet import quiet
 
 
@@ -20,15 +22,45 @@ def test_chatter_is_dropped_and_telling_messages_are_kept_once(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_everything_is_put_back():
+def _switch(library, on):
+    """Turn one library's progress bars on or off; transformers' switch moves the hub's too."""
     import datasets
+    import huggingface_hub.utils as hub
     from transformers.utils import logging as hf_logging
+
+    enable, disable = {
+        "transformers": (hf_logging.enable_progress_bar, hf_logging.disable_progress_bar),
+        "hub": (hub.enable_progress_bars, hub.disable_progress_bars),
+        "datasets": (datasets.enable_progress_bars, datasets.disable_progress_bars),
+    }[library]
+    (enable if on else disable)()
+
+
+@pytest.fixture
+def bars_on():
+    yield
+    for library in ("transformers", "hub", "datasets"):
+        _switch(library, True)
+
+
+@pytest.mark.parametrize("datasets_on", [True, False])
+@pytest.mark.parametrize("hub_on", [True, False])
+@pytest.mark.parametrize("transformers_on", [True, False])
+def test_everything_is_put_back(bars_on, transformers_on, hub_on, datasets_on):
+    import datasets
+    import huggingface_hub.utils as hub
+    from transformers.utils import logging as hf_logging
+
+    _switch("transformers", transformers_on)
+    _switch("hub", hub_on)
+    _switch("datasets", datasets_on)
 
     def state():
         logger = logging.getLogger("lm_eval")
         return (
             logger.level, logger.propagate, list(logger.handlers), datasets.are_progress_bars_disabled(),
             hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled(),
+            hub.are_progress_bars_disabled(),
         )  # fmt: skip
 
     before = state()
