@@ -180,7 +180,8 @@ class OwnLengthsFamily(_CacheFamily):
     def inputs(self, tokens: Tensor, counts: list[int], rows: Rows | None) -> dict[str, Any]:
         given = super().inputs(tokens, counts, rows)
         width = tokens.shape[1]
-        if any(count != width for count in counts):
+        # Rows that end here need no mask: no token sees the padding behind it.
+        if rows is not None and any(count != width for count in counts):
             new = torch.arange(width)[None] < torch.tensor(counts)[:, None]
             given["attention_mask"] = new.to(tokens.device)
         return given

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 T = TypeVar("T")
 
-# Measured on a CPU with the bundled twins and a 32k-vocabulary Llama: 1024 to 2048 tokens a forward are
-# fastest, half or twice as many take up to a fifth longer.
-_CPU_TOKENS = 2048
+# Measured on a CPU with the bundled twins and a 32k-vocabulary Llama: 512 to 1536 tokens a forward are
+# fastest, 256 and 4096 take up to a quarter longer.
+_CPU_TOKENS = 1024
 _CPU_ROWS = 32
 _CPU_CACHE_BYTES = 2**30
 _CUDA_ROWS = 128
