@@ -7,6 +7,9 @@ Both get the same queries, keys and values, random, float32, one sequence. NSA g
 ready-made, as its cache would hold them: compression is a part of the projections. Dense gets its KV heads
 repeated beforehand, the form that SDPA is fastest in. The two are timed in turns, so that another load on the
 machine meets both; the figure is the median of the repeats (one at 64k and beyond).
+
+OpenMP's threads wait passively unless OMP_WAIT_POLICY says otherwise, as in the command line: spinning
+between the many small products of NSA costs several times the work itself where a core is shared.
 """
 
 import argparse
@@ -17,6 +20,8 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 import torch
 import torch.nn.functional as F
