@@ -24,6 +24,7 @@ from nsa_models.checkpoints import ModelLoadError, local_folder
 from nsa_models.configuration import NSADecoderConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NSA_BACKENDS = ("reference", "torch", "triton")
 # Any one of these is a tokenizer of some kind; transformers' own message on none at all runs to a page.
 _TOKENIZER_FILES = ("tokenizer*", "tokenization*.py", "vocab*", "*.model", "*.tiktoken")
 
@@ -79,7 +80,8 @@ def load_model(
         dtype: "float32", "bfloat16", "float16", or "auto": the checkpoint's own on a GPU, float32 on a CPU
             (where half precision is slower and less exact).
         device: "cpu", "cuda", "cuda:1", ..., or "auto": CUDA where there is one.
-        backend: For our decoders the attention's backend in nsa_kernels; for other models transformers'
+        backend: For our decoders the attention's backend in nsa_kernels; other models take no notice of those
+            names, so that one setting serves a mixed run, and read any other as transformers'
             attn_implementation; "auto" leaves the choice to them.
         revision: Branch, tag or commit of a hub repository.
         trust_remote_code: Run the modelling code that comes with the checkpoint.
@@ -101,7 +103,7 @@ def load_model(
     if isinstance(config, NSADecoderConfig):
         _check_backend(backend)
         config.nsa_backend = backend
-    elif backend != "auto":
+    elif backend != "auto" and backend not in _NSA_BACKENDS:
         options["attn_implementation"] = backend
     wanted: str | torch.dtype = DTYPES.get(dtype, "auto")
     if dtype == "auto" and target.type == "cpu":

@@ -103,6 +103,11 @@ def test_backend_reaches_the_attention(saved_models: Path) -> None:
     assert load_model(str(saved_models / "llama"), backend="eager").config._attn_implementation == "eager"
 
 
+def test_other_models_take_no_notice_of_our_backends(saved_models: Path) -> None:
+    own_choice = load_model(str(saved_models / "llama")).config._attn_implementation
+    assert load_model(str(saved_models / "llama"), backend="torch").config._attn_implementation == own_choice
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
