@@ -296,9 +296,7 @@ class _Run:
     def _export(self) -> Path:
         folder = self.recipe.output / "model"
         model = NSADecoderForCausalLM(model_config(self.recipe, self.corpus))
-        model.load_state_dict(
-            {name.replace("_orig_mod.", ""): w for name, w in self.model.state_dict().items()}
-        )
+        model.load_state_dict(self.model.state_dict())
         model.to(torch.bfloat16).save_pretrained(folder)
         self.corpus.tokenizer.save_pretrained(folder)
         return folder
