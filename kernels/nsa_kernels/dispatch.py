@@ -15,7 +15,7 @@ from nsa_kernels.types import Backend, BackendUnavailableError, Caches, NSAOutpu
 _MODULES = {
     "reference": "nsa_kernels.reference",
     "torch": "nsa_kernels.torch_",
-    "triton": "nsa_kernels.triton_",
+    "triton": "nsa_kernels.triton",
 }
 
 

@@ -1,0 +1,198 @@
+"""Measures every candidate configuration of the Triton kernels' stages on this GPU.
+
+    python benchmarks/tune_kernels.py --length 65536 --stages compressed_forward,select --output tuned.json
+
+Candidates are compiled first, by as many processes as there are cores, and then measured one by one: the median of
+CUDA-event times. Each result is compared with that of the first candidate. The winners belong into
+`kernels/nsa_kernels/triton/configs.py`.
+"""
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nsa_kernels import BlockGeometry, compress_mean
+from nsa_kernels.triton.function import make_grid
+from nsa_kernels.types import Caches
+
+MODULES = {
+    "compressed_forward": "compressed",
+    "select": "selection",
+    "window_forward": "window",
+    "selected_forward": "selected",
+    "gate_backward": "gates",
+    "compressed_backward": "compressed_backward",
+    "window_backward": "window_backward",
+    "selected_backward": "selected_backward",
+}
+
+
+class Bench:
+    """Inputs of one size, and the intermediate results that later stages need, made when first asked for."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Random inputs on the GPU."""
+        torch.manual_seed(0)
+        self.geometry = BlockGeometry()
+        n, h, hk, d, dv = args.length, args.heads, args.kv_heads, args.head_dim, args.value_dim or args.head_dim
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+        self.q = random(1, n, h, d)
+        self.k, self.v = random(1, n, hk, d), random(1, n, hk, dv)
+        self.gates = random(1, n, h, 3).sigmoid()
+        self.dout = random(1, n, h, dv)
+        self.k_cmp = compress_mean(self.k, self.geometry) * self.geometry.block**0.5
+        self.v_cmp = compress_mean(self.v, self.geometry)
+        caches = Caches(self.k_cmp, self.v_cmp, self.k, self.v, self.k, self.v)
+        self.grid = make_grid(
+            self.q, caches, geometry=self.geometry, start=0, lengths=None, scale=self.q.shape[-1] ** -0.5
+        )
+        self._made: dict[str, Any] = {}
+
+    def need(self, name: str) -> Any:
+        """A result of an earlier stage."""
+        if name not in self._made:
+            self._made[name] = self.stage(name)(None)
+        return self._made[name]
+
+    def stage(self, name: str) -> Callable[[Mapping[str, int] | None], Any]:
+        """The stage as a function of its configuration."""
+        run = getattr(importlib.import_module(f"nsa_kernels.triton.{MODULES[name]}"), name)
+        q, k, v, grid = self.q, self.k, self.v, self.grid
+        if name == "compressed_forward":
+            return lambda c: run(q, self.k_cmp, self.v_cmp, grid, config=c)
+        if name == "window_forward":
+            return lambda c: run(q, k, v, grid, config=c)
+        o_cmp, lse_cmp = self.need("compressed_forward")
+        if name == "select":
+            return lambda c: run(q, self.k_cmp, lse_cmp, grid, config=c)
+        o_win, lse_win = self.need("window_forward")
+        blocks = self.need("select")
+        if name == "selected_forward":
+            return lambda c: run(
+                q, k, v, blocks, self.gates, o_cmp, o_win, grid, save=True, config=c
+            )
+        _, o_slc, lse_slc = self.need("selected_forward")
+        if name == "gate_backward":
+            return lambda c: run(self.dout, o_cmp, o_slc, o_win, grid, config=c)
+        dgates = self.need("gate_backward")
+        dq = self._made.setdefault("dq", torch.zeros(q.shape, device="cuda", dtype=torch.float32))
+
+        def backward(c: Mapping[str, int] | None, *, check: bool = True) -> Any:
+            upstream = (self.dout, *lse, self.gates, dgates)
+            dq.zero_() if check else None
+            out = run(*kv, *upstream, *extra, dq, grid, config=c)
+            return (*out, dq.clone()) if check else out
+
+        kv = (q, self.k_cmp, self.v_cmp) if name == "compressed_backward" else (q, k, v)
+        lse = ({"compressed": lse_cmp, "window": lse_win, "selected": lse_slc}[name.split("_")[0]],)
+        extra = (blocks,) if name == "selected_backward" else ()
+        return backward
+
+
+def main() -> None:
+    """Runs the candidates and prints a table."""
+    args = _arguments()
+    stages = args.stages.split(",")
+    jobs = [(s, i) for s in stages for i in range(len(_search(s)))]
+    workers = min(args.workers or os.cpu_count() or 1, len(jobs))
+    if workers > 1:
+        context = multiprocessing.get_context("spawn")
+        processes = [context.Process(target=_compile, args=(args, jobs[w::workers])) for w in range(workers)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    bench = Bench(args)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for stage in stages:
+        results[stage] = _measure(bench, stage, args.repeats)
+        for entry in sorted(results[stage], key=lambda e: e.get("ms", 1e9))[: args.show]:
+            print(stage, json.dumps(entry), flush=True)
+    if args.output:
+        args.output.write_text(json.dumps({"length": args.length, "results": results}, indent=1))
+
+
+def _measure(bench: Bench, stage: str, repeats: int) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    run = bench.stage(stage)
+    plain: dict[str, Any] = {"check": False} if stage.endswith("_backward") and stage != "gate_backward" else {}
+    first = None
+    for config in _search(stage):
+        try:
+            result = run(config)
+            result = result if isinstance(result, tuple) else (result,)
+            if first is None:
+                first = result
+            error = max(_difference(a, b) for a, b in zip(result, first, strict=True))
+            times = sorted(_time(lambda: run(config, **plain)) for _ in range(repeats))
+        except Exception as problem:  # a candidate that does not fit this GPU must not end the run
+            entries.append({"config": config, "error": str(problem).strip().splitlines()[-1][:120]})
+            continue
+        entries.append(
+            {"config": config, "ms": round(statistics.median(times), 3), "least": round(times[0], 3), "off": error}
+        )
+    return entries
+
+
+def _time(run: Callable[[], Any]) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """Relative distance; for indices, the share that differs."""
+    if not a.is_floating_point():
+        return (a != b).float().mean().item()
+    a, b = (x.float().nan_to_num(posinf=0.0) for x in (a, b))
+    return ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
+
+
+def _search(stage: str) -> tuple[dict[str, int], ...]:
+    return importlib.import_module(f"nsa_kernels.triton.{MODULES[stage]}").SEARCH
+
+
+def _compile(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> None:
+    bench = Bench(args)
+    for stage, index in jobs:
+        try:
+            bench.stage(stage)(_search(stage)[index])
+            torch.cuda.synchronize()
+        except Exception:
+            print(stage, _search(stage)[index], traceback.format_exc(limit=1)[-300:], file=sys.stderr)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--length", type=int, default=65536)
+    parser.add_argument("--heads", type=int, default=64)
+    parser.add_argument("--kv-heads", type=int, default=4)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--value-dim", type=int)
+    parser.add_argument("--stages", default=",".join(MODULES))
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--show", type=int, default=6, help="candidates to print of each stage")
+    parser.add_argument("--workers", type=int, help="processes that compile; default: one a core")
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Launch configurations, measured once and shipped: nothing is tuned at run time.
+
+Each stage names its parameters itself (BM rows of queries and BN keys to a tile, mostly). `benchmarks/tune_kernels.py`
+measures a stage's candidates on the machine it runs on and prints the entries for these tables.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import torch
+
+Config = Mapping[str, int]
+Table = Mapping[str, Mapping[int, Config]]
+"""Stage -> widest head dimension that the entry serves -> configuration."""
+
+
+def config(stage: str, width: int, device: torch.device) -> Config:
+    """The shipped configuration of a stage.
+
+    Args:
+        stage: Its name, that of the function that launches it.
+        width: The larger of the two head dimensions.
+        device: Where it will run.
+
+    Returns:
+        Parameters of the launch, `num_warps` and `num_stages` among them.
+    """
+    table = TABLES[table_name(device)]
+    entries = table.get(stage) or DEFAULT[stage]
+    fitting = [widest for widest in entries if width <= widest]
+    return entries[min(fitting) if fitting else max(entries)]
+
+
+@functools.cache
+def table_name(device: torch.device) -> str:
+    """The table for a device: "h200" (Hopper), "a100", "interpreter" (a CPU), else "default"."""
+    if device.type != "cuda":
+        return "interpreter"
+    return {(9, 0): "h200", (8, 0): "a100"}.get(torch.cuda.get_device_capability(device), "default")
+
+
+_SMALL = {"num_warps": 4, "num_stages": 2}
+
+DEFAULT: Table = {
+    "compressed_forward": {128: {"BM": 64, "BN": 32, **_SMALL}},
+    "select": {128: {"BM": 64, "BN": 64, "OCCUPANCY": 2, **_SMALL}},
+    "selected_forward": {128: {"BN": 64, **_SMALL}},
+    "window_forward": {128: {"BM": 64, "BN": 32, **_SMALL}},
+    "compressed_backward": {128: {"BM": 64, "BN": 32, "CHUNK": 2048, "SPLIT": 1, "TMA": 0, **_SMALL}},
+    "window_backward": {128: {"BM": 64, "BN": 32, "CHUNK": 0, "SPLIT": 1, "TMA": 0, **_SMALL}},
+    "gate_backward": {128: {"BM": 32, "num_warps": 4, "num_stages": 1}},
+}
+
+H200: Table = {}
+
+A100: Table = {}
+
+# Small tiles, so that small tests cross their seams.
+INTERPRETER: Table = {
+    "compressed_forward": {128: {"BM": 16, "BN": 16, **_SMALL}},
+    "select": {128: {"BM": 16, "BN": 16, "OCCUPANCY": 2, **_SMALL}},
+    "selected_forward": {128: {"BN": 16, **_SMALL}},
+    "window_forward": {128: {"BM": 16, "BN": 16, **_SMALL}},
+    "compressed_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 32, "SPLIT": 1, "TMA": 0, **_SMALL}},
+    "window_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 0, "SPLIT": 1, "TMA": 0, **_SMALL}},
+    "gate_backward": {128: {"BM": 16, "num_warps": 4, "num_stages": 1}},
+}
+
+TABLES: Mapping[str, Table] = {"h200": H200, "a100": A100, "default": DEFAULT, "interpreter": INTERPRETER}

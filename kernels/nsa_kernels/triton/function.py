@@ -1,0 +1,144 @@
+"""The whole attention on Triton kernels: forward, and backward for autograd."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from nsa_kernels.geometry import BlockGeometry
+from nsa_kernels.triton.compressed import compressed_forward
+from nsa_kernels.triton.selected import selected_forward
+from nsa_kernels.triton.selection import select
+from nsa_kernels.triton.tiles import MAX_GROUP, MIN_DOT, Grid, split_width
+from nsa_kernels.triton.window import window_forward
+from nsa_kernels.types import Caches, NSAOutput
+
+
+def attention(
+    q: Tensor,
+    caches: Caches,
+    gates: Tensor,
+    *,
+    geometry: BlockGeometry,
+    start: int | Tensor,
+    lengths: Tensor | None,
+    scale: float,
+    return_blocks: bool,
+) -> NSAOutput:
+    """Prefill; arguments and result as in `nsa_kernels.nsa_attention`."""
+    value_width = caches.v_slc.shape[-1]
+    q, caches = _padded(q, caches)
+    grid = make_grid(q, caches, geometry=geometry, start=start, lengths=lengths, scale=scale)
+    out, blocks = _Attention.apply(q, *caches, gates, grid)
+    return NSAOutput(out[..., :value_width], blocks if return_blocks else None)
+
+
+def decode(
+    q: Tensor,
+    caches: Caches,
+    gates: Tensor,
+    *,
+    geometry: BlockGeometry,
+    lengths: Tensor,
+    scale: float,
+    return_blocks: bool,
+) -> NSAOutput:
+    """One token a row: a prefill of one query that stands at lengths - 1."""
+    out, blocks = attention(
+        q.unsqueeze(1), caches, gates.unsqueeze(1), geometry=geometry, start=lengths - 1, lengths=lengths,
+        scale=scale, return_blocks=return_blocks,
+    )  # fmt: skip
+    return NSAOutput(out.squeeze(1), None if blocks is None else blocks.squeeze(1))
+
+
+def make_grid(
+    q: Tensor,
+    caches: Caches,
+    *,
+    geometry: BlockGeometry,
+    start: int | Tensor,
+    lengths: Tensor | None,
+    scale: float,
+) -> Grid:
+    """Positions and sizes of a call, without asking the device.
+
+    Raises:
+        ValueError: A group of query heads does not fit into a tile.
+    """
+    batch, count, heads, _ = q.shape
+    keys, kv_heads = caches.k_slc.shape[1:3]
+    if heads // kv_heads > MAX_GROUP:
+        raise ValueError(
+            f"the triton backend takes up to {MAX_GROUP} query heads to a KV head, got {heads // kv_heads}; "
+            f"use backend='torch'"
+        )
+    if isinstance(start, Tensor):
+        starts = start.clamp(min=0).to(torch.int32)
+        longest = keys
+    else:
+        starts = torch.full((batch,), start, dtype=torch.int32, device=q.device)
+        longest = min(keys, start + count)
+    if lengths is None:
+        ends = torch.full((batch,), keys, dtype=torch.int32, device=q.device)
+    else:
+        ends = lengths.clamp(max=keys).to(torch.int32)
+    return Grid(
+        geometry=geometry,
+        starts=starts,
+        ends=ends,
+        batch=batch,
+        queries=count,
+        keys=keys,
+        heads=heads,
+        kv_heads=kv_heads,
+        scale=scale,
+        longest=longest,
+    )
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        *tensors, gates, grid = rest
+        caches = Caches(*tensors)
+        o_cmp, lse_cmp = compressed_forward(q, caches.k_cmp, caches.v_cmp, grid)
+        blocks = select(q, caches.k_cmp, lse_cmp, grid)
+        o_win, lse_win = window_forward(q, caches.k_win, caches.v_win, grid)
+        save = any(ctx.needs_input_grad)
+        out, o_slc, lse_slc = selected_forward(
+            q, caches.k_slc, caches.v_slc, blocks, gates, o_cmp, o_win, grid, save=save
+        )
+        if save:
+            ctx.save_for_backward(
+                q, *caches, gates, blocks, o_cmp, o_slc, o_win, lse_cmp, lse_slc, lse_win
+            )
+            ctx.grid = grid
+        ctx.mark_non_differentiable(blocks)
+        return out, blocks
+
+
+def _padded(q: Tensor, caches: Caches) -> tuple[Tensor, Caches]:
+    """Zeros behind widths that the kernels do not take, and dense rows: neither changes a score."""
+
+    def fit(x: Tensor, width: int) -> Tensor:
+        if x.shape[-1] != width:
+            return F.pad(x, (0, width - x.shape[-1]))
+        return x if x.stride(-1) == 1 else x.contiguous()
+
+    key_width = _next_width(q.shape[-1])
+    value_width = max(MIN_DOT, triton.next_power_of_2(caches.v_slc.shape[-1]))
+    widths = [key_width, value_width] * 3
+    return fit(q, key_width), Caches(*(fit(x, width) for x, width in zip(caches, widths, strict=True)))
+
+
+def _next_width(width: int) -> int:
+    """The least width from this on that `split_width` can cut."""
+    while True:
+        try:
+            split_width(width)
+        except ValueError:
+            width += 1
+        else:
+            return width
