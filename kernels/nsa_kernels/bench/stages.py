@@ -1,0 +1,182 @@
+"""The Triton stages one by one, each on the results of those before it.
+
+A stage that this version doesn't have, or that fails, is skipped with a note;
+the others are timed all the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nsa_kernels.bench.sparse import Attention
+
+Stage = tuple[str, str, Callable[[], object]]
+"""fwd or bwd, name as in `counts`, what to time."""
+
+
+class _MissingError(Exception):
+    """A stage before this one has no result."""
+
+
+class _Results(dict[str, Any]):
+    def __missing__(self, key: str) -> Any:  # noqa: ANN401
+        raise _MissingError(key)
+
+
+class Stages:
+    """Calls of the stages for one sequence."""
+
+    def __init__(self, attention: Attention) -> None:
+        """Binds to the inputs; runs nothing."""
+        self.inputs = attention
+        self.notes: list[str] = []
+        self._made = _Results()
+
+    def __iter__(self) -> Iterator[Stage]:
+        """The stages that can run, in the order of the computation."""
+        for part, name, make in (
+            ("fwd", "compression", self._compression),
+            ("fwd", "compressed attention", self._compressed),
+            ("fwd", "scores + top-n", self._select),
+            ("fwd", "window attention", self._window),
+            ("fwd", "selected attention", self._selected),
+            ("bwd", "gates", self._gates_backward),
+            ("bwd", "compressed attention", self._compressed_backward),
+            ("bwd", "selected attention", self._selected_backward),
+            ("bwd", "window attention", self._window_backward),
+            ("bwd", "compression", self._compression_backward),
+        ):
+            try:
+                run = make()
+                self._made[f"{part} {name}"] = run()
+            except (ImportError, AttributeError) as error:
+                self.notes.append(f"stage {part} {name}: not in this version ({error})")
+            except _MissingError as error:
+                self.notes.append(f"stage {part} {name}: skipped, it needs {error}")
+            except Exception as error:  # Triton's own errors have no common base but this
+                self.notes.append(
+                    f"stage {part} {name}: failed: {type(error).__name__}: {_first_line(error)}"
+                )
+            else:
+                yield part, name, run
+
+    # ---- forward
+
+    def _compression(self) -> Callable[[], object]:
+        x = self.inputs
+
+        def run() -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                return x.phi_k(x.k), x.phi_v(x.v)
+
+        return run
+
+    def _compressed(self) -> Callable[[], object]:
+        stage, (k, v) = _stage("compressed", "compressed_forward"), self._made["fwd compression"]
+        return lambda: stage(self.inputs.q, k, v, self._grid())
+
+    def _select(self) -> Callable[[], object]:
+        stage, (k, _) = _stage("selection", "select"), self._made["fwd compression"]
+        _, lse = self._made["fwd compressed attention"][:2]
+        return lambda: stage(self.inputs.q, k, lse, self._grid())
+
+    def _window(self) -> Callable[[], object]:
+        stage, x = _stage("window", "window_forward"), self.inputs
+        return lambda: stage(x.q, x.k_win, x.v_win, self._grid())
+
+    def _selected(self) -> Callable[[], object]:
+        """With gates and the sum of the branches, which are fused into it."""
+        stage, x = _stage("selected", "selected_forward"), self.inputs
+        blocks = self._made["fwd scores + top-n"]
+        o_cmp, o_win = (self._made[f"fwd {name} attention"][0] for name in ("compressed", "window"))
+        return lambda: stage(x.q, x.k, x.v, blocks, x.gates, o_cmp, o_win, self._grid(), save=False)
+
+    def _selected_for_backward(self) -> tuple[Tensor, Tensor]:
+        """The branch's own output and log-sum-exp, which only a training forward keeps."""
+        if "selected for backward" not in self._made:
+            x, stage = self.inputs, _stage("selected", "selected_forward")
+            blocks = self._made["fwd scores + top-n"]
+            o_cmp, o_win = (self._made[f"fwd {name} attention"][0] for name in ("compressed", "window"))
+            results = stage(x.q, x.k, x.v, blocks, x.gates, o_cmp, o_win, self._grid(), save=True)
+            self._made["selected for backward"] = results[1:]
+        own, lse = self._made["selected for backward"]
+        return own, lse
+
+    # ---- backward; dq is written by atomic additions and its content doesn't matter to the time
+
+    def _gates_backward(self) -> Callable[[], object]:
+        stage = _stage("gates", "gate_backward")
+        o_cmp, o_win = (self._made[f"fwd {name} attention"][0] for name in ("compressed", "window"))
+        outs = (o_cmp, self._selected_for_backward()[0], o_win)
+        return lambda: stage(self.inputs.dout, *outs, self._grid())
+
+    def _compressed_backward(self) -> Callable[[], object]:
+        stage, (k, v) = _stage("compressed_backward", "compressed_backward"), self._made["fwd compression"]
+        return self._branch_backward(stage, self._made["fwd compressed attention"][1], k, v)
+
+    def _window_backward(self) -> Callable[[], object]:
+        stage = _stage("window_backward", "window_backward")
+        lse = self._made["fwd window attention"][1]
+        return self._branch_backward(stage, lse, self.inputs.k_win, self.inputs.v_win)
+
+    def _selected_backward(self) -> Callable[[], object]:
+        stage = _stage("selected_backward", "selected_backward")
+        blocks = self._made["fwd scores + top-n"]
+        lse = self._selected_for_backward()[1]
+        return self._branch_backward(stage, lse, self.inputs.k, self.inputs.v, blocks)
+
+    def _branch_backward(
+        self, stage: Callable[..., object], lse: Tensor, k: Tensor, v: Tensor, *blocks: Tensor
+    ) -> Callable[[], object]:
+        x, dgates, dq = self.inputs, self._made["bwd gates"], self._dq()
+        return lambda: stage(x.q, k, v, x.dout, lse, x.gates, dgates, *blocks, dq, self._grid())
+
+    def _compression_backward(self) -> Callable[[], object]:
+        x = self.inputs
+        tokens = [t.detach().requires_grad_() for t in (x.k, x.v)]
+        phis = [phi.trainable() for phi in (x.phi_k, x.phi_v)]
+        leaves = [*tokens, *phis[0].weights, *phis[1].weights]
+        compressed = [phi(t) for phi, t in zip(phis, tokens, strict=True)]
+        upstream = [torch.randn_like(y) for y in compressed]
+        return lambda: torch.autograd.grad(compressed, leaves, upstream, retain_graph=True)
+
+    # ---- what they share
+
+    def _grid(self) -> Any:  # noqa: ANN401
+        if "grid" not in self._made:
+            x, s = self.inputs, self.inputs.settings
+            length = x.q.shape[1]
+            rows = torch.zeros(1, dtype=torch.int32, device=x.q.device)
+            self._made["grid"] = _stage("tiles", "Grid")(
+                geometry=s.geometry,
+                starts=rows,
+                ends=rows + length,
+                batch=1,
+                queries=length,
+                keys=length,
+                heads=s.heads,
+                kv_heads=s.kv_heads,
+                scale=s.head_dim**-0.5,
+                longest=length,
+            )
+        return self._made["grid"]
+
+    def _dq(self) -> Tensor:
+        if "dq" not in self._made:
+            self._made["dq"] = torch.zeros_like(self.inputs.q, dtype=torch.float32)
+        dq: Tensor = self._made["dq"]
+        return dq
+
+
+def _stage(module: str, function: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(importlib.import_module(f"nsa_kernels.triton.{module}"), function)
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:300]
