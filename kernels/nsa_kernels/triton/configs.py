@@ -49,6 +49,7 @@ DEFAULT: Table = {
     "compressed_backward": {128: {"BM": 64, "BN": 32, "CHUNK": 2048, "SPLIT": 1, "TMA": 0, **_SMALL}},
     "window_backward": {128: {"BM": 64, "BN": 32, "CHUNK": 0, "SPLIT": 1, "TMA": 0, **_SMALL}},
     "gate_backward": {128: {"BM": 32, "num_warps": 4, "num_stages": 1}},
+    "selected_backward": {128: {"BM": 32, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, **_SMALL}},
 }
 
 H200: Table = {}
@@ -64,6 +65,7 @@ INTERPRETER: Table = {
     "compressed_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 32, "SPLIT": 1, "TMA": 0, **_SMALL}},
     "window_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 0, "SPLIT": 1, "TMA": 0, **_SMALL}},
     "gate_backward": {128: {"BM": 16, "num_warps": 4, "num_stages": 1}},
+    "selected_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 16, "PIECE": 6, "HALVES": 0, **_SMALL}},
 }
 
 TABLES: Mapping[str, Table] = {"h200": H200, "a100": A100, "default": DEFAULT, "interpreter": INTERPRETER}
