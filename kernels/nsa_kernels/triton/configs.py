@@ -41,6 +41,19 @@ def table_name(device: torch.device) -> str:
 
 _SMALL = {"num_warps": 4, "num_stages": 2}
 
+_DECODE = {
+    "keys": 128,
+    "window_keys": 64,
+    "programs": 2,
+    "blocks": 128,
+    "columns": 16,
+    "slots": 2,
+    "score_warps": 4,
+    "score_stages": 2,
+    "rank_warps": 4,
+    "attend_warps": 8,
+}
+
 DEFAULT: Table = {
     "compressed_forward": {128: {"BM": 64, "BN": 32, **_SMALL}},
     "select": {128: {"BM": 64, "BN": 64, "OCCUPANCY": 2, **_SMALL}},
@@ -50,6 +63,7 @@ DEFAULT: Table = {
     "window_backward": {128: {"BM": 64, "BN": 32, "CHUNK": 0, "SPLIT": 1, "TMA": 0, **_SMALL}},
     "gate_backward": {128: {"BM": 32, "num_warps": 4, "num_stages": 1}},
     "selected_backward": {128: {"BM": 32, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, **_SMALL}},
+    "decode": {128: _DECODE},
 }
 
 H200: Table = {}
@@ -66,6 +80,7 @@ INTERPRETER: Table = {
     "window_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 0, "SPLIT": 1, "TMA": 0, **_SMALL}},
     "gate_backward": {128: {"BM": 16, "num_warps": 4, "num_stages": 1}},
     "selected_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 16, "PIECE": 6, "HALVES": 0, **_SMALL}},
+    "decode": {128: {**_DECODE, "keys": 16, "window_keys": 16, "blocks": 8, "columns": 16}},
 }
 
 TABLES: Mapping[str, Table] = {"h200": H200, "a100": A100, "default": DEFAULT, "interpreter": INTERPRETER}

@@ -1,0 +1,120 @@
+"""What the three kernels of decode share: rows of a cache as a tile, one step of a softmax, the merge of
+partials.
+
+A partial is what a program makes of its share of a branch's keys: per head the largest score m, the sum l of
+2^(score - m), and the values summed with these weights, not normalised. Scratch holds them as
+[pair, share, G, width] and [pair, share, 2, G] (m, then l), float32; a pair is a row of the batch with a KV
+head.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_rows(base, offsets, seen, FIRST: tl.constexpr, WIDTH: tl.constexpr, END: tl.constexpr):
+    """Rows [R, WIDTH] of a cache, columns from FIRST on; 0 where not `seen` [R] and past column END."""
+    column = FIRST + tl.arange(0, WIDTH)
+    mask = seen[:, None]
+    if FIRST + WIDTH > END:
+        mask = mask & (column < END)[None, :]
+    return tl.load(base + offsets[:, None] + column[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def scores(
+    query,
+    query_rest,
+    base,
+    offsets,
+    seen,
+    scale_log2,
+    DK: tl.constexpr,
+    DR: tl.constexpr,
+    DK_END: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Scores [GP, R] in units of log2; -inf where not seen."""
+    keys = load_rows(base, offsets, seen, 0, DK, DK_END)
+    s = tl.dot(query, tl.trans(keys), input_precision=PRECISION)
+    if DR > 0:
+        rest = load_rows(base, offsets, seen, DK, DR, DK_END)
+        s = tl.dot(query_rest, tl.trans(rest), s, input_precision=PRECISION)
+    return tl.where(seen[None, :], s * scale_log2, float("-inf"))
+
+
+@triton.jit
+def absorb(s, values, m, total, acc, PRECISION: tl.constexpr):
+    """One step of the running softmax. Every row of the first tile must see something.
+
+    Returns:
+        The weights 2^(s - m) [GP, R], and the new m, total and acc.
+    """
+    top = tl.maximum(m, tl.max(s, 1))
+    decay = tl.exp2(m - top)
+    p = tl.exp2(s - top[:, None])
+    total = total * decay + tl.sum(p, 1)
+    acc = tl.dot(p.to(values.dtype), values, acc * decay[:, None], input_precision=PRECISION)
+    return p, top, total, acc
+
+
+@triton.jit
+def store_partial(
+    partial, stats, m, total, acc, G: tl.constexpr, GP: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr
+):
+    """Writes one partial; both pointers stand at its share."""
+    head = tl.arange(0, GP)
+    column = tl.arange(0, DV)
+    tl.store(stats + head, m, mask=head < G)
+    tl.store(stats + G + head, total, mask=head < G)
+    place = partial + head[:, None] * DV_END + column[None, :]
+    tl.store(place, acc, mask=(head < G)[:, None] & (column < DV_END)[None, :])
+
+
+@triton.jit
+def log_sum_exp(
+    stats, count, G: tl.constexpr, GROUP: tl.constexpr, SHARES: tl.constexpr, CACHE: tl.constexpr
+):
+    """Log2-sum-exp [GROUP] over the first `count` of at most SHARES partials; +inf where there is none."""
+    share = tl.arange(0, SHARES)
+    head = tl.arange(0, GROUP)
+    place = stats + share[:, None] * (2 * G) + head[None, :]
+    mask = (share < count)[:, None] & (head < G)[None, :]
+    m = tl.load(place, mask=mask, other=float("-inf"), cache_modifier=CACHE)
+    total = tl.load(place + G, mask=mask, other=0.0, cache_modifier=CACHE)
+    top = tl.max(m, 0)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.sum(total * tl.exp2(m - top[None, :]), 0)
+    return tl.where(total > 0, top + tl.log2(tl.where(total > 0, total, 1.0)), float("inf"))
+
+
+@triton.jit
+def merge_partials(
+    partial,
+    stats,
+    lse,
+    count,
+    column,
+    G: tl.constexpr,
+    GROUP: tl.constexpr,
+    DV_END: tl.constexpr,
+    RUN: tl.constexpr,
+    CACHE: tl.constexpr,
+):
+    """Columns [GROUP, width] of the branch's output from `count` partials, RUN of them at a time."""
+    head = tl.arange(0, GROUP)
+    acc = tl.zeros([GROUP, column.shape[0]], dtype=tl.float32)
+    for first in range(0, count, RUN):
+        share = first + tl.arange(0, RUN)
+        mask = (share < count)[:, None] & (head < G)[None, :]
+        place = share[:, None] * G + head[None, :]
+        m = tl.load(stats + place + share[:, None] * G, mask=mask, other=float("-inf"), cache_modifier=CACHE)
+        weight = tl.exp2(m - lse[None, :])
+        piece = tl.load(
+            partial + place[:, :, None] * DV_END + column[None, None, :],
+            mask=mask[:, :, None] & (column < DV_END)[None, None, :],
+            other=0.0,
+            cache_modifier=CACHE,
+        )
+        acc += tl.sum(weight[:, :, None] * piece, 0)
+    return acc
