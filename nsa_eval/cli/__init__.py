@@ -1,4 +1,4 @@
-"""The command line: `nsa-eval run | eval | needle | compare | report | ls | validate`."""
+"""The command line: `nsa-eval run | eval | needle | compare | report | ls | validate | bench`."""
 
 from nsa_eval.cli._main import main
 

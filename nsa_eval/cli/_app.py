@@ -46,5 +46,6 @@ def _root(
 # The commands register themselves on `app`, in the order in which --help lists them.
 from nsa_eval.cli import _running  # noqa: E402, I001
 from nsa_eval.cli import _reading  # noqa: E402
+from nsa_eval.cli import _bench  # noqa: E402
 
-__all__ = ["_reading", "_running", "app"]
+__all__ = ["_bench", "_reading", "_running", "app"]

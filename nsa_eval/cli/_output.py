@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nsa_eval.compare import Comparison
     from nsa_eval.plan import Plan
     from nsa_eval.runner import RunResult
+    from nsa_kernels.bench import Sheet
 
 
 def print_entries(entries: Sequence[CatalogEntry]) -> None:
@@ -65,6 +66,23 @@ def show_result(result: RunResult, *, quiet: bool) -> None:
         for note in result.notes:
             typer.echo(note)
     typer.echo(f"report: {result.report}" if result.report else f"results: {result.output}")
+
+
+def print_sheets(heading: str, sheets: Sequence[Sheet], notes: Sequence[str]) -> None:
+    """A benchmark's tables."""
+    console = _console()
+    console.print(heading, markup=False)
+    for sheet in sheets:
+        table = Table(
+            title=f"\n{sheet.title}", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        )
+        for index, column in enumerate(sheet.columns):
+            table.add_column(column, justify="left" if index < sheet.words else "right", no_wrap=True)
+        for row in sheet.rows:
+            table.add_row(*row)
+        console.print(table, markup=False)
+    for note in notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
 def _print_scores(result: RunResult) -> None:

@@ -25,7 +25,7 @@ from nsa_reports._colours import ink_on
 from nsa_reports._panels import Panel, difference_limit, panels_of
 from nsa_reports.view import HeatmapGroup, ReportView
 
-_STYLE = {
+STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture on every machine
     "font.size": 8,
@@ -33,7 +33,7 @@ _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "nsa-reports",
 }
-_DPI = 220
+DPI = 220
 _CELL = (0.44, 0.27)  # inches; a 6 x 11 grid of three panels then fits the width of a two-column page
 _CELL_MIN = (1.9, 1.5)
 _PANELS_IN_ROW = 3
@@ -124,7 +124,7 @@ def _draw(panels: Sequence[Panel]) -> Figure:
     lines = kinds if len(panels) > _PANELS_IN_ROW else [list(panels)]
     across = max(map(len, lines))
     bars = 0.6 * (len(kinds) if len(lines) == 1 else 1)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         size = (across * (columns + 0.2) + bars + 0.45, len(lines) * (rows + 0.85))
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
@@ -200,8 +200,8 @@ def _save(figure: Figure, folder: Path, name: str, title: str) -> FigureFiles:
     target.mkdir(parents=True, exist_ok=True)
     # ending added by hand: with_suffix would eat the `.1` of a name such as llama-3.1
     png, svg = target / f"{name}.png", target / f"{name}.svg"
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # names may be in any script
-        figure.savefig(png, dpi=_DPI, facecolor="white", metadata={"Software": None})
+        figure.savefig(png, dpi=DPI, facecolor="white", metadata={"Software": None})
         figure.savefig(svg, facecolor="white", metadata={"Date": None, "Title": _plain(title, 200)})
     return FigureFiles(png=f"figures/{png.name}", svg=f"figures/{svg.name}")

@@ -36,11 +36,9 @@ def main() -> int:
     args = parser.parse_args()
     try:
         settings = _settings(args)
+        ceilings = Ceilings.given(args.peak_tflops, args.peak_tbs)
     except ValueError as error:
         parser.error(str(error))
-    ceilings = None
-    if args.peak_tflops and args.peak_tbs:
-        ceilings = Ceilings(args.peak_tflops, args.peak_tbs)
     progress = Progress(args.output)
     try:
         result = measure(settings, ceilings=ceilings, command=sys.argv, report=progress)

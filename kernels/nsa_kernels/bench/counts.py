@@ -38,6 +38,22 @@ class Ceilings:
     measured: bool = False
     """Whether they were measured in this run."""
 
+    @classmethod
+    def given(cls, tflops: float | None, tbs: float | None) -> Ceilings | None:
+        """Both as given, or None for neither.
+
+        Raises:
+            ValueError: Only one of them is given, or one is not positive.
+        """
+        if tflops is None and tbs is None:
+            return None
+        if tflops is None or tbs is None or min(tflops, tbs) <= 0:
+            raise ValueError(
+                f"both ceilings have to be given, above 0, or neither (then they are measured); "
+                f"got {tflops} TFLOP/s and {tbs} TB/s"
+            )
+        return cls(tflops, tbs)
+
     def floor_ms(self, work: Work) -> float:
         """The time under which no version can run."""
         return max(self.arithmetic_ms(work), self.bytes_ms(work))

@@ -49,6 +49,18 @@ class Row:
         """Plain data, achieved rates included."""
         return {**asdict(self), "tflops": self.tflops, "tbs": self.tbs}
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Row:
+        """The row that `to_json` was made of."""
+        plain = {name: data[name] for name in ("part", "length", "batch", "contender", "variant")}
+        return cls(
+            **plain,
+            time=None if data["time"] is None else Timing(**data["time"]),
+            work=None if data["work"] is None else Work(**data["work"]),
+            floor_ms=data["floor_ms"],
+            peak_bytes=data["peak_bytes"],
+        )
+
 
 @dataclass(slots=True)
 class Measurement:
@@ -106,6 +118,25 @@ class Measurement:
             "rows": [row.to_json() for row in self.rows],
             "notes": self.notes,
         }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Measurement:
+        """The measurement that `to_json` was made of.
+
+        Raises:
+            ValueError: The data has another schema.
+        """
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"expected schema {SCHEMA}, got {found}")
+        return cls(
+            Settings.from_json(data["settings"]),
+            data["environment"],
+            Ceilings(**data["ceilings"]),
+            [Row.from_json(row) for row in data["rows"]],
+            list(data["notes"]),
+            data["complete"],
+        )
 
     def dumps(self) -> str:
         """The JSON file's text."""

@@ -80,6 +80,15 @@ class Settings:
         """Plain data."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Settings:
+        """The settings that `to_json` was made of, from a JSON file too."""
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        plain["geometry"] = BlockGeometry(**data["geometry"])
+        return cls(**plain)
+
 
 def parse_lengths(text: str) -> tuple[int, ...]:
     """Reads "8k,16k,100": token counts with commas, k = 1024.
