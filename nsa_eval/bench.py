@@ -86,12 +86,16 @@ def draw(result: Measurement, stem: Path) -> tuple[Path, Path]:
     panels = [
         CurvePanel(title="Forward", x_label="Tokens", y_label="ms", curves=_curves(result, "fwd")),
         CurvePanel(title="Backward", x_label="Tokens", y_label="ms", curves=_curves(result, "bwd")),
+    ]
+    part = "decode graph"
+    panels += [
         CurvePanel(
-            title="Decode, CUDA graph",
+            title=f"Decode, CUDA graph, batch {batch}",
             x_label="Tokens in the cache",
-            y_label="us a step",
-            curves=_curves(result, "decode graph", factor=1000),
-        ),
+            y_label="µs a step",
+            curves=_curves(result, part, batch, factor=1000),
+        )
+        for batch in sorted({batch for found, _, batch in result.situations() if found == part})
     ]
     s, e = result.settings, result.environment
     caption = (
@@ -106,26 +110,16 @@ def draw(result: Measurement, stem: Path) -> tuple[Path, Path]:
         raise explain_os_error(error, stem) from None
 
 
-def _curves(result: Measurement, part: str, factor: float = 1.0) -> tuple[Curve, ...]:
-    """A line for each contender and batch."""
+def _curves(result: Measurement, part: str, batch: int = 1, factor: float = 1.0) -> tuple[Curve, ...]:
+    """A line for dense attention and one for NSA."""
     from nsa_reports.curves import Curve
 
+    lengths = sorted(length for found, length, of in result.situations() if (found, of) == (part, batch))
     made = []
-    situations = [(length, batch) for found, length, batch in result.situations() if found == part]
-    for style, batch in enumerate(sorted({batch for _, batch in situations})):
-        lengths = sorted(length for length, of in situations if of == batch)
-        for colour, (contender, name) in enumerate((("dense", "dense (best of SDPA)"), ("nsa", "NSA"))):
-            rows = {length: result.best(part, length, contender, batch) for length in lengths}
-            points = [(length, row.time.median * factor) for length, row in rows.items() if row and row.time]
-            ratios = [result.ratio(part, int(length), batch) for length, _ in points]
-            labels = [f"{ratio:.1f}x" if ratio else "" for ratio in ratios]
-            made.append(
-                Curve(
-                    name=f"{name}, batch {batch}" if part.startswith("decode") else name,
-                    points=tuple(points),
-                    colour=colour,
-                    style=style,
-                    labels=tuple(labels) if contender == "nsa" else (),
-                )
-            )
+    for contender, name in (("dense", "dense (best of SDPA)"), ("nsa", "NSA")):
+        rows = {length: result.best(part, length, contender, batch) for length in lengths}
+        points = {length: row.time.median * factor for length, row in rows.items() if row and row.time}
+        ratios = [result.ratio(part, length, batch) for length in points] if contender == "nsa" else []
+        labels = [f"{ratio:.1f}x" if ratio else "" for ratio in ratios]
+        made.append(Curve(name=name, points=tuple(points.items()), labels=tuple(labels)))
     return tuple(made)

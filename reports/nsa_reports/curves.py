@@ -11,13 +11,13 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from nsa_reports import _format as fmt
 from nsa_reports.figures import DPI, STYLE
 
 _COLOURS = ("#b35806", "#1f5a9e")  # the two ends of the difference map: dense and sparse read as there
-_MARKERS = ("o", "s", "^", "D")
-_PANEL = (2.5, 2.3)  # inches; three fit the width of a two-column page
+_PANEL = (2.5, 2.3)  # inches; three or four fit the width of a two-column page
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +27,6 @@ class Curve:
     name: str
     points: tuple[tuple[float, float], ...]
     """(x, y), both positive."""
-    colour: int = 0
-    """0 or 1; curves of one contender share it."""
-    style: int = 0
-    """Marker, and from 1 on a broken line; tells curves of one contender apart."""
     labels: tuple[str, ...] = ()
     """Texts under the points, or none."""
 
@@ -44,6 +40,7 @@ class CurvePanel:
     """Of a number of tokens: the ticks are 8k, 64k."""
     y_label: str
     curves: tuple[Curve, ...]
+    """Two at most: dense first."""
 
 
 def save_curves(panels: Sequence[CurvePanel], stem: Path, *, caption: str = "") -> tuple[Path, Path]:
@@ -80,7 +77,7 @@ def save_curves(panels: Sequence[CurvePanel], stem: Path, *, caption: str = "") 
 
 def _draw(axis: Axes, panel: CurvePanel) -> None:
     ticks: set[float] = set()
-    for curve in panel.curves:
+    for curve, colour in zip(panel.curves, _COLOURS, strict=False):
         if not curve.points:
             continue
         xs, ys = zip(*curve.points, strict=True)
@@ -89,9 +86,8 @@ def _draw(axis: Axes, panel: CurvePanel) -> None:
             xs,
             ys,
             label=curve.name,
-            color=_COLOURS[curve.colour % len(_COLOURS)],
-            marker=_MARKERS[curve.style % len(_MARKERS)],
-            linestyle="--" if curve.style else "-",
+            color=colour,
+            marker="o",
             markersize=3.5,
             linewidth=1.2,
         )
@@ -110,6 +106,7 @@ def _draw(axis: Axes, panel: CurvePanel) -> None:
     shown = sorted(ticks)
     axis.set_xticks(shown, [fmt.tokens(int(x)) for x in shown])
     axis.minorticks_off()
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.margins(0.1, 0.18)
     axis.grid(visible=True, linewidth=0.3, color="#dddddd")
     axis.set_xlabel(panel.x_label)

@@ -124,7 +124,9 @@ def test_show_prints_the_tables_of_a_file(cli, measurement, tmp_path):
     row = next(line for line in output.splitlines() if line.startswith("bwd") and "64k" in line)
     assert row.split()[-1] == "4.00"
     svg = (tmp_path / "figures" / "kernels.svg").read_text()
-    assert all(text in svg for text in ("Forward", "Backward", "Decode, CUDA graph", "4.0x", "NVIDIA H200"))
+    assert all(
+        text in svg for text in ("Forward", "Backward", "Decode, CUDA graph, batch 1", "4.0x", "NVIDIA H200")
+    )
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "not json", '{"schema": "nsa-kernels-benchmark/1"}'])

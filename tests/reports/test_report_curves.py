@@ -14,7 +14,7 @@ def _panel(title="Forward", points=None):
     points = tuple((n, n / 1000) for n in LENGTHS) if points is None else points
     curves = (
         Curve(name="dense", points=points),
-        Curve(name="NSA <$x", points=points, colour=1, labels=("0.9x", "", "4.0x")),
+        Curve(name="NSA <$x", points=points, labels=("0.9x", "", "4.0x")),
     )
     return CurvePanel(title=title, x_label="Tokens", y_label="ms", curves=curves)
 
