@@ -65,8 +65,8 @@ def selected_backward(
     chunk = chosen.pop("CHUNK")
     lists = query_lists(blocks, grid, chunk=chunk, piece=chosen.pop("PIECE"))
     # A gate as a factor of every probability is a shift of the log-sum-exp.
-    shifted = lse - gates[..., 1].float().log2()
-    delta = dgates[..., 1]
+    shifted = (lse - gates[..., 1].float().log2()).contiguous()
+    delta = dgates[..., 1].contiguous()
     dk = torch.zeros(k.shape, dtype=torch.float32, device=k.device)
     dv = torch.zeros(v.shape, dtype=torch.float32, device=v.device)
     main, rest = split_width(width)
@@ -92,11 +92,11 @@ def selected_backward(
         *k.stride()[:3],
         *v.stride()[:3],
         *dout.stride()[:3],
-        *shifted.stride(),
-        *delta.stride(),
         *dq.stride()[:3],
         *dk.stride()[:3],
         *dv.stride()[:3],
+        grid.queries,
+        grid.heads,
         grid.kv_heads,
         lists.chunks,
         lists.blocks,
@@ -147,12 +147,6 @@ def _selected_backward_kernel(
     dout_b,
     dout_n,
     dout_h,
-    lse_b,
-    lse_n,
-    lse_h,
-    delta_b,
-    delta_n,
-    delta_h,
     dq_b,
     dq_n,
     dq_h,
@@ -162,6 +156,8 @@ def _selected_backward_kernel(
     dv_b,
     dv_s,
     dv_h,
+    length,
+    heads,
     kv_heads,
     chunks,
     blocks,
@@ -195,8 +191,8 @@ def _selected_backward_kernel(
     first_query = chunk.to(tl.int64) * CHUNK
     q += b * q_b + first_query * q_n + head * G * q_h
     dout += b * dout_b + first_query * dout_n + head * G * dout_h
-    lse += b * lse_b + first_query * lse_n + head * G * lse_h
-    delta += b * delta_b + first_query * delta_n + head * G * delta_h
+    lse += (b * length + first_query) * heads + head * G
+    delta += (b * length + first_query) * heads + head * G
     dq += b * dq_b + first_query * dq_n + head * G * dq_h
 
     inside = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -238,8 +234,8 @@ def _selected_backward_kernel(
         query = tl.reshape(tl.broadcast_to(one[:, None], [BQ, GP]), [BQ * GP])
         x = tl.load(q + (query * q_n)[:, None] + x_offset)
         y = tl.load(dout + (query * dout_n)[:, None] + y_offset)
-        shift = tl.load(lse + query * lse_n + h * lse_h)
-        mean = tl.load(delta + query * delta_n + h * delta_h)
+        shift = tl.load(lse + query * heads + h)
+        mean = tl.load(delta + query * heads + h)
         real = (place < count) & (row % GP < G)
         shift = tl.where(real, shift, float("inf"))
 
