@@ -59,14 +59,31 @@ DEFAULT: Table = {
     "select": {128: {"BM": 64, "BN": 64, "OCCUPANCY": 2, **_SMALL}},
     "selected_forward": {128: {"BN": 64, **_SMALL}},
     "window_forward": {128: {"BM": 64, "BN": 32, **_SMALL}},
-    "compressed_backward": {128: {"BM": 64, "BN": 32, "CHUNK": 2048, "SPLIT": 1, "TMA": 0, **_SMALL}},
-    "window_backward": {128: {"BM": 64, "BN": 32, "CHUNK": 0, "SPLIT": 1, "TMA": 0, **_SMALL}},
+    "compressed_backward": {
+        128: {"BM": 32, "BN": 64, "CHUNK": 2048, "num_warps": 8, "num_stages": 2},
+        256: {"BM": 16, "BN": 32, "CHUNK": 2048, **_SMALL},
+    },
+    "window_backward": {
+        128: {"BM": 32, "BN": 64, "num_warps": 8, "num_stages": 2},
+        256: {"BM": 16, "BN": 32, **_SMALL},
+    },
     "gate_backward": {128: {"BM": 32, "num_warps": 4, "num_stages": 1}},
     "selected_backward": {128: {"BM": 32, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, **_SMALL}},
     "decode": {128: _DECODE},
 }
 
-H200: Table = {}
+H200: Table = {
+    "compressed_backward": {
+        64: {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 1, "TMA": 2, "num_warps": 8, "num_stages": 3},
+        128: {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 1, "TMA": 2, "num_warps": 8, "num_stages": 3},
+        256: {"BM": 32, "BN": 64, "CHUNK": 2048, "num_warps": 8, "num_stages": 2},
+    },
+    "window_backward": {
+        64: {"BM": 64, "BN": 128, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
+        128: {"BM": 64, "BN": 128, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
+        256: {"BM": 32, "BN": 64, "num_warps": 8, "num_stages": 2},
+    },
+}
 
 A100: Table = {}
 
@@ -77,7 +94,7 @@ INTERPRETER: Table = {
     "selected_forward": {128: {"BN": 16, **_SMALL}},
     "window_forward": {128: {"BM": 16, "BN": 16, **_SMALL}},
     "compressed_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 32, "SPLIT": 1, "TMA": 0, **_SMALL}},
-    "window_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 0, "SPLIT": 1, "TMA": 0, **_SMALL}},
+    "window_backward": {128: {"BM": 16, "BN": 16, "SPLIT": 1, "TMA": 0, **_SMALL}},
     "gate_backward": {128: {"BM": 16, "num_warps": 4, "num_stages": 1}},
     "selected_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 16, "PIECE": 6, "HALVES": 0, **_SMALL}},
     "decode": {128: {**_DECODE, "keys": 16, "window_keys": 16, "blocks": 8, "columns": 16}},

@@ -1,0 +1,83 @@
+"""Backward of the compressed branch."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from nsa_kernels.geometry import num_blocks
+from nsa_kernels.triton.configs import config as shipped_config
+from nsa_kernels.triton.tile_backward import launch_key_tiles
+from nsa_kernels.triton.tiles import Grid
+
+SEARCH: tuple[Mapping[str, int], ...] = (
+    {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 1, "TMA": 2, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "CHUNK": 1024, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "CHUNK": 4096, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 2},
+    {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 0, "TMA": 1, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 1, "TMA": 1, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 64, "CHUNK": 2048, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
+    {"BM": 32, "BN": 128, "CHUNK": 2048, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
+    {"BM": 32, "BN": 64, "CHUNK": 2048, "SPLIT": 0, "TMA": 2, "num_warps": 4, "num_stages": 3},
+    {"BM": 32, "BN": 128, "CHUNK": 2048, "SPLIT": 0, "TMA": 0, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 0, "TMA": 0, "num_warps": 8, "num_stages": 3},
+)
+"""Launches worth measuring, best guess first."""
+
+
+def compressed_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    gates: Tensor,
+    dgates: Tensor,
+    dq: Tensor,
+    grid: Grid,
+    *,
+    config: Mapping[str, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the compressed branch; adds to `dq`.
+
+    Early keys are seen by more queries than late ones: the queries are cut into chunks, and what the chunks
+    give to a key is added up in float32.
+
+    Args:
+        q: Queries [B, N, H, D_k].
+        k: Compressed keys [B, C, H_kv, D_k].
+        v: Compressed values [B, C, H_kv, D_v].
+        dout: Gradient of the gated sum [B, N, H, D_v].
+        lse: Of the forward, float32 [B, N, H].
+        gates: [B, N, H, 3].
+        dgates: From `gate_backward`, float32 [B, N, H, 3].
+        dq: float32 [B, N, H, D_k], without the factor `scale`: added to.
+        grid: The call.
+        config: Launch, see `launch_key_tiles`; None = as shipped.
+
+    Returns:
+        dk and dv, in the dtypes and shapes of k and v.
+    """
+    dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+    keys = min(k.shape[1], num_blocks(grid.longest, grid.geometry))
+    if keys and dq.numel():
+        width = max(q.shape[-1], v.shape[-1])
+        launch_key_tiles(
+            q,
+            k,
+            v,
+            dout,
+            lse,
+            gates[..., 0],
+            dgates[..., 0],
+            dq,
+            dk,
+            dv,
+            grid,
+            config or shipped_config("compressed_backward", width, q.device),
+            keys=keys,
+            window=0,
+        )
+    return dk.to(k.dtype), dv.to(v.dtype)

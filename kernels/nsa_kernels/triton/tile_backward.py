@@ -1,0 +1,376 @@
+"""Backward of softmax attention over a dense band of keys: five matrix products to a tile.
+
+A program owns a tile of BN keys of one KV head and walks over the packed query tiles that see them, so that
+the gradients of its keys are summed over queries and group in registers; those of the queries go out by
+atomic additions. The tiles of scores are held transposed, [BN, BM]: then the products that give dV and dK
+take P and dS from registers, and that which gives dQ (transposed too) finds dS as it was written.
+
+    P' = g * exp2(S - lse),  dP = dO V^T,  dS = P' * (dP - delta),  dV = P'^T dO,  dK = dS^T Q,  dQ = dS K
+"""
+
+from collections.abc import Mapping
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from nsa_kernels.triton.tiles import (
+    MIN_DOT,
+    Grid,
+    blocks_before,
+    launch_options,
+    precision,
+    processors,
+    queries_per_tile,
+    row_pointers,
+    split_width,
+)
+
+PROGRAMS = 8
+"""Programs to a processor, at least, half of which find nothing to do."""
+LEAST_CHUNK = 128
+"""Queries to a program that chunks are not cut below for the sake of more programs."""
+
+
+def launch_key_tiles(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    gate: Tensor,
+    delta: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    grid: Grid,
+    config: Mapping[str, int],
+    *,
+    keys: int,
+    window: int,
+) -> None:
+    """Adds to dq, and to dk and dv: with `window` stores them, without adds to them.
+
+    Args:
+        q: Queries [B, N, H, D_k].
+        k: Keys [B, S or C, H_kv, D_k].
+        v: Values [B, S or C, H_kv, D_v].
+        dout: Gradient of the gated sum [B, N, H, D_v].
+        lse: Logarithm (base 2) of the sums of the softmax, float32 [B, N, H], contiguous; inf for no keys.
+        gate: Gate of this branch [B, N, H], not negative.
+        delta: Its gradient, float32 [B, N, H].
+        dq: float32 [B, N, H, D_k], without the factor `scale`.
+        dk: Contiguous [B, S or C, H_kv, D_k]; float32 without a window.
+        dv: Contiguous [B, S or C, H_kv, D_v]; float32 without a window.
+        grid: The call.
+        config: BM, BN, CHUNK (queries to a program, a multiple of the tile's; 0 = all), SPLIT (1: tiles
+            without an edge run in a loop of their own, without masks), TMA (1: add to dq by bulk copies, 2:
+            and read by them, where the layout lets them), num_warps, num_stages.
+        keys: How many keys there are to walk over, at most S or C.
+        window: w; 0 = all complete compressed blocks.
+    """
+    main, rest = split_width(q.shape[-1])
+    padded, width_v = grid.padded_group, v.shape[-1]
+    launch = _fit(config, q, grid)
+    per_tile = queries_per_tile(launch["BM"], grid)
+    tiles = triton.cdiv(keys, launch["BN"])
+    chunk = _chunk(launch.get("CHUNK", 0), per_tile, tiles * grid.kv_heads * grid.batch, grid)
+    chunks = triton.cdiv(grid.queries, chunk)
+    # p' = g * exp2(s - lse) = exp2(s - (lse - log2(g))): one operand less in the loop.
+    lse = lse - gate.float().log2()
+    delta = delta.contiguous()
+    bulk = launch.get("TMA", 0) if not rest and padded == grid.group and _bulk_copies(q, dout, dq) else 0
+    read = bulk > 1 and padded * lse.element_size() >= 16
+    add = bulk > 0 and q.is_cuda  # the interpreter has no additions by bulk copies
+    box = [1, per_tile, padded]
+    _key_tile_backward[(tiles * grid.kv_heads * grid.batch * chunks,)](
+        q,
+        k,
+        v,
+        dout,
+        lse,
+        delta,
+        dq,
+        dk,
+        dv,
+        TensorDescriptor.from_tensor(q, [*box, main]) if read else None,
+        TensorDescriptor.from_tensor(dout, [*box, width_v]) if read else None,
+        TensorDescriptor.from_tensor(lse, box) if read else None,
+        TensorDescriptor.from_tensor(delta, box) if read else None,
+        TensorDescriptor.from_tensor(dq, [*box, main]) if add else None,
+        grid.starts,
+        grid.ends,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        *dout.stride()[:3],
+        *dq.stride()[:3],
+        grid.queries,
+        k.shape[1],
+        grid.batch,
+        grid.kv_heads,
+        tiles,
+        chunks,
+        chunk,
+        grid.scale,
+        grid.scale_log2,
+        G=grid.group,
+        GP=padded,
+        BQ=per_tile,
+        BN=launch["BN"],
+        MAIN=main,
+        REST=rest,
+        DV=width_v,
+        WINDOW=window,
+        BLOCK=grid.geometry.block,
+        STRIDE=grid.geometry.stride,
+        SPLIT=launch.get("SPLIT", 0),
+        BULK_READ=read,
+        BULK_ADD=add,
+        PRECISION=precision(q),
+        **launch_options(launch),
+    )
+
+
+def _fit(config: Mapping[str, int], q: Tensor, grid: Grid) -> dict[str, int]:
+    """The configuration, made smaller where float32 or a large group would not fit the shared memory."""
+    fitted = dict(config)
+    if q.dtype == torch.float32 and q.is_cuda:
+        fitted |= {"BM": 16, "BN": min(32, fitted["BN"]), "num_warps": 4, "num_stages": 1}
+    if grid.padded_group > fitted["BM"]:
+        keys = fitted["BN"] * fitted["BM"] // grid.padded_group
+        fitted |= {"BN": max(MIN_DOT, keys), "num_stages": 1}
+    return fitted
+
+
+def _chunk(wanted: int, per_tile: int, programs: int, grid: Grid) -> int:
+    """Queries to a program: as wanted, or fewer so that all processors find work; whole tiles."""
+    if not wanted:
+        return grid.queries
+    enough = PROGRAMS * processors(grid.starts.device)
+    while wanted > LEAST_CHUNK and programs * -(-grid.queries // wanted) < enough:
+        wanted //= 2
+    return -(-wanted // per_tile) * per_tile
+
+
+def _bulk_copies(*tensors: Tensor) -> bool:
+    """Whether the device has bulk copies (TMA) and these tensors' layouts fit them."""
+    device = tensors[0].device
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
+        return False
+    return all(
+        x.data_ptr() % 16 == 0 and all(s > 0 and s * x.element_size() % 16 == 0 for s in x.stride()[:3])
+        for x in tensors
+    )
+
+
+@triton.jit
+def _key_tile_backward(
+    Q, K, V, DOUT, LSE, DELTA, DQ, DK, DV_OUT, Q_BOX, DOUT_BOX, LSE_BOX, DELTA_BOX, DQ_BOX, STARTS, ENDS,
+    q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, dout_b, dout_n, dout_h, dq_b, dq_n, dq_h,
+    queries, keys, batch, kv_heads, tiles, chunks, chunk, scale, scale_log2,
+    G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr,
+    MAIN: tl.constexpr, REST: tl.constexpr, DV: tl.constexpr,
+    WINDOW: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
+    SPLIT: tl.constexpr, BULK_READ: tl.constexpr, BULK_ADD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A program: BN keys of one KV head, one chunk of the queries.
+
+    The programs of a chunk are neighbours, so that they meet its queries in the L2 cache; the last chunk,
+    which sees the most keys, comes first.
+    """
+    pid = tl.program_id(0)
+    tile = pid % tiles
+    pid //= tiles
+    head = pid % kv_heads
+    pid //= kv_heads
+    b = (pid % batch).to(tl.int64)
+    part = chunks - 1 - pid // batch
+
+    # Queries (by their number in the row, not their position) from `low` on and before `high` see a key of
+    # this tile, those from `full_low` on and before `full_high` all of them.
+    start = tl.load(STARTS + b)
+    end = tl.load(ENDS + b)
+    real = tl.minimum(queries, end - start)
+    key = tile * BN
+    low = part * chunk
+    high = tl.minimum(real, low + chunk)
+    if WINDOW:
+        low = tl.maximum(low, key - start)
+        high = tl.minimum(high, key + BN - 1 + WINDOW - start)
+        full_low = key + BN - 1 - start
+        full_high = tl.minimum(real, key + WINDOW - start)
+        valid = end
+    else:
+        low = tl.maximum(low, key * STRIDE + BLOCK - 1 - start)
+        full_low = (key + BN - 1) * STRIDE + BLOCK - 1 - start
+        full_high = real
+        valid = blocks_before(end, BLOCK, STRIDE)
+
+    if WINDOW == 0 and low >= high:
+        return
+
+    first = low // BQ
+    last = tl.maximum(first, tl.cdiv(high, BQ))
+    tail = last
+    if BULK_READ:
+        tail = tl.maximum(first, tl.minimum(last, real // BQ))
+    if SPLIT:
+        inner_first = tl.minimum(tl.maximum(first, tl.cdiv(tl.maximum(full_low, 0), BQ)), tail)
+        inner_last = tl.maximum(inner_first, tl.minimum(tail, tl.maximum(full_high, 0) // BQ))
+    else:
+        inner_first = tail
+        inner_last = tail
+
+    n = key + tl.arange(0, BN)
+    seen_from = n - start if WINDOW else n * STRIDE + BLOCK - 1 - start
+    column = tl.arange(0, MAIN)
+    column_v = tl.arange(0, DV)
+    present = (n < valid)[:, None]
+    offset = key.to(tl.int64)
+    local = tl.arange(0, BN)[:, None]
+    K += b * k_b + offset * k_n + head * k_h
+    V += b * v_b + offset * v_n + head * v_h
+    k = tl.load(K + local * k_n + column[None, :], present, other=0.0)
+    v = tl.load(V + local * v_n + column_v[None, :], present, other=0.0)
+    dk = tl.zeros((BN, MAIN), tl.float32)
+    dv = tl.zeros((BN, DV), tl.float32)
+    if REST:
+        column_rest = MAIN + tl.arange(0, REST)
+        k_rest = tl.load(K + local * k_n + column_rest[None, :], present, other=0.0)
+        dk_rest = tl.zeros((BN, REST), tl.float32)
+    else:
+        k_rest = 0.0
+        dk_rest = 0.0
+
+    first_head = head * G
+    Q += b * q_b + first_head.to(tl.int64) * q_h
+    DOUT += b * dout_b + first_head.to(tl.int64) * dout_h
+    DQ += b * dq_b + first_head.to(tl.int64) * dq_h
+    LSE += b * queries * kv_heads * G + first_head
+    DELTA += b * queries * kv_heads * G + first_head
+
+    left = inner_first - first
+    for i in range(left + tail - inner_last):
+        m = tl.where(i < left, first + i, inner_last + i - left)
+        dk, dk_rest, dv = _query_tile(
+            m, Q, DOUT, LSE, DELTA, DQ, Q_BOX, DOUT_BOX, LSE_BOX, DELTA_BOX, DQ_BOX, b, first_head,
+            q_n, q_h, dout_n, dout_h, dq_n, dq_h, kv_heads * G, real, seen_from,
+            k, k_rest, v, dk, dk_rest, dv, scale_log2,
+            1, G, GP, BQ, MAIN, REST, DV, WINDOW, BULK_READ, BULK_ADD, PRECISION,
+        )  # fmt: skip
+    if SPLIT:
+        for m in range(inner_first, inner_last):
+            dk, dk_rest, dv = _query_tile(
+                m, Q, DOUT, LSE, DELTA, DQ, Q_BOX, DOUT_BOX, LSE_BOX, DELTA_BOX, DQ_BOX, b, first_head,
+                q_n, q_h, dout_n, dout_h, dq_n, dq_h, kv_heads * G, real, seen_from,
+                k, k_rest, v, dk, dk_rest, dv, scale_log2,
+                0, G, GP, BQ, MAIN, REST, DV, WINDOW, BULK_READ, BULK_ADD, PRECISION,
+            )  # fmt: skip
+    if BULK_READ:
+        for m in tl.range(tail, last, num_stages=1):
+            dk, dk_rest, dv = _query_tile(
+                m, Q, DOUT, LSE, DELTA, DQ, Q_BOX, DOUT_BOX, LSE_BOX, DELTA_BOX, DQ_BOX, b, first_head,
+                q_n, q_h, dout_n, dout_h, dq_n, dq_h, kv_heads * G, real, seen_from,
+                k, k_rest, v, dk, dk_rest, dv, scale_log2,
+                2, G, GP, BQ, MAIN, REST, DV, WINDOW, BULK_READ, BULK_ADD, PRECISION,
+            )  # fmt: skip
+
+    row = ((b * keys + offset) * kv_heads + head) + local * kv_heads
+    inside = (n < keys)[:, None]
+    if WINDOW:
+        tl.store(DK + row * (MAIN + REST) + column[None, :], (dk * scale).to(DK.dtype.element_ty), inside)
+        tl.store(DV_OUT + row * DV + column_v[None, :], dv.to(DV_OUT.dtype.element_ty), inside)
+        if REST:
+            tl.store(
+                DK + row * (MAIN + REST) + column_rest[None, :],
+                (dk_rest * scale).to(DK.dtype.element_ty),
+                inside,
+            )
+    else:
+        tl.atomic_add(DK + row * (MAIN + REST) + column[None, :], dk * scale, inside, sem="relaxed")
+        tl.atomic_add(DV_OUT + row * DV + column_v[None, :], dv, inside, sem="relaxed")
+        if REST:
+            tl.atomic_add(
+                DK + row * (MAIN + REST) + column_rest[None, :], dk_rest * scale, inside, sem="relaxed"
+            )
+
+
+@triton.jit
+def _query_tile(
+    m, Q, DOUT, LSE, DELTA, DQ, Q_BOX, DOUT_BOX, LSE_BOX, DELTA_BOX, DQ_BOX, b, first_head,
+    q_n, q_h, dout_n, dout_h, dq_n, dq_h, heads, real, seen_from, k, k_rest, v, dk, dk_rest, dv, scale_log2,
+    MASKED: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr,
+    MAIN: tl.constexpr, REST: tl.constexpr, DV: tl.constexpr, WINDOW: tl.constexpr,
+    BULK_READ: tl.constexpr, BULK_ADD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The m-th query tile against a tile of keys.
+
+    MASKED: 0 = every query is real and sees every key, 1 = not every key, 2 = not all are real. Bulk copies
+    bring padding along: only with 2 is it taken out again.
+    """
+    BM: tl.constexpr = BQ * GP
+    row = tl.arange(0, BM)
+    query = m * BQ + row // GP
+    column = tl.arange(0, MAIN)[None, :]
+    column_v = tl.arange(0, DV)[None, :]
+    known: tl.constexpr = GP == G and MASKED == 0
+    ok = (query < real) & (row % GP < G)
+    if BULK_READ:
+        q = Q_BOX.load([b.to(tl.int32), m * BQ, first_head, 0]).reshape(BM, MAIN)
+        dout = DOUT_BOX.load([b.to(tl.int32), m * BQ, first_head, 0]).reshape(BM, DV)
+        lse = LSE_BOX.load([b.to(tl.int32), m * BQ, first_head]).reshape(BM)
+        delta = DELTA_BOX.load([b.to(tl.int32), m * BQ, first_head]).reshape(BM)
+        if MASKED == 2:
+            q = tl.where(ok[:, None], q, 0.0)
+            dout = tl.where(ok[:, None], dout, 0.0)
+            lse = tl.where(ok, lse, float("inf"))
+            delta = tl.where(ok, delta, 0.0)
+    else:
+        q_rows = row_pointers(Q, m, row, q_n, q_h, BQ, GP)[:, None]
+        dout_rows = row_pointers(DOUT, m, row, dout_n, dout_h, BQ, GP)[:, None]
+        lse_rows = row_pointers(LSE, m, row, heads, 1, BQ, GP)
+        delta_rows = row_pointers(DELTA, m, row, heads, 1, BQ, GP)
+        if known:
+            q = tl.load(q_rows + column)
+            dout = tl.load(dout_rows + column_v)
+            lse = tl.load(lse_rows)
+            delta = tl.load(delta_rows)
+        else:
+            q = tl.load(q_rows + column, ok[:, None], other=0.0)
+            dout = tl.load(dout_rows + column_v, ok[:, None], other=0.0)
+            lse = tl.load(lse_rows, ok, other=float("inf"))
+            delta = tl.load(delta_rows, ok, other=0.0)
+
+    s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+    if REST:
+        q_rows = row_pointers(Q, m, row, q_n, q_h, BQ, GP)[:, None]
+        q_rest = tl.load(q_rows + MAIN + tl.arange(0, REST)[None, :], ok[:, None], other=0.0)
+        s = tl.dot(k_rest, tl.trans(q_rest), s, input_precision=PRECISION)
+    p = tl.exp2(s * scale_log2 - lse[None, :])
+    if MASKED:
+        seen = seen_from[:, None] <= query[None, :]
+        if WINDOW:
+            seen &= query[None, :] < (seen_from + WINDOW)[:, None]
+        p = tl.where(seen, p, 0.0)
+    dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
+    dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
+    ds = (p * (dp - delta[None, :])).to(q.dtype)
+    dk = tl.dot(ds, q, dk, input_precision=PRECISION)
+    dq = tl.trans(tl.dot(tl.trans(k), ds, input_precision=PRECISION))
+    if BULK_ADD:
+        DQ_BOX.atomic_add([b.to(tl.int32), m * BQ, first_head, 0], dq.reshape(1, BQ, GP, MAIN))
+    else:
+        dq_rows = row_pointers(DQ, m, row, dq_n, dq_h, BQ, GP)[:, None]
+        if known:
+            tl.atomic_add(dq_rows + column, dq, sem="relaxed")
+        else:
+            tl.atomic_add(dq_rows + column, dq, ok[:, None], sem="relaxed")
+    if REST:
+        dk_rest = tl.dot(ds, q_rest, dk_rest, input_precision=PRECISION)
+        dq_rest = tl.trans(tl.dot(tl.trans(k_rest), ds, input_precision=PRECISION))
+        dq_rows = row_pointers(DQ, m, row, dq_n, dq_h, BQ, GP)[:, None]
+        tl.atomic_add(dq_rows + MAIN + tl.arange(0, REST)[None, :], dq_rest, ok[:, None], sem="relaxed")
+    return dk, dk_rest, dv

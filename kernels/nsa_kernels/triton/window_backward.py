@@ -1,0 +1,76 @@
+"""Backward of the sliding window."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from nsa_kernels.triton.configs import config as shipped_config
+from nsa_kernels.triton.tile_backward import launch_key_tiles
+from nsa_kernels.triton.tiles import Grid
+
+SEARCH: tuple[Mapping[str, int], ...] = (
+    {"BM": 64, "BN": 128, "SPLIT": 1, "TMA": 2, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 2},
+    {"BM": 64, "BN": 128, "SPLIT": 0, "TMA": 1, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "SPLIT": 1, "TMA": 1, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 64, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
+    {"BM": 32, "BN": 128, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
+    {"BM": 32, "BN": 64, "SPLIT": 0, "TMA": 2, "num_warps": 4, "num_stages": 3},
+    {"BM": 32, "BN": 128, "SPLIT": 0, "TMA": 0, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "SPLIT": 0, "TMA": 0, "num_warps": 8, "num_stages": 3},
+)
+"""Launches worth measuring, best guess first."""
+
+
+def window_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    gates: Tensor,
+    dgates: Tensor,
+    dq: Tensor,
+    grid: Grid,
+    *,
+    config: Mapping[str, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the window branch; adds to `dq`.
+
+    Args:
+        q: Queries [B, N, H, D_k].
+        k: Keys [B, S, H_kv, D_k].
+        v: Values [B, S, H_kv, D_v].
+        dout: Gradient of the gated sum [B, N, H, D_v].
+        lse: Of the forward, float32 [B, N, H].
+        gates: [B, N, H, 3].
+        dgates: From `gate_backward`, float32 [B, N, H, 3].
+        dq: float32 [B, N, H, D_k], without the factor `scale`: added to.
+        grid: The call.
+        config: Launch, see `launch_key_tiles`; None = as shipped.
+
+    Returns:
+        dk and dv, in the dtypes and shapes of k and v.
+    """
+    dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
+    if not dq.numel():
+        return dk.zero_(), dv.zero_()
+    width = max(q.shape[-1], v.shape[-1])
+    launch_key_tiles(
+        q,
+        k,
+        v,
+        dout,
+        lse,
+        gates[..., 2],
+        dgates[..., 2],
+        dq,
+        dk,
+        dv,
+        grid,
+        config or shipped_config("window_backward", width, q.device),
+        keys=k.shape[1],
+        window=grid.geometry.window,
+    )
+    return dk, dv
