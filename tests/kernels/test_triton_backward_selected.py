@@ -43,6 +43,7 @@ def make_grid(
         kv_heads=kv_heads,
         scale=width**-0.5,
         longest=size,
+        padded=ends is not None or len(set(starts)) > 1,
     )
 
 
@@ -187,9 +188,12 @@ def test_closed_and_open_gates(gate: float) -> None:
     check(make_grid(SMALL, queries=30, kv_heads=2, group=2, width=16, starts=[5]), gate=gate)
 
 
-@pytest.mark.parametrize(("chunk", "piece"), [(8, 3), (16, 16), (64, 5)])
-def test_lists_hold_the_queries_that_chose_a_block(chunk: int, piece: int) -> None:
-    grid = make_grid(SMALL, queries=43, kv_heads=2, group=1, width=16, starts=[0, 17], ends=[43, 40])
+@pytest.mark.parametrize(("chunk", "piece"), [(8, 3), (16, 16), (64, 5), (1, 1)])
+@pytest.mark.parametrize(("starts", "ends"), [([0, 17], [43, 40]), ([0], None), ([5, 5], None)])
+def test_lists_hold_the_queries_that_chose_a_block(
+    chunk: int, piece: int, starts: list[int], ends: list[int] | None
+) -> None:
+    grid = make_grid(SMALL, queries=43, kv_heads=2, group=1, width=16, starts=starts, ends=ends)
     blocks = choose(grid)
     lists = query_lists(blocks, grid, chunk=chunk, piece=piece)
     expected: dict[int, list[int]] = {}

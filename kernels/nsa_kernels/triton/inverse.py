@@ -57,7 +57,7 @@ def query_lists(blocks: Tensor, grid: Grid, *, chunk: int, piece: int) -> QueryL
     device = blocks.device
     chunks, num_blocks = triton.cdiv(grid.queries, chunk), grid.geometry.num_select_blocks(grid.longest)
     cells = grid.batch * grid.kv_heads * chunks * num_blocks
-    pieces = min(cells + blocks.numel() // piece, blocks.numel())
+    pieces = min(_reached(grid, chunk, chunks, num_blocks) + blocks.numel() // piece, blocks.numel())
     lengths = torch.zeros(cells, dtype=torch.int32, device=device)
     ranks = torch.empty_like(blocks)
     entries = blocks[0].numel()
@@ -88,6 +88,15 @@ def query_lists(blocks: Tensor, grid: Grid, *, chunk: int, piece: int) -> QueryL
         **options,
     )
     return lists
+
+
+def _reached(grid: Grid, chunk: int, chunks: int, num_blocks: int) -> int:
+    """Cells that may have queries: where the rows' start is known, those of blocks that begin in time."""
+    if grid.padded:
+        return grid.batch * grid.kv_heads * chunks * num_blocks
+    start = grid.longest - grid.queries
+    ends = (start + min(first + chunk, grid.queries) for first in range(0, grid.queries, chunk))
+    return grid.batch * grid.kv_heads * sum(grid.geometry.num_select_blocks(end) for end in ends)
 
 
 @triton.jit

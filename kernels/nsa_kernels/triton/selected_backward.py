@@ -17,11 +17,21 @@ from nsa_kernels.triton.configs import config as shipped_config
 from nsa_kernels.triton.inverse import query_lists
 from nsa_kernels.triton.tiles import MIN_DOT, Grid, queries_per_tile, split_width
 
+_TWO = {"BM": 64, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 1, "num_warps": 4, "num_stages": 2}
+"""Two programs to a multiprocessor: halves, for the shared memory that dQ's change of layout takes."""
+_ONE = {"BM": 128, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, "num_warps": 8, "num_stages": 2}
 SEARCH: tuple[dict[str, int], ...] = (
-    {"BM": 64, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 1, "num_warps": 4, "num_stages": 3},
-    {"BM": 64, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 1, "num_warps": 4, "num_stages": 2},
-    {"BM": 64, "BN": 64, "CHUNK": 4096, "PIECE": 128, "HALVES": 1, "num_warps": 4, "num_stages": 3},
-    {"BM": 128, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, "num_warps": 8, "num_stages": 3},
+    _TWO,
+    _TWO | {"num_stages": 3},
+    _ONE,
+    _ONE | {"num_stages": 3},
+    _TWO | {"num_warps": 8},
+    _TWO | {"CHUNK": 1024},
+    _TWO | {"CHUNK": 4096},
+    _TWO | {"PIECE": 64},
+    _TWO | {"PIECE": 256},
+    _ONE | {"BM": 64, "num_stages": 3},
+    _ONE | {"HALVES": 1},
 )
 
 
@@ -52,7 +62,7 @@ def selected_backward(
         dq: float32 [B, N, H, D_k]; the branch's gradient is added, but for the factor `grid.scale`.
         grid: The call.
         config: Parameters of the launch: BM rows and BN keys to a tile, CHUNK queries to a chunk, PIECE queries
-            to a program, HALVES = 1: keys in two halves, num_warps, num_stages. None = the shipped ones.
+            to a program, HALVES = 1: keys in halves, num_warps, num_stages. None = the shipped ones.
 
     Returns:
         Gradients of k and v, in their dtypes; 0 at padding.
@@ -251,6 +261,8 @@ def _selected_backward_kernel(
         dp = tl.dot(y, tl.trans(values), input_precision=PRECISION)
         ds = (p * (dp - mean[:, None])).to(x.dtype)
         key_grad = tl.dot(tl.trans(ds), x, key_grad, input_precision=PRECISION)
+        if DR > 0:
+            rest_grad = tl.dot(tl.trans(ds), z, rest_grad, input_precision=PRECISION)
         add = dq + (query * dq_n)[:, None] + dx_offset
         dx = tl.dot(ds, keys, input_precision=PRECISION)
         if G == GP:
@@ -258,7 +270,6 @@ def _selected_backward_kernel(
         else:
             tl.atomic_add(add, dx, mask=real[:, None], sem="relaxed")
         if DR > 0:
-            rest_grad = tl.dot(tl.trans(ds), z, rest_grad, input_precision=PRECISION)
             dz = tl.dot(ds, rest_keys, input_precision=PRECISION)
             add = dq + (query * dq_n)[:, None] + (h * dq_h)[:, None] + rest_column
             if G == GP:
