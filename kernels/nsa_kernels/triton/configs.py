@@ -68,11 +68,19 @@ DEFAULT: Table = {
         256: {"BM": 16, "BN": 32, **_SMALL},
     },
     "gate_backward": {128: {"BM": 32, "num_warps": 4, "num_stages": 1}},
-    "selected_backward": {128: {"BM": 32, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, **_SMALL}},
+    "selected_backward": {
+        64: {"BM": 32, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, **_SMALL},
+        256: {"BM": 32, "BN": 32, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, "num_warps": 8, "num_stages": 2},
+    },
     "decode": {128: _DECODE},
 }
 
 H200: Table = {
+    "selected_backward": {
+        64: {"BM": 64, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, "num_warps": 4, "num_stages": 3},
+        128: {"BM": 64, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 1, "num_warps": 4, "num_stages": 2},
+        256: {"BM": 64, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, "num_warps": 8, "num_stages": 2},
+    },
     "compressed_backward": {
         64: {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 1, "TMA": 2, "num_warps": 8, "num_stages": 3},
         128: {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 1, "TMA": 2, "num_warps": 8, "num_stages": 3},

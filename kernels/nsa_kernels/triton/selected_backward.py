@@ -62,7 +62,7 @@ def selected_backward(
         dq: float32 [B, N, H, D_k]; the branch's gradient is added, but for the factor `grid.scale`.
         grid: The call.
         config: Parameters of the launch: BM rows and BN keys to a tile, CHUNK queries to a chunk, PIECE queries
-            to a program, HALVES = 1: keys in halves, num_warps, num_stages. None = the shipped ones.
+            to a program, HALVES = 1: in halves, num_warps, num_stages. None = the shipped ones.
 
     Returns:
         Gradients of k and v, in their dtypes; 0 at padding.
