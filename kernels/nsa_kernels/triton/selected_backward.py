@@ -61,8 +61,8 @@ def selected_backward(
         blocks: Chosen blocks int32 [B, N, H_kv, n], -1 = unused.
         dq: float32 [B, N, H, D_k]; the branch's gradient is added, but for the factor `grid.scale`.
         grid: The call.
-        config: Parameters of the launch: BM rows and BN keys to a tile, CHUNK queries to a chunk, PIECE queries
-            to a program, HALVES = 1: in halves, num_warps, num_stages. None = the shipped ones.
+        config: Parameters of the launch: BM rows and BN keys to a tile, CHUNK queries to a chunk, PIECE
+            queries to a program, HALVES = 1 for keys in halves, num_warps, num_stages. None = the shipped.
 
     Returns:
         Gradients of k and v, in their dtypes; 0 at padding.
