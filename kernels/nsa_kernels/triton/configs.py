@@ -48,14 +48,17 @@ _DECODE = {
     "blocks": 128,
     "columns": 16,
     "slots": 2,
+    "overlap": 0,
     "score_warps": 4,
     "score_stages": 2,
     "rank_warps": 4,
-    "attend_warps": 8,
+    "attend_warps": 4,
+    "attend_stages": 3,
 }
 
 DEFAULT: Table = {
     "compressed_forward": {128: {"BM": 64, "BN": 32, **_SMALL}},
+    "forced_forward": {128: {"BM": 64, "BN": 32, **_SMALL}},
     "select": {128: {"BM": 64, "BN": 64, "OCCUPANCY": 2, **_SMALL}},
     "selected_forward": {128: {"BN": 64, **_SMALL}},
     "window_forward": {128: {"BM": 64, "BN": 32, **_SMALL}},
@@ -72,10 +75,18 @@ DEFAULT: Table = {
         64: {"BM": 32, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, **_SMALL},
         256: {"BM": 32, "BN": 32, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, "num_warps": 8, "num_stages": 2},
     },
+    "compress_mean": {128: {"PIECES": 8, "ROWS": 16, "num_warps": 1, "num_stages": 1}},
+    "compress_linear": {128: {"BM": 64, "BN": 64, "BK": 32, **_SMALL}},
+    "compress_mlp": {128: {"BM": 64, "BN": 64, "BK": 32, **_SMALL}},
     "decode": {128: _DECODE},
 }
 
 H200: Table = {
+    "compress_linear": {128: {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 4}},
+    "compress_mlp": {
+        128: {"BM": 128, "BN": 64, "BK": 64, "num_warps": 8, "num_stages": 4},
+        256: {"BM": 64, "BN": 64, "BK": 64, "num_warps": 8, "num_stages": 3},
+    },
     "selected_backward": {
         64: {"BM": 64, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, "num_warps": 4, "num_stages": 3},
         128: {"BM": 64, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 1, "num_warps": 4, "num_stages": 2},
@@ -98,6 +109,7 @@ A100: Table = {}
 # Small tiles, so that small tests cross their seams.
 INTERPRETER: Table = {
     "compressed_forward": {128: {"BM": 16, "BN": 16, **_SMALL}},
+    "forced_forward": {128: {"BM": 16, "BN": 16, **_SMALL}},
     "select": {128: {"BM": 16, "BN": 16, "OCCUPANCY": 2, **_SMALL}},
     "selected_forward": {128: {"BN": 16, **_SMALL}},
     "window_forward": {128: {"BM": 16, "BN": 16, **_SMALL}},
@@ -105,6 +117,9 @@ INTERPRETER: Table = {
     "window_backward": {128: {"BM": 16, "BN": 16, "SPLIT": 1, "TMA": 0, **_SMALL}},
     "gate_backward": {128: {"BM": 16, "num_warps": 4, "num_stages": 1}},
     "selected_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 16, "PIECE": 6, "HALVES": 0, **_SMALL}},
+    "compress_mean": {128: {"PIECES": 4, "ROWS": 4, "num_warps": 4, "num_stages": 1}},
+    "compress_linear": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
+    "compress_mlp": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
     "decode": {128: {**_DECODE, "keys": 16, "window_keys": 16, "blocks": 8, "columns": 16}},
 }
 
