@@ -75,12 +75,13 @@ class TestArithmetic:
             own = t // g.select_block
             blocks = sorted(range(own + 1))[: g.select_count - 1] if own >= g.select_count else range(own)
             selected += len({s for j in {*blocks, own} for s in range(j * 8, j * 8 + 8) if s <= t})
-        assert (pairs.dense, pairs.compressed, pairs.selected, pairs.window) == (
-            37 * 38 // 2,
-            compressed,
-            selected,
-            window,
-        )
+        forced = 0
+        for t in range(length):
+            own = t // g.select_block
+            blocks = {0, max(0, own - 1), own}
+            forced += len({s for j in blocks for s in range(j * 8, j * 8 + 8) if s <= t})
+        assert (pairs.dense, pairs.compressed, pairs.window) == (37 * 38 // 2, compressed, window)
+        assert (pairs.selected, pairs.forced) == (selected, forced)
 
     def test_the_paper_s_sizes_at_64k(self) -> None:
         """Floors of one H200 at 780 TFLOP/s, worked out by hand: N * N/16 / 2 pairs * 64 heads * 512."""
@@ -88,7 +89,8 @@ class TestArithmetic:
         stages = counts.fwd_stages()
         assert ceilings.floor_ms(stages["compressed attention"]) == pytest.approx(5.63, rel=0.01)
         assert ceilings.floor_ms(stages["scores + top-n"]) == pytest.approx(2.82, rel=0.01)
-        assert ceilings.arithmetic_ms(stages["selected attention"]) == pytest.approx(2.7, rel=0.02)
+        both = stages["selected attention"] + stages["forced blocks"]
+        assert ceilings.arithmetic_ms(both) == pytest.approx(2.7, rel=0.02)
         assert ceilings.arithmetic_ms(stages["window attention"]) == pytest.approx(1.41, rel=0.01)
         assert counts.dense("fwd").flops == pytest.approx(2 * 65536**2 / 2 * 64 * 256, rel=1e-4)
         assert counts.dense("bwd").flops == 2.5 * counts.dense("fwd").flops

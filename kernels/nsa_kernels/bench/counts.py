@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nsa_kernels.bench.settings import Settings
-from nsa_kernels.geometry import num_blocks
+from nsa_kernels.geometry import FORCED_BLOCKS, num_blocks
 
 FLOAT_BYTES = 4
 
@@ -74,21 +74,25 @@ class Pairs:
     dense: int
     compressed: int
     selected: int
+    forced: int
+    """Of these, pairs with the blocks that every token selects."""
     window: int
 
 
 def count_pairs(length: int, settings: Settings) -> Pairs:
     """Pairs that are looked at in a prefill of `length` tokens."""
     g = settings.geometry
-    compressed = selected = window = 0
+    compressed = selected = forced = window = 0
     for t in range(length):
         seen = t + 1
         compressed += num_blocks(seen, g)
         # The own block is always chosen and ends at the token; all other blocks are whole.
         whole = min(t // g.select_block, g.select_count - 1)
-        selected += whole * g.select_block + t % g.select_block + 1
+        own = t % g.select_block + 1
+        selected += whole * g.select_block + own
+        forced += min(whole, FORCED_BLOCKS - 1) * g.select_block + own
         window += min(seen, g.window)
-    return Pairs(length * (length + 1) // 2, compressed, selected, window)
+    return Pairs(length * (length + 1) // 2, compressed, selected, forced, window)
 
 
 class Counts:
@@ -133,11 +137,15 @@ class Counts:
             "scores + top-n": Work(
                 scores, self._rows(s.head_dim) + self._item * self._key_elements(self.blocks) + lse + chosen
             ),
-            # Reads the other two outputs and the gates: it also makes the gated sum.
-            "selected attention": self._branch(
-                "fwd", pairs.selected, raw, extra=chosen + self._rows(2 * s.value_dim + 3)
-            ),
             "window attention": self._branch("fwd", pairs.window, raw),
+            "forced blocks": self._branch("fwd", pairs.forced, raw),
+            # Reads the other three outputs and the gates: it also makes the gated sum.
+            "selected attention": self._branch(
+                "fwd",
+                pairs.selected - pairs.forced,
+                raw,
+                extra=chosen + lse + self._rows(3 * s.value_dim + 3),
+            ),
         }
 
     def bwd_stages(self) -> dict[str, Work]:

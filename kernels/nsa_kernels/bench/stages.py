@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.bench.sparse import Attention
+from nsa_kernels.types import Caches
 
 Stage = tuple[str, str, Callable[[], object]]
 """fwd or bwd, name as in `counts`, what to time."""
@@ -44,6 +45,7 @@ class Stages:
             ("fwd", "compressed attention", self._compressed),
             ("fwd", "scores + top-n", self._select),
             ("fwd", "window attention", self._window),
+            ("fwd", "forced blocks", self._forced),
             ("fwd", "selected attention", self._selected),
             ("bwd", "gates", self._gates_backward),
             ("bwd", "compressed attention", self._compressed_backward),
@@ -89,21 +91,26 @@ class Stages:
         stage, x = _stage("window", "window_forward"), self.inputs
         return lambda: stage(x.q, x.k_win, x.v_win, self._grid())
 
-    def _selected(self) -> Callable[[], object]:
-        """With gates and the sum of the branches, which are fused into it."""
+    def _forced(self) -> Callable[[], object]:
+        stage, x = _stage("forced", "forced_forward"), self.inputs
+        return lambda: stage(x.q, x.k, x.v, self._grid())
+
+    def _selected(self, *, save: bool = False) -> Callable[[], Any]:
+        """The other blocks, with the gates and the sum of the branches, which are fused into it."""
         stage, x = _stage("selected", "selected_forward"), self.inputs
-        blocks = self._made["fwd scores + top-n"]
+        blocks, (o_forced, lse_forced) = self._made["fwd scores + top-n"], self._made["fwd forced blocks"]
+        o_cmp, o_win = self._other_outputs()
+        before = (x.q, x.k, x.v, blocks, x.gates, o_cmp, o_win, o_forced, lse_forced)
+        return lambda: stage(*before, self._grid(), save=save)
+
+    def _other_outputs(self) -> tuple[Tensor, Tensor]:
         o_cmp, o_win = (self._made[f"fwd {name} attention"][0] for name in ("compressed", "window"))
-        return lambda: stage(x.q, x.k, x.v, blocks, x.gates, o_cmp, o_win, self._grid(), save=False)
+        return o_cmp, o_win
 
     def _selected_for_backward(self) -> tuple[Tensor, Tensor]:
         """The branch's own output and log-sum-exp, which only a training forward keeps."""
         if "selected for backward" not in self._made:
-            x, stage = self.inputs, _stage("selected", "selected_forward")
-            blocks = self._made["fwd scores + top-n"]
-            o_cmp, o_win = (self._made[f"fwd {name} attention"][0] for name in ("compressed", "window"))
-            results = stage(x.q, x.k, x.v, blocks, x.gates, o_cmp, o_win, self._grid(), save=True)
-            self._made["selected for backward"] = results[1:]
+            self._made["selected for backward"] = self._selected(save=True)()[1:]
         own, lse = self._made["selected for backward"]
         return own, lse
 
@@ -111,7 +118,7 @@ class Stages:
 
     def _gates_backward(self) -> Callable[[], object]:
         stage = _stage("gates", "gate_backward")
-        o_cmp, o_win = (self._made[f"fwd {name} attention"][0] for name in ("compressed", "window"))
+        o_cmp, o_win = self._other_outputs()
         outs = (o_cmp, self._selected_for_backward()[0], o_win)
         return lambda: stage(self.inputs.dout, *outs, self._grid())
 
@@ -150,19 +157,9 @@ class Stages:
     def _grid(self) -> Any:  # noqa: ANN401
         if "grid" not in self._made:
             x, s = self.inputs, self.inputs.settings
-            length = x.q.shape[1]
-            rows = torch.zeros(1, dtype=torch.int32, device=x.q.device)
-            self._made["grid"] = _stage("tiles", "Grid")(
-                geometry=s.geometry,
-                starts=rows,
-                ends=rows + length,
-                batch=1,
-                queries=length,
-                keys=length,
-                heads=s.heads,
-                kv_heads=s.kv_heads,
-                scale=s.head_dim**-0.5,
-                longest=length,
+            caches = Caches(x.k, x.v, x.k, x.v, x.k_win, x.v_win)  # only their sizes are looked at
+            self._made["grid"] = _stage("function", "make_grid")(
+                x.q, caches, geometry=s.geometry, start=0, lengths=None, scale=s.head_dim**-0.5
             )
         return self._made["grid"]
 

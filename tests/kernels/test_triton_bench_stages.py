@@ -1,0 +1,56 @@
+"""The benchmark's stages fit the kernels: each runs, and is counted."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+pytest.importorskip("triton")
+
+from nsa_kernels import BlockGeometry
+from nsa_kernels.bench import Settings
+from nsa_kernels.bench.counts import Counts
+from nsa_kernels.bench.sparse import Attention
+from nsa_kernels.bench.stages import Stages
+
+SETTINGS = Settings(
+    lengths=(16,),
+    decode_lengths=(16,),
+    heads=2,
+    kv_heads=1,
+    head_dim=16,
+    value_dim=16,
+    geometry=BlockGeometry(block=4, stride=2, select_block=4, select_count=3, window=6),
+    dtype="float32",
+)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_every_stage_runs_and_has_its_counts() -> None:
+    stages = Stages(Attention(16, SETTINGS, DEVICE))
+    ran = [(part, name) for part, name, _ in stages]
+    assert not stages.notes
+    counts = Counts(16, SETTINGS)
+    assert {name for part, name in ran if part == "fwd"} == set(counts.fwd_stages())
+    assert {name for part, name in ran if part == "bwd"} == set(counts.bwd_stages())
+
+
+def test_a_stage_that_fails_takes_only_those_that_need_it_along(monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of shared memory\nand more")
+
+    monkeypatch.setattr("nsa_kernels.triton.window.window_forward", broken)
+    monkeypatch.delattr("nsa_kernels.triton.gates.gate_backward")
+    stages = Stages(Attention(16, SETTINGS, DEVICE))
+    ran = [f"{part} {name}" for part, name, _ in stages]
+    assert ran == [
+        "fwd compression",
+        "fwd compressed attention",
+        "fwd scores + top-n",
+        "fwd forced blocks",
+    ] + ["bwd compression"]
+    assert stages.notes[0] == "stage fwd window attention: failed: RuntimeError: out of shared memory"
+    assert "stage fwd selected attention: skipped, it needs fwd window attention" in stages.notes
+    assert any("bwd gates: not in this version" in note for note in stages.notes)
