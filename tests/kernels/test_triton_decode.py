@@ -154,7 +154,7 @@ def test_every_configuration_gives_the_same(changes: dict[str, int]) -> None:
 
 
 def test_a_cache_so_long_that_candidates_are_ranked_in_pieces() -> None:
-    geometry = BlockGeometry(block=2, stride=2, select_block=2, select_count=9, window=4)
+    geometry = BlockGeometry(block=1, stride=1, select_block=1, select_count=9, window=4)
     check(make(geometry, [9000, 4097], capacity=9001, kv_heads=1))
 
 

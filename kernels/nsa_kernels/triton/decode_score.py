@@ -10,9 +10,143 @@ isn't known before all tiles are done; the second launch puts it in. The scores 
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
-from nsa_kernels.triton.decode_tile import absorb, load_rows, scores, store_partial
+from nsa_kernels.triton.decode_tile import absorb, append, load_rows, scores, store_partial
 from nsa_kernels.triton.tiles import blocks_before
+
+
+@triton.jit
+def overlaps(distance, piece, PIECES: tl.constexpr, SHARES: tl.constexpr):
+    """How often the key at place `piece` of a block counts for the block `distance` after it."""
+    least = tl.maximum(distance * PIECES - piece, 0)
+    most = tl.minimum((distance + 1) * PIECES - piece, SHARES)
+    return tl.maximum(most - least, 0).to(tl.float32)
+
+
+@triton.jit
+def load_query(
+    q, stride, G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr
+):
+    """The queries of a group, MAIN [GP, DK] and REST [GP, DR] (MAIN again where there is no rest)."""
+    head = tl.arange(0, GP)
+    query = load_rows(q, head * stride, head < G, 0, DK, DK_END)
+    rest = query
+    if DR > 0:
+        rest = load_rows(q, head * stride, head < G, DK, DR, DK_END)
+    return query, rest
+
+
+@triton.jit
+def score_program(
+    split,
+    pair,
+    tokens,
+    visible,
+    query,
+    query_rest,
+    k_cmp,
+    v_cmp,
+    k_win,
+    v_win,
+    k_new,
+    v_new,
+    partial,
+    stats,
+    reference,
+    pooled,
+    kc_s,
+    vc_s,
+    kw_s,
+    vw_s,
+    scale_log2,
+    splits,
+    tiles,
+    tile_run,
+    window_run,
+    G: tl.constexpr,
+    GP: tl.constexpr,
+    DK: tl.constexpr,
+    DR: tl.constexpr,
+    DK_END: tl.constexpr,
+    DV: tl.constexpr,
+    DV_END: tl.constexpr,
+    PIECES: tl.constexpr,
+    PP: tl.constexpr,
+    BJ: tl.constexpr,
+    SHARES: tl.constexpr,
+    SPILL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    WINDOW_SPLITS: tl.constexpr,
+    BW: tl.constexpr,
+    PRECISION: tl.constexpr,
+    NEW: tl.constexpr,
+):
+    """One split of the window or of the first `visible` compressed keys; the caches stand at their row and
+    head.
+
+    With NEW, the last token's window key and value come from k_new and v_new, and are put into the cache
+    first.
+    """
+    head = tl.arange(0, GP)
+    share = pair.to(tl.int64) * (splits + WINDOW_SPLITS) + split
+    partial += share * G * DV_END
+    stats += share * 2 * G
+    m = tl.full([GP], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([GP], dtype=tl.float32)
+    acc = tl.zeros([GP, DV], dtype=tl.float32)
+
+    if split < WINDOW_SPLITS:
+        begin = tl.maximum(tokens - WINDOW, 0) + split * window_run * BW
+        end = tl.minimum(begin + window_run * BW, tokens)
+        if begin < end:
+            k_win += begin.to(tl.int64) * kw_s
+            v_win += begin.to(tl.int64) * vw_s
+            if NEW:
+                last = (tokens - 1 - begin).to(tl.int64)
+                append(k_win + last * kw_s, k_new, end == tokens, DK_END)
+                append(v_win + last * vw_s, v_new, end == tokens, DV_END)
+                tl.debug_barrier()  # this program alone reads them in this launch
+            for first in range(0, end - begin, BW):
+                token = first + tl.arange(0, BW)
+                seen = token < end - begin
+                s = scores(
+                    query, query_rest, k_win, token * kw_s, seen, scale_log2, DK, DR, DK_END, PRECISION
+                )
+                values = load_rows(v_win, token * vw_s, seen, 0, DV, DV_END)
+                _, m, total, acc = absorb(s, values, m, total, acc, PRECISION)
+            store_partial(partial, stats, m, total, acc, G, GP, DV, DV_END)
+    else:
+        begin = (split - WINDOW_SPLITS) * tile_run
+        end = tl.minimum(begin + tile_run, (visible + PIECES * BJ - 1) // (PIECES * BJ))
+        if begin < end:
+            k_cmp += (begin * PIECES * BJ).to(tl.int64) * kc_s
+            v_cmp += (begin * PIECES * BJ).to(tl.int64) * vc_s
+            rest = visible - begin * PIECES * BJ
+            piece = tl.arange(0, PP)
+            block = tl.arange(0, BJ)
+            index = tl.arange(0, BJ * PP)
+            place = index
+            if PP > PIECES:
+                place = index // PP * PIECES + index % PP
+            reference += (pair.to(tl.int64) * tiles + begin) * G
+            pooled += (pair.to(tl.int64) * tiles + begin) * (SPILL + 1) * G * BJ
+            for tile in range(end - begin):
+                key = tile * (PIECES * BJ) + place
+                seen = key < rest
+                if PP > PIECES:
+                    seen = seen & (index % PP < PIECES)
+                s = scores(query, query_rest, k_cmp, key * kc_s, seen, scale_log2, DK, DR, DK_END, PRECISION)
+                values = load_rows(v_cmp, key * vc_s, seen, 0, DV, DV_END)
+                p, m, total, acc = absorb(s, values, m, total, acc, PRECISION)
+                tl.store(reference + tile * G + head, m, mask=head < G)
+                by_block = tl.reshape(p, [GP, BJ, PP])
+                for k in tl.static_range(SPILL + 1):
+                    times = overlaps(k, piece, PIECES, SHARES)
+                    sums = tl.sum(by_block * times[None, None, :], 2)
+                    cell = ((tile * (SPILL + 1) + k) * G + head[:, None]) * BJ + block[None, :]
+                    tl.store(pooled + cell, sums, mask=(head < G)[:, None] & (block < BJ)[None, :])
+            store_partial(partial, stats, m, total, acc, G, GP, DV, DV_END)
 
 
 @triton.jit
@@ -55,8 +189,6 @@ def score_kernel(
     DK_END: tl.constexpr,
     DV: tl.constexpr,
     DV_END: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STRIDE: tl.constexpr,
     PIECES: tl.constexpr,
     PP: tl.constexpr,
     BJ: tl.constexpr,
@@ -66,77 +198,62 @@ def score_kernel(
     WINDOW_SPLITS: tl.constexpr,
     BW: tl.constexpr,
     PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STRIDE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid (WINDOW_SPLITS + splits, pairs); a program past its row's length returns at once."""
+    if OVERLAP:
+        gdc_launch_dependents()
     split = tl.program_id(0)
     pair = tl.program_id(1)
     row = (pair // kv_heads).to(tl.int64)
     kv_head = pair % kv_heads
     tokens = tl.load(lengths + row).to(tl.int32)
+    query, query_rest = load_query(q + row * q_b + kv_head * G * q_h, q_h, G, GP, DK, DR, DK_END)
     if split == 0:
         tl.store(counter + pair, 0)  # of the third launch
-
-    head = tl.arange(0, GP)
-    q += row * q_b + kv_head * G * q_h
-    query = load_rows(q, head * q_h, head < G, 0, DK, DK_END)
-    query_rest = query
-    if DR > 0:
-        query_rest = load_rows(q, head * q_h, head < G, DK, DR, DK_END)
-
-    share = pair.to(tl.int64) * (splits + WINDOW_SPLITS) + split
-    partial += share * G * DV_END
-    stats += share * 2 * G
-    m = tl.full([GP], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([GP], dtype=tl.float32)
-    acc = tl.zeros([GP, DV], dtype=tl.float32)
-
-    if split < WINDOW_SPLITS:
-        begin = tl.maximum(tokens - WINDOW, 0) + split * window_run * BW
-        end = tl.minimum(begin + window_run * BW, tokens)
-        if begin < end:
-            k_win += row * kw_b + kv_head * kw_h + begin.to(tl.int64) * kw_s
-            v_win += row * vw_b + kv_head * vw_h + begin.to(tl.int64) * vw_s
-            for first in range(0, end - begin, BW):
-                token = first + tl.arange(0, BW)
-                seen = token < end - begin
-                s = scores(
-                    query, query_rest, k_win, token * kw_s, seen, scale_log2, DK, DR, DK_END, PRECISION
-                )
-                values = load_rows(v_win, token * vw_s, seen, 0, DV, DV_END)
-                _, m, total, acc = absorb(s, values, m, total, acc, PRECISION)
-            store_partial(partial, stats, m, total, acc, G, GP, DV, DV_END)
-    else:
-        visible = blocks_before(tokens, BLOCK, STRIDE)
-        begin = (split - WINDOW_SPLITS) * tile_run
-        end = tl.minimum(begin + tile_run, (visible + PIECES * BJ - 1) // (PIECES * BJ))
-        if begin < end:
-            k_cmp += row * kc_b + kv_head * kc_h + (begin * PIECES * BJ).to(tl.int64) * kc_s
-            v_cmp += row * vc_b + kv_head * vc_h + (begin * PIECES * BJ).to(tl.int64) * vc_s
-            visible -= begin * PIECES * BJ
-            piece = tl.arange(0, PP)
-            block = tl.arange(0, BJ)
-            index = tl.arange(0, BJ * PP)
-            place = index
-            if PP > PIECES:
-                place = index // PP * PIECES + index % PP
-            reference += (pair.to(tl.int64) * tiles + begin) * G
-            pooled += (pair.to(tl.int64) * tiles + begin) * (SPILL + 1) * G * BJ
-            for tile in range(end - begin):
-                key = tile * (PIECES * BJ) + place
-                seen = key < visible
-                if PP > PIECES:
-                    seen = seen & (index % PP < PIECES)
-                s = scores(query, query_rest, k_cmp, key * kc_s, seen, scale_log2, DK, DR, DK_END, PRECISION)
-                values = load_rows(v_cmp, key * vc_s, seen, 0, DV, DV_END)
-                p, m, total, acc = absorb(s, values, m, total, acc, PRECISION)
-                tl.store(reference + tile * G + head, m, mask=head < G)
-                by_block = tl.reshape(p, [GP, BJ, PP])
-                for k in tl.static_range(SPILL + 1):
-                    # How many r in [0, SHARES) have (piece + r) // PIECES == k.
-                    least = tl.maximum(k * PIECES - piece, 0)
-                    most = tl.minimum((k + 1) * PIECES - piece, SHARES)
-                    times = tl.maximum(most - least, 0).to(tl.float32)
-                    sums = tl.sum(by_block * times[None, None, :], 2)
-                    cell = ((tile * (SPILL + 1) + k) * G + head[:, None]) * BJ + block[None, :]
-                    tl.store(pooled + cell, sums, mask=(head < G)[:, None] & (block < BJ)[None, :])
-            store_partial(partial, stats, m, total, acc, G, GP, DV, DV_END)
+    score_program(
+        split,
+        pair,
+        tokens,
+        blocks_before(tokens, BLOCK, STRIDE),
+        query,
+        query_rest,
+        k_cmp + row * kc_b + kv_head * kc_h,
+        v_cmp + row * vc_b + kv_head * vc_h,
+        k_win + row * kw_b + kv_head * kw_h,
+        v_win + row * vw_b + kv_head * vw_h,
+        k_win,
+        v_win,
+        partial,
+        stats,
+        reference,
+        pooled,
+        kc_s,
+        vc_s,
+        kw_s,
+        vw_s,
+        scale_log2,
+        splits,
+        tiles,
+        tile_run,
+        window_run,
+        G,
+        GP,
+        DK,
+        DR,
+        DK_END,
+        DV,
+        DV_END,
+        PIECES,
+        PP,
+        BJ,
+        SHARES,
+        SPILL,
+        WINDOW,
+        WINDOW_SPLITS,
+        BW,
+        PRECISION,
+        False,
+    )

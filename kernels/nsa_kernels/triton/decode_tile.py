@@ -72,16 +72,49 @@ def store_partial(
 
 
 @triton.jit
-def log_sum_exp(
-    stats, count, G: tl.constexpr, GROUP: tl.constexpr, SHARES: tl.constexpr, CACHE: tl.constexpr
+def append(place, new, wanted, WIDTH: tl.constexpr):
+    """Puts one token's vector into a cache, where it is wanted."""
+    column = tl.arange(0, triton.next_power_of_2(WIDTH))
+    mask = (column < WIDTH) & wanted
+    tl.store(place + column, tl.load(new + column, mask=mask), mask=mask)
+
+
+@triton.jit
+def load_stats(
+    stats, first, count, G: tl.constexpr, GROUP: tl.constexpr, SHARES: tl.constexpr, CACHE: tl.constexpr
 ):
-    """Log2-sum-exp [GROUP] over the first `count` of at most SHARES partials; +inf where there is none."""
-    share = tl.arange(0, SHARES)
+    """m and l [SHARES, GROUP] of the partials from `first` on; -inf and 0 from `count` on."""
+    share = first + tl.arange(0, SHARES)
     head = tl.arange(0, GROUP)
     place = stats + share[:, None] * (2 * G) + head[None, :]
     mask = (share < count)[:, None] & (head < G)[None, :]
     m = tl.load(place, mask=mask, other=float("-inf"), cache_modifier=CACHE)
-    total = tl.load(place + G, mask=mask, other=0.0, cache_modifier=CACHE)
+    return m, tl.load(place + G, mask=mask, other=0.0, cache_modifier=CACHE)
+
+
+@triton.jit
+def load_shares(
+    partial,
+    first,
+    count,
+    column,
+    G: tl.constexpr,
+    GROUP: tl.constexpr,
+    DV_END: tl.constexpr,
+    SHARES: tl.constexpr,
+    CACHE: tl.constexpr,
+):
+    """Columns [SHARES, GROUP, width] of the partials from `first` on; 0 from `count` on."""
+    share = first + tl.arange(0, SHARES)
+    head = tl.arange(0, GROUP)
+    place = (share[:, None] * G + head[None, :])[:, :, None] * DV_END + column[None, None, :]
+    mask = ((share < count)[:, None] & (head < G)[None, :])[:, :, None] & (column < DV_END)[None, None, :]
+    return tl.load(partial + place, mask=mask, other=0.0, cache_modifier=CACHE)
+
+
+@triton.jit
+def log_sum_exp(m, total):
+    """Log2-sum-exp [GROUP] of partials [SHARES, GROUP]; +inf where nothing was seen."""
     top = tl.max(m, 0)
     top = tl.where(top == float("-inf"), 0.0, top)
     total = tl.sum(total * tl.exp2(m - top[None, :]), 0)
@@ -89,7 +122,14 @@ def log_sum_exp(
 
 
 @triton.jit
-def merge_partials(
+def weigh(shares, m, lse):
+    """The sum [GROUP, width] of partials [SHARES, GROUP, width], each with its share of the softmax."""
+    return tl.sum(tl.exp2(m - lse[None, :])[:, :, None] * shares, 0)
+
+
+@triton.jit
+def weigh_rest(
+    out,
     partial,
     stats,
     lse,
@@ -101,20 +141,8 @@ def merge_partials(
     RUN: tl.constexpr,
     CACHE: tl.constexpr,
 ):
-    """Columns [GROUP, width] of the branch's output from `count` partials, RUN of them at a time."""
-    head = tl.arange(0, GROUP)
-    acc = tl.zeros([GROUP, column.shape[0]], dtype=tl.float32)
-    for first in range(0, count, RUN):
-        share = first + tl.arange(0, RUN)
-        mask = (share < count)[:, None] & (head < G)[None, :]
-        place = share[:, None] * G + head[None, :]
-        m = tl.load(stats + place + share[:, None] * G, mask=mask, other=float("-inf"), cache_modifier=CACHE)
-        weight = tl.exp2(m - lse[None, :])
-        piece = tl.load(
-            partial + place[:, :, None] * DV_END + column[None, None, :],
-            mask=mask[:, :, None] & (column < DV_END)[None, None, :],
-            other=0.0,
-            cache_modifier=CACHE,
-        )
-        acc += tl.sum(weight[:, :, None] * piece, 0)
-    return acc
+    """Adds to `out` the partials that did not fit into the first RUN."""
+    for first in range(RUN, count, RUN):
+        m = load_stats(stats, first, count, G, GROUP, RUN, CACHE)[0]
+        out += weigh(load_shares(partial, first, count, column, G, GROUP, DV_END, RUN, CACHE), m, lse)
+    return out
