@@ -50,7 +50,8 @@ def test_a_stage_that_fails_takes_only_those_that_need_it_along(monkeypatch) -> 
         "fwd compressed attention",
         "fwd scores + top-n",
         "fwd forced blocks",
-    ] + ["bwd compression"]
+        "bwd compression",
+    ]
     assert stages.notes[0] == "stage fwd window attention: failed: RuntimeError: out of shared memory"
     assert "stage fwd selected attention: skipped, it needs fwd window attention" in stages.notes
     assert any("bwd gates: not in this version" in note for note in stages.notes)
