@@ -53,8 +53,8 @@ def compress_mean(
         geometry: Block sizes.
         pe: Positional embedding inside a block [l, D], or None.
         backend: "auto", "torch" or "triton". "auto" is triton where `nsa_attention` would take it, but
-            torch for float64, for mixed dtypes, for matrix products in float32 (cuBLAS has better ones), and while
-            torch.compile traces.
+            torch for float64, for mixed dtypes, for matrix products in float32 (cuBLAS has better ones),
+            and while torch.compile traces.
 
     Returns:
         [B, C, H_kv, D].
