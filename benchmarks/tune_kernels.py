@@ -30,6 +30,7 @@ MODULES = {
     "compressed_forward": "compressed",
     "select": "selection",
     "window_forward": "window",
+    "forced_forward": "forced",
     "selected_forward": "selected",
     "gate_backward": "gates",
     "compressed_backward": "compressed_backward",
@@ -54,8 +55,8 @@ class Bench:
         self.k, self.v = random(1, n, hk, d), random(1, n, hk, dv)
         self.gates = random(1, n, h, 3).sigmoid()
         self.dout = random(1, n, h, dv)
-        self.k_cmp = compress_mean(self.k, self.geometry) * self.geometry.block**0.5
-        self.v_cmp = compress_mean(self.v, self.geometry)
+        self.k_cmp = compress_mean(self.k, self.geometry, backend="torch") * self.geometry.block**0.5
+        self.v_cmp = compress_mean(self.v, self.geometry, backend="torch")
         caches = Caches(self.k_cmp, self.v_cmp, self.k, self.v, self.k, self.v)
         self.grid = make_grid(
             self.q, caches, geometry=self.geometry, start=0, lengths=None, scale=self.q.shape[-1] ** -0.5
@@ -74,16 +75,17 @@ class Bench:
         q, k, v, grid = self.q, self.k, self.v, self.grid
         if name == "compressed_forward":
             return lambda c: run(q, self.k_cmp, self.v_cmp, grid, config=c)
-        if name == "window_forward":
+        if name in ("window_forward", "forced_forward"):
             return lambda c: run(q, k, v, grid, config=c)
         o_cmp, lse_cmp = self.need("compressed_forward")
         if name == "select":
             return lambda c: run(q, self.k_cmp, lse_cmp, grid, config=c)
         o_win, lse_win = self.need("window_forward")
         blocks = self.need("select")
+        forced = self.need("forced_forward")
         if name == "selected_forward":
             return lambda c: run(
-                q, k, v, blocks, self.gates, o_cmp, o_win, grid, save=True, config=c
+                q, k, v, blocks, self.gates, o_cmp, o_win, *forced, grid, save=True, config=c
             )
         _, o_slc, lse_slc = self.need("selected_forward")
         if name == "gate_backward":

@@ -29,6 +29,16 @@ class Inputs:
     start: int | Tensor = 0
     lengths: Tensor | None = None
 
+    def to(self, device: str) -> "Inputs":
+        """The same inputs on a device."""
+
+        def move(x):
+            return x.to(device) if isinstance(x, Tensor) else x
+
+        return replace(
+            self, tensors=tuple(map(move, self.tensors)), start=move(self.start), lengths=move(self.lengths)
+        )
+
     def run(self, attention: Callable, **kwargs):
         return attention(
             *self.tensors,

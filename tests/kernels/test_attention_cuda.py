@@ -1,7 +1,6 @@
 """The torch backend on a CUDA device (`make test-gpu`)."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,18 +12,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-
-
-def _on_cuda(inputs):
-    def move(x):
-        return x.cuda() if isinstance(x, torch.Tensor) else x
-
-    return replace(
-        inputs,
-        tensors=tuple(map(move, inputs.tensors)),
-        start=move(inputs.start),
-        lengths=move(inputs.lengths),
-    )
 
 
 @pytest.mark.parametrize("masked_keys", [0, 24, 1 << 60], ids=["chunked", "mixed", "masked"])
@@ -42,7 +29,7 @@ def test_agrees_with_the_oracle_on_cuda(
     monkeypatch.setattr(torch_backend, "MASKED_KEYS_GPU", masked_keys)
     inputs = make_inputs(small, **case)
     expected, expected_blocks, expected_gradients = inputs.run_with_gradients(oracle)
-    out, blocks, gradients = _on_cuda(inputs).run_with_gradients(nsa_attention)
+    out, blocks, gradients = inputs.to("cuda").run_with_gradients(nsa_attention)
     assert torch.equal(blocks.cpu(), expected_blocks)
     torch.testing.assert_close(out.cpu(), expected)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
@@ -57,7 +44,7 @@ def test_training_in_bfloat16_stays_close(
     inputs = make_inputs(BlockGeometry(), queries=2048, group=4, dim=64, dtype=torch.float32)
     expected, _, expected_gradients = inputs.run_with_gradients(nsa_attention)
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        out, _, gradients = _on_cuda(inputs).run_with_gradients(nsa_attention)
+        out, _, gradients = inputs.to("cuda").run_with_gradients(nsa_attention)
     assert out.dtype == torch.bfloat16
     # Rounded scores may choose other blocks for a few tokens: compare in the mean.
     assert (out.cpu() - expected).abs().mean() < 0.02 * expected.abs().mean()
@@ -69,7 +56,7 @@ def test_training_in_bfloat16_stays_close(
 def test_decode_on_cuda(oracle: Callable, make_inputs, small) -> None:
     inputs = make_inputs(small, queries=1, start=50)
     expected, expected_blocks = inputs.run(oracle)
-    q, *caches, gates = _on_cuda(inputs).tensors
+    q, *caches, gates = inputs.to("cuda").tensors
     lengths = torch.tensor([51, 51], device="cuda")
     out, blocks = nsa_decode(
         q[:, 0], *caches, gates[:, 0], geometry=small, lengths=lengths, return_blocks=True

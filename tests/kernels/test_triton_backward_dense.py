@@ -66,6 +66,7 @@ class Problem:
             kv_heads=kv_heads,
             scale=self.scale,
             longest=size,
+            padded=any(end < start + queries for start, end in zip(starts, ends, strict=True)),
         )
         self.expected, self.lse, self.out = self._solve()
         if poison:
@@ -143,8 +144,9 @@ def test_head_dimensions_192_and_128(branch):
 @branches
 @pytest.mark.parametrize("bulk", [0, 1, 2])
 @pytest.mark.parametrize("split", [0, 1])
-def test_every_way_of_launching(branch, bulk, split):
-    starts, ends = [0, 30], [70, 93]
+@pytest.mark.parametrize("padded", [False, True])
+def test_every_way_of_launching(branch, bulk, split, padded):
+    starts, ends = [0, 30], [70, 93] if padded else None
     problem = Problem(branch, queries=70, starts=starts, ends=ends, group=4, poison=True)
     problem.check(TILE | {"TMA": bulk, "SPLIT": split})
 

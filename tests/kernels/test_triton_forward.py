@@ -1,6 +1,7 @@
 """The forward kernels of the triton backend, in the interpreter where there is no GPU."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -33,6 +34,15 @@ def test_agrees_with_the_oracle(case: dict, make_inputs, oracle) -> None:
     case = {"dim": 16, **case}
     inputs = make_inputs(SMALL, **case, dtype=torch.float32)
     expected, expected_blocks = inputs.run(oracle)
-    out, blocks = inputs.run(nsa_attention, backend="triton")
-    assert torch.equal(blocks, expected_blocks)
-    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    out, blocks = inputs.to(DEVICE).run(nsa_attention, backend="triton")
+    assert torch.equal(blocks.cpu(), expected_blocks)
+    torch.testing.assert_close(out.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["has to choose", "padded rows", "a start for each row"])
+def test_gradients_agree_with_the_oracle(case: str, make_inputs, oracle) -> None:
+    inputs = make_inputs(SMALL, **{"dim": 16, **CASES[case]}, dtype=torch.float32)
+    _, _, expected = inputs.run_with_gradients(oracle)
+    _, _, gradients = inputs.to(DEVICE).run_with_gradients(partial(nsa_attention, backend="triton"))
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-3, atol=1e-4)

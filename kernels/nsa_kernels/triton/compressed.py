@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nsa_kernels.geometry import num_blocks
 from nsa_kernels.triton.configs import config as shipped
 from nsa_kernels.triton.online import attend, finish
 from nsa_kernels.triton.tiles import (
@@ -22,18 +23,18 @@ from nsa_kernels.triton.tiles import (
 )
 
 SEARCH = tuple(
-    {"BM": bm, "BN": bn, "TMA": tma, "num_warps": warps, "num_stages": stages}
-    for bm, bn, warps, stages in (
-        (128, 128, 8, 2),
-        (128, 128, 8, 3),
-        (128, 64, 8, 3),
-        (128, 64, 8, 2),
-        (128, 64, 4, 3),
-        (64, 128, 4, 2),
-        (64, 128, 4, 3),
-        (64, 64, 4, 3),
+    {"BM": bm, "BN": bn, "TMA": tma, "num_warps": warps, "num_stages": stages} | limit
+    for bm, bn, tma, warps, stages, limit in (
+        (64, 64, 1, 4, 3, {}),
+        (64, 128, 1, 4, 1, {}),
+        (64, 64, 1, 4, 1, {}),
+        (64, 64, 1, 4, 1, {"maxnreg": 168}),
+        (64, 32, 1, 4, 3, {"maxnreg": 168}),
+        (64, 64, 1, 4, 2, {"maxnreg": 168}),
+        (128, 64, 1, 8, 2, {"maxnreg": 128}),
+        (128, 128, 1, 8, 3, {}),
+        (64, 64, 0, 4, 3, {}),
     )
-    for tma in (1, 0)
 )
 """Candidates for `benchmarks/tune_kernels.py`."""
 
@@ -58,7 +59,8 @@ def compressed_forward(
     chosen = dict(config or shipped("compressed_forward", max(width, value_width), q.device))
     main, rest = split_width(width)
     bq, bn = queries_per_tile(chosen["BM"], grid), chosen["BN"]
-    tma = bool(chosen.get("TMA")) and rest == 0 and k.shape[1] > 0
+    complete = num_blocks(grid.longest, grid.geometry)
+    tma = bool(chosen.get("TMA")) and rest == 0 and complete > 0
     out = q.new_empty(*q.shape[:3], value_width)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     _compressed_forward[(triton.cdiv(grid.queries, bq), grid.batch * grid.kv_heads)](

@@ -1,7 +1,7 @@
 """Launch configurations, measured once and shipped: nothing is tuned at run time.
 
-Each stage names its parameters itself (BM rows of queries and BN keys to a tile, mostly). `benchmarks/tune_kernels.py`
-measures a stage's candidates on the machine it runs on and prints the entries for these tables.
+Each stage names its parameters itself (BM rows of queries and BN keys to a tile, mostly). A stage's candidates are
+measured by `benchmarks/tune_kernels.py` on the machine that it runs on; what wins goes into these tables.
 """
 
 import functools
@@ -82,6 +82,14 @@ DEFAULT: Table = {
 }
 
 H200: Table = {
+    "compressed_forward": {128: {"BM": 64, "BN": 64, "TMA": 1, "num_warps": 4, "num_stages": 3}},
+    "select": {
+        128: {"BM": 128, "BN": 64, "TMA": 1, "OCCUPANCY": 3, "num_warps": 4, "num_stages": 3, "maxnreg": 160}
+    },
+    "window_forward": {128: {"BM": 64, "BN": 64, "TMA": 0, "EDGES": 0, "num_warps": 4, "num_stages": 3}},
+    "forced_forward": {128: {"BM": 64, "BN": 32, "TMA": 0, "num_warps": 4, "num_stages": 3}},
+    "selected_forward": {128: {"BN": 32, "TMA": 1, "num_warps": 1, "num_stages": 3}},
+    "gate_backward": {128: {"BM": 64, "num_warps": 4, "num_stages": 1}},
     "compress_linear": {128: {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 4}},
     "compress_mlp": {
         128: {"BM": 128, "BN": 64, "BK": 64, "num_warps": 8, "num_stages": 4},
@@ -89,17 +97,17 @@ H200: Table = {
     },
     "selected_backward": {
         64: {"BM": 64, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, "num_warps": 4, "num_stages": 3},
-        128: {"BM": 64, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 1, "num_warps": 4, "num_stages": 2},
+        128: {"BM": 64, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 1, "num_warps": 4, "num_stages": 3},
         256: {"BM": 64, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, "num_warps": 8, "num_stages": 2},
     },
     "compressed_backward": {
         64: {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 1, "TMA": 2, "num_warps": 8, "num_stages": 3},
-        128: {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 1, "TMA": 2, "num_warps": 8, "num_stages": 3},
+        128: {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 1, "TMA": 1, "num_warps": 8, "num_stages": 3},
         256: {"BM": 32, "BN": 64, "CHUNK": 2048, "num_warps": 8, "num_stages": 2},
     },
     "window_backward": {
         64: {"BM": 64, "BN": 128, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
-        128: {"BM": 64, "BN": 128, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
+        128: {"BM": 32, "BN": 128, "SPLIT": 0, "TMA": 0, "num_warps": 8, "num_stages": 3},
         256: {"BM": 32, "BN": 64, "num_warps": 8, "num_stages": 2},
     },
 }

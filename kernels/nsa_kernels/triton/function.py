@@ -9,10 +9,15 @@ from torch import Tensor
 
 from nsa_kernels.geometry import BlockGeometry
 from nsa_kernels.triton.compressed import compressed_forward
+from nsa_kernels.triton.compressed_backward import compressed_backward
+from nsa_kernels.triton.forced import forced_forward
+from nsa_kernels.triton.gates import gate_backward
 from nsa_kernels.triton.selected import selected_forward
+from nsa_kernels.triton.selected_backward import selected_backward
 from nsa_kernels.triton.selection import select
 from nsa_kernels.triton.tiles import MAX_GROUP, MIN_DOT, Grid, split_width
 from nsa_kernels.triton.window import window_forward
+from nsa_kernels.triton.window_backward import window_backward
 from nsa_kernels.types import Caches, NSAOutput
 
 
@@ -95,6 +100,7 @@ def make_grid(
         kv_heads=kv_heads,
         scale=scale,
         longest=longest,
+        padded=lengths is not None or isinstance(start, Tensor),
     )
 
 
@@ -107,8 +113,9 @@ class _Attention(torch.autograd.Function):
         blocks = select(q, caches.k_cmp, lse_cmp, grid)
         o_win, lse_win = window_forward(q, caches.k_win, caches.v_win, grid)
         save = any(ctx.needs_input_grad)
+        forced = forced_forward(q, caches.k_slc, caches.v_slc, grid)
         out, o_slc, lse_slc = selected_forward(
-            q, caches.k_slc, caches.v_slc, blocks, gates, o_cmp, o_win, grid, save=save
+            q, caches.k_slc, caches.v_slc, blocks, gates, o_cmp, o_win, *forced, grid, save=save
         )
         if save:
             ctx.save_for_backward(
@@ -117,6 +124,24 @@ class _Attention(torch.autograd.Function):
             ctx.grid = grid
         ctx.mark_non_differentiable(blocks)
         return out, blocks
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        q, *tensors, gates, blocks, o_cmp, o_slc, o_win, lse_cmp, lse_slc, lse_win = ctx.saved_tensors
+        caches, grid = Caches(*tensors), ctx.grid
+        dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+        dgates = gate_backward(dout, o_cmp, o_slc, o_win, grid)
+        dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)  # the branches add to it
+        upstream = (gates, dgates)
+        dk_cmp, dv_cmp = compressed_backward(
+            q, caches.k_cmp, caches.v_cmp, dout, lse_cmp, *upstream, dq, grid
+        )
+        dk_slc, dv_slc = selected_backward(
+            q, caches.k_slc, caches.v_slc, dout, lse_slc, *upstream, blocks, dq, grid
+        )
+        dk_win, dv_win = window_backward(q, caches.k_win, caches.v_win, dout, lse_win, *upstream, dq, grid)
+        dq = torch.mul(dq, grid.scale, out=torch.empty_like(q))
+        return dq, dk_cmp, dv_cmp, dk_slc, dv_slc, dk_win, dv_win, dgates.to(gates.dtype), None
 
 
 def _padded(q: Tensor, caches: Caches) -> tuple[Tensor, Caches]:

@@ -19,6 +19,7 @@ from nsa_kernels.triton.tiles import (
     MIN_DOT,
     Grid,
     blocks_before,
+    descriptor,
     launch_options,
     precision,
     processors,
@@ -29,24 +30,24 @@ from nsa_kernels.triton.tiles import (
 )
 
 SEARCH = tuple(
-    {"BM": bm, "BN": bn, "OCCUPANCY": occupancy, "num_warps": warps, "num_stages": stages} | limit
-    for bm, bn, occupancy, warps, stages, limit in (
-        (128, 64, 2, 8, 3, {}),
-        (128, 64, 2, 8, 3, {"maxnreg": 128}),
-        (128, 64, 2, 8, 2, {"maxnreg": 128}),
-        (128, 128, 1, 8, 2, {}),
-        (128, 128, 2, 8, 2, {"maxnreg": 128}),
-        (128, 128, 1, 8, 3, {}),
-        (64, 64, 2, 4, 3, {}),
-        (64, 64, 3, 4, 3, {"maxnreg": 160}),
-        (64, 128, 2, 4, 2, {}),
-        (64, 128, 2, 8, 2, {"maxnreg": 128}),
-        (256, 64, 1, 8, 3, {}),
+    {"BM": bm, "BN": bn, "TMA": tma, "OCCUPANCY": occupancy, "num_warps": warps, "num_stages": stages} | limit
+    for bm, bn, tma, occupancy, warps, stages, limit in (
+        (128, 64, 1, 2, 8, 3, {"maxnreg": 128}),
+        (128, 64, 1, 2, 8, 2, {"maxnreg": 128}),
+        (128, 64, 0, 2, 8, 3, {"maxnreg": 128}),
+        (128, 128, 1, 2, 8, 2, {"maxnreg": 128}),
+        (64, 64, 1, 3, 4, 3, {"maxnreg": 160}),
+        (64, 64, 1, 4, 4, 2, {"maxnreg": 128}),
+        (64, 128, 1, 3, 4, 2, {"maxnreg": 160}),
+        (128, 64, 1, 3, 4, 3, {"maxnreg": 160}),
+        (128, 64, 1, 2, 4, 3, {}),
+        (256, 64, 1, 1, 8, 3, {}),
     )
 )
 """Candidates for `benchmarks/tune_kernels.py`."""
 
-_LANES = 128
+_LANES = 32
+"""Importances across; with the queries of a tile dealt to the warps, a count over them stays within a warp."""
 _RANKED = 1 << 15
 """Importances that a program ranks at a time; more would not fit into its registers."""
 
@@ -78,13 +79,16 @@ def select(
     padded_pieces = triton.next_power_of_2(pieces)
     items = triton.cdiv(grid.queries, bq) * grid.batch * grid.kv_heads
     programs = min(items, processors(q.device) * chosen["OCCUPANCY"])
-    scratch = torch.empty(programs, 1 + back, bq, rows * _LANES, dtype=torch.float32, device=q.device)
+    size = programs * (1 + back) * bq * rows * _LANES
+    scratch = torch.empty(size + 1, dtype=torch.float32, device=q.device)
     blocks = torch.empty(
         grid.batch, grid.queries, grid.kv_heads, geometry.select_count, dtype=torch.int32, device=q.device
     )
+    bn = max(chosen["BN"], padded_pieces)
+    tma = bool(chosen.get("TMA")) and rest == 0 and pieces == padded_pieces and k.shape[1] > 0
     _select[(programs,)](
         q,
-        k,
+        descriptor(k, bn) if tma else k,
         lse,
         scratch,
         blocks,
@@ -100,7 +104,7 @@ def select(
         G=grid.group,
         GP=grid.padded_group,
         BQ=bq,
-        BN=max(chosen["BN"], padded_pieces),
+        BN=bn,
         DK=main,
         DR=rest,
         BLOCK=geometry.block,
@@ -114,6 +118,7 @@ def select(
         BACK=back,
         RANKED=rows,
         LANES=_LANES,
+        TMA=tma,
         INDEX_BITS=(rows * _LANES).bit_length(),
         PRECISION=precision(q),
         **launch_options(chosen),
@@ -123,10 +128,10 @@ def select(
 
 @triton.jit
 def _score(
-    q, q_rest, k, stride_k, lse, scratch, block, most, seen, scale,
-    GP: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, PIECES: tl.constexpr,
-    PADDED: tl.constexpr, SHARES: tl.constexpr, BACK: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, q_rest, k, stride_k, batch, head, lse, scratch, block, most, seen, scale,
+    GP: tl.constexpr, QUADS: tl.constexpr, PAIRS: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr,
+    DK: tl.constexpr, DR: tl.constexpr, PIECES: tl.constexpr, PADDED: tl.constexpr, SHARES: tl.constexpr, BACK: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    TMA: tl.constexpr, LANES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Importance that the keys of the blocks block..block+BN/PADDED-1 give to their own and the next blocks."""
     index = tl.arange(0, BN)
@@ -136,65 +141,81 @@ def _score(
     else:
         key = index // PADDED * PIECES + index % PADDED
         keep = (index % PADDED < PIECES) & (block * PIECES + key < most)
-    k += wide(block * PIECES) * stride_k
+    if TMA:
+        keys = k.load([batch, block * PIECES, head, 0]).reshape(BN, DK)
+    else:
+        k += wide(block * PIECES) * stride_k
+        keys = load_rows(k, key, stride_k, MASKED, keep, DK)
     # Keys down, queries across: the sum over the heads of a group then lies mostly within a thread.
-    scores = tl.dot(load_rows(k, key, stride_k, MASKED, keep, DK), tl.trans(q), input_precision=PRECISION)
+    scores = tl.dot(keys, tl.trans(q), input_precision=PRECISION)
     if DR:
         rest = load_rows(k + DK, key, stride_k, MASKED, keep, DR)
         scores = tl.dot(rest, tl.trans(q_rest), scores, input_precision=PRECISION)
     p = tl.exp2(scores * scale - lse[None, :])
     if MASKED:
         p = tl.where(keep[:, None] & ((block * PIECES + key)[:, None] < seen[None, :]), p, 0.0)
-    by_query = tl.sum(tl.reshape(p, [BN, BQ, GP]), 2)
+    # The order of the columns (`_select`) leaves a query's heads to one thread, as tensor cores deal them out.
+    by_query = tl.sum(tl.sum(tl.reshape(p, [BN, BQ // QUADS, GP // PAIRS, QUADS, PAIRS]), 4), 2)
+    by_query = tl.reshape(by_query, [BN, BQ])
     by_piece = tl.reshape(by_query, [BN // PADDED, PADDED, BQ])
 
     piece = tl.arange(0, PADDED)
-    target = scratch + tl.arange(0, BQ)[None, :] * WIDTH + block + tl.arange(0, BN // PADDED)[:, None]
-    inside = (block + tl.arange(0, BN // PADDED) < WIDTH)[:, None] & (tl.arange(0, BQ) < BQ)[None, :]
+    own = block + tl.arange(0, BN // PADDED)
     for back in tl.static_range(0, BACK + 1):
         # In how many ways piece = m - r + back * PIECES, with m < PIECES and r < SHARES.
         place = piece - back * PIECES
         ways = tl.minimum(PIECES - 1, place + SHARES - 1) - tl.maximum(place, 0) + 1
         ways = tl.where(piece < PIECES, tl.maximum(ways, 0), 0).to(tl.float32)
-        tl.store(target + back * BQ * WIDTH, tl.sum(by_piece * ways[None, :, None], 1), mask=inside)
+        # What ranks them later gives each lane WIDTH / LANES neighbours; they are stored as it will read them.
+        target = own + back
+        place = target % (WIDTH // LANES) * LANES + target // (WIDTH // LANES)
+        part = scratch + (back * BQ + tl.arange(0, BQ)[None, :]) * WIDTH + place[:, None]
+        tl.store(part, tl.sum(by_piece * ways[None, :, None], 1), mask=(target < WIDTH)[:, None])
 
 
 @triton.jit
 def count_rows(mask):
-    """How many are true for each query: bool [A, BQ, LANES] -> int32 [BQ]."""
-    return tl.sum(tl.sum(mask.to(tl.int32), 0), 1)
+    """How many are true for each query: bool [BQ, A, LANES] -> int32 [BQ]."""
+    return tl.sum(tl.sum(mask.to(tl.int32), 1), 1)
 
 
 @triton.jit
-def largest(ranks, index, COUNT: tl.constexpr, INDEX_BITS: tl.constexpr):
-    """The COUNT largest non-negative ranks of each query, lower index first among equals.
+def largest(ranks, index, need, INDEX_BITS: tl.constexpr):
+    """The `need` largest non-negative ranks of each query, lower index first among equals.
 
     Args:
-        ranks: int32 [A, BQ, LANES]; negative = never chosen.
-        index: Their index, ascending [A, 1, LANES].
-        COUNT: How many to choose.
+        ranks: int32 [BQ, A, LANES]; negative = never chosen.
+        index: Their index [1, A, LANES].
+        need: How many to choose, int32 [BQ].
         INDEX_BITS: Bits of the largest index, and one more.
 
     Returns:
-        bool [A, BQ, LANES]; fewer than COUNT are true where fewer ranks are not negative.
+        bool [BQ, A, LANES]; fewer than `need` are true where fewer ranks are not negative.
     """
-    bound = tl.zeros([ranks.shape[1]], tl.int32)
-    for step in tl.range(0, 31):
-        candidate = bound | (1 << (30 - step))
-        enough = count_rows(ranks >= candidate[None, :, None]) >= COUNT
-        bound = tl.where(enough, candidate, bound)
-    above = ranks > bound[None, :, None]
-    tie = ranks == bound[None, :, None]
-    left = COUNT - count_rows(above)
-    last = tl.zeros([ranks.shape[1]], tl.int32)
-    if tl.max(count_rows(tie) - left, 0) > 0:
+    lanes = tl.max(ranks, 1)
+    high = tl.max(lanes, 1) + 1  # fewer than `need` reach this
+    low = tl.where(need <= ranks.shape[2], tl.maximum(tl.min(lanes, 1), 0), 0)  # one in each lane reaches this
+    held = count_rows(ranks >= low[:, None, None])
+    high = tl.where(held <= need, low + 1, high)
+    while tl.max(high - low, 0) > 1:
+        for _ in tl.static_range(3):
+            middle = low + (high - low) // 2
+            reached = count_rows(ranks >= middle[:, None, None])
+            enough = reached >= need
+            low = tl.where(enough, middle, low)
+            held = tl.where(enough, reached, held)
+            high = tl.where(held == need, low + 1, tl.where(enough, high, tl.maximum(middle, low + 1)))
+    picked = ranks >= low[:, None, None]
+    if tl.max(held - need, 0) > 0:  # several share the last place
+        tie = ranks == low[:, None, None]
+        left = need - (held - count_rows(tie))
+        last = tl.zeros_like(low)
         for step in tl.range(0, INDEX_BITS):
             candidate = last | (1 << (INDEX_BITS - 1 - step))
-            fits = count_rows(tie & (index < candidate[None, :, None])) <= left
+            fits = count_rows(tie & (index < candidate[:, None, None])) <= left
             last = tl.where(fits, candidate, last)
-    else:
-        last += 1 << INDEX_BITS
-    return above | (tie & (index < last[None, :, None]))
+        picked = picked & ((ranks > low[:, None, None]) | (index < last[:, None, None]))
+    return picked
 
 
 @triton.jit
@@ -204,16 +225,23 @@ def _select(
     G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECT: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr,
     PIECES: tl.constexpr, PADDED: tl.constexpr, SHARES: tl.constexpr, BACK: tl.constexpr, RANKED: tl.constexpr,
-    LANES: tl.constexpr, INDEX_BITS: tl.constexpr, PRECISION: tl.constexpr,
+    LANES: tl.constexpr, INDEX_BITS: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program takes tile after tile, long ones first."""
     WIDTH: tl.constexpr = RANKED * LANES
     TILE: tl.constexpr = BN // PADDED
-    scratch = Scratch + tl.program_id(0).to(tl.int64) * ((1 + BACK) * BQ * WIDTH)
-    row = tl.arange(0, BQ * GP)
+    # The 1 hides the alignment: with vector loads the compiler would deal a query to several warps.
+    scratch = Scratch + 1 + tl.program_id(0).to(tl.int64) * ((1 + BACK) * BQ * WIDTH)
+    # Columns of the scores: queries in fours and heads in pairs run fastest.
+    QUADS: tl.constexpr = 4 if BQ >= 4 else BQ
+    PAIRS: tl.constexpr = 2 if GP >= 2 else GP
+    column = tl.arange(0, BQ * GP)
+    head = column // (PAIRS * QUADS) % (GP // PAIRS) * PAIRS + column % PAIRS
+    row = (column // (GP * QUADS) * QUADS + column // PAIRS % QUADS) * GP + head
     inner = tl.arange(0, BQ)
     slot = tl.arange(0, SLOTS)
-    index = (tl.arange(0, RANKED)[:, None, None] * LANES) + tl.arange(0, LANES)[None, None, :]
+    across = tl.arange(0, RANKED)[None, :, None] * LANES + tl.arange(0, LANES)[None, None, :]
+    index = tl.arange(0, LANES)[None, None, :] * RANKED + tl.arange(0, RANKED)[None, :, None]
     heads = HKV * G
     for item in tl.range(tl.program_id(0), items, tl.num_programs(0)):
         tile = items // groups - 1 - item // groups
@@ -238,46 +266,50 @@ def _select(
                 q_rest = tl.load(rest, mask=real[:, None], other=0.0)
             lse_rows = row_pointers(Lse + (batch64 * N * HKV + group) * G, tile, row, heads, 1, BQ, GP)
             lse = tl.load(lse_rows, mask=real, other=float("inf"))
-            k = K + batch64 * stride_kb + wide(group) * stride_kh
+            if TMA:
+                k = K
+            else:
+                k = K + batch64 * stride_kb + wide(group) * stride_kh
             seen = tl.where(real, blocks_before(start + query + 1, BLOCK, STRIDE), 0)
             whole = 0
             if PIECES == PADDED:
                 whole = blocks_before(first + 1, BLOCK, STRIDE) // BN * TILE
             for block in tl.range(0, whole, TILE):
                 _score(
-                    q, q_rest, k, stride_kc, lse, scratch, block, most, seen, scale, GP, BQ, BN, DK, DR, PIECES,
-                    PADDED, SHARES, BACK, WIDTH, False, PRECISION,
+                    q, q_rest, k, stride_kc, batch, group, lse, scratch, block, most, seen, scale, GP, QUADS, PAIRS, BQ, BN, DK,
+                    DR, PIECES, PADDED, SHARES, BACK, WIDTH, False, TMA, LANES, PRECISION,
                 )  # fmt: skip
             for block in tl.range(whole, tl.cdiv(most, PIECES), TILE):
                 _score(
-                    q, q_rest, k, stride_kc, lse, scratch, block, most, seen, scale, GP, BQ, BN, DK, DR, PIECES,
-                    PADDED, SHARES, BACK, WIDTH, True, PRECISION,
+                    q, q_rest, k, stride_kc, batch, group, lse, scratch, block, most, seen, scale, GP, QUADS, PAIRS, BQ, BN, DK,
+                    DR, PIECES, PADDED, SHARES, BACK, WIDTH, True, TMA, LANES, PRECISION,
                 )  # fmt: skip
         tl.debug_barrier()  # what other warps stored is read below
 
         position = first + inner
-        own = (position // SELECT)[None, :, None]
-        importance = tl.zeros([RANKED, BQ, LANES], tl.float32)
+        own = (position // SELECT)[:, None, None]
+        importance = tl.zeros([BQ, RANKED, LANES], tl.float32)
         for back in tl.static_range(0, BACK + 1):
             source = index - back
             held = (source >= 0) & (source * PIECES < most) & (source <= own)
-            at = scratch + back * BQ * WIDTH + inner[None, :, None] * WIDTH + source
+            at = scratch + (back * BQ + inner[:, None, None]) * WIDTH + across
             importance += tl.load(at, mask=held, other=0.0)
         tl.debug_barrier()  # the next tile stores there
         ranks = importance.to(tl.int32, bitcast=True)  # floats that are not negative order as their bits do
-        ranks = tl.where((index == 0) | (index == own) | (index == own - 1), 0x7FFFFFFF, ranks)
-        here = (position < end)[None, :, None]
-        ranks = tl.where((index <= own) & here, ranks, -1)
-        picked = largest(ranks, index, COUNT, INDEX_BITS)
+        forced = (index == 0) | (index == own) | (index == own - 1)
+        real = (index <= own) & (position < end)[:, None, None]
+        ranks = tl.where(real & ~forced, ranks, -1)
+        need = COUNT - tl.minimum(position // SELECT + 1, 3)
+        picked = largest(ranks, index, need, INDEX_BITS) | (forced & real)
 
         ones = picked.to(tl.int32)
-        lanes = tl.sum(ones, 2)
-        before = (tl.cumsum(lanes, 0) - lanes)[:, :, None] + tl.cumsum(ones, 2) - ones
-        used = tl.sum(lanes, 0)
+        lanes = tl.sum(ones, 1)
+        before = (tl.cumsum(lanes, 1) - lanes)[:, None, :] + tl.cumsum(ones, 1) - ones
+        used = tl.sum(lanes, 1)
         stride = HKV * COUNT
         target = Blocks + ((batch64 * N + tile * BQ) * HKV + group) * COUNT + inner * stride
         exists = tile * BQ + inner < N
-        indices = index + tl.zeros([1, BQ, 1], tl.int32)
-        tl.store(target[None, :, None] + before, indices, mask=picked & exists[None, :, None])
+        indices = index + tl.zeros([BQ, 1, 1], tl.int32)
+        tl.store(target[:, None, None] + before, indices, mask=picked & exists[:, None, None])
         unused = (slot[None, :] >= used[:, None]) & (slot[None, :] < COUNT) & exists[:, None]
         tl.store(target[:, None] + slot[None, :], tl.full([BQ, SLOTS], -1, tl.int32), mask=unused)

@@ -126,6 +126,7 @@ def launch_key_tiles(
         WINDOW=window,
         BLOCK=grid.geometry.block,
         STRIDE=grid.geometry.stride,
+        PADDED=grid.padded,
         SPLIT=launch.get("SPLIT", 0),
         BULK_READ=read,
         BULK_ADD=add,
@@ -174,7 +175,8 @@ def _key_tile_backward(
     G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr,
     MAIN: tl.constexpr, REST: tl.constexpr, DV: tl.constexpr,
     WINDOW: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
-    SPLIT: tl.constexpr, BULK_READ: tl.constexpr, BULK_ADD: tl.constexpr, PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, SPLIT: tl.constexpr,
+    BULK_READ: tl.constexpr, BULK_ADD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program: BN keys of one KV head, one chunk of the queries.
 
@@ -215,7 +217,7 @@ def _key_tile_backward(
     first = low // BQ
     last = tl.maximum(first, tl.cdiv(high, BQ))
     tail = last
-    if BULK_READ:
+    if BULK_READ and PADDED:
         tail = tl.maximum(first, tl.minimum(last, real // BQ))
     if SPLIT:
         inner_first = tl.minimum(tl.maximum(first, tl.cdiv(tl.maximum(full_low, 0), BQ)), tail)
@@ -269,7 +271,7 @@ def _key_tile_backward(
                 k, k_rest, v, dk, dk_rest, dv, scale_log2,
                 0, G, GP, BQ, MAIN, REST, DV, WINDOW, BULK_READ, BULK_ADD, PRECISION,
             )  # fmt: skip
-    if BULK_READ:
+    if BULK_READ and PADDED:
         for m in tl.range(tail, last, num_stages=1):
             dk, dk_rest, dv = _query_tile(
                 m, Q, DOUT, LSE, DELTA, DQ, Q_BOX, DOUT_BOX, LSE_BOX, DELTA_BOX, DQ_BOX, b, first_head,
@@ -309,7 +311,7 @@ def _query_tile(
     """The m-th query tile against a tile of keys.
 
     MASKED: 0 = every query is real and sees every key, 1 = not every key, 2 = not all are real. Bulk copies
-    bring padding along: only with 2 is it taken out again.
+    bring padding along (but zeros for queries that are not there): only with 2 is it taken out again.
     """
     BM: tl.constexpr = BQ * GP
     row = tl.arange(0, BM)

@@ -46,6 +46,8 @@ class Grid:
     scale: float
     longest: int
     """A bound on the tokens that any query sees, known on the host: min(S, start + N) or S."""
+    padded: bool
+    """Whether rows may end before S, or start at different positions."""
 
     @property
     def group(self) -> int:

@@ -22,9 +22,18 @@ from nsa_kernels.triton.tiles import (
 
 SEARCH = tuple(
     {"BM": bm, "BN": bn, "TMA": tma, "EDGES": edges, "num_warps": warps, "num_stages": stages}
-    for bm, bn, warps, stages in ((128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (128, 128, 8, 2))
-    for tma in (1, 0)
-    for edges in (1, 0)
+    for bm, bn, tma, edges, warps, stages in (
+        (64, 64, 1, 1, 4, 3),
+        (64, 64, 1, 1, 4, 2),
+        (64, 64, 1, 1, 4, 4),
+        (64, 32, 1, 1, 4, 4),
+        (64, 64, 0, 0, 4, 3),
+        (64, 64, 0, 0, 4, 2),
+        (64, 64, 0, 0, 4, 4),
+        (64, 32, 0, 0, 4, 4),
+        (64, 128, 0, 0, 4, 2),
+        (128, 64, 0, 1, 8, 3),
+    )
 )
 """Candidates for `benchmarks/tune_kernels.py`."""
 
