@@ -9,13 +9,16 @@ from nsa_models.checkpoints import ModelLoadError, ZooEntry, fingerprint, local_
 from nsa_models.configuration import NSADecoderConfig
 from nsa_models.loading import load_config, load_model, load_tokenizer
 from nsa_models.modeling import NSADecoderForCausalLM, NSADecoderModel
+from nsa_models.static import DecodeGraph, StaticDecoder
 
 __all__ = [
+    "DecodeGraph",
     "ModelLoadError",
     "NSACache",
     "NSADecoderConfig",
     "NSADecoderForCausalLM",
     "NSADecoderModel",
+    "StaticDecoder",
     "ZooEntry",
     "fingerprint",
     "load_config",

@@ -15,6 +15,12 @@ from nsa_models.rope import RotaryEmbedding, rotate
 
 BRANCHES = ("cmp", "slc", "win")
 
+# torch.compile has nothing to gain inside of the Triton kernels and their autograd function: it compiles what
+# stands before and behind them. Only the `torch` backend, asked for by name, is compiled along.
+_WHY = "the kernels of NSA are not for torch.compile to trace"
+_untraced_attention = torch.compiler.disable(nsa_attention, reason=_WHY)
+_untraced_decode = torch.compiler.disable(nsa_decode, reason=_WHY)
+
 # Query rows per masked SDPA call when a chunk meets a cache: bounds the mask at rows x S.
 _MASKED_ROWS = 512
 
@@ -87,6 +93,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, batch: RaggedBatch) -> Ten
     elif batch.start is not None and q.is_cuda and not grouped:
         bias = causal_lower_right(length, k.shape[2])
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    elif length == 1:
+        # One query a row: a group's heads stand in as the queries of their KV head, which no kernel has to
+        # copy for each of them then, as those that take a mask would.
+        mask = torch.arange(k.shape[2], device=q.device) <= batch.positions()  # [B, S]
+        folded = q.squeeze(2).unflatten(1, (k.shape[1], -1))  # [B, H_kv, G, d_k]
+        out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask[:, None, None])
+        out = out.flatten(1, 2)[:, :, None]
     else:
         positions = batch.positions()
         columns = torch.arange(k.shape[2], device=q.device)
@@ -195,7 +208,8 @@ class NSAAttention(nn.Module):
 
         tensors = (k_cmp, v_cmp, *slc, *(win or slc))
         if cache is not None and x.shape[1] == 1 and batch.full:
-            out = nsa_decode(
+            decode = nsa_decode if config.nsa_backend == "torch" else _untraced_decode
+            out = decode(
                 q[:, 0],
                 *tensors,
                 gates[:, 0],
@@ -204,7 +218,8 @@ class NSAAttention(nn.Module):
                 backend=config.nsa_backend,
             ).out[:, None]
         else:
-            out = nsa_attention(
+            attend = nsa_attention if config.nsa_backend == "torch" else _untraced_attention
+            out = attend(
                 q,
                 *tensors,
                 gates,

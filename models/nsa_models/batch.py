@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nsa_kernels import BlockGeometry
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaggedBatch:
@@ -107,6 +109,66 @@ class RaggedBatch:
     def to_given_order(self, x: Tensor) -> Tensor:
         """Undo `to_right_padded`."""
         return x if self.order is None else _take(x, self.order.argsort(-1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteadyBatch(RaggedBatch):
+    """One token for every row, at positions that only the device knows: a step of fixed shapes.
+
+    Nothing that steers memory or loops depends on how long the rows are, so that a CUDA graph of the step
+    serves all later steps. `starts` gives the number of rows alone.
+    """
+
+    positions_: Tensor
+    """[B], tokens of each row before this one; advanced on the device between steps."""
+    capacity: int
+    """S: columns of every K/V buffer; what stands behind a row's tokens is never read."""
+
+    @classmethod
+    def of(cls, positions: Tensor, capacity: int) -> SteadyBatch:
+        """A step at `positions` [B] (int64), in buffers of `capacity` columns."""
+        rows = positions.shape[0]
+        return cls(
+            starts=[0] * rows,
+            counts=[1] * rows,
+            width=1,
+            device=positions.device,
+            positions_=positions,
+            capacity=capacity,
+        )
+
+    @property
+    def start(self) -> int | None:
+        """None: rows may differ."""
+        return None
+
+    @property
+    def extent(self) -> int:
+        """S: all columns."""
+        return self.capacity
+
+    def tensor(self, name: str) -> Tensor:
+        """`starts` or `ends`, [B]."""
+        if name not in self._tensors:
+            self._tensors[name] = self.positions_ + 1 if name == "ends" else self.positions_
+        return self._tensors[name]
+
+    def last_blocks(self, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:
+        """The last complete compression block of each row, made once for all layers.
+
+        A row shorter than a block gets block 0, which no query sees before it is complete.
+
+        Returns:
+            Its index [B, 1] and its tokens' columns [B, l].
+        """
+        if "blocks" not in self._tensors:
+            block = (self.tensor("ends") - geometry.block).div(geometry.stride, rounding_mode="floor")
+            block = block.clamp(min=0)[:, None]
+            self._tensors["blocks"] = block
+            self._tensors["columns"] = block * geometry.stride + torch.arange(
+                geometry.block, device=self.device
+            )
+        return self._tensors["blocks"], self._tensors["columns"]
 
 
 def _take(x: Tensor, columns: Tensor) -> Tensor:

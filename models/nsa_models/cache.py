@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from nsa_kernels import BlockGeometry, num_blocks
-from nsa_models.batch import RaggedBatch
+from nsa_models.batch import RaggedBatch, SteadyBatch
 
 # Growing by half keeps copies at O(1) per token without doubling a 64k cache for one more token.
 _GROWTH = 1.5
@@ -60,6 +60,8 @@ class NSACacheLayer(CacheLayerMixin):
             compress: (tokens [B, T, H_kv, dim] from a block's first token on, first positions [B, blocks]) ->
                 compressed entries [B, blocks, H_kv, dim'].
         """
+        if isinstance(batch, SteadyBatch):
+            return self._renew_last(name, raw, batch, geometry, compress)
         before = [num_blocks(start, geometry) for start in batch.starts]
         after = [num_blocks(end, geometry) for end in batch.ends]
         fresh = max(b - a for a, b in zip(before, after, strict=True))
@@ -92,10 +94,38 @@ class NSACacheLayer(CacheLayerMixin):
             buffer[rows, slots] = entries
         return buffer[:, :total]
 
+    def _renew_last(
+        self,
+        name: str,
+        raw: Tensor,
+        batch: SteadyBatch,
+        geometry: BlockGeometry,
+        compress: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """Compress each row's last complete block, whether this token completed it or an earlier one.
+
+        Which of the two it is, only the device knows; the entry comes out the same in every step.
+        """
+        slots, columns = batch.last_blocks(geometry)
+        rows = torch.arange(batch.rows, device=raw.device)[:, None]
+        entries = compress(raw[rows, columns], slots * geometry.stride)
+        total = num_blocks(batch.capacity, geometry)
+        buffer = self._reserve(name, entries, total)
+        buffer[rows, slots] = entries
+        return buffer[:, :total]
+
     def commit(self, batch: RaggedBatch) -> None:
         """Make the chunk part of the cache."""
         self.lengths = batch.ends
         self.is_initialized = True
+
+    def reserve(self, name: str, columns: int) -> None:
+        """Give an existing buffer `columns` columns in all, if it has fewer: these, and no more."""
+        old = self.buffers[name]
+        if old.shape[1] < columns:
+            buffer = old.new_zeros(old.shape[0], columns, *old.shape[2:])
+            buffer[:, : old.shape[1]] = old
+            self.buffers[name] = buffer
 
     def _reserve(self, name: str, like: Tensor, columns: int) -> Tensor:
         old = self.buffers.get(name)

@@ -198,3 +198,20 @@ def test_a_mask_with_a_hole_is_refused(tiny_model: Make, tokens: Tensor) -> None
     mask[0, 40] = 0
     with pytest.raises(ValueError, match="between a row's tokens"):
         tiny_model()(tokens, attention_mask=mask)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_compiled_layers_train_alike(tiny_model: Make, tokens: Tensor, backend: str) -> None:
+    """torch.compile goes round the attention's kernels, and gradients come through all the same."""
+    results = []
+    for compiled in (False, True):
+        model = tiny_model(nsa_backend=backend, num_hidden_layers=1).train()
+        if compiled:
+            for layer in model.model.layers:
+                layer.compile(dynamic=False, backend="aot_eager")
+        loss = model(tokens[:, :50], labels=tokens[:, :50]).loss
+        loss.backward()
+        results.append((loss, {name: p.grad for name, p in model.named_parameters()}))
+    close(results[1][0], results[0][0])
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name.replace("_orig_mod.", "")], gradient)
