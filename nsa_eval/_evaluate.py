@@ -119,6 +119,7 @@ def _make_engine(
         truncation=settings.truncation,
         prefill_chunk=settings.prefill_chunk,
         share_prefixes=settings.share_prefixes,
+        cuda_graphs=settings.cuda_graphs,
         add_bos_token=settings.add_bos_token,
         store=CountingStore(store, progress),
         store_context=store_context(weights, fingerprint, model, config),
@@ -128,7 +129,7 @@ def _make_engine(
 def store_context(weights: Any, fingerprint: str, model: ModelSpec, config: RunConfig) -> str:  # noqa: ANN401
     """Everything about the model and its settings that a response depends on, as one string.
 
-    Batch size, prefill chunk and prefix sharing aren't in it: they may not change a response.
+    Batch size, prefill chunk, prefix sharing and CUDA graphs aren't in it: they may not change a response.
     """
     parameter = next(weights.parameters())
     return json.dumps(

@@ -9,7 +9,7 @@ from nsa_models.checkpoints import ModelLoadError, ZooEntry, fingerprint, local_
 from nsa_models.configuration import NSADecoderConfig
 from nsa_models.loading import load_config, load_model, load_tokenizer
 from nsa_models.modeling import NSADecoderForCausalLM, NSADecoderModel
-from nsa_models.static import DecodeGraph, StaticDecoder
+from nsa_models.static import DecodeGraph, StaticDecoder, why_not_captured
 
 __all__ = [
     "DecodeGraph",
@@ -26,5 +26,6 @@ __all__ = [
     "load_tokenizer",
     "local_folder",
     "resolve",
+    "why_not_captured",
     "zoo",
 ]

@@ -32,7 +32,7 @@ _FEWSHOT_SEEDS = ("fewshot_seed",)
 _NOTED_SETTINGS = ("device", "batch_size", "model_dtype")
 _NOTED_CONTEXT = ("max_length", "lm_eval_version", "transformers_version")
 _NOTED_MODEL = ("dtype", "device", "backend", "max_length", "trust_remote_code")
-_NOTED_ENGINE = ("batch_size", "prefill_chunk", "share_prefixes")
+_NOTED_ENGINE = ("batch_size", "prefill_chunk", "share_prefixes", "cuda_graphs")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SHOWN_IDS = 5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+# Where steps of fixed shapes are used. A CPU has no launches to save, and reads the room behind the rows.
+STEADY_DEVICES = ("cuda",)
+# Of full attention's kernels only the one without a mask splits a row's keys over the whole GPU. Rows of one
+# length don't need a mask, and beyond so many tokens that kernel saves more than a graph does (an estimate).
+_DENSE_STEADY_TOKENS = 16384
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,6 +29,14 @@ class Rows:
     """Tokens read of each row."""
     mask: Tensor | None = None
     """[B, S] cache columns that hold a token, or None when all of them do."""
+
+
+class SteadyDecoder(Protocol):
+    """Decodes the rows that it was made for in steps of fixed shapes, and keeps their cache up to date."""
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Feed one token to every row; logits [B, V] of the next, good until the next step."""
+        ...
 
 
 class Family(Protocol):
@@ -60,6 +75,10 @@ class Family(Protocol):
         """All rows as one batch, in order; ragged families only. The parts are used up."""
         ...
 
+    def steady(self, rows: Rows, new_tokens: int) -> SteadyDecoder | None:
+        """Steps of fixed shapes for up to `new_tokens` tokens more, where there are such and they help."""
+        ...
+
 
 class _CacheFamily:
     """What all families with a transformers `Cache` share."""
@@ -95,6 +114,9 @@ class _CacheFamily:
 
     def join(self, parts: list[Rows]) -> Rows:
         raise NotImplementedError(f"{type(self).__name__} doesn't join rows of different lengths")
+
+    def steady(self, rows: Rows, new_tokens: int) -> SteadyDecoder | None:
+        return None
 
 
 class StockFamily(_CacheFamily):
@@ -210,6 +232,20 @@ class OwnLengthsFamily(_CacheFamily):
             }
             layer.lengths = [length for some in lengths for length in some]
         return Rows(cache=whole, lengths=[length for part in parts for length in part.lengths])
+
+    def steady(self, rows: Rows, new_tokens: int) -> SteadyDecoder | None:
+        from nsa_models import DecodeGraph, NSACache, NSADecoderForCausalLM, why_not_captured
+
+        device = self.model.device.type
+        if device not in STEADY_DEVICES or not isinstance(self.model, NSADecoderForCausalLM):
+            return None
+        if device == "cuda" and why_not_captured(self.model) is not None:
+            return None
+        dense = self.model.config.attention == "full" and len(set(rows.lengths)) == 1
+        if dense and rows.lengths[0] > _DENSE_STEADY_TOKENS:
+            return None
+        assert isinstance(rows.cache, NSACache)
+        return DecodeGraph(self.model, rows.cache, max_new_tokens=new_tokens)
 
 
 def family_of(model: PreTrainedModel) -> Family:

@@ -49,6 +49,7 @@ class Engine(TemplateLM):
         truncation: Truncation = "error",
         prefill_chunk: int = 8192,
         share_prefixes: bool = True,
+        cuda_graphs: Literal["auto", "off"] = "auto",
         add_bos_token: bool | None = None,
         store: ResponseStore | None = None,
         store_context: str = "",
@@ -66,6 +67,8 @@ class Engine(TemplateLM):
                 as lm-eval does, "middle" keeps the first and the last half (LongBench). Cuts are in `audit`.
             prefill_chunk: Tokens of a prompt per forward; bounds the memory for activations.
             share_prefixes: Compute prefixes that several requests share once.
+            cuda_graphs: "auto" replays the decode step of the project's own decoder from a CUDA graph on a
+                GPU, for replies of some length; "off" never does. No result depends on it.
             add_bos_token: Put BOS before each text or don't; None leaves it to the tokenizer.
             store: Where responses are looked up and kept.
             store_context: All that responses depend on besides the request, as one string: the model's
@@ -76,7 +79,7 @@ class Engine(TemplateLM):
             UserError: A setting out of range.
         """
         super().__init__()
-        _check(batch_size, max_length, truncation, prefill_chunk)
+        _check(batch_size, max_length, truncation, prefill_chunk, cuda_graphs)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -88,6 +91,7 @@ class Engine(TemplateLM):
         )
         self.prefill_chunk = prefill_chunk
         self.share_prefixes = share_prefixes
+        self.cuda_graphs = cuda_graphs
         self._reader: Reader | None = None
 
     @classmethod
@@ -357,7 +361,13 @@ class Engine(TemplateLM):
                 self.cache_hook.add_partial("generate_until", tickets[reply.name].arguments, reply.text)
 
         reader, limits = self._prepared()
-        replier = Replier(reader, self.tokenizer, limits, share_prefixes=self.share_prefixes)
+        replier = Replier(
+            reader,
+            self.tokenizer,
+            limits,
+            share_prefixes=self.share_prefixes,
+            cuda_graphs=self.cuda_graphs == "auto",
+        )
         self._guarded(
             lambda: replier.run(jobs, wanted=lambda name: call.missing(tickets[name].key), emit=emit)
         )
@@ -384,7 +394,9 @@ def _as_score(response: Response) -> Score:
     return value
 
 
-def _check(batch_size: int | str, max_length: int | None, truncation: str, prefill_chunk: int) -> None:
+def _check(
+    batch_size: int | str, max_length: int | None, truncation: str, prefill_chunk: int, cuda_graphs: str
+) -> None:
     if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
         raise UserError(f'batch_size must be a whole number from 1 up or "auto", got {batch_size!r}')
     if max_length is not None and max_length < 2:
@@ -393,3 +405,5 @@ def _check(batch_size: int | str, max_length: int | None, truncation: str, prefi
         raise UserError(f"truncation must be one of {', '.join(TRUNCATIONS)}, got {truncation!r}")
     if prefill_chunk < 1:
         raise UserError(f"prefill_chunk must be at least 1 token, got {prefill_chunk}")
+    if cuda_graphs not in ("auto", "off"):
+        raise UserError(f"cuda_graphs must be auto or off, got {cuda_graphs!r}")

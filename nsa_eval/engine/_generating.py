@@ -16,6 +16,7 @@ from nsa_eval.engine._prefixes import Tokens, common_prefix
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.engine._reader import NonFiniteLogitsError, Place, Reader
 from nsa_eval.engine._sampling import GenerationSettings, Sampler
+from nsa_eval.engine._steps import Stepper
 from nsa_eval.errors import UserError
 
 # A prefix is read once when it is at least this share of the prompts that start with it, and this long:
@@ -72,12 +73,19 @@ class Replier:
     """Generates replies with one reader."""
 
     def __init__(
-        self, reader: Reader, tokenizer: PreTrainedTokenizerBase, limits: Limits, *, share_prefixes: bool
+        self,
+        reader: Reader,
+        tokenizer: PreTrainedTokenizerBase,
+        limits: Limits,
+        *,
+        share_prefixes: bool,
+        cuda_graphs: bool,
     ) -> None:
         """Args are parts of the Engine."""
         self.reader = reader
         self.tokenizer = tokenizer
         self.limits = limits
+        self.cuda_graphs = cuda_graphs
         self.share = share_prefixes and reader.family.continuable
         self.end_tokens = _end_tokens(reader, tokenizer)
         eos = tokenizer.eos_token
@@ -171,12 +179,13 @@ class Replier:
             self._batch(left[(len(left) + 1) // 2 :], shared, head, emit)
 
     def _generate(self, jobs: list[Job], shared: int, head: Rows | None, emit: Emit) -> None:
-        family = self.reader.family
         lines = [
             _Line(job, Sampler(job.settings.sampling, job.seed) if job.settings.sampling else None)
             for job in jobs
         ]
         rows, logits = self._prompts(jobs, shared, head)
+        stepper = Stepper(self.reader, rows, graphs=self.cuda_graphs)
+        del rows  # the stepper may let go of them
         while True:
             self._append(lines, logits)
             ended = [self._ended(line) for line in lines]
@@ -187,8 +196,9 @@ class Replier:
                 if not left:
                     return
                 lines = [lines[index] for index in left]
-                rows = family.select(rows, left)
-            logits = self.reader.step([line.tokens[-1] for line in lines], rows)
+                stepper.keep(left)
+            steps = max(line.job.settings.budget - len(line.tokens) for line in lines)
+            logits = stepper.step([line.tokens[-1] for line in lines], steps)
 
     def _prompts(self, jobs: list[Job], shared: int, head: Rows | None) -> tuple[Rows, Tensor]:
         """Read all prompts, in batches of little padding; the rows joined, and their logits [B, V]."""

@@ -69,6 +69,7 @@ def test_an_unknown_key_is_named_with_line_and_the_near_one(write):
         ("engine: {share_prefixes: yes}", "x.yaml:5: engine.share_prefixes: expected true or false, got 'yes'"),
         ("engine: {prefill_chunk: '8'}", "x.yaml:5: engine.prefill_chunk: expected a whole number, got '8' (in quotes it is text)"),
         ("engine: {prefill_chunk: 0}", "x.yaml:5: engine.prefill_chunk: expected a value at least 1, got 0"),
+        ("engine: {cuda_graphs: on}", "x.yaml:5: engine.cuda_graphs: expected 'auto' or 'off', got 'on'"),
         ("engine: {truncation: lef}", "x.yaml:5: engine.truncation: expected 'error', 'left' or 'middle', got 'lef'; did you mean 'left'?"),
         ("engine: 3", "x.yaml:5: engine: expected a mapping of keys to values, got 3"),
         ("engine:", "x.yaml:5: engine: expected a mapping of keys to values, got nothing"),

@@ -116,7 +116,7 @@ class Recipe(_Strict):
     """Weight of the mean loss on answer tokens beside the mean loss on all tokens."""
     seed: int = 0
     compile: bool = False
-    """torch.compile the decoder layers, on a GPU."""
+    """torch.compile the decoder layers, on a GPU; of NSA's kernels only those of nsa_backend: torch."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that build batches."""
     log_every: Positive = 10

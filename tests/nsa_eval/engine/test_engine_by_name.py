@@ -40,12 +40,13 @@ def test_lm_eval_runs_it_by_name(checkpoint, as_text):
 def test_every_argument_arrives(checkpoint):
     engine = Engine.create_from_arg_string(
         f"pretrained={checkpoint},dtype=bfloat16,max_length=128,truncation=middle,prefill_chunk=64,"
-        "share_prefixes=False,add_bos_token=True,batch_size=3,trust_remote_code=false,backend=auto",
+        "share_prefixes=False,cuda_graphs=off,add_bos_token=True,batch_size=3,trust_remote_code=false,backend=auto",
         {"batch_size": 1, "device": "cpu", "max_batch_size": None},
     )
     assert str(engine.model.dtype) == "torch.bfloat16"
     assert (engine.batch_size, engine.max_length, engine.prefill_chunk) == (3, 128, 64)
     assert engine.share_prefixes is False
+    assert engine.cuda_graphs == "off"
     assert (engine.prompts.truncation, engine.prompts.add_bos_token) == ("middle", True)
 
 

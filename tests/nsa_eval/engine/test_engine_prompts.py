@@ -137,6 +137,7 @@ def test_nothing_to_score_is_named(llama, tokenizer, toys):
         ({"batch_size": 0}, "batch_size"),
         ({"truncation": "right"}, "error, left, middle, got 'right'"),
         ({"prefill_chunk": 0}, "prefill_chunk"),
+        ({"cuda_graphs": "on"}, "cuda_graphs"),
         ({"max_length": 1}, "max_length"),
     ],
 )
