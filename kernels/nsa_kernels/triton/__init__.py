@@ -1,15 +1,23 @@
 """The `triton` backend: NSA kernels for CUDA GPUs; with TRITON_INTERPRET=1 they run on a CPU, for tests.
 
-One stage a file; `function` puts them together, forward and backward, and `decode` is a single token against a cache.
+One stage a file; `function` puts them together, forward and backward, `decode` is a single token against a
+cache, and `decode_step` also appends the token to the cache and compresses the block that it completes.
 """
 
 import os
 
 import torch
+from torch import Tensor
 
-from nsa_kernels.triton.function import attention, decode
+from nsa_kernels.geometry import BlockGeometry
+from nsa_kernels.triton import decode as _decode
+from nsa_kernels.triton import function as _function
+from nsa_kernels.triton.decode_step import NewToken, StepCaches, decode_step
+from nsa_kernels.triton.function import attention
+from nsa_kernels.triton.phi import Phi
+from nsa_kernels.types import Caches, NSAOutput
 
-__all__ = ["attention", "decode", "unavailable"]
+__all__ = ["NewToken", "Phi", "StepCaches", "attention", "decode", "decode_step", "unavailable"]
 
 
 def unavailable() -> str | None:
@@ -17,3 +25,32 @@ def unavailable() -> str | None:
     if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
         return None
     return "it needs a CUDA device"
+
+
+# The function takes the place of the submodule `decode` as an attribute of this package; the import system
+# finds the submodule all the same.
+def decode(
+    q: Tensor,
+    caches: Caches,
+    gates: Tensor,
+    *,
+    geometry: BlockGeometry,
+    lengths: Tensor,
+    scale: float,
+    return_blocks: bool,
+) -> NSAOutput:
+    """One token a row; arguments and result as in `nsa_kernels.nsa_decode`.
+
+    The kernels of decode have no backward: what needs gradients goes through those of prefill.
+    """
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, *caches, gates))
+    function = _function.decode if needs_gradient else _decode.decode
+    return function(
+        q,
+        caches,
+        gates,
+        geometry=geometry,
+        lengths=lengths,
+        scale=scale,
+        return_blocks=return_blocks,
+    )

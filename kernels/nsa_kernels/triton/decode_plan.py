@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.triton.configs import config as shipped_config
-from nsa_kernels.triton.tiles import MIN_DOT, split_width
+from nsa_kernels.triton.tiles import MIN_DOT, processors, split_width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ def plan(
     pairs: int,
     value_dim: int,
     group: int,
-    processors: int,
+    count: int,
     items: tuple[tuple[str, int], ...],
 ) -> Plan:
     """Cuts a decode into programs.
@@ -65,7 +65,7 @@ def plan(
         pairs: B * H_kv.
         value_dim: D_v.
         group: G.
-        processors: Multiprocessors of the device.
+        count: Multiprocessors of the device.
         items: The configuration's items.
     """
     config = dict(items)
@@ -74,7 +74,7 @@ def plan(
     keys = min(config["keys"], max(MIN_DOT, config["keys"] * 32 // max(32, triton.next_power_of_2(group))))
     tile_blocks = max(1, keys // triton.next_power_of_2(pieces))
     tiles = triton.cdiv(num_blocks(size, geometry), tile_blocks * pieces)
-    tile_run = max(1, triton.cdiv(tiles * pairs, config["programs"] * processors))
+    tile_run = max(1, triton.cdiv(tiles * pairs, config["programs"] * count))
     window_tiles = triton.cdiv(min(geometry.window, size), config["window_keys"])
     window_run = min(max(1, tile_run * keys // config["window_keys"]), max(1, window_tiles))
     blocks = max(1, geometry.num_select_blocks(size))
@@ -148,7 +148,7 @@ def prepare(
     size, kv_heads, value_dim = k_slc.shape[1], k_slc.shape[2], v_slc.shape[3]
     group, pairs = heads // kv_heads, batch * kv_heads
     config = config or shipped_config("decode", max(key_dim, value_dim), q.device)
-    p = plan(geometry, size, pairs, value_dim, group, _processors(q.device), tuple(config.items()))
+    p = plan(geometry, size, pairs, value_dim, group, processors(q.device), tuple(config.items()))
 
     next_power = triton.next_power_of_2
     count, rows, padded_group = geometry.select_count, next_power(geometry.select_block), next_power(group)
@@ -161,7 +161,7 @@ def prepare(
     wide = padded_group > 32 or p.rank_blocks > 256
     rank_warps = 8 if wide else config["rank_warps"]
     attend_warps = 8 if padded_group > 32 else config["attend_warps"]
-    partial, stats, reference, pooled, base, chunk_partial, chunk_stats, candidate_value = _scratch(
+    partial, stats, reference, pooled, base, chunk_partial, chunk_stats, candidate_value = scratch(
         q.device,
         pairs * shares * group * value_dim,
         pairs * shares * 2 * group,
@@ -173,7 +173,7 @@ def prepare(
         pairs * p.rank_pieces * count_p,
         dtype=torch.float32,
     )
-    counter, ranked, candidate_block = _scratch(
+    counter, ranked, candidate_block = scratch(
         q.device,
         pairs,
         pairs * p.rank_pieces * p.rank_blocks,
@@ -280,15 +280,8 @@ def padded_split(width: int) -> tuple[int, int]:
         return max(MIN_DOT, triton.next_power_of_2(width)), 0
 
 
-def _scratch(device: torch.device, *sizes: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def scratch(device: torch.device, *sizes: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Parts of one allocation, each aligned to 16 bytes and never empty."""
     aligned = [max(4, -(-size // 4) * 4) for size in sizes]
     whole = torch.empty(sum(aligned), dtype=dtype, device=device)
     return tuple(torch.split(whole, aligned))
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 4
-    return torch.cuda.get_device_properties(device).multi_processor_count
