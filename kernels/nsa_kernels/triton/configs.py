@@ -79,7 +79,7 @@ DEFAULT: Table = {
     "compress_linear": {128: {"BM": 64, "BN": 64, "BK": 32, **_SMALL}},
     "compress_mlp": {128: {"BM": 64, "BN": 64, "BK": 32, **_SMALL}},
     "decode": {128: _DECODE},
-    "decode_step": {128: {"units": 16, "elements": 512, "programs": 2}},
+    "decode_step": {128: {"units": 16, "elements": 256, "stages": 4, "programs": 2}},
 }
 
 H200: Table = {
@@ -130,7 +130,7 @@ INTERPRETER: Table = {
     "compress_linear": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
     "compress_mlp": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
     "decode": {128: {**_DECODE, "keys": 16, "window_keys": 16, "blocks": 8, "columns": 16}},
-    "decode_step": {128: {"units": 4, "elements": 32, "programs": 4}},
+    "decode_step": {128: {"units": 16, "elements": 32, "stages": 2, "programs": 4}},
 }
 
 TABLES: Mapping[str, Table] = {"h200": H200, "a100": A100, "default": DEFAULT, "interpreter": INTERPRETER}

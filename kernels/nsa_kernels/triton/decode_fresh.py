@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from nsa_kernels.triton.decode_phi import completes, fresh_key, phi_program, sum_shares
+from nsa_kernels.triton.decode_phi import completes, fresh_key, mean_program, phi_program, sum_shares
 from nsa_kernels.triton.decode_rank import rank_program
 from nsa_kernels.triton.decode_score import load_query, score_program
 from nsa_kernels.triton.decode_tile import append
@@ -27,9 +27,11 @@ def step_score_kernel(
     ks_b, ks_s, ks_h, vs_b, vs_s, vs_h, kw_b, kw_s, kw_h, vw_b, vw_s, vw_h,
     krn_b, krn_h, vrn_b, vrn_h, ksn_b, ksn_h, vsn_b, vsn_h, kwn_b, kwn_h, vwn_b, vwn_h,
     scale_log2, kv_heads, splits, tiles, tile_run, window_run,
-    K_KIND: tl.constexpr, K_UNITS: tl.constexpr, K_RUN: tl.constexpr, K_PARTS: tl.constexpr,
-    V_KIND: tl.constexpr, V_UNITS: tl.constexpr, V_RUN: tl.constexpr, V_PARTS: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, K_ROWS: tl.constexpr, V_ROWS: tl.constexpr,
+    K_KIND: tl.constexpr, K_UNITS: tl.constexpr, K_RUN: tl.constexpr, K_SLICES: tl.constexpr,
+    K_SHARES: tl.constexpr, K_PARTS: tl.constexpr, K_ROWS: tl.constexpr, K_DP: tl.constexpr,
+    V_KIND: tl.constexpr, V_UNITS: tl.constexpr, V_RUN: tl.constexpr, V_SLICES: tl.constexpr,
+    V_SHARES: tl.constexpr, V_PARTS: tl.constexpr, V_ROWS: tl.constexpr, V_DP: tl.constexpr,
+    HP: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
     G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
     DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, PP: tl.constexpr, BJ: tl.constexpr,
     SHARES: tl.constexpr, SPILL: tl.constexpr, WINDOW: tl.constexpr, WINDOW_SPLITS: tl.constexpr,
@@ -48,33 +50,50 @@ def step_score_kernel(
     visible = blocks_before(tokens - 1, BLOCK, STRIDE)  # before this token
     start = visible.to(tl.int64) * STRIDE
     if part < K_PARTS:
-        k_raw += row * kr_b + kv_head * kr_h
-        k_raw_new += row * krn_b + kv_head * krn_h
+        k_raw += row * kr_b
+        k_raw_new += row * krn_b
         if part == 0:
             tl.store(counter + pair, 0)  # of the third launch
             k_slc += row * ks_b + kv_head * ks_h
-            append(k_raw + last * kr_s, k_raw_new, tokens > 0, DK_END)
-            append(k_slc + last * ks_s, k_slc_new + row * ksn_b + kv_head * ksn_h, tokens > 0, DK_END)
+            k_slc_new += row * ksn_b + kv_head * ksn_h
+            append(k_raw + last * kr_s + kv_head * kr_h, k_raw_new + kv_head * krn_h, tokens > 0, DK_END)
+            append(k_slc + last * ks_s, k_slc_new, tokens > 0, DK_END)
         if completes(tokens, BLOCK, STRIDE):
-            k_shares += pair.to(tl.int64) * (K_PARTS if K_KIND == "mlp" else 1) * DK_END
-            phi_program(
-                part, k_raw + start * kr_s, kr_s, k_raw_new, k_weight, k_weight_s, k_bias, k_weight_out,
-                k_out_s, k_bias_out, k_pe, k_shares, K_KIND, BLOCK, DK_END, K_UNITS, K_RUN, BN, BK, K_ROWS,
-            )  # fmt: skip
+            k_raw += start * kr_s
+            if K_KIND == "mean":
+                mean_program(
+                    k_raw + kv_head * kr_h, kr_s, k_raw_new + kv_head * krn_h, k_pe,
+                    k_shares + pair.to(tl.int64) * DK_END, BLOCK, DK_END, K_ROWS,
+                )  # fmt: skip
+            elif part * kv_heads + kv_head < K_SLICES:
+                phi_program(
+                    part * kv_heads + kv_head, k_raw, kr_s, kr_h, k_raw_new, krn_h, kv_heads,
+                    k_weight, k_weight_s, k_bias, k_weight_out, k_out_s, k_bias_out, k_pe,
+                    k_shares + row * kv_heads * K_SHARES * DK_END, K_KIND == "mlp", BLOCK, DK_END, K_UNITS,
+                    K_RUN, K_SHARES, HP, K_DP, BN, BK, STAGES, PRECISION,
+                )  # fmt: skip
     elif part < K_PARTS + V_PARTS:
-        v_raw += row * vr_b + kv_head * vr_h
-        v_raw_new += row * vrn_b + kv_head * vrn_h
+        v_raw += row * vr_b
+        v_raw_new += row * vrn_b
         if part == K_PARTS:
             v_slc += row * vs_b + kv_head * vs_h
-            append(v_raw + last * vr_s, v_raw_new, tokens > 0, DV_END)
-            append(v_slc + last * vs_s, v_slc_new + row * vsn_b + kv_head * vsn_h, tokens > 0, DV_END)
+            v_slc_new += row * vsn_b + kv_head * vsn_h
+            append(v_raw + last * vr_s + kv_head * vr_h, v_raw_new + kv_head * vrn_h, tokens > 0, DV_END)
+            append(v_slc + last * vs_s, v_slc_new, tokens > 0, DV_END)
         if completes(tokens, BLOCK, STRIDE):
-            v_shares += pair.to(tl.int64) * (V_PARTS if V_KIND == "mlp" else 1) * DV_END
-            phi_program(
-                part - K_PARTS, v_raw + start * vr_s, vr_s, v_raw_new, v_weight, v_weight_s, v_bias,
-                v_weight_out, v_out_s, v_bias_out, v_pe, v_shares, V_KIND, BLOCK, DV_END, V_UNITS, V_RUN,
-                BN, BK, V_ROWS,
-            )  # fmt: skip
+            v_raw += start * vr_s
+            if V_KIND == "mean":
+                mean_program(
+                    v_raw + kv_head * vr_h, vr_s, v_raw_new + kv_head * vrn_h, v_pe,
+                    v_shares + pair.to(tl.int64) * DV_END, BLOCK, DV_END, V_ROWS,
+                )  # fmt: skip
+            elif (part - K_PARTS) * kv_heads + kv_head < V_SLICES:
+                phi_program(
+                    (part - K_PARTS) * kv_heads + kv_head, v_raw, vr_s, vr_h, v_raw_new, vrn_h, kv_heads,
+                    v_weight, v_weight_s, v_bias, v_weight_out, v_out_s, v_bias_out, v_pe,
+                    v_shares + row * kv_heads * V_SHARES * DV_END, V_KIND == "mlp", BLOCK, DV_END, V_UNITS,
+                    V_RUN, V_SHARES, HP, V_DP, BN, BK, STAGES, PRECISION,
+                )  # fmt: skip
     else:
         query, query_rest = load_query(q + row * q_b + kv_head * G * q_h, q_h, G, GP, DK, DR, DK_END)
         score_program(

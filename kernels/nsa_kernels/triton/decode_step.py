@@ -22,28 +22,29 @@ from nsa_kernels.triton.decode import attend
 from nsa_kernels.triton.decode_fresh import step_rank_kernel, step_score_kernel
 from nsa_kernels.triton.decode_plan import prepare, rows_contiguous, scratch
 from nsa_kernels.triton.phi import Phi
-from nsa_kernels.triton.tiles import LOG2E, processors
+from nsa_kernels.triton.tiles import LOG2E, MIN_DOT, processors
 from nsa_kernels.types import NSAOutput
 
 SEARCH: tuple[Mapping[str, int], ...] = tuple(
-    {"units": units, "elements": elements, "programs": programs}
-    for units, elements, programs in (
-        (16, 512, 2),
-        (16, 512, 1),
-        (8, 1024, 2),
-        (8, 512, 4),
-        (16, 256, 2),
-        (4, 1024, 4),
-        (32, 256, 1),
-        (8, 1024, 1),
+    {"units": units, "elements": elements, "stages": stages, "programs": programs}
+    for units, elements, stages, programs in (
+        (16, 256, 4, 2),
+        (16, 256, 3, 2),
+        (16, 512, 2, 2),
+        (16, 128, 4, 2),
+        (16, 256, 4, 4),
+        (16, 256, 4, 1),
+        (32, 256, 3, 2),
+        (64, 128, 3, 2),
     )
 )
 """Candidates for the stage "decode_step": phi's part in the first launch.
 
-units: rows of the first weight that a program takes at a time; elements: of each row, at a time; programs: of
-phi to a multiprocessor, at most about.
+units: rows of the first weight that a program takes at a time. elements: of each row, at a time. stages: of
+the pipeline that loads them. programs: of phi to a multiprocessor, at most about (but each head of a row has
+one).
 """
-_MOST_PARTS = 16  # whose shares each program of the second launch adds up
+_MOST_SHARES = 16  # each program of the second launch adds them up
 
 
 class NewToken(NamedTuple):
@@ -146,14 +147,15 @@ def decode_step(
     if work.pairs == 0:
         return NSAOutput(work.out, work.blocks)
     chosen = phi_config or shipped_config("decode_step", max(key_dim, value_dim), q.device)
-    most = min(_MOST_PARTS, max(1, chosen["programs"] * processors(q.device) // (2 * work.pairs)))
-    k_phi, k_weights = _constants(phi_k, key_dim, most, chosen)
-    v_phi, v_weights = _constants(phi_v, value_dim, most, chosen)
-    k_shares, v_shares = (phi["PARTS"] if phi["KIND"] == "mlp" else 1 for phi in (k_phi, v_phi))
+    heads_padded = max(MIN_DOT, triton.next_power_of_2(kv_heads))
+    # Most steps complete no block: their programs of phi come and go, and should be few.
+    most = max(kv_heads, chosen["programs"] * processors(q.device) // (2 * q.shape[0]))
+    k_phi, k_weights = _constants(phi_k, key_dim, kv_heads, most, chosen)
+    v_phi, v_weights = _constants(phi_v, value_dim, kv_heads, most, chosen)
     k_scratch, v_scratch = scratch(
         q.device,
-        work.pairs * k_shares * key_dim,
-        work.pairs * v_shares * value_dim,
+        work.pairs * k_phi["SHARES"] * key_dim,
+        work.pairs * v_phi["SHARES"] * value_dim,
         dtype=torch.float32,
     )
     p = work.plan
@@ -183,8 +185,10 @@ def decode_step(
         p.window_run,
         **{f"K_{name}": value for name, value in k_phi.items()},
         **{f"V_{name}": value for name, value in v_phi.items()},
+        HP=heads_padded,
         BN=chosen["units"],
-        BK=chosen["elements"],
+        BK=max(MIN_DOT, chosen["elements"] * MIN_DOT // heads_padded),
+        STAGES=chosen["stages"],
         **work.score,
     )
     step_rank_kernel[(p.rank_pieces + p.slices, work.pairs)](
@@ -218,8 +222,8 @@ def decode_step(
         p.tile_run,
         p.window_run,
         p.rank_pieces,
-        K_SHARES=k_shares,
-        V_SHARES=v_shares,
+        K_SHARES=k_phi["SHARES"],
+        V_SHARES=v_phi["SHARES"],
         DK_END=key_dim,
         **work.rank,
     )
@@ -227,15 +231,24 @@ def decode_step(
 
 
 def _constants(
-    phi: Phi, width: int, most: int, config: Mapping[str, int]
+    phi: Phi, width: int, kv_heads: int, most: int, config: Mapping[str, int]
 ) -> tuple[dict[str, Any], tuple[Tensor | int | None, ...]]:
-    """How phi is cut into at most `most` parts, and its weights as the kernel takes them."""
+    """How phi is cut into at most `most` slices of a row, and its weights as the kernel takes them."""
+    next_power = triton.next_power_of_2
     units = 0 if phi.weight is None else phi.weight.shape[0]
     steps = triton.cdiv(units, config["units"])
-    run = max(1, triton.cdiv(steps, most))
-    next_power = triton.next_power_of_2
-    rows = max(1, config["units"] * config["elements"] // next_power(width))
-    constants = {"KIND": phi.kind, "UNITS": units, "RUN": run, "PARTS": max(1, triton.cdiv(steps, run))}
+    run = max(1, triton.cdiv(steps, min(most, _MOST_SHARES) if phi.kind == "mlp" else most))
+    slices = triton.cdiv(steps, run)
+    constants = {
+        "KIND": phi.kind,
+        "UNITS": units,
+        "RUN": run,
+        "SLICES": slices,
+        "SHARES": slices if phi.kind == "mlp" else 1,
+        "PARTS": max(1, triton.cdiv(slices, kv_heads)),
+        "ROWS": max(1, min(64, 8192 // next_power(width))),
+        "DP": max(MIN_DOT, next_power(width)),
+    }
     weight, weight_out = (None if w is None else rows_contiguous(w) for w in (phi.weight, phi.weight_out))
     bias, bias_out, pe = (None if w is None else w.contiguous() for w in (phi.bias, phi.bias_out, phi.pe))
     weights = (
@@ -247,7 +260,7 @@ def _constants(
         bias_out,
         pe,
     )
-    return {**constants, "ROWS": min(rows, 64)}, weights
+    return constants, weights
 
 
 def _tables(rotary: tuple[Tensor, Tensor] | None, width: int) -> tuple[Tensor | None, Tensor | None]:
