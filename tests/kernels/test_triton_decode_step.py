@@ -203,7 +203,7 @@ def test_many_steps_over_overlapping_blocks(kind: str, shares: int) -> None:
     geometry = BlockGeometry(
         block=2 * shares, stride=2, select_block=2 if shares == 3 else 4, select_count=4, window=5
     )
-    rows(kind, [1, 20], geometry=geometry, capacity=28, kv_heads=1, group=1).check(7)
+    rows(kind, [2, 20], geometry=geometry, capacity=26, kv_heads=1, group=1).check(5)
 
 
 def test_different_phis_and_widths() -> None:
