@@ -32,6 +32,7 @@ MODULES = {
     "window_forward": "window",
     "forced_forward": "forced",
     "selected_forward": "selected",
+    "selected_by_block": "selected_by_block",
     "gate_backward": "gates",
     "compressed_backward": "compressed_backward",
     "window_backward": "window_backward",
@@ -71,7 +72,8 @@ class Bench:
 
     def stage(self, name: str) -> Callable[[Mapping[str, int] | None], Any]:
         """The stage as a function of its configuration."""
-        run = getattr(importlib.import_module(f"nsa_kernels.triton.{MODULES[name]}"), name)
+        function = "selected_forward_by_block" if name == "selected_by_block" else name
+        run = getattr(importlib.import_module(f"nsa_kernels.triton.{MODULES[name]}"), function)
         q, k, v, grid = self.q, self.k, self.v, self.grid
         if name == "compressed_forward":
             return lambda c: run(q, self.k_cmp, self.v_cmp, grid, config=c)
@@ -83,7 +85,7 @@ class Bench:
         o_win, lse_win = self.need("window_forward")
         blocks = self.need("select")
         forced = self.need("forced_forward")
-        if name == "selected_forward":
+        if name in ("selected_forward", "selected_by_block"):
             return lambda c: run(
                 q, k, v, blocks, self.gates, o_cmp, o_win, *forced, grid, save=True, config=c
             )

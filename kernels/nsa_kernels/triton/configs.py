@@ -56,11 +56,24 @@ _DECODE = {
     "attend_stages": 3,
 }
 
+_BY_BLOCK = {
+    "BM": 64,
+    "BN": 64,
+    "TMA": 0,
+    "STREAM": 1,
+    "CHUNK": 4096,
+    "PIECE": 64,
+    "ROWS": 4,
+    "SLOTS": 16,
+    "merge_warps": 1,
+}
+
 DEFAULT: Table = {
     "compressed_forward": {128: {"BM": 64, "BN": 32, **_SMALL}},
     "forced_forward": {128: {"BM": 64, "BN": 32, **_SMALL}},
     "select": {128: {"BM": 64, "BN": 64, "OCCUPANCY": 2, **_SMALL}},
     "selected_forward": {128: {"BN": 64, **_SMALL}},
+    "selected_by_block": {128: {**_BY_BLOCK, **_SMALL}},
     "window_forward": {128: {"BM": 64, "BN": 32, **_SMALL}},
     "compressed_backward": {
         128: {"BM": 32, "BN": 64, "CHUNK": 2048, "num_warps": 8, "num_stages": 2},
@@ -90,6 +103,7 @@ H200: Table = {
     "window_forward": {128: {"BM": 64, "BN": 64, "TMA": 0, "EDGES": 0, "num_warps": 4, "num_stages": 3}},
     "forced_forward": {128: {"BM": 64, "BN": 32, "TMA": 0, "num_warps": 4, "num_stages": 3}},
     "selected_forward": {128: {"BN": 32, "TMA": 1, "num_warps": 1, "num_stages": 3}},
+    "selected_by_block": {128: {**_BY_BLOCK, "TMA": 1, "num_warps": 4, "num_stages": 3}},
     "gate_backward": {128: {"BM": 64, "num_warps": 4, "num_stages": 1}},
     "compress_linear": {128: {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 4}},
     "compress_mlp": {
@@ -121,6 +135,9 @@ INTERPRETER: Table = {
     "forced_forward": {128: {"BM": 16, "BN": 16, **_SMALL}},
     "select": {128: {"BM": 16, "BN": 16, "OCCUPANCY": 2, **_SMALL}},
     "selected_forward": {128: {"BN": 16, **_SMALL}},
+    "selected_by_block": {
+        128: {**_BY_BLOCK, **_SMALL, "BM": 16, "BN": 16, "CHUNK": 16, "PIECE": 6, "ROWS": 16, "SLOTS": 2}
+    },
     "window_forward": {128: {"BM": 16, "BN": 16, **_SMALL}},
     "compressed_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 32, "SPLIT": 1, "TMA": 0, **_SMALL}},
     "window_backward": {128: {"BM": 16, "BN": 16, "SPLIT": 1, "TMA": 0, **_SMALL}},

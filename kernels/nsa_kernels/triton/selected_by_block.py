@@ -1,10 +1,10 @@
 """Selected attention, forward, block by block: what `selected` computes, in another order.
 
-A query that gathers its blocks moves all their keys and values to its multiprocessor. Here a program holds one block
-and lets the queries that chose it come by, a tile of them at a time; what moves is a query's rows, once to each of its
-blocks and its partial results back. These wait in a scratch buffer, a slot for each chosen block, until a second kernel
-merges them with what `forced` left, and the other branches. The buffer's size bounds the queries in a chunk; chunks
-follow each other.
+A query that gathers its blocks moves all their keys and values to its multiprocessor. Here a program holds
+one block and lets the queries that chose it come by, a tile of them at a time; what moves is a query's rows,
+once to each of its blocks, and its partial results back. These wait in a scratch buffer, a slot for each
+chosen block, until a second kernel merges them with what `forced` left, and with the other branches. The
+buffer's size bounds the queries in a chunk; chunks follow each other.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ _BASE = {
     "num_warps": 4,
     "num_stages": 3,
     "ROWS": 4,
-    "UNROLL": 13,
+    "SLOTS": 16,
     "merge_warps": 1,
 }
 SEARCH: tuple[dict[str, int], ...] = (
@@ -55,11 +55,12 @@ SEARCH: tuple[dict[str, int], ...] = (
     _BASE | {"CHUNK": 2048},
     _BASE | {"CHUNK": 1024, "STREAM": 0},
     _BASE | {"CHUNK": 512, "STREAM": 0},
-    _BASE | {"UNROLL": 7},
-    _BASE | {"UNROLL": 4},
-    _BASE | {"ROWS": 16, "UNROLL": 2},
-    _BASE | {"ROWS": 8, "UNROLL": 4},
-    _BASE | {"ROWS": 16, "UNROLL": 4, "merge_warps": 4},
+    _BASE | {"SLOTS": 8},
+    _BASE | {"SLOTS": 4},
+    _BASE | {"ROWS": 2},
+    _BASE | {"ROWS": 8, "SLOTS": 8},
+    _BASE | {"ROWS": 16, "merge_warps": 4},
+    _BASE | {"ROWS": 16, "SLOTS": 4, "merge_warps": 4},
 )
 """Candidates for `benchmarks/tune_kernels.py`."""
 
@@ -93,13 +94,13 @@ def selected_forward_by_block(
         lse_forced: Its log-sum-exp [B, N, H], in units of log2.
         grid: Positions and sizes.
         save: Keep what the backward pass needs.
-        config: Launch configuration: BM rows (queries x heads) and BN keys to a tile, CHUNK queries to a chunk, PIECE
-            queries to a program, STREAM = 1 for partial results that pass by the cache, ROWS rows (queries x heads)
-            and UNROLL slots at a time to merge. None = the shipped one.
+        config: Launch configuration: BM rows (queries x heads) and BN keys to a tile, CHUNK queries to a
+            chunk, PIECE queries to a program, STREAM = 1 for partial results that are the first to leave the
+            cache, ROWS rows and SLOTS blocks of a query at a time to merge. None = the shipped one.
 
     Returns:
-        The gated sum [B, N, H, D_v]; the branch's own output [B, N, H, D_v] and its log-sum-exp float32 [B, N, H] in
-        units of log2 (both empty without `save`).
+        The gated sum [B, N, H, D_v]; the branch's own output [B, N, H, D_v] and its log-sum-exp float32
+        [B, N, H] in units of log2 (both empty without `save`).
     """
     width, value_width = q.shape[-1], v.shape[-1]
     chosen = dict(config or shipped("selected_by_block", max(width, value_width), q.device))
@@ -192,7 +193,7 @@ def selected_forward_by_block(
             GH=at_once,
             BQ=tile,
             DV=value_width,
-            UNROLL=min(chosen["UNROLL"], max(free, 1)),
+            MERGED=min(chosen["SLOTS"], triton.next_power_of_2(max(free, 1))),
             SAVE=save,
             num_warps=chosen["merge_warps"],
             num_stages=1,
@@ -201,7 +202,7 @@ def selected_forward_by_block(
 
 
 def _chunk(q: Tensor, value_width: int, free: int, grid: Grid, *, most: int) -> int:
-    """Queries to a chunk: at most so many, and their partial results in `SCRATCH` bytes; one chunk if that will do."""
+    """Queries to a chunk: as many as have their partial results in `SCRATCH` bytes, at most `most`."""
     query = max(1, grid.batch * grid.heads * free * value_width * q.element_size())
     chunk = most
     while chunk > 1 and chunk * query > SCRATCH:
@@ -235,10 +236,8 @@ def _partial_kernel(
     row = tl.arange(0, BQ * GP)
     # Rows that stand for nothing repeat one that does, and are not stored.
     h = tl.minimum(row % GP, G - 1) if G < GP else row % GP
-    if PACKED:  # known to the compiler, this stride costs no registers
-        h_offset = h * (DK + DR)
-    else:
-        h_offset = h.to(tl.int64) * stride_qh
+    # Known to the compiler, the stride costs no registers.
+    h_offset = h * (DK + DR) if PACKED else h.to(tl.int64) * stride_qh
     Q += batch64 * stride_qb + wide(chunk) * CHUNK * stride_qn + group64 * G * stride_qh
     lane_rows = (batch64 * rows * HKV + group64) * FREE * G
     PartsLse += lane_rows
@@ -291,8 +290,9 @@ def _partial_kernel(
             stop = tl.full([BQ * GP], first_key + SIZE, tl.int32)
             for step in tl.range(0, STEPS):
                 acc, top, total = attend(
-                    acc, top, total, x, x_rest, K, V, stride_ks, stride_vs, batch, group, first_key + step * BN,
-                    first_key + SIZE, stop, stop, scale, BN, DK, DR, DV, SIZE % BN != 0, False, TMA, PRECISION,
+                    acc, top, total, x, x_rest, K, V, stride_ks, stride_vs, batch, group,
+                    first_key + step * BN, first_key + SIZE, stop, stop, scale, BN, DK, DR, DV,
+                    SIZE % BN != 0, False, TMA, PRECISION,
                 )  # fmt: skip
             acc, lse = finish(acc, top, total)
 
@@ -311,7 +311,7 @@ def _merge_kernel(
     Blocks, Gates, Compressed, Window, Forced, ForcedLse, Parts, PartsLse, Out, Own, Lse, Starts, Ends,
     stride_gb, stride_gn, stride_gh, stride_gc, chunk, rows, N, HKV,
     CHUNK: tl.constexpr, COUNT: tl.constexpr, FREE: tl.constexpr, SLOTS: tl.constexpr, G: tl.constexpr,
-    GH: tl.constexpr, BQ: tl.constexpr, DV: tl.constexpr, UNROLL: tl.constexpr, SAVE: tl.constexpr,
+    GH: tl.constexpr, BQ: tl.constexpr, DV: tl.constexpr, MERGED: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
     """A program owns BQ queries of one group, with GH of its heads."""
     lane = tl.num_programs(1) - 1 - tl.program_id(1)  # the parts written last may still be in the cache
@@ -331,25 +331,28 @@ def _merge_kernel(
     column = tl.arange(0, DV)[None, :]
     elements = heads[:, None] * DV + column
     slot = tl.arange(0, SLOTS)[None, :]
-    used = tl.load(Blocks + lists[:, None] * COUNT + slot, mask=real[:, None] & (slot < COUNT), other=-1)
+    used = tl.load(Blocks + lists[:, None] * COUNT + slot, mask=inside[:, None] & (slot < COUNT), other=-1)
     free = tl.sum((used >= 0).to(tl.int32), 1) - (COUNT - FREE)  # negative where not even the forced are used
 
     entries = (((batch * rows + inner) * HKV + group) * FREE) * G + head
-    forced = tl.load(ForcedLse + heads, mask=real, other=0.0)
-    shares = tl.load(PartsLse + entries[:, None] + slot * G, mask=slot < free[:, None], other=float("-inf"))
-    top = tl.maximum(forced, tl.max(shares, 1))
-    lse = top + tl.log2(tl.exp2(forced - top) + tl.sum(tl.exp2(shares - top[:, None]), 1))
-    acc = tl.load(Forced + elements, mask=real[:, None], other=0.0).to(tl.float32)
-    acc = acc * tl.exp2(forced - lse)[:, None]
-    part = entries[:, None] * DV + column
-    for first in tl.range(0, FREE, UNROLL):
-        for offset in tl.static_range(UNROLL):
-            index = first + offset
-            there = index < free
-            share = tl.load(PartsLse + entries + index * G, mask=there, other=float("-inf"))
-            one = Parts + part + index * (G * DV)
-            one = tl.load(one, mask=there[:, None], other=0.0, eviction_policy="evict_first")
-            acc += one.to(tl.float32) * tl.exp2(share - lse)[:, None]
+    top = tl.where(real, tl.load(ForcedLse + heads, mask=inside, other=0.0), 0.0)
+    acc = tl.load(Forced + elements, mask=inside[:, None], other=0.0).to(tl.float32)
+    total = tl.full([BQ * GH], 1.0, tl.float32)
+    for first in tl.range(0, FREE, MERGED):
+        index = first + tl.arange(0, MERGED)[None, :]
+        there = index < free[:, None]
+        entry = entries[:, None] + index * G
+        parts = Parts + entry[:, :, None] * DV + tl.arange(0, DV)[None, None, :]
+        parts = tl.load(parts, mask=there[:, :, None], other=0.0, eviction_policy="evict_first")
+        shares = tl.load(PartsLse + entry, mask=there, other=float("-inf"))
+        new_top = tl.maximum(top, tl.max(shares, 1))
+        shares = tl.exp2(shares - new_top[:, None])
+        fade = tl.exp2(top - new_top)
+        total = total * fade + tl.sum(shares, 1)
+        acc = acc * fade[:, None] + tl.sum(parts.to(tl.float32) * shares[:, :, None], 1)
+        top = new_top
+    acc = tl.where(real[:, None], acc / total[:, None], 0.0)
+    lse = tl.where(real, top + tl.log2(total), float("inf"))
 
     gates = Gates + batch * stride_gb + query * stride_gn + (group * G + head) * stride_gh
     g_cmp = tl.load(gates, mask=real, other=0.0).to(tl.float32)
@@ -361,4 +364,4 @@ def _merge_kernel(
     tl.store(Out + elements, result.to(Out.dtype.element_ty), mask=inside[:, None])
     if SAVE:
         tl.store(Own + elements, acc.to(Own.dtype.element_ty), mask=inside[:, None])
-        tl.store(Lse + heads, tl.where(real, lse, float("inf")), mask=inside)
+        tl.store(Lse + heads, lse, mask=inside)
