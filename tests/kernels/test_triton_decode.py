@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.importorskip("triton")
 
+import nsa_kernels.triton as triton_backend
 from nsa_kernels import BlockGeometry, compress_mean, num_blocks, reference
 from nsa_kernels.triton.configs import config as shipped_config
 from nsa_kernels.triton.decode import decode
@@ -201,6 +202,21 @@ def test_strided_inputs() -> None:
 
 def test_half_precision() -> None:
     check(make(SMALL, [121, 50], capacity=130, dtype=torch.float16), tolerance=5e-3)
+
+
+def test_the_backend_takes_prefill_only_for_gradients() -> None:
+    call = make(SMALL, [20, 9], capacity=20, kv_heads=1)
+    plain = call.run(triton_backend.decode)
+    assert torch.equal(plain.out, call.run().out)
+    call.q.requires_grad_()
+    out, blocks = call.run(triton_backend.decode)
+    assert torch.equal(blocks, plain.blocks)
+    torch.testing.assert_close(out.detach(), plain.out, rtol=1e-5, atol=1e-5)
+    out.sum().backward()
+    assert call.q.grad.isfinite().all()
+    assert call.q.grad.any()
+    with torch.no_grad():
+        assert torch.equal(call.run(triton_backend.decode).out, plain.out)
 
 
 def test_no_rows() -> None:
