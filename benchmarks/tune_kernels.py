@@ -2,9 +2,9 @@
 
     python benchmarks/tune_kernels.py --length 65536 --stages compressed_forward,select --output tuned.json
 
-Candidates are compiled first, by as many processes as there are cores, and then measured one by one: the median of
-CUDA-event times. Each result is compared with that of the first candidate. The winners belong into
-`kernels/nsa_kernels/triton/configs.py`.
+Candidates are compiled first, by as many processes as there are cores, and then measured one by one: the
+median of CUDA-event times. Each result is compared with that of the first candidate. The winners belong
+into `kernels/nsa_kernels/triton/configs.py`.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import statistics
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ MODULES = {
     "window_forward": "window",
     "forced_forward": "forced",
     "selected_forward": "selected",
-    "selected_by_block": "selected_by_block",
     "gate_backward": "gates",
     "compressed_backward": "compressed_backward",
     "window_backward": "window_backward",
@@ -47,7 +47,13 @@ class Bench:
         """Random inputs on the GPU."""
         torch.manual_seed(0)
         self.geometry = BlockGeometry()
-        n, h, hk, d, dv = args.length, args.heads, args.kv_heads, args.head_dim, args.value_dim or args.head_dim
+        n, h, hk, d, dv = (
+            args.length,
+            args.heads,
+            args.kv_heads,
+            args.head_dim,
+            args.value_dim or args.head_dim,
+        )
 
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
@@ -64,7 +70,7 @@ class Bench:
         )
         self._made: dict[str, Any] = {}
 
-    def need(self, name: str) -> Any:
+    def need(self, name: str) -> Any:  # noqa: ANN401
         """A result of an earlier stage."""
         if name not in self._made:
             self._made[name] = self.stage(name)(None)
@@ -72,8 +78,7 @@ class Bench:
 
     def stage(self, name: str) -> Callable[[Mapping[str, int] | None], Any]:
         """The stage as a function of its configuration."""
-        function = "selected_forward_by_block" if name == "selected_by_block" else name
-        run = getattr(importlib.import_module(f"nsa_kernels.triton.{MODULES[name]}"), function)
+        run = getattr(importlib.import_module(f"nsa_kernels.triton.{MODULES[name]}"), name)
         q, k, v, grid = self.q, self.k, self.v, self.grid
         if name == "compressed_forward":
             return lambda c: run(q, self.k_cmp, self.v_cmp, grid, config=c)
@@ -85,7 +90,7 @@ class Bench:
         o_win, lse_win = self.need("window_forward")
         blocks = self.need("select")
         forced = self.need("forced_forward")
-        if name in ("selected_forward", "selected_by_block"):
+        if name == "selected_forward":
             return lambda c: run(
                 q, k, v, blocks, self.gates, o_cmp, o_win, *forced, grid, save=True, config=c
             )
@@ -95,7 +100,7 @@ class Bench:
         dgates = self.need("gate_backward")
         dq = self._made.setdefault("dq", torch.zeros(q.shape, device="cuda", dtype=torch.float32))
 
-        def backward(c: Mapping[str, int] | None, *, check: bool = True) -> Any:
+        def backward(c: Mapping[str, int] | None, *, check: bool = True) -> tuple[Tensor, ...]:
             upstream = (self.dout, *lse, self.gates, dgates)
             dq.zero_() if check else None
             out = run(*kv, *upstream, *extra, dq, grid, config=c)
@@ -133,7 +138,9 @@ def main() -> None:
 def _measure(bench: Bench, stage: str, repeats: int) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     run = bench.stage(stage)
-    plain: dict[str, Any] = {"check": False} if stage.endswith("_backward") and stage != "gate_backward" else {}
+    plain: dict[str, Any] = (
+        {"check": False} if stage.endswith("_backward") and stage != "gate_backward" else {}
+    )
     first = None
     for config in _search(stage):
         try:
@@ -142,12 +149,17 @@ def _measure(bench: Bench, stage: str, repeats: int) -> list[dict[str, Any]]:
             if first is None:
                 first = result
             error = max(_difference(a, b) for a, b in zip(result, first, strict=True))
-            times = sorted(_time(lambda: run(config, **plain)) for _ in range(repeats))
+            times = sorted(_time(partial(run, config, **plain)) for _ in range(repeats))
         except Exception as problem:  # a candidate that does not fit this GPU must not end the run
             entries.append({"config": config, "error": str(problem).strip().splitlines()[-1][:120]})
             continue
         entries.append(
-            {"config": config, "ms": round(statistics.median(times), 3), "least": round(times[0], 3), "off": error}
+            {
+                "config": config,
+                "ms": round(statistics.median(times), 3),
+                "least": round(times[0], 3),
+                "off": error,
+            }
         )
     return entries
 
@@ -184,7 +196,9 @@ def _compile(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--length", type=int, default=65536)
     parser.add_argument("--heads", type=int, default=64)
     parser.add_argument("--kv-heads", type=int, default=4)

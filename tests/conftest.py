@@ -12,3 +12,7 @@ if "torch" in sys.modules:  # a plugin was first
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
+
+if not os.path.exists("/dev/nvidiactl"):
+    # Triton's kernels then run in its interpreter, if it is asked for before anything imports them.
+    os.environ.setdefault("TRITON_INTERPRET", "1")

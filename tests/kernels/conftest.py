@@ -125,7 +125,10 @@ TORCH_PATHS = {"torch-masked": EVERYTHING, "torch-mixed": 24, "torch-chunked": 0
 """Keys up to which masks are used; rows that start at different positions are always chunked."""
 
 
-@pytest.fixture(scope="module", params=[*TORCH_PATHS, *available_backends()])
+# The triton backend is slow in the interpreter and computes in float32: its tests are its own.
+@pytest.fixture(
+    scope="module", params=[*TORCH_PATHS, *(name for name in available_backends() if name != "triton")]
+)
 def attention(request: pytest.FixtureRequest) -> Iterator[Callable]:
     """`nsa_attention` with each backend, and each path of the torch backend, in turn."""
     name = request.param

@@ -1,10 +1,11 @@
 """Clocks: CUDA events around runs that take turns, with the L2 cache flushed before each.
 
-`take_turns` is for work of a millisecond or more: contenders run one after the other, round by round, so that
-what heats the card meets all of them. Nothing waits between the runs: the launches stay ahead of the device.
-`per_call` is for decode: many calls between two events, over input sets that together are larger than
-the L2 cache, so that each call finds its own gone, as between the layers of a model. As one CUDA graph it
-times the kernels, without one also what the host needs to launch them.
+`take_turns` is for work of a millisecond or more: contenders take turns of several runs each, the first of
+which is not timed, so that each is measured at the clock that its own work leaves to the card, and a card
+that slows down meets all of them. Nothing waits between the runs: the launches stay ahead of the device.
+`per_call` is for decode: many calls between two events, over input sets that together are larger than the
+L2 cache, so that each call finds its own gone, as between the layers of a model. As one CUDA graph it times
+the kernels, without one also what the host needs to launch them.
 
 On a CPU (tests) the same functions read the wall clock.
 """
@@ -26,6 +27,8 @@ Run = Callable[[], object]
 FLUSH_BYTES = 256 * 2**20
 """Written between two runs: several times any L2 cache."""
 MIN_RUNS = 3
+TURNS = 3
+"""Turns that a contender's runs are dealt to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,8 @@ class Clock:
 
         Args:
             contenders: Name -> phases that follow each other (forward, backward), timed one by one.
-            repeats: Rounds, as far as `seconds` for each contender allow.
-            seconds: See there; three rounds at least.
+            repeats: Timed runs of each, as far as `seconds` for each contender allow.
+            seconds: See there; three runs at least.
 
         Returns:
             Name -> a Timing for each phase, and behind them one for all phases together.
@@ -85,10 +88,11 @@ class Clock:
         for phases in contenders.values():
             self._laps(phases)()  # compiles
             slowest = max(slowest, sum(self._laps(phases)()))
-        rounds = max(MIN_RUNS, min(repeats, int(1000 * seconds / max(slowest, 1e-6))))
-        for _ in range(rounds):
+        runs = max(MIN_RUNS, min(repeats, int(1000 * seconds / max(slowest, 1e-6))))
+        for share in _shares(runs, TURNS):
             for name, phases in contenders.items():
-                times[name].append(self._laps(phases))
+                self._laps(phases)()  # in its own state: what ran before it has heated the card
+                times[name] += [self._laps(phases) for _ in range(share)]
         return {name: self._summary([read() for read in laps]) for name, laps in times.items()}
 
     def _summary(self, laps: Sequence[Sequence[float]]) -> list[Timing]:
@@ -176,3 +180,8 @@ class Clock:
         )
         product, copy = times["product"][0].median, times["copy"][0].median
         return Ceilings(2 * side**3 / product * 1e-9, 2 * source.nbytes / copy * 1e-9, measured=True)
+
+
+def _shares(runs: int, turns: int) -> list[int]:
+    """Runs of each turn."""
+    return [len(range(turn, runs, turns)) for turn in range(min(turns, runs))]

@@ -162,13 +162,13 @@ def _compressed_forward(
     total = tl.zeros([BQ * GP], tl.float32)
     for at in tl.range(0, all_see, BN):
         acc, top, total = attend(
-            acc, top, total, q, q_rest, k, v, stride_kc, stride_vc, batch, group, at, most, seen, seen, scale,
-            BN, DK, DR, DV, False, False, TMA, PRECISION,
+            acc, top, total, q, q_rest, k, v, stride_kc, stride_vc, batch, group, at, most, seen, seen,
+            scale, BN, DK, DR, DV, False, False, TMA, PRECISION,
         )  # fmt: skip
     for at in tl.range(all_see, most, BN):
         acc, top, total = attend(
-            acc, top, total, q, q_rest, k, v, stride_kc, stride_vc, batch, group, at, most, seen, seen, scale,
-            BN, DK, DR, DV, True, False, TMA, PRECISION,
+            acc, top, total, q, q_rest, k, v, stride_kc, stride_vc, batch, group, at, most, seen, seen,
+            scale, BN, DK, DR, DV, True, False, TMA, PRECISION,
         )  # fmt: skip
     acc, lse = finish(acc, top, total)
     acc = tl.where(real[:, None], acc, 0.0)

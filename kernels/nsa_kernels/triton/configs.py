@@ -1,7 +1,8 @@
 """Launch configurations, measured once and shipped: nothing is tuned at run time.
 
-Each stage names its parameters itself (BM rows of queries and BN keys to a tile, mostly). A stage's candidates are
-measured by `benchmarks/tune_kernels.py` on the machine that it runs on; what wins goes into these tables.
+Each stage names its parameters itself (BM rows of queries and BN keys to a tile, mostly). A stage's
+candidates are measured by `benchmarks/tune_kernels.py` on the machine that it runs on; what wins goes into
+these tables.
 """
 
 import functools
@@ -47,7 +48,7 @@ _DECODE = {
     "programs": 2,
     "blocks": 128,
     "columns": 16,
-    "slots": 2,
+    "values": 32,
     "overlap": 0,
     "score_warps": 4,
     "score_stages": 2,
@@ -56,24 +57,11 @@ _DECODE = {
     "attend_stages": 3,
 }
 
-_BY_BLOCK = {
-    "BM": 64,
-    "BN": 64,
-    "TMA": 0,
-    "STREAM": 1,
-    "CHUNK": 4096,
-    "PIECE": 64,
-    "ROWS": 4,
-    "SLOTS": 16,
-    "merge_warps": 1,
-}
-
 DEFAULT: Table = {
     "compressed_forward": {128: {"BM": 64, "BN": 32, **_SMALL}},
     "forced_forward": {128: {"BM": 64, "BN": 32, **_SMALL}},
     "select": {128: {"BM": 64, "BN": 64, "OCCUPANCY": 2, **_SMALL}},
     "selected_forward": {128: {"BN": 64, **_SMALL}},
-    "selected_by_block": {128: {**_BY_BLOCK, **_SMALL}},
     "window_forward": {128: {"BM": 64, "BN": 32, **_SMALL}},
     "compressed_backward": {
         128: {"BM": 32, "BN": 64, "CHUNK": 2048, "num_warps": 8, "num_stages": 2},
@@ -96,14 +84,15 @@ DEFAULT: Table = {
 }
 
 H200: Table = {
-    "compressed_forward": {128: {"BM": 64, "BN": 64, "TMA": 1, "num_warps": 4, "num_stages": 3}},
+    "compressed_forward": {
+        128: {"BM": 64, "BN": 64, "TMA": 1, "num_warps": 4, "num_stages": 1, "maxnreg": 168}
+    },
     "select": {
         128: {"BM": 128, "BN": 64, "TMA": 1, "OCCUPANCY": 3, "num_warps": 4, "num_stages": 3, "maxnreg": 160}
     },
-    "window_forward": {128: {"BM": 64, "BN": 64, "TMA": 0, "EDGES": 0, "num_warps": 4, "num_stages": 3}},
+    "window_forward": {128: {"BM": 64, "BN": 64, "TMA": 0, "num_warps": 4, "num_stages": 3}},
     "forced_forward": {128: {"BM": 64, "BN": 32, "TMA": 0, "num_warps": 4, "num_stages": 3}},
     "selected_forward": {128: {"BN": 32, "TMA": 1, "num_warps": 1, "num_stages": 3}},
-    "selected_by_block": {128: {**_BY_BLOCK, "TMA": 1, "num_warps": 4, "num_stages": 3}},
     "gate_backward": {128: {"BM": 64, "num_warps": 4, "num_stages": 1}},
     "compress_linear": {128: {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 4}},
     "compress_mlp": {
@@ -135,9 +124,6 @@ INTERPRETER: Table = {
     "forced_forward": {128: {"BM": 16, "BN": 16, **_SMALL}},
     "select": {128: {"BM": 16, "BN": 16, "OCCUPANCY": 2, **_SMALL}},
     "selected_forward": {128: {"BN": 16, **_SMALL}},
-    "selected_by_block": {
-        128: {**_BY_BLOCK, **_SMALL, "BM": 16, "BN": 16, "CHUNK": 16, "PIECE": 6, "ROWS": 16, "SLOTS": 2}
-    },
     "window_forward": {128: {"BM": 16, "BN": 16, **_SMALL}},
     "compressed_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 32, "SPLIT": 1, "TMA": 0, **_SMALL}},
     "window_backward": {128: {"BM": 16, "BN": 16, "SPLIT": 1, "TMA": 0, **_SMALL}},

@@ -8,8 +8,7 @@
 3. decode_attend.py: the n best of all, attention to them, and the gated sum.
 
 The grids follow from the tensors' shapes alone; the lengths are read on the device, and programs past a row's
-end return at once. No state stays behind between calls: the counter of the third launch is cleared by the
-first.
+end return at once. No state stays behind between calls.
 """
 
 from collections.abc import Mapping
@@ -29,37 +28,31 @@ SEARCH: tuple[Mapping[str, int], ...] = tuple(
         "keys": keys,
         "window_keys": 64,
         "programs": programs,
-        "blocks": blocks,
+        "blocks": 128,
         "columns": columns,
-        "slots": slots,
+        "values": values,
         "overlap": overlap,
         "score_warps": 4,
         "score_stages": stages,
-        "rank_warps": rank_warps,
+        "rank_warps": 4,
         "attend_warps": attend_warps,
-        "attend_stages": 3,
+        "attend_stages": attend_stages,
     }
-    for overlap, keys, programs, stages, blocks, columns, rank_warps, slots, attend_warps in (
-        (0, 128, 2, 2, 128, 16, 4, 2, 4),
-        (1, 128, 2, 2, 128, 16, 4, 2, 4),
-        (1, 64, 4, 2, 128, 16, 4, 2, 4),
-        (1, 64, 2, 3, 128, 16, 4, 2, 4),
-        (1, 128, 3, 2, 128, 16, 8, 1, 8),
-        (1, 64, 3, 3, 64, 16, 4, 1, 8),
-        (1, 128, 2, 3, 128, 8, 4, 2, 8),
-        (1, 64, 4, 3, 128, 32, 8, 4, 4),
-        (1, 128, 2, 2, 256, 16, 8, 2, 4),
-        (1, 64, 6, 2, 128, 16, 4, 1, 8),
-        (1, 128, 1, 3, 128, 16, 4, 4, 4),
-        (0, 64, 4, 2, 128, 16, 4, 1, 8),
+    for overlap, keys, programs, stages, columns, values, attend_warps, attend_stages in (
+        (1, 128, 2, 2, 16, 32, 4, 4),
+        (1, 128, 2, 2, 8, 64, 8, 4),
+        (0, 128, 2, 2, 8, 64, 8, 4),
+        (1, 128, 2, 2, 8, 64, 4, 5),
+        (1, 128, 2, 2, 8, 16, 2, 6),
+        (1, 128, 4, 1, 8, 32, 4, 6),
     )
 )
 """Candidates for `benchmarks/tune_kernels.py`.
 
 keys: compressed keys to a tile. window_keys: tokens to a tile of the window. programs: of the first launch to
 a multiprocessor, at most about. blocks: selection blocks that one program ranks. columns: of the values that
-one program merges. slots: selected blocks to a program. The rest: warps and pipeline stages of the three
-launches.
+one program merges. values: of them, those to a program of the third launch, at least. The rest: warps and
+pipeline stages of the three launches.
 """
 
 
@@ -110,7 +103,6 @@ def decode(
         work.stats,
         work.reference,
         work.pooled,
-        work.counter,
         *q.stride()[:2],
         *k_cmp.stride()[:3],
         *v_cmp.stride()[:3],
@@ -152,7 +144,7 @@ def attend(
 ) -> NSAOutput:
     """The third launch."""
     p = work.plan
-    attend_kernel[(p.chunks, work.pairs)](
+    attend_kernel[(p.value_slices, work.pairs)](
         q,
         k_slc,
         v_slc,
@@ -161,11 +153,8 @@ def attend(
         work.candidate_value,
         work.candidate_block,
         work.base,
-        work.chunk_partial,
-        work.chunk_stats,
-        work.counter,
         work.out,
-        work.counter if work.blocks is None else work.blocks,
+        work.candidate_block if work.blocks is None else work.blocks,
         *q.stride()[:2],
         *k_slc.stride()[:3],
         *v_slc.stride()[:3],

@@ -1,7 +1,8 @@
 """Third launch of decode: the n best blocks, attention to them, and the sum of the branches.
 
-Every program ranks the candidates by itself, attends to its own few blocks and leaves a partial; the last
-program of a pair to arrive merges these and writes the output.
+A program owns some columns of the values of one pair. It ranks the candidates by itself, scores all n
+blocks' keys, which the other programs of the pair score as well, and is done with its columns: the keys
+come out of the L2 cache several times, but nobody waits for anybody, and there are no partials to merge.
 """
 
 import triton
@@ -9,17 +10,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
 from nsa_kernels.triton.decode_score import load_query
-from nsa_kernels.triton.decode_tile import (
-    absorb,
-    load_rows,
-    load_shares,
-    load_stats,
-    log_sum_exp,
-    scores,
-    store_partial,
-    weigh,
-    weigh_rest,
-)
+from nsa_kernels.triton.decode_tile import absorb, scores
 
 
 @triton.jit
@@ -37,15 +28,14 @@ def count_others(value, run, other_value, other_run):
 
 
 @triton.jit
-def write_blocks(blocks, before, block, mine, COUNT: tl.constexpr, COUNT_P: tl.constexpr):
-    """Writes the COUNT best of the candidates in ascending order, then -1, where this program is to do it."""
+def best(before, block, COUNT: tl.constexpr, COUNT_P: tl.constexpr):
+    """The COUNT first of the candidates, by what comes before each; ascending, then -1 [COUNT_P]."""
     slot = tl.arange(0, COUNT_P)
-    best = before[None, :] == slot[:, None]
-    best = tl.sum(tl.where(best, block[None, :] + 1, 0), 1) - 1
+    chosen = tl.sum(tl.where(before[None, :] == slot[:, None], block[None, :] + 1, 0), 1) - 1
     # The unused, all -1, stay behind in their order.
-    order = tl.where((best < 0) | (slot >= COUNT), 0x7FFFFFFF - COUNT_P + slot, best)
-    order = tl.sum((order[None, :] < order[:, None]).to(tl.int32), 1)
-    tl.store(blocks + order, tl.where(slot < COUNT, best, -1), mask=(order < COUNT) & mine)
+    order = tl.where((chosen < 0) | (slot >= COUNT), 0x7FFFFFFF - COUNT_P + slot, chosen)
+    rank = tl.sum((order[None, :] < order[:, None]).to(tl.int32), 1)
+    return tl.sum(tl.where(rank[None, :] == slot[:, None], chosen[None, :] + 1, 0), 1) - 1
 
 
 @triton.jit
@@ -58,9 +48,6 @@ def attend_kernel(
     candidate_value,
     candidate_block,
     base,
-    partial,
-    stats,
-    counter,
     out,
     blocks,
     q_b,
@@ -78,29 +65,24 @@ def attend_kernel(
     pieces,
     G: tl.constexpr,
     GP: tl.constexpr,
-    GROUP: tl.constexpr,
     DK: tl.constexpr,
     DR: tl.constexpr,
     DK_END: tl.constexpr,
-    DV: tl.constexpr,
     DV_END: tl.constexpr,
+    VALUES: tl.constexpr,
     SELECT_BLOCK: tl.constexpr,
     COUNT: tl.constexpr,
     COUNT_P: tl.constexpr,
     CANDIDATES: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    SLOTS: tl.constexpr,
     LT: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    CHUNKS_P: tl.constexpr,
-    RUN: tl.constexpr,
     RETURN_BLOCKS: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Grid (ceil(n / SLOTS), pairs)."""
-    chunk = tl.program_id(0)
+    """Grid (ceil(D_v / VALUES), pairs)."""
+    part = tl.program_id(0)
     pair = tl.program_id(1)
     row = (pair // kv_heads).to(tl.int64)
     kv_head = pair % kv_heads
@@ -116,21 +98,20 @@ def attend_kernel(
     value = tl.load(candidate_value + place, mask=there, other=-2.0)
     block = tl.load(candidate_block + place, mask=there, other=0)
     own = (tokens + SELECT_BLOCK - 1) // SELECT_BLOCK - 1  # -1 where there are no tokens
-    used = (tl.minimum(COUNT, own + 1) + SLOTS - 1) // SLOTS
+    used = tl.minimum(COUNT, own + 1)
     blocks += pair.to(tl.int64) * COUNT
     out += pair.to(tl.int64) * G * DV_END
-    head = tl.arange(0, GROUP)
-    column = tl.arange(0, DV)
+    head = tl.arange(0, GP)
+    column = part * VALUES + tl.arange(0, VALUES)
     slot = tl.arange(0, COUNT_P)
     inside = (head < G)[:, None] & (column < DV_END)[None, :]
+    target = out + head[:, None] * DV_END + column[None, :]
 
     if used == 0:
-        if chunk == 0:
-            zeros = tl.zeros([GROUP, DV], dtype=tl.float32).to(out.dtype.element_ty)
-            tl.store(out + head[:, None] * DV_END + column[None, :], zeros, mask=inside)
-            if RETURN_BLOCKS:
-                tl.store(blocks + slot, tl.full([COUNT_P], -1, dtype=tl.int32), mask=slot < COUNT)
-    elif chunk < used:
+        tl.store(target, tl.zeros([GP, VALUES], tl.float32).to(out.dtype.element_ty), mask=inside)
+        if RETURN_BLOCKS:
+            tl.store(blocks + slot, tl.full([COUNT_P], -1, tl.int32), mask=(slot < COUNT) & (part == 0))
+    else:
         live = place < (own // BN + 1) * COUNT_P
         value = tl.where(live, value, -2.0)
         block = tl.where(live, block, 0)
@@ -144,46 +125,30 @@ def attend_kernel(
                 before += count_others(value, place // COUNT_P, other_value, other // COUNT_P)
         else:
             before += count_others(value, place // COUNT_P, value, place // COUNT_P)
-        before = tl.where(value >= 0, before, COUNT_P)
-
+        chosen = best(tl.where(value >= 0, before, COUNT_P), block, COUNT, COUNT_P)
         if RETURN_BLOCKS:
-            write_blocks(blocks, before, block, chunk == 0, COUNT, COUNT_P)
+            tl.store(blocks + slot, chosen, mask=(slot < COUNT) & (part == 0))
 
         k_slc += row * k_b + kv_head * k_h
         v_slc += row * v_b + kv_head * v_h
         m = tl.full([GP], float("-inf"), dtype=tl.float32)
         total = tl.zeros([GP], dtype=tl.float32)
-        acc = tl.zeros([GP, DV], dtype=tl.float32)
-        inner = tl.arange(0, LT)
+        acc = tl.zeros([GP, VALUES], dtype=tl.float32)
         tiles: tl.constexpr = (SELECT_BLOCK + LT - 1) // LT
-        first_slot = chunk * SLOTS
-        slots = tl.minimum(SLOTS, tl.minimum(COUNT, own + 1) - first_slot)
-        for tile in range(slots * tiles):
-            chosen = tl.sum(tl.where(before == first_slot + tile // tiles, block, 0), 0)
-            begin = chosen * SELECT_BLOCK + tile % tiles * LT
-            end = tl.minimum((chosen + 1) * SELECT_BLOCK, tokens)
-            seen = inner < end - begin
+        inner = tl.arange(0, LT)
+        for step in range(used * tiles):
+            picked = tl.sum(tl.where(slot == step // tiles, chosen, 0), 0)
+            begin = picked * SELECT_BLOCK + step % tiles * LT
+            seen = inner < tl.minimum((picked + 1) * SELECT_BLOCK, tokens) - begin
             keys = k_slc + begin.to(tl.int64) * k_s
             s = scores(query, query_rest, keys, inner * k_s, seen, scale_log2, DK, DR, DK_END, PRECISION)
-            values = load_rows(v_slc + begin.to(tl.int64) * v_s, inner * v_s, seen, 0, DV, DV_END)
+            cell = v_slc + begin.to(tl.int64) * v_s + inner[:, None] * v_s + column[None, :]
+            values = tl.load(cell, mask=seen[:, None] & (column < DV_END)[None, :], other=0.0)
             _, m, total, acc = absorb(s, values, m, total, acc, PRECISION)
 
-        share = pair.to(tl.int64) * CHUNKS
-        partial += share * G * DV_END
-        stats += share * 2 * G
-        store_partial(partial + chunk * G * DV_END, stats + chunk * 2 * G, m, total, acc, G, GP, DV, DV_END)
-        tl.debug_barrier()  # all threads' stores come before the one thread's count
-        arrived = tl.atomic_add(counter + pair, 1, sem="acq_rel")
-        if arrived == used - 1:
-            m_all, total_all = load_stats(stats, 0, used, G, GROUP, CHUNKS_P, ".cg")
-            m_run = load_stats(stats, 0, used, G, GROUP, RUN, ".cg")[0]
-            shares = load_shares(partial, 0, used, column, G, GROUP, DV_END, RUN, ".cg")
-            gate = gates + row * gate_b + (kv_head * G + head) * gate_h
-            gate = tl.load(gate + 1, mask=head < G, other=0.0).to(tl.float32)
-            base += pair.to(tl.int64) * G * DV_END
-            rest = tl.load(base + head[:, None] * DV_END + column[None, :], mask=inside, other=0.0)
-            lse = log_sum_exp(m_all, total_all)
-            result = weigh(shares, m_run, lse)
-            result = weigh_rest(result, partial, stats, lse, used, column, G, GROUP, DV_END, RUN, ".cg")
-            result = (rest + gate[:, None] * result).to(out.dtype.element_ty)
-            tl.store(out + head[:, None] * DV_END + column[None, :], result, mask=inside)
+        gate = gates + row * gate_b + (kv_head * G + head) * gate_h
+        gate = tl.load(gate + 1, mask=head < G, other=0.0).to(tl.float32)
+        rest = base + (pair.to(tl.int64) * G + head[:, None]) * DV_END + column[None, :]
+        rest = tl.load(rest, mask=inside, other=0.0)
+        result = rest + (gate / total)[:, None] * acc
+        tl.store(target, result.to(out.dtype.element_ty), mask=inside)

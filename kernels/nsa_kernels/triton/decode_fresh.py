@@ -22,7 +22,7 @@ def step_score_kernel(
     k_raw_new, v_raw_new, k_slc_new, v_slc_new, k_win_new, v_win_new, lengths,
     k_weight, k_weight_s, k_bias, k_weight_out, k_out_s, k_bias_out, k_pe, k_shares,
     v_weight, v_weight_s, v_bias, v_weight_out, v_out_s, v_bias_out, v_pe, v_shares,
-    partial, stats, reference, pooled, counter,
+    partial, stats, reference, pooled,
     q_b, q_h, kr_b, kr_s, kr_h, vr_b, vr_s, vr_h, kc_b, kc_s, kc_h, vc_b, vc_s, vc_h,
     ks_b, ks_s, ks_h, vs_b, vs_s, vs_h, kw_b, kw_s, kw_h, vw_b, vw_s, vw_h,
     krn_b, krn_h, vrn_b, vrn_h, ksn_b, ksn_h, vsn_b, vsn_h, kwn_b, kwn_h, vwn_b, vwn_h,
@@ -53,7 +53,6 @@ def step_score_kernel(
         k_raw += row * kr_b
         k_raw_new += row * krn_b
         if part == 0:
-            tl.store(counter + pair, 0)  # of the third launch
             k_slc += row * ks_b + kv_head * ks_h
             k_slc_new += row * ksn_b + kv_head * ksn_h
             append(k_raw + last * kr_s + kv_head * kr_h, k_raw_new + kv_head * krn_h, tokens > 0, DK_END)

@@ -41,9 +41,9 @@ class Plan:
     """Programs to a pair that rank."""
     slices: int
     """Programs to a pair that merge columns of the values."""
-    slots: int
-    """Selected blocks to a program of the third launch."""
-    chunks: int
+    values: int
+    """Columns of the values to a program of the third launch."""
+    value_slices: int
     """Programs to a pair in the third launch."""
 
 
@@ -83,7 +83,11 @@ def plan(
     rank_blocks = max(
         min(rank_blocks, triton.next_power_of_2(blocks)), triton.next_power_of_2(geometry.select_count)
     )
-    slots = min(config["slots"], geometry.select_count)
+    # Narrow slices while there are processors to spare: each slice reads all selected keys.
+    width = max(MIN_DOT, triton.next_power_of_2(value_dim))
+    values = min(width, max(MIN_DOT, config["values"]))
+    while values < width and pairs * triton.cdiv(value_dim, values) > count:
+        values *= 2
     return Plan(
         pieces=pieces,
         tile_blocks=tile_blocks,
@@ -96,8 +100,8 @@ def plan(
         rank_blocks=rank_blocks,
         rank_pieces=triton.cdiv(blocks, rank_blocks),
         slices=triton.cdiv(value_dim, config["columns"]),
-        slots=slots,
-        chunks=triton.cdiv(geometry.select_count, slots),
+        values=values,
+        value_slices=triton.cdiv(value_dim, values),
     )
 
 
@@ -119,16 +123,12 @@ class Work:
     """float32 [pair, tile, spill + 1, G, tile_blocks]."""
     base: Tensor
     """float32 [pair, G, D_v]: the compressed and the window branch, gated."""
-    chunk_partial: Tensor
-    chunk_stats: Tensor
     candidate_value: Tensor
     """float32 [pair, piece, n padded]: importance of each piece's best blocks, best first."""
     candidate_block: Tensor
     """int32, their indices."""
     ranked: Tensor
     """int32 [pair, blocks]: bits of the importance, where a piece is ranked in parts."""
-    counter: Tensor
-    """int32 [pair]: programs of the third launch that are done."""
     score: dict[str, Any]
     """Constants of the first launch."""
     rank: dict[str, Any]
@@ -154,28 +154,24 @@ def prepare(
     count, rows, padded_group = geometry.select_count, next_power(geometry.select_block), next_power(group)
     count_p, shares, splits = next_power(count), p.splits + p.window_splits, next_power(max(1, p.splits))
     tile_rows = max(MIN_DOT, 128 * 32 // max(32, padded_group))
-    # What a program holds of partials at a time: 64 values a thread, in the third launch 128.
+    # What a program holds of partials at a time: 64 values a thread.
     held = 8192 // (padded_group * config["columns"])
-    chunks_held = 128 * 32 * config["attend_warps"] // (padded_group * next_power(value_dim))
     candidates = next_power(p.rank_pieces) * count_p
     wide = padded_group > 32 or p.rank_blocks > 256
     rank_warps = 8 if wide else config["rank_warps"]
     attend_warps = 8 if padded_group > 32 else config["attend_warps"]
-    partial, stats, reference, pooled, base, chunk_partial, chunk_stats, candidate_value = scratch(
+    partial, stats, reference, pooled, base, candidate_value = scratch(
         q.device,
         pairs * shares * group * value_dim,
         pairs * shares * 2 * group,
         pairs * p.tiles * group,
         pairs * p.tiles * (p.spill + 1) * group * p.tile_blocks,
         pairs * group * value_dim,
-        pairs * p.chunks * group * value_dim,
-        pairs * p.chunks * 2 * group,
         pairs * p.rank_pieces * count_p,
         dtype=torch.float32,
     )
-    counter, ranked, candidate_block = scratch(
+    ranked, candidate_block = scratch(
         q.device,
-        pairs,
         pairs * p.rank_pieces * p.rank_blocks,
         pairs * p.rank_pieces * count_p,
         dtype=torch.int32,
@@ -227,16 +223,12 @@ def prepare(
         **pdl,
     }
     attend = {
-        **widths,
+        **{name: value for name, value in widths.items() if name != "DV"},
         **selection,
-        "GROUP": padded_group,
+        "VALUES": p.values,
         "CANDIDATES": candidates,
         "BK": candidates if candidates <= 256 else 64,
-        "SLOTS": p.slots,
         "LT": max(MIN_DOT, min(rows, tile_rows)),
-        "CHUNKS": p.chunks,
-        "CHUNKS_P": next_power(p.chunks),
-        "RUN": min(next_power(p.chunks), max(1, chunks_held)),
         "RETURN_BLOCKS": return_blocks,
         "OVERLAP": overlap,
         **pdl,
@@ -255,12 +247,9 @@ def prepare(
         reference=reference,
         pooled=pooled,
         base=base,
-        chunk_partial=chunk_partial,
-        chunk_stats=chunk_stats,
         candidate_value=candidate_value,
         candidate_block=candidate_block,
         ranked=ranked,
-        counter=counter,
         score={**score, "num_warps": config["score_warps"], "num_stages": config["score_stages"]},
         rank={**rank, "num_warps": rank_warps},
         attend={**attend, "num_warps": attend_warps, "num_stages": config["attend_stages"]},

@@ -161,7 +161,6 @@ def score_kernel(
     stats,
     reference,
     pooled,
-    counter,
     q_b,
     q_h,
     kc_b,
@@ -211,8 +210,6 @@ def score_kernel(
     kv_head = pair % kv_heads
     tokens = tl.load(lengths + row).to(tl.int32)
     query, query_rest = load_query(q + row * q_b + kv_head * G * q_h, q_h, G, GP, DK, DR, DK_END)
-    if split == 0:
-        tl.store(counter + pair, 0)  # of the third launch
     score_program(
         split,
         pair,

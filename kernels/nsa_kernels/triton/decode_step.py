@@ -173,7 +173,6 @@ def decode_step(
         work.stats,
         work.reference,
         work.pooled,
-        work.counter,
         *q.stride()[:2],
         *(stride for cache in caches for stride in cache.stride()[:3]),
         *(stride for vector in new for stride in vector.stride()[:2]),

@@ -1,7 +1,7 @@
 """The blocks that every query selects (the first, its own and the one before), forward.
 
-Neighbouring queries share them, so that a packed tile of queries reads them once: three of the n blocks then cost what
-three blocks of the window cost, and `selected` gathers only the rest.
+Neighbouring queries share them, so that a packed tile of queries reads them once: three of the n blocks then
+cost what three blocks of the window cost, and `selected` gathers only the rest.
 """
 
 from collections.abc import Mapping
@@ -53,8 +53,8 @@ def forced_forward(
         config: Launch configuration; None = the shipped one.
 
     Returns:
-        Output [B, N, H, D_v] in the dtype of q, 0 at padding; log-sum-exp float32 [B, N, H] in units of log2, +inf
-        there.
+        Output [B, N, H, D_v] in the dtype of q, 0 at padding; log-sum-exp float32 [B, N, H] in units of log2,
+        +inf there.
     """
     width, value_width = q.shape[-1], v.shape[-1]
     chosen = dict(config or shipped("forced_forward", max(width, value_width), q.device))
@@ -95,7 +95,8 @@ def forced_forward(
 @triton.jit
 def _forced_forward(
     Q, K, V, Out, Lse, Starts, Ends,
-    stride_qb, stride_qn, stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh, N, HKV, scale,
+    stride_qb, stride_qn, stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh,
+    N, HKV, scale,
     G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
     DV: tl.constexpr, SELECT: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -141,8 +142,8 @@ def _forced_forward(
         low = tl.where(step < apart, 0, near)
         high = tl.where(step < apart, tl.where(own >= 2, SELECT, 0), tl.where(real, position + 1, 0))
         acc, top, total = attend(
-            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, at, last, low, high, scale,
-            BN, DK, DR, DV, True, True, TMA, PRECISION,
+            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, at, last, low, high,
+            scale, BN, DK, DR, DV, True, True, TMA, PRECISION,
         )  # fmt: skip
     acc, lse = finish(acc, top, total)
     acc = tl.where(real[:, None], acc, 0.0)

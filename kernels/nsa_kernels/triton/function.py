@@ -118,9 +118,7 @@ class _Attention(torch.autograd.Function):
             q, caches.k_slc, caches.v_slc, blocks, gates, o_cmp, o_win, *forced, grid, save=save
         )
         if save:
-            ctx.save_for_backward(
-                q, *caches, gates, blocks, o_cmp, o_slc, o_win, lse_cmp, lse_slc, lse_win
-            )
+            ctx.save_for_backward(q, *caches, gates, blocks, o_cmp, o_slc, o_win, lse_cmp, lse_slc, lse_win)
             ctx.grid = grid
         ctx.mark_non_differentiable(blocks)
         return out, blocks

@@ -32,21 +32,16 @@ class QueryLists:
     blocks: int
     """Selection blocks that any query can choose."""
     queries: Tensor
-    """The lists, one behind the other, int32 [B * N * H_kv * n]; a query counts from its chunk's start.
-
-    With `free`, members are (query, slot) pairs: query * n + slot.
-    """
+    """The lists, one behind the other, int32 [B * N * H_kv * n]; a query counts from its chunk's start."""
     cells: Tensor
     """Cell of each piece, int32 [pieces]; undefined where the piece is empty."""
     firsts: Tensor
     """Where the piece starts in `queries`, int64 [pieces]; undefined where it is empty."""
     counts: Tensor
     """Queries in the piece, int32 [pieces]; the empty ones, with 0, come last."""
-    piece_ends: Tensor
-    """Pieces of all cells up to and with each, int64 [cells]."""
 
 
-def query_lists(blocks: Tensor, grid: Grid, *, chunk: int, piece: int, free: bool = False) -> QueryLists:
+def query_lists(blocks: Tensor, grid: Grid, *, chunk: int, piece: int) -> QueryLists:
     """Lists the queries that chose each block.
 
     Args:
@@ -54,8 +49,6 @@ def query_lists(blocks: Tensor, grid: Grid, *, chunk: int, piece: int, free: boo
         grid: The call.
         chunk: Queries to a chunk.
         piece: Longest piece of a list.
-        free: List the free blocks alone, without the first of a query's blocks and the last two, which are
-            forced; the blocks must then be ascending, the unused behind.
 
     Returns:
         The lists and the work.
@@ -70,7 +63,7 @@ def query_lists(blocks: Tensor, grid: Grid, *, chunk: int, piece: int, free: boo
     entries = blocks[0].numel()
     programs = (triton.cdiv(entries, _ENTRIES), grid.batch)
     sizes = (entries, grid.kv_heads, chunks, num_blocks)
-    options = {"SLOTS": blocks.shape[-1], "CHUNK": chunk, "FREE": free, "ENTRIES": _ENTRIES}
+    options = {"SLOTS": blocks.shape[-1], "CHUNK": chunk, "ENTRIES": _ENTRIES}
     _rank_kernel[programs](blocks, lengths, ranks, *sizes, **options)
     lists = QueryLists(
         chunks=chunks,
@@ -79,14 +72,13 @@ def query_lists(blocks: Tensor, grid: Grid, *, chunk: int, piece: int, free: boo
         cells=torch.empty(pieces, dtype=torch.int32, device=device),
         firsts=torch.empty(pieces, dtype=torch.int64, device=device),
         counts=torch.zeros(pieces, dtype=torch.int32, device=device),
-        piece_ends=((lengths + (piece - 1)) // piece).cumsum(0),
     )
     _fill_kernel[programs](
         blocks,
         lengths,
         ranks,
         lengths.cumsum(0),
-        lists.piece_ends,
+        ((lengths + (piece - 1)) // piece).cumsum(0),
         lists.queries,
         lists.cells,
         lists.firsts,
@@ -116,10 +108,9 @@ def _entries(
     num_blocks,
     SLOTS: tl.constexpr,
     CHUNK: tl.constexpr,
-    FREE: tl.constexpr,
     ENTRIES: tl.constexpr,
 ):
-    """Offsets of this program's entries, how a list names them, their cells, and which of them count."""
+    """Offsets of this program's entries, their queries and their cells, and which of them count."""
     row = tl.program_id(1)
     entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)
     offset = row.to(tl.int64) * entries + entry
@@ -127,15 +118,7 @@ def _entries(
     head = (entry // SLOTS) % kv_heads
     query = entry // (SLOTS * kv_heads)
     cell = ((row * kv_heads + head) * chunks + query // CHUNK) * num_blocks + block
-    used = (block >= 0) & (block < num_blocks)
-    member = query % CHUNK
-    if FREE:
-        slot = entry % SLOTS
-        member = member * SLOTS + slot
-        # Neither the first nor one of the last two: another two come behind it.
-        inner = used & (slot >= 1) & (slot + 2 < SLOTS)
-        used = inner & (tl.load(blocks + offset + 2, mask=inner, other=-1) >= 0)
-    return offset, member, cell, used
+    return offset, query, cell, (block >= 0) & (block < num_blocks)
 
 
 @triton.jit
@@ -149,13 +132,10 @@ def _rank_kernel(
     num_blocks,
     SLOTS: tl.constexpr,
     CHUNK: tl.constexpr,
-    FREE: tl.constexpr,
     ENTRIES: tl.constexpr,
 ):
     """Counts each cell's queries and gives each entry a place in its cell's list."""
-    offset, _, cell, used = _entries(
-        blocks, entries, kv_heads, chunks, num_blocks, SLOTS, CHUNK, FREE, ENTRIES
-    )  # fmt: skip
+    offset, _, cell, used = _entries(blocks, entries, kv_heads, chunks, num_blocks, SLOTS, CHUNK, ENTRIES)
     rank = tl.atomic_add(lengths + cell, 1, mask=used, sem="relaxed")
     tl.store(ranks + offset, rank, mask=used)
 
@@ -177,18 +157,15 @@ def _fill_kernel(
     num_blocks,
     SLOTS: tl.constexpr,
     CHUNK: tl.constexpr,
-    FREE: tl.constexpr,
     PIECE: tl.constexpr,
     ENTRIES: tl.constexpr,
 ):
     """Writes the lists; the entry at the head of a piece writes the piece's work as well."""
-    offset, member, cell, used = _entries(
-        blocks, entries, kv_heads, chunks, num_blocks, SLOTS, CHUNK, FREE, ENTRIES
-    )  # fmt: skip
+    offset, query, cell, used = _entries(blocks, entries, kv_heads, chunks, num_blocks, SLOTS, CHUNK, ENTRIES)
     rank = tl.load(ranks + offset, mask=used, other=1)
     length = tl.load(lengths + cell, mask=used, other=0)
     place = tl.load(list_ends + cell, mask=used, other=0) - length + rank
-    tl.store(queries + place, member, mask=used)
+    tl.store(queries + place, query % CHUNK, mask=used)
     heads = used & (rank % PIECE == 0)
     pieces = (length + PIECE - 1) // PIECE
     work = tl.load(piece_ends + cell, mask=heads, other=0) - pieces + rank // PIECE

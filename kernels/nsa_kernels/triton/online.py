@@ -1,4 +1,4 @@
-"""One step of online softmax: a tile of queries meets a tile of keys. Shared by the three branches' forwards."""
+"""One step of online softmax, which all branches share: a tile of queries meets a tile of keys."""
 
 import triton
 import triton.language as tl
@@ -12,8 +12,7 @@ def load_rows(pointer, row, stride, MASKED: tl.constexpr, keep, WIDTH: tl.conste
     pointers = pointer + row[:, None] * stride + tl.arange(0, WIDTH)[None, :]
     if MASKED:
         return tl.load(pointers, mask=keep[:, None], other=0.0)
-    else:
-        return tl.load(pointers)
+    return tl.load(pointers)
 
 
 @triton.jit

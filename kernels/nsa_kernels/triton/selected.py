@@ -1,7 +1,7 @@
 """Selected attention, forward, with the gates and the sum of the branches in its epilogue.
 
-A program owns one query of one group. Its G heads (padded to 16) go on from what `forced` left, over the blocks that
-this query chose; these lie wholly before it, so that none needs a mask.
+A program owns one query of one group. Its G heads (padded to 16) go on from what `forced` left, over the
+blocks that this query chose; these lie wholly before it, so that none needs a mask.
 """
 
 from collections.abc import Mapping
@@ -64,8 +64,8 @@ def selected_forward(
         config: Launch configuration; None = the shipped one.
 
     Returns:
-        The gated sum [B, N, H, D_v]; the branch's own output [B, N, H, D_v] and its log-sum-exp float32 [B, N, H] in
-        units of log2 (both empty without `save`).
+        The gated sum [B, N, H, D_v]; the branch's own output [B, N, H, D_v] and its log-sum-exp float32 [B,
+        N, H] in units of log2 (both empty without `save`).
     """
     width, value_width = q.shape[-1], v.shape[-1]
     chosen = dict(config or shipped("selected_forward", max(width, value_width), q.device))
@@ -166,8 +166,8 @@ def _selected_forward(
             at = block * SELECT + step % STEPS * BN
             stop = tl.full([GP], (block + 1) * SELECT, tl.int32)
             acc, top, total = attend(
-                acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, row, group, at, (block + 1) * SELECT, stop,
-                stop, scale, BN, DK, DR, DV, UNEVEN, False, TMA, PRECISION,
+                acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, row, group, at, (block + 1) * SELECT,
+                stop, stop, scale, BN, DK, DR, DV, UNEVEN, False, TMA, PRECISION,
             )  # fmt: skip
 
         acc = acc / total[:, None]

@@ -1,9 +1,9 @@
 """Scores and top-n fused: block importance summed over the group, and the n best blocks kept.
 
-A program scores a packed tile of queries against all compressed keys, with the log-sum-exp that compressed attention
-left. The importances of its own few queries go to a scratch of its own, [BQ, N / l'] floats that stay in the L2 cache
-and are used again for its next tile; nothing of size N * N / d, or N * N / l', exists. Then it finds each query's n-th
-largest importance by halving the range of its bits.
+A program scores a packed tile of queries against all compressed keys, with the log-sum-exp that compressed
+attention left. The importances of its own few queries go to a scratch of its own, [BQ, N / l'] floats that
+stay in the L2 cache and are used again for its next tile; nothing of size N * N / d, or N * N / l', exists.
+Then it finds each query's n-th largest importance by halving the range of its bits.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ SEARCH = tuple(
 """Candidates for `benchmarks/tune_kernels.py`."""
 
 _LANES = 32
-"""Importances across; with the queries of a tile dealt to the warps, a count over them stays within a warp."""
+"""Importances across: with the queries of a tile dealt to the warps, a count stays within a warp."""
 _RANKED = 1 << 15
 """Importances that a program ranks at a time; more would not fit into its registers."""
 
@@ -119,6 +119,7 @@ def select(
         RANKED=rows,
         LANES=_LANES,
         TMA=tma,
+        BITS=min(rows, 16),
         INDEX_BITS=(rows * _LANES).bit_length(),
         PRECISION=precision(q),
         **launch_options(chosen),
@@ -130,10 +131,11 @@ def select(
 def _score(
     q, q_rest, k, stride_k, batch, head, lse, scratch, block, most, seen, scale,
     GP: tl.constexpr, QUADS: tl.constexpr, PAIRS: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr,
-    DK: tl.constexpr, DR: tl.constexpr, PIECES: tl.constexpr, PADDED: tl.constexpr, SHARES: tl.constexpr, BACK: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
-    TMA: tl.constexpr, LANES: tl.constexpr, PRECISION: tl.constexpr,
+    DK: tl.constexpr, DR: tl.constexpr, PIECES: tl.constexpr, PADDED: tl.constexpr, SHARES: tl.constexpr,
+    BACK: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    LANES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Importance that the keys of the blocks block..block+BN/PADDED-1 give to their own and the next blocks."""
+    """Importance that the keys of BN / PADDED blocks, from `block` on, give to these and the next blocks."""
     index = tl.arange(0, BN)
     if PIECES == PADDED:
         key = index
@@ -154,7 +156,7 @@ def _score(
     p = tl.exp2(scores * scale - lse[None, :])
     if MASKED:
         p = tl.where(keep[:, None] & ((block * PIECES + key)[:, None] < seen[None, :]), p, 0.0)
-    # The order of the columns (`_select`) leaves a query's heads to one thread, as tensor cores deal them out.
+    # The order of the columns (see `_select`) leaves a query's heads to one thread.
     by_query = tl.sum(tl.sum(tl.reshape(p, [BN, BQ // QUADS, GP // PAIRS, QUADS, PAIRS]), 4), 2)
     by_query = tl.reshape(by_query, [BN, BQ])
     by_piece = tl.reshape(by_query, [BN // PADDED, PADDED, BQ])
@@ -166,7 +168,7 @@ def _score(
         place = piece - back * PIECES
         ways = tl.minimum(PIECES - 1, place + SHARES - 1) - tl.maximum(place, 0) + 1
         ways = tl.where(piece < PIECES, tl.maximum(ways, 0), 0).to(tl.float32)
-        # What ranks them later gives each lane WIDTH / LANES neighbours; they are stored as it will read them.
+        # What ranks them gives each lane WIDTH / LANES neighbours; they are stored as it will read them.
         target = own + back
         place = target % (WIDTH // LANES) * LANES + target // (WIDTH // LANES)
         part = scratch + (back * BQ + tl.arange(0, BQ)[None, :]) * WIDTH + place[:, None]
@@ -193,8 +195,10 @@ def largest(ranks, index, need, INDEX_BITS: tl.constexpr):
         bool [BQ, A, LANES]; fewer than `need` are true where fewer ranks are not negative.
     """
     lanes = tl.max(ranks, 1)
-    high = tl.max(lanes, 1) + 1  # fewer than `need` reach this
-    low = tl.where(need <= ranks.shape[2], tl.maximum(tl.min(lanes, 1), 0), 0)  # one in each lane reaches this
+    high = tl.max(lanes, 1) + 1  # none reaches this
+    some = lanes >= 0
+    low = tl.min(tl.where(some, lanes, 0x7FFFFFFF), 1)  # one in each lane reaches this, if there is any
+    low = tl.where(tl.sum(some.to(tl.int32), 1) >= need, low, 0)
     held = count_rows(ranks >= low[:, None, None])
     high = tl.where(held <= need, low + 1, high)
     while tl.max(high - low, 0) > 1:
@@ -224,8 +228,9 @@ def _select(
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kc, stride_kh, N, items, groups, HKV, scale,
     G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECT: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr,
-    PIECES: tl.constexpr, PADDED: tl.constexpr, SHARES: tl.constexpr, BACK: tl.constexpr, RANKED: tl.constexpr,
-    LANES: tl.constexpr, INDEX_BITS: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    PIECES: tl.constexpr, PADDED: tl.constexpr, SHARES: tl.constexpr, BACK: tl.constexpr,
+    RANKED: tl.constexpr, LANES: tl.constexpr, INDEX_BITS: tl.constexpr, BITS: tl.constexpr,
+    TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program takes tile after tile, long ones first."""
     WIDTH: tl.constexpr = RANKED * LANES
@@ -266,50 +271,71 @@ def _select(
                 q_rest = tl.load(rest, mask=real[:, None], other=0.0)
             lse_rows = row_pointers(Lse + (batch64 * N * HKV + group) * G, tile, row, heads, 1, BQ, GP)
             lse = tl.load(lse_rows, mask=real, other=float("inf"))
-            if TMA:
-                k = K
-            else:
-                k = K + batch64 * stride_kb + wide(group) * stride_kh
+            k = K
+            if not TMA:
+                k += batch64 * stride_kb + wide(group) * stride_kh
             seen = tl.where(real, blocks_before(start + query + 1, BLOCK, STRIDE), 0)
             whole = 0
             if PIECES == PADDED:
                 whole = blocks_before(first + 1, BLOCK, STRIDE) // BN * TILE
             for block in tl.range(0, whole, TILE):
                 _score(
-                    q, q_rest, k, stride_kc, batch, group, lse, scratch, block, most, seen, scale, GP, QUADS, PAIRS, BQ, BN, DK,
-                    DR, PIECES, PADDED, SHARES, BACK, WIDTH, False, TMA, LANES, PRECISION,
+                    q, q_rest, k, stride_kc, batch, group, lse, scratch, block, most, seen, scale,
+                    GP, QUADS, PAIRS, BQ, BN, DK, DR, PIECES, PADDED, SHARES, BACK, WIDTH,
+                    False, TMA, LANES, PRECISION,
                 )  # fmt: skip
             for block in tl.range(whole, tl.cdiv(most, PIECES), TILE):
                 _score(
-                    q, q_rest, k, stride_kc, batch, group, lse, scratch, block, most, seen, scale, GP, QUADS, PAIRS, BQ, BN, DK,
-                    DR, PIECES, PADDED, SHARES, BACK, WIDTH, True, TMA, LANES, PRECISION,
+                    q, q_rest, k, stride_kc, batch, group, lse, scratch, block, most, seen, scale,
+                    GP, QUADS, PAIRS, BQ, BN, DK, DR, PIECES, PADDED, SHARES, BACK, WIDTH,
+                    True, TMA, LANES, PRECISION,
                 )  # fmt: skip
         tl.debug_barrier()  # what other warps stored is read below
 
         position = first + inner
-        own = (position // SELECT)[:, None, None]
+        own = position // SELECT
+        # The forced blocks need no rank; of the others, only those before them can be chosen.
+        free = (index >= 1) & (index <= own[:, None, None] - 2) & (position < end)[:, None, None]
         importance = tl.zeros([BQ, RANKED, LANES], tl.float32)
         for back in tl.static_range(0, BACK + 1):
-            source = index - back
-            held = (source >= 0) & (source * PIECES < most) & (source <= own)
             at = scratch + (back * BQ + inner[:, None, None]) * WIDTH + across
+            held = free & (most > 0)  # below COUNT * SELECT nothing was scored, and all blocks are chosen
+            if back > 1:
+                held = held & (index >= back)
+            if BLOCK > 2 * SELECT:  # else the free blocks are complete, and were scored
+                held = held & ((index - back) * PIECES < most)
             importance += tl.load(at, mask=held, other=0.0)
         tl.debug_barrier()  # the next tile stores there
         ranks = importance.to(tl.int32, bitcast=True)  # floats that are not negative order as their bits do
-        forced = (index == 0) | (index == own) | (index == own - 1)
-        real = (index <= own) & (position < end)[:, None, None]
-        ranks = tl.where(real & ~forced, ranks, -1)
-        need = COUNT - tl.minimum(position // SELECT + 1, 3)
-        picked = largest(ranks, index, need, INDEX_BITS) | (forced & real)
+        ranks = tl.where(free, ranks, -1)
+        forced = tl.where(position < end, tl.minimum(own + 1, 3), 0)
+        picked = largest(ranks, index, COUNT - forced, INDEX_BITS)
 
-        ones = picked.to(tl.int32)
-        lanes = tl.sum(ones, 1)
-        before = (tl.cumsum(lanes, 1) - lanes)[:, None, :] + tl.cumsum(ones, 1) - ones
-        used = tl.sum(lanes, 1)
-        stride = HKV * COUNT
-        target = Blocks + ((batch64 * N + tile * BQ) * HKV + group) * COUNT + inner * stride
+        # In each lane sixteen blocks to a word; then the words' bits one by one, lowest index first.
+        bit = tl.arange(0, BITS)
+        words = tl.reshape(picked.to(tl.int32), [BQ, RANKED // BITS, BITS, LANES])
+        words = tl.sum(words << bit[None, None, :, None], 2)
+        word = (
+            tl.arange(0, LANES)[None, None, :] * RANKED + tl.arange(0, RANKED // BITS)[None, :, None] * BITS
+        )
+        result = tl.full([BQ, SLOTS], -1, tl.int32)
+        chosen = tl.zeros([BQ], tl.int32)
+        for _ in tl.range(0, COUNT - 1):
+            lowest = words & -words
+            # A power of 2 as a float carries its logarithm in the exponent.
+            position_in_word = (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+            candidate = tl.where(words != 0, word + position_in_word, 0x7FFFFFFF)
+            least = tl.min(tl.min(candidate, 1), 1)
+            words = tl.where(candidate == least[:, None, None], words ^ lowest, words)
+            some = least != 0x7FFFFFFF
+            chosen += some.to(tl.int32)
+            result = tl.where((slot[None, :] == chosen[:, None]) & some[:, None], least[:, None], result)
+        # Around them the forced: block 0 first, then the two before the query; -1 in the slots that are left.
+        used = chosen + forced
+        place = slot[None, :]
+        result = tl.where(place > chosen[:, None], own[:, None] - (used[:, None] - 1 - place), result)
+        result = tl.where(place == 0, 0, result)
+        result = tl.where(place < used[:, None], result, -1)
+        target = Blocks + ((batch64 * N + tile * BQ) * HKV + group) * COUNT + inner * (HKV * COUNT)
         exists = tile * BQ + inner < N
-        indices = index + tl.zeros([BQ, 1, 1], tl.int32)
-        tl.store(target[:, None, None] + before, indices, mask=picked & exists[:, None, None])
-        unused = (slot[None, :] >= used[:, None]) & (slot[None, :] < COUNT) & exists[:, None]
-        tl.store(target[:, None] + slot[None, :], tl.full([BQ, SLOTS], -1, tl.int32), mask=unused)
+        tl.store(target[:, None] + place, result, mask=(place < COUNT) & exists[:, None])

@@ -4,7 +4,8 @@ Query tiles are packed: a tile holds BQ neighbouring queries with all heads of o
 power of 2, as BQ * GP rows (row = query * GP + head). The rows then share every key that is loaded, and a
 gradient summed over the rows is summed over the group.
 
-A width that is no power of 2 is cut in two that are (192 = 128 + 64): MAIN + REST, REST = 0 where there is none.
+A width that is no power of 2 is cut in two that are (192 = 128 + 64): MAIN + REST, REST = 0 where there is
+none.
 """
 
 import functools
@@ -57,7 +58,7 @@ class Grid:
     @property
     def padded_group(self) -> int:
         """GP."""
-        return triton.next_power_of_2(self.group)
+        return int(triton.next_power_of_2(self.group))
 
     @property
     def scale_log2(self) -> float:
@@ -74,7 +75,9 @@ def split_width(width: int) -> tuple[int, int]:
     main = 1 << (width.bit_length() - 1)
     rest = width - main
     if main < MIN_DOT or (rest and (rest < MIN_DOT or rest & (rest - 1))):
-        raise ValueError(f"head dimension {width} is no power of 2 and no sum of two, each at least {MIN_DOT}")
+        raise ValueError(
+            f"head dimension {width} is no power of 2 and no sum of two, each at least {MIN_DOT}"
+        )
     return main, rest
 
 

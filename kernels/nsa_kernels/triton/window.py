@@ -21,18 +21,16 @@ from nsa_kernels.triton.tiles import (
 )
 
 SEARCH = tuple(
-    {"BM": bm, "BN": bn, "TMA": tma, "EDGES": edges, "num_warps": warps, "num_stages": stages}
-    for bm, bn, tma, edges, warps, stages in (
-        (64, 64, 1, 1, 4, 3),
-        (64, 64, 1, 1, 4, 2),
-        (64, 64, 1, 1, 4, 4),
-        (64, 32, 1, 1, 4, 4),
-        (64, 64, 0, 0, 4, 3),
-        (64, 64, 0, 0, 4, 2),
-        (64, 64, 0, 0, 4, 4),
-        (64, 32, 0, 0, 4, 4),
-        (64, 128, 0, 0, 4, 2),
-        (128, 64, 0, 1, 8, 3),
+    {"BM": bm, "BN": bn, "TMA": tma, "num_warps": warps, "num_stages": stages}
+    for bm, bn, tma, warps, stages in (
+        (64, 64, 0, 4, 3),
+        (64, 64, 0, 4, 2),
+        (64, 32, 0, 4, 4),
+        (64, 32, 0, 4, 3),
+        (64, 64, 1, 4, 3),
+        (64, 128, 0, 4, 2),
+        (128, 64, 0, 8, 3),
+        (128, 64, 1, 8, 3),
     )
 )
 """Candidates for `benchmarks/tune_kernels.py`."""
@@ -51,8 +49,8 @@ def window_forward(
         config: Launch configuration; None = the shipped one.
 
     Returns:
-        Output [B, N, H, D_v] in the dtype of q, 0 at padding; log-sum-exp float32 [B, N, H] in units of log2, +inf
-        there.
+        Output [B, N, H, D_v] in the dtype of q, 0 at padding; log-sum-exp float32 [B, N, H] in units of log2,
+        +inf there.
     """
     width, value_width = q.shape[-1], v.shape[-1]
     chosen = dict(config or shipped("window_forward", max(width, value_width), q.device))
@@ -83,7 +81,6 @@ def window_forward(
         DR=rest,
         DV=value_width,
         WINDOW=grid.geometry.window,
-        EDGES=chosen.get("EDGES", 1),
         TMA=tma,
         PRECISION=precision(q),
         **launch_options(chosen),
@@ -120,7 +117,6 @@ def _window_forward(
     DR: tl.constexpr,
     DV: tl.constexpr,
     WINDOW: tl.constexpr,
-    EDGES: tl.constexpr,
     TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -159,31 +155,11 @@ def _window_forward(
     acc = tl.zeros([BQ * GP, DV], tl.float32)
     top = tl.full([BQ * GP], float("-inf"), tl.float32)
     total = tl.zeros([BQ * GP], tl.float32)
-    if EDGES:
-        # Only the first tile and those past the first query hold keys that some row does not see.
-        inner = tl.minimum(begin + tl.cdiv(tl.maximum(last - WINDOW - begin, 0), BN) * BN, stop)
-        outer = tl.maximum(inner, inner + (first + 1 - inner) // BN * BN)
-        for at in tl.range(begin, inner, BN):
-            acc, top, total = attend(
-                acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, at, last, low, high, scale,
-                BN, DK, DR, DV, True, True, TMA, PRECISION,
-            )  # fmt: skip
-        for at in tl.range(inner, outer, BN):
-            acc, top, total = attend(
-                acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, at, last, low, high, scale,
-                BN, DK, DR, DV, False, False, TMA, PRECISION,
-            )  # fmt: skip
-        for at in tl.range(outer, stop, BN):
-            acc, top, total = attend(
-                acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, at, last, low, high, scale,
-                BN, DK, DR, DV, True, True, TMA, PRECISION,
-            )  # fmt: skip
-    else:
-        for at in tl.range(begin, stop, BN):
-            acc, top, total = attend(
-                acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, at, last, low, high, scale,
-                BN, DK, DR, DV, True, True, TMA, PRECISION,
-            )  # fmt: skip
+    for at in tl.range(begin, stop, BN):
+        acc, top, total = attend(
+            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, at, last, low, high,
+            scale, BN, DK, DR, DV, True, True, TMA, PRECISION,
+        )  # fmt: skip
     acc, lse = finish(acc, top, total)
     acc = tl.where(real[:, None], acc, 0.0)
     lse = tl.where(real, lse, float("inf"))
