@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nsa_kernels.dispatch import choose_backend, get_backend
+from nsa_kernels.dispatch import get_backend
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 
 _TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -52,9 +52,8 @@ def compress_mean(
         x: Keys or values [B, S, H_kv, D].
         geometry: Block sizes.
         pe: Positional embedding inside a block [l, D], or None.
-        backend: "auto", "torch" or "triton". "auto" is triton where `nsa_attention` would take it, but
-            torch for float64, for mixed dtypes, for matrix products in float32 (cuBLAS has better ones),
-            and while torch.compile traces.
+        backend: "auto", "torch" or "triton". "auto" is torch: the kernels run on a GPU, but their results
+            have been compared in the interpreter alone.
 
     Returns:
         [B, C, H_kv, D].
@@ -210,18 +209,14 @@ def _check_weight(weight: Tensor, x: Tensor, geometry: BlockGeometry) -> None:
 
 def _kernels(backend: str, x: Tensor, *weights: Tensor | None) -> ModuleType | None:
     """The Triton kernels if they are to run, or None for the formulation in torch."""
-    if backend == "torch":
+    if backend in ("auto", "torch"):
         return None
     target = _autocast_dtype(x) if weights else None
     dtypes = {target or tensor.dtype for tensor in (x, *weights) if tensor is not None}
     fits = len(dtypes) == 1 and dtypes <= set(_TRITON_DTYPES)
-    if backend == "auto":
-        fits = fits and not (weights and torch.float32 in dtypes)
-        if not fits or torch.compiler.is_compiling() or choose_backend(x.device) != "triton":
-            return None
-    elif backend != "triton":
+    if backend != "triton":
         raise ValueError(f"unknown backend {backend!r}: choose auto, torch, triton")
-    elif not fits:
+    if not fits:
         raise ValueError(
             f"backend 'triton' compresses tensors of one dtype out of "
             f"{', '.join(str(dtype) for dtype in _TRITON_DTYPES)}, got "

@@ -17,6 +17,7 @@ _MODULES = {
     "torch": "nsa_kernels.torch_",
     "triton": "nsa_kernels.triton",
 }
+_TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def available_backends() -> tuple[str, ...]:
@@ -43,9 +44,17 @@ def get_backend(name: str) -> Backend:
     return Backend(attention=module.attention, decode=module.decode)
 
 
-def choose_backend(device: torch.device) -> str:
-    """What "auto" means for tensors on this device: triton on CUDA where it is there, else torch."""
-    return "triton" if device.type == "cuda" and _missing("triton") is None else "torch"
+def choose_backend(device: torch.device, dtype: torch.dtype = torch.bfloat16, *, decode: bool = False) -> str:
+    """What "auto" means for such tensors: triton on CUDA where it is there, else torch.
+
+    Args:
+        device: Where the tensors are.
+        dtype: What is computed in; the triton kernels know no float64.
+        decode: For `nsa_decode`. Its triton kernels have to be asked for by name: since their last correction
+            they have run in the interpreter, but not on a GPU.
+    """
+    fits = device.type == "cuda" and dtype in _TRITON_DTYPES and not decode
+    return "triton" if fits and _missing("triton") is None else "torch"
 
 
 def nsa_attention(
@@ -98,8 +107,8 @@ def nsa_attention(
     """
     caches = Caches(k_cmp, v_cmp, k_slc, v_slc, k_win, v_win)
     check_attention(q, caches, gates, geometry=geometry, start=start, lengths=lengths)
-    chosen = get_backend(choose_backend(q.device) if backend == "auto" else backend)
     dtype = _compute_dtype(q)
+    chosen = get_backend(choose_backend(q.device, dtype) if backend == "auto" else backend)
     with torch.autocast(
         q.device.type, enabled=False
     ):  # the backends mix float32 scores with what they are given
@@ -166,8 +175,8 @@ def nsa_decode(
     check_attention(
         q.unsqueeze(1), caches, gates.unsqueeze(1), geometry=geometry, start=lengths - 1, lengths=lengths
     )
-    chosen = get_backend(choose_backend(q.device) if backend == "auto" else backend)
     dtype = _compute_dtype(q)
+    chosen = get_backend(choose_backend(q.device, dtype, decode=True) if backend == "auto" else backend)
     with torch.autocast(q.device.type, enabled=False):
         return chosen.decode(
             q.to(dtype),

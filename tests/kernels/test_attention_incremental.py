@@ -32,7 +32,7 @@ def test_prefill_in_pieces_equals_one_shot(
         done += piece
 
 
-@pytest.fixture(params=available_backends())
+@pytest.fixture(params=[name for name in available_backends() if name != "triton"])
 def decode(request) -> Callable:
     return partial(nsa_decode, backend=request.param)
 

@@ -1,4 +1,3 @@
-import importlib.util
 from dataclasses import replace
 from unittest import mock
 
@@ -40,11 +39,14 @@ def test_a_missing_backend_says_why_and_what_runs(make_inputs, small) -> None:
         make_inputs(small, queries=5).run(nsa_attention, backend="triton")
 
 
-@pytest.mark.skipif("triton" in available_backends(), reason="the triton backend is there")
-def test_triton_is_a_door(make_inputs, small) -> None:
-    with pytest.raises(BackendUnavailableError, match="triton"):
-        make_inputs(small, queries=5).run(nsa_attention, backend="triton")
-    assert importlib.util.find_spec("nsa_kernels.dispatch") is not None
+def test_auto_is_triton_on_a_gpu_for_what_its_kernels_compute() -> None:
+    gpu = torch.device("cuda")
+    with mock.patch.object(dispatch, "_missing", return_value=None):
+        assert choose_backend(gpu) == choose_backend(gpu, torch.float32) == "triton"
+        assert choose_backend(gpu, torch.float64) == "torch"
+        assert choose_backend(gpu, decode=True) == "torch"
+    with mock.patch.object(dispatch, "_missing", lambda name: "why" if name == "triton" else None):
+        assert choose_backend(gpu) == "torch"
 
 
 def _broken(inputs, **changes):

@@ -226,7 +226,7 @@ class TestRun:
         phases = [lambda: runs.append("forward"), lambda: runs.append("backward")]
         timings = Clock(CPU).take_turns({"x": phases}, repeats=4, seconds=60.0)["x"]
         assert [timing.runs for timing in timings] == [4, 4, 4]
-        assert runs == ["forward", "backward"] * 6  # two warm the contender up
+        assert runs == ["forward", "backward"] * 9  # two warm the contender up, and one begins each turn
         assert timings[2].high >= timings[0].high
 
     def test_spread_is_of_the_runs(self) -> None:

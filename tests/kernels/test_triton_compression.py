@@ -181,11 +181,13 @@ def test_every_launch_worth_measuring_computes_the_same() -> None:
 class TestChoice:
     x = torch.randn(1, 20, 2, 5)
 
-    def test_auto_is_torch_on_a_cpu_and_triton_on_cuda(self, monkeypatch) -> None:
+    def test_triton_has_to_be_asked_for_by_name(self, monkeypatch) -> None:
         called = []
         monkeypatch.setattr(compression, "mean_forward", lambda x, *_, **__: called.append(1) or x[:, :1])
         compress_mean(self.x.to(DEVICE), GEOMETRIES["l = 2d"])
-        assert bool(called) is (DEVICE == "cuda")
+        assert not called
+        compress_mean(self.x.to(DEVICE), GEOMETRIES["l = 2d"], backend="triton")
+        assert called
 
     def test_other_dtypes_are_left_to_torch(self) -> None:
         geometry, weight = GEOMETRIES["l = 2d"], torch.randn(7, 40, device=DEVICE)

@@ -47,12 +47,14 @@ class Phi:
         """Compresses [B, S, H_kv, D] to [B, C, H_kv, D]."""
         g = self.settings.geometry
         if self.settings.phi == "mean":
-            return compression.compress_mean(x, g)
+            return compression.compress_mean(x, g, backend=self.settings.backend)
         if self.settings.phi == "linear":
             pe, weight = self.weights
-            return compression.compress_linear(x, weight, g, pe=pe)
+            return compression.compress_linear(x, weight, g, pe=pe, backend=self.settings.backend)
         pe, first, bias_in, second, bias_out = self.weights
-        return compression.compress_mlp(x, first, second, g, bias_in=bias_in, bias_out=bias_out, pe=pe)
+        return compression.compress_mlp(
+            x, first, second, g, bias_in=bias_in, bias_out=bias_out, pe=pe, backend=self.settings.backend
+        )
 
 
 class Attention:

@@ -143,16 +143,17 @@ def rank_program(
             value = tl.where((block == 0) | (block == own) | (block == own - 1), float("inf"), value)
             value = tl.where(block > own, -1.0, value)
             bits = value.to(tl.int32, bitcast=True)  # of non-negative floats: these order as the floats do
-            if BN > BK:
-                ranked += pair.to(tl.int64) * pieces * BN
-                tl.store(ranked + block, bits)
-                tl.debug_barrier()
-                before = tl.zeros([BN], dtype=tl.int32)
-                for first in range(0, BN, BK):
-                    other = part * BN + first + tl.arange(0, BK)
-                    before += count_before(bits, block, tl.load(ranked + other, cache_modifier=".cg"), other)
-            else:
-                before = count_before(bits, block, bits, block)
+            # Both sides of the comparison come out of memory. Threads that hold the same sum may differ in
+            # its last bit (each fuses a product of its own into the addition): a block would then come
+            # before itself.
+            ranked += pair.to(tl.int64) * pieces * BN
+            tl.store(ranked + block, bits)
+            tl.debug_barrier()
+            bits = tl.load(ranked + block, cache_modifier=".cg")
+            before = tl.zeros([BN], dtype=tl.int32)
+            for first in range(0, BN, BK):
+                other = part * BN + first + tl.arange(0, BK)
+                before += count_before(bits, block, tl.load(ranked + other, cache_modifier=".cg"), other)
             at = (pair.to(tl.int64) * pieces + part) * COUNT_P + before
             tl.store(candidate_value + at, value, mask=before < COUNT)
             tl.store(candidate_block + at, block, mask=before < COUNT)

@@ -45,7 +45,7 @@ def test_replies_are_the_same_with_and_without(tokenizer, toys, made, name, sett
     model = toys.make_model(name)
     expected = Engine(model, tokenizer, cuda_graphs="off", **settings).generate_until(requests)
     assert made() == []
-    assert Engine(model, tokenizer, **settings).generate_until(requests) == expected
+    assert Engine(model, tokenizer, cuda_graphs="auto", **settings).generate_until(requests) == expected
     assert sum(steps for _, steps in made()) > 39
     assert len(set(expected)) > 4
 
@@ -54,7 +54,7 @@ def test_sampled_replies_are_the_same(tokenizer, toys, made):
     requests = toys.reply_requests(max_gen_toks=30, do_sample=True, temperature=0.8)
     model = toys.make_model("nsa")
     expected = Engine(model, tokenizer, cuda_graphs="off").generate_until(requests)
-    assert Engine(model, tokenizer).generate_until(requests) == expected
+    assert Engine(model, tokenizer, cuda_graphs="auto").generate_until(requests) == expected
     assert made()
 
 
@@ -64,7 +64,7 @@ def test_rows_that_end_stay_until_half_of_them_have(tokenizer, toys, made, name)
     requests = of_budgets(toys, [60, 20, 8, 60, 30, 50])
     model = toys.make_model(name)
     alone = [Engine(model, tokenizer, cuda_graphs="off").generate_until([r])[0] for r in requests]
-    engine = Engine(model, tokenizer, batch_size=6, share_prefixes=False)
+    engine = Engine(model, tokenizer, batch_size=6, share_prefixes=False, cuda_graphs="auto")
     assert engine.generate_until(requests) == alone
     assert made() == [(6, 29), (3, 30)]
 
@@ -75,29 +75,31 @@ def test_an_end_of_text_inside_a_graph_ends_its_row_alone(tokenizer, toys, made)
     plain = Engine(model, tokenizer, cuda_graphs="off")
     model.generation_config.eos_token_id = [1, *tokenizer.encode(plain.generate_until(requests)[2])[6:7]]
     alone = [Engine(model, tokenizer, cuda_graphs="off").generate_until([r])[0] for r in requests]
-    assert Engine(model, tokenizer, batch_size=9).generate_until(requests) == alone
+    assert Engine(model, tokenizer, batch_size=9, cuda_graphs="auto").generate_until(requests) == alone
     assert made()
     assert len({len(reply) for reply in alone}) > 1
 
 
 def test_short_replies_and_other_models_take_ordinary_steps(llama, tokenizer, toys, made):
     short = toys.reply_requests(max_gen_toks=_steps.MIN_STEPS)
-    Engine(toys.make_model("nsa"), tokenizer).generate_until(short)
-    Engine(llama, tokenizer).generate_until(toys.reply_requests(max_gen_toks=30)[:2])
+    Engine(toys.make_model("nsa"), tokenizer, cuda_graphs="auto").generate_until(short)
+    Engine(llama, tokenizer, cuda_graphs="auto").generate_until(toys.reply_requests(max_gen_toks=30)[:2])
     assert made() == []
 
 
 def test_long_dense_rows_of_one_length_keep_the_kernel_without_a_mask(tokenizer, toys, made, monkeypatch):
     monkeypatch.setattr(_adapters, "_DENSE_STEADY_TOKENS", 8)
     [request] = toys.reply_requests(max_gen_toks=30)[2:3]
-    Engine(toys.make_model("full"), tokenizer).generate_until([request])
+    Engine(toys.make_model("full"), tokenizer, cuda_graphs="auto").generate_until([request])
     assert made() == []
-    Engine(toys.make_model("nsa"), tokenizer).generate_until([request])
+    Engine(toys.make_model("nsa"), tokenizer, cuda_graphs="auto").generate_until([request])
     assert made() == [(1, 29)]
 
 
 def test_a_cpu_takes_ordinary_steps(tokenizer, toys, monkeypatch):
     monkeypatch.setattr("nsa_models.DecodeGraph", None)
     model = toys.make_model("nsa")
-    assert Engine(model, tokenizer).generate_until(toys.reply_requests(max_gen_toks=30)[:2])
+    assert Engine(model, tokenizer, cuda_graphs="auto").generate_until(
+        toys.reply_requests(max_gen_toks=30)[:2]
+    )
     assert model.device == torch.device("cpu")
