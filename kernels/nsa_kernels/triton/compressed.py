@@ -13,6 +13,7 @@ from nsa_kernels.triton.online import attend, finish
 from nsa_kernels.triton.tiles import (
     Grid,
     blocks_before,
+    bulk_copies,
     descriptor,
     launch_options,
     precision,
@@ -60,7 +61,7 @@ def compressed_forward(
     main, rest = split_width(width)
     bq, bn = queries_per_tile(chosen["BM"], grid), chosen["BN"]
     complete = num_blocks(grid.longest, grid.geometry)
-    tma = bool(chosen.get("TMA")) and rest == 0 and complete > 0
+    tma = bool(chosen.get("TMA")) and rest == 0 and complete > 0 and bulk_copies(k, v)
     out = q.new_empty(*q.shape[:3], value_width)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     _compressed_forward[(triton.cdiv(grid.queries, bq), grid.batch * grid.kv_heads)](

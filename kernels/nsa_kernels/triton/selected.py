@@ -13,7 +13,15 @@ from torch import Tensor
 
 from nsa_kernels.triton.configs import config as shipped
 from nsa_kernels.triton.online import attend
-from nsa_kernels.triton.tiles import MIN_DOT, Grid, descriptor, launch_options, precision, split_width
+from nsa_kernels.triton.tiles import (
+    MIN_DOT,
+    Grid,
+    bulk_copies,
+    descriptor,
+    launch_options,
+    precision,
+    split_width,
+)
 
 SEARCH = tuple(
     {"BN": bn, "TMA": tma, "num_warps": warps, "num_stages": stages}
@@ -72,7 +80,7 @@ def selected_forward(
     main, rest = split_width(width)
     size = grid.geometry.select_block
     bn = min(chosen["BN"], max(MIN_DOT, size & -size))
-    tma = bool(chosen.get("TMA")) and rest == 0
+    tma = bool(chosen.get("TMA")) and rest == 0 and bulk_copies(k, v)
     out = torch.empty_like(o_cmp)
     own = torch.empty_like(o_cmp) if save else o_cmp.new_empty(0)
     lse = torch.empty(q.shape[:3] if save else (0,), dtype=torch.float32, device=q.device)

@@ -19,6 +19,7 @@ from nsa_kernels.triton.tiles import (
     MIN_DOT,
     Grid,
     blocks_before,
+    bulk_copies,
     descriptor,
     launch_options,
     precision,
@@ -86,6 +87,7 @@ def select(
     )
     bn = max(chosen["BN"], padded_pieces)
     tma = bool(chosen.get("TMA")) and rest == 0 and pieces == padded_pieces and k.shape[1] > 0
+    tma = tma and bulk_copies(k)
     _select[(programs,)](
         q,
         descriptor(k, bn) if tma else k,

@@ -20,6 +20,7 @@ from nsa_kernels.triton.tiles import (
     MIN_DOT,
     Grid,
     blocks_before,
+    bulk_copies,
     launch_options,
     precision,
     processors,
@@ -81,7 +82,7 @@ def launch_key_tiles(
     # p' = g * exp2(s - lse) = exp2(s - (lse - log2(g))): one operand less in the loop.
     lse = lse - gate.float().log2()
     delta = delta.contiguous()
-    bulk = launch.get("TMA", 0) if not rest and padded == grid.group and _bulk_copies(q, dout, dq) else 0
+    bulk = launch.get("TMA", 0) if not rest and padded == grid.group and bulk_copies(q, dout, dq) else 0
     read = bulk > 1 and padded * lse.element_size() >= 16
     add = bulk > 0 and q.is_cuda  # the interpreter has no additions by bulk copies
     box = [1, per_tile, padded]
@@ -154,17 +155,6 @@ def _chunk(wanted: int, per_tile: int, programs: int, grid: Grid) -> int:
     while wanted > LEAST_CHUNK and programs * -(-grid.queries // wanted) < enough:
         wanted //= 2
     return -(-wanted // per_tile) * per_tile
-
-
-def _bulk_copies(*tensors: Tensor) -> bool:
-    """Whether the device has bulk copies (TMA) and these tensors' layouts fit them."""
-    device = tensors[0].device
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
-        return False
-    return all(
-        x.data_ptr() % 16 == 0 and all(s > 0 and s * x.element_size() % 16 == 0 for s in x.stride()[:3])
-        for x in tensors
-    )
 
 
 @triton.jit

@@ -117,6 +117,17 @@ def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, rows, 1, x.shape[-1]])
 
 
+def bulk_copies(*tensors: Tensor) -> bool:
+    """Whether the device has bulk copies (TMA) and these tensors' layouts fit them."""
+    device = tensors[0].device
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
+        return False
+    return all(
+        x.data_ptr() % 16 == 0 and all(s > 0 and s * x.element_size() % 16 == 0 for s in x.stride()[:3])
+        for x in tensors
+    )
+
+
 @functools.cache
 def processors(device: torch.device) -> int:
     """Multiprocessors of the device; 2 in the interpreter."""

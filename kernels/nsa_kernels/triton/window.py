@@ -11,6 +11,7 @@ from nsa_kernels.triton.configs import config as shipped
 from nsa_kernels.triton.online import attend, finish
 from nsa_kernels.triton.tiles import (
     Grid,
+    bulk_copies,
     descriptor,
     launch_options,
     precision,
@@ -56,7 +57,7 @@ def window_forward(
     chosen = dict(config or shipped("window_forward", max(width, value_width), q.device))
     main, rest = split_width(width)
     bq, bn = queries_per_tile(chosen["BM"], grid), chosen["BN"]
-    tma = bool(chosen.get("TMA")) and rest == 0
+    tma = bool(chosen.get("TMA")) and rest == 0 and bulk_copies(k, v)
     out = q.new_empty(*q.shape[:3], value_width)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     _window_forward[(triton.cdiv(grid.queries, bq), grid.batch * grid.kv_heads)](
