@@ -18,6 +18,7 @@ _MODULES = {
     "triton": "nsa_kernels.triton",
 }
 _TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_TRITON_GROUP = 128
 
 
 def available_backends() -> tuple[str, ...]:
@@ -44,16 +45,20 @@ def get_backend(name: str) -> Backend:
     return Backend(attention=module.attention, decode=module.decode)
 
 
-def choose_backend(device: torch.device, dtype: torch.dtype = torch.bfloat16, *, decode: bool = False) -> str:
+def choose_backend(
+    device: torch.device, dtype: torch.dtype = torch.bfloat16, *, group: int = 1, decode: bool = False
+) -> str:
     """What "auto" means for such tensors: triton on CUDA where it is there, else torch.
 
     Args:
         device: Where the tensors are.
         dtype: What is computed in; the triton kernels know no float64.
+        group: Query heads to a KV head; more than 128 do not fit into their tiles.
         decode: For `nsa_decode`. Its triton kernels have to be asked for by name: since their last correction
             they have run in the interpreter, but not on a GPU.
     """
-    fits = device.type == "cuda" and dtype in _TRITON_DTYPES and not decode
+    fits = dtype in _TRITON_DTYPES and group <= _TRITON_GROUP and not decode
+    fits = fits and device.type == "cuda"
     return "triton" if fits and _missing("triton") is None else "torch"
 
 
@@ -90,6 +95,7 @@ def nsa_attention(
         k_win: Keys of the window branch [B, S, H_kv, D_k].
         v_win: Values of the window branch [B, S, H_kv, D_v].
         gates: Gate of each branch [B, N, H, 3], already through the sigmoid: compressed, selected, window.
+            Never negative: the triton backend's gradients take their logarithm.
         geometry: Block sizes.
         start: Position of the first query: one for all rows, or integers [B].
         lengths: Valid tokens of each row, integers [B]; None = S. Positions from there on are padding: their
@@ -108,7 +114,9 @@ def nsa_attention(
     caches = Caches(k_cmp, v_cmp, k_slc, v_slc, k_win, v_win)
     check_attention(q, caches, gates, geometry=geometry, start=start, lengths=lengths)
     dtype = _compute_dtype(q)
-    chosen = get_backend(choose_backend(q.device, dtype) if backend == "auto" else backend)
+    if backend == "auto":
+        backend = choose_backend(q.device, dtype, group=q.shape[2] // k_slc.shape[2])
+    chosen = get_backend(backend)
     with torch.autocast(
         q.device.type, enabled=False
     ):  # the backends mix float32 scores with what they are given

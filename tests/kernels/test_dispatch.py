@@ -45,6 +45,8 @@ def test_auto_is_triton_on_a_gpu_for_what_its_kernels_compute() -> None:
         assert choose_backend(gpu) == choose_backend(gpu, torch.float32) == "triton"
         assert choose_backend(gpu, torch.float64) == "torch"
         assert choose_backend(gpu, decode=True) == "torch"
+        assert choose_backend(gpu, group=128) == "triton"
+        assert choose_backend(gpu, group=129) == "torch"
     with mock.patch.object(dispatch, "_missing", lambda name: "why" if name == "triton" else None):
         assert choose_backend(gpu) == "torch"
 
