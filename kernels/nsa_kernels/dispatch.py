@@ -17,8 +17,9 @@ _MODULES = {
     "torch": "nsa_kernels.torch_",
     "triton": "nsa_kernels.triton",
 }
-_TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_TRITON_GROUP = 128
+_TRITON_DTYPES = (torch.bfloat16, torch.float16)
+_TRITON_GROUP = 16
+_TRITON_WIDTH = 192
 
 
 def available_backends() -> tuple[str, ...]:
@@ -46,20 +47,28 @@ def get_backend(name: str) -> Backend:
 
 
 def choose_backend(
-    device: torch.device, dtype: torch.dtype = torch.bfloat16, *, group: int = 1, decode: bool = False
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    group: int = 1,
+    width: int = 128,
+    decode: bool = False,
 ) -> str:
-    """What "auto" means for such tensors: triton on CUDA where it is there, else torch.
+    """What "auto" means for such tensors: triton on CUDA where its tiles are made for them, else torch.
 
     Args:
-        device: Where the tensors are.
-        dtype: What is computed in; the triton kernels know no float64.
-        group: Query heads to a KV head; more than 128 do not fit into their tiles.
+        device: Where the tensors are; of NVIDIA's GPUs, those from compute capability 8.0 on.
+        dtype: What is computed in: bfloat16 or float16. In float32 the kernels are right but not fast: their
+            tiles are those of tensor cores, which have no exact float32.
+        group: Query heads to a KV head, up to 16.
+        width: The larger head dimension, up to 192.
         decode: For `nsa_decode`. Its triton kernels have to be asked for by name: since their last correction
             they have run in the interpreter, but not on a GPU.
     """
-    fits = dtype in _TRITON_DTYPES and group <= _TRITON_GROUP and not decode
-    fits = fits and device.type == "cuda"
-    return "triton" if fits and _missing("triton") is None else "torch"
+    made = dtype in _TRITON_DTYPES and group <= _TRITON_GROUP and width <= _TRITON_WIDTH and not decode
+    if not made or device.type != "cuda" or _missing("triton") is not None:
+        return "torch"
+    return "triton" if _has_tensor_cores_for_bfloat16(device) else "torch"
 
 
 def nsa_attention(
@@ -115,11 +124,11 @@ def nsa_attention(
     check_attention(q, caches, gates, geometry=geometry, start=start, lengths=lengths)
     dtype = _compute_dtype(q)
     if backend == "auto":
-        backend = choose_backend(q.device, dtype, group=q.shape[2] // k_slc.shape[2])
+        group, width = q.shape[2] // k_slc.shape[2], max(q.shape[3], v_slc.shape[3])
+        backend = choose_backend(q.device, dtype, group=group, width=width)
     chosen = get_backend(backend)
-    with torch.autocast(
-        q.device.type, enabled=False
-    ):  # the backends mix float32 scores with what they are given
+    # The backends mix float32 scores with what they are given; Triton launches on the current device.
+    with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
         return chosen.attention(
             q.to(dtype),
             Caches(*(x.to(dtype) for x in caches)),
@@ -185,7 +194,7 @@ def nsa_decode(
     )
     dtype = _compute_dtype(q)
     chosen = get_backend(choose_backend(q.device, dtype, decode=True) if backend == "auto" else backend)
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
         return chosen.decode(
             q.to(dtype),
             Caches(*(x.to(dtype) for x in caches)),
@@ -203,6 +212,10 @@ def _compute_dtype(q: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device) and q.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return q.dtype
+
+
+def _has_tensor_cores_for_bfloat16(device: torch.device) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _missing(name: str) -> str | None:

@@ -68,4 +68,4 @@ def test_decode_on_cuda(oracle: Callable, make_inputs, small) -> None:
 
 def test_auto_takes_triton_where_it_can_compute() -> None:
     assert choose_backend(torch.device("cuda")) == "triton"
-    assert choose_backend(torch.device("cuda"), torch.float64) == "torch"
+    assert choose_backend(torch.device("cuda"), torch.float32) == "torch"

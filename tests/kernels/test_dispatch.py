@@ -41,12 +41,15 @@ def test_a_missing_backend_says_why_and_what_runs(make_inputs, small) -> None:
 
 def test_auto_is_triton_on_a_gpu_for_what_its_kernels_compute() -> None:
     gpu = torch.device("cuda")
-    with mock.patch.object(dispatch, "_missing", return_value=None):
-        assert choose_backend(gpu) == choose_backend(gpu, torch.float32) == "triton"
-        assert choose_backend(gpu, torch.float64) == "torch"
+    capability = mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0))
+    with mock.patch.object(dispatch, "_missing", return_value=None), capability as asked:
+        assert choose_backend(gpu) == choose_backend(gpu, torch.float16) == "triton"
+        assert choose_backend(gpu, torch.float32) == choose_backend(gpu, torch.float64) == "torch"
         assert choose_backend(gpu, decode=True) == "torch"
-        assert choose_backend(gpu, group=128) == "triton"
-        assert choose_backend(gpu, group=129) == "torch"
+        assert choose_backend(gpu, group=16, width=192) == "triton"
+        assert choose_backend(gpu, group=17) == choose_backend(gpu, width=256) == "torch"
+        asked.return_value = (7, 5)
+        assert choose_backend(gpu) == "torch"
     with mock.patch.object(dispatch, "_missing", lambda name: "why" if name == "triton" else None):
         assert choose_backend(gpu) == "torch"
 

@@ -215,3 +215,40 @@ def test_selection_in_tiles_of_any_size(rows: int, occupancy: int, make_inputs, 
     _, lse = compressed_forward(q, *caches[:2], grid)
     config = {**shipped_config("select", 16, DEVICE), "BM": rows, "OCCUPANCY": occupancy}
     assert torch.equal(select(q, caches[0], lse, grid, config=config).cpu(), expected)
+
+
+def test_gradients_do_not_depend_on_how_the_caches_lie(make_inputs, oracle) -> None:
+    inputs = make_inputs(SMALL, queries=19, dim=16, kv_heads=2, dtype=torch.float32)
+    _, _, expected = inputs.run_with_gradients(oracle)
+    heads_first = tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs.tensors)
+    assert not heads_first[1].is_contiguous()
+    leaves = [x.detach().to(DEVICE).requires_grad_() for x in heads_first]
+    out = triton_attention(*leaves, geometry=SMALL).out
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out)
+    gradients = torch.autograd.grad(out, leaves, weight)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_keys_behind_the_last_query_are_not_read(make_inputs, oracle) -> None:
+    inputs = make_inputs(SMALL, queries=19, dim=16, kv_heads=1, dtype=torch.float32)
+    _, _, expected = inputs.run_with_gradients(oracle)
+    q, *caches, gates = inputs.tensors
+    longer = [torch.cat([x, torch.full_like(x[:, :9], torch.nan)], 1) for x in caches]
+    leaves = [x.detach().clone().to(DEVICE).requires_grad_() for x in (q, *longer, gates)]
+    out = triton_attention(*leaves, geometry=SMALL).out
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out)
+    gradients = torch.autograd.grad(out, leaves, weight)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours[:, : theirs.shape[1]].cpu(), theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_second_derivative_is_refused(make_inputs) -> None:
+    inputs = make_inputs(SMALL, queries=3, dim=16, dtype=torch.float32).to(DEVICE)
+    q, *rest = inputs.tensors
+    q = q.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        triton_attention(q, *rest, geometry=SMALL).out.square().sum(), q, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

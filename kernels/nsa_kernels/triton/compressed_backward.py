@@ -60,7 +60,8 @@ def compressed_backward(
     Returns:
         dk and dv, in the dtypes and shapes of k and v.
     """
-    dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+    dk = torch.zeros(k.shape, dtype=torch.float32, device=k.device)
+    dv = torch.zeros(v.shape, dtype=torch.float32, device=v.device)
     keys = min(k.shape[1], num_blocks(grid.longest, grid.geometry))
     if keys and dq.numel():
         width = max(q.shape[-1], v.shape[-1])

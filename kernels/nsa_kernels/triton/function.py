@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nsa_kernels.geometry import BlockGeometry
 from nsa_kernels.triton.compressed import compressed_forward
@@ -124,6 +125,7 @@ class _Attention(torch.autograd.Function):
         return out, blocks
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q, *tensors, gates, blocks, o_cmp, o_slc, o_win, lse_cmp, lse_slc, lse_win = ctx.saved_tensors
         caches, grid = Caches(*tensors), ctx.grid
@@ -147,7 +149,7 @@ def _padded(q: Tensor, caches: Caches) -> tuple[Tensor, Caches]:
 
     def fit(x: Tensor, width: int) -> Tensor:
         if x.shape[-1] != width:
-            return F.pad(x, (0, width - x.shape[-1]))
+            return F.pad(x, (0, width - x.shape[-1])).contiguous()  # pad keeps a channels-last layout
         return x if x.stride(-1) == 1 else x.contiguous()
 
     key_width = _next_width(q.shape[-1])

@@ -196,7 +196,7 @@ def _selected_backward_kernel(
     head = (cell // (blocks * chunks) % kv_heads).to(tl.int64)
     b = (cell // (blocks * chunks * kv_heads)).to(tl.int64)
     start = tl.load(starts + b) + chunk * CHUNK
-    end = tl.load(ends + b)
+    end = tl.minimum(tl.load(ends + b), tl.load(starts + b) + length)  # no query sees what stands behind
 
     first_query = chunk.to(tl.int64) * CHUNK
     q += b * q_b + first_query * q_n + head * G * q_h
@@ -228,13 +228,16 @@ def _selected_backward_kernel(
     row = tl.arange(0, BQ * GP)
     # Rows that stand for nothing repeat one that does, with a probability of 0.
     h = tl.minimum(row % GP, G - 1) if G < GP else row % GP
+    wide_h = h
     if PACKED:  # known to the compiler, these strides cost no registers
         q_h = DK + DR
         dq_h = DK + DR
         dout_h = DV
-    x_offset = (h * q_h)[:, None] + column
-    y_offset = (h * dout_h)[:, None] + value_column
-    dx_offset = (h * dq_h)[:, None] + column
+    else:
+        wide_h = h.to(tl.int64)
+    x_offset = (wide_h * q_h)[:, None] + column
+    y_offset = (wide_h * dout_h)[:, None] + value_column
+    dx_offset = (wide_h * dq_h)[:, None] + column
     # Only a chunk with queries before the block's end needs the causal mask: it has keys behind a query, or
     # behind the row's end.
     masked = (start < (block + 1) * SIZE) | (SIZE % BN != 0)
@@ -251,7 +254,7 @@ def _selected_backward_kernel(
 
         s = tl.dot(x, tl.trans(keys), input_precision=PRECISION)
         if DR > 0:
-            z = tl.load(q + (query * q_n)[:, None] + (h * q_h)[:, None] + rest_column)
+            z = tl.load(q + (query * q_n)[:, None] + (wide_h * q_h)[:, None] + rest_column)
             s = tl.dot(z, tl.trans(rest_keys), s, input_precision=PRECISION)
         p = tl.exp2(s * scale_log2 - shift[:, None])
         if masked:
@@ -271,7 +274,7 @@ def _selected_backward_kernel(
             tl.atomic_add(add, dx, mask=real[:, None], sem="relaxed")
         if DR > 0:
             dz = tl.dot(ds, rest_keys, input_precision=PRECISION)
-            add = dq + (query * dq_n)[:, None] + (h * dq_h)[:, None] + rest_column
+            add = dq + (query * dq_n)[:, None] + (wide_h * dq_h)[:, None] + rest_column
             if G == GP:
                 tl.atomic_add(add, dz, sem="relaxed")
             else:

@@ -197,7 +197,7 @@ def largest(ranks, index, need, INDEX_BITS: tl.constexpr):
         bool [BQ, A, LANES]; fewer than `need` are true where fewer ranks are not negative.
     """
     lanes = tl.max(ranks, 1)
-    high = tl.max(lanes, 1) + 1  # none reaches this
+    high = tl.minimum(tl.max(lanes, 1), 0x7F800000) + 1  # none reaches this, but for a NaN
     some = lanes >= 0
     low = tl.min(tl.where(some, lanes, 0x7FFFFFFF), 1)  # one in each lane reaches this, if there is any
     low = tl.where(tl.sum(some.to(tl.int32), 1) >= need, low, 0)

@@ -184,7 +184,8 @@ def _key_tile_backward(
     # Queries (by their number in the row, not their position) from `low` on and before `high` see a key of
     # this tile, those from `full_low` on and before `full_high` all of them.
     start = tl.load(STARTS + b)
-    end = tl.load(ENDS + b)
+    # No query sees a key behind the last: what stands there may be anything, or not be there at all.
+    end = tl.minimum(tl.load(ENDS + b), start + queries)
     real = tl.minimum(queries, end - start)
     key = tile * BN
     low = part * chunk
@@ -223,8 +224,8 @@ def _key_tile_backward(
     present = (n < valid)[:, None]
     offset = key.to(tl.int64)
     local = tl.arange(0, BN)[:, None]
-    K += b * k_b + offset * k_n + head * k_h
-    V += b * v_b + offset * v_n + head * v_h
+    K += b * k_b + offset * k_n + head.to(tl.int64) * k_h
+    V += b * v_b + offset * v_n + head.to(tl.int64) * v_h
     k = tl.load(K + local * k_n + column[None, :], present, other=0.0)
     v = tl.load(V + local * v_n + column_v[None, :], present, other=0.0)
     dk = tl.zeros((BN, MAIN), tl.float32)

@@ -93,7 +93,7 @@ def row_pointers(pointer, tile, row, stride_n, stride_h, BQ: tl.constexpr, GP: t
     The tile's own offset is 64-bit; inside a tile 32 bits are enough.
     """
     first = wide(tile) * BQ * stride_n
-    return pointer + first + (row // GP) * stride_n + (row % GP) * stride_h
+    return pointer + first + (row // GP) * stride_n + (row % GP).to(tl.int64) * stride_h
 
 
 @triton.jit
@@ -123,7 +123,9 @@ def bulk_copies(*tensors: Tensor) -> bool:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
         return False
     return all(
-        x.data_ptr() % 16 == 0 and all(s > 0 and s * x.element_size() % 16 == 0 for s in x.stride()[:3])
+        x.numel() > 0
+        and x.data_ptr() % 16 == 0
+        and all(s > 0 and s * x.element_size() % 16 == 0 for s in x.stride()[:3])
         for x in tensors
     )
 
