@@ -2,26 +2,13 @@
 
 from collections.abc import Mapping
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from nsa_kernels.geometry import num_blocks
-from nsa_kernels.triton.configs import config as shipped
-from nsa_kernels.triton.online import attend, finish
-from nsa_kernels.triton.tiles import (
-    Grid,
-    blocks_before,
-    bulk_copies,
-    descriptor,
-    launch_options,
-    precision,
-    queries_per_tile,
-    row_pointers,
-    split_width,
-    wide,
-)
+from nsa_kernels.triton.online import attend
+from nsa_kernels.triton.packed import first_key, launch_packed, load_queries, store_rows
+from nsa_kernels.triton.tiles import Grid, blocks_before
 
 SEARCH = tuple(
     {"BM": bm, "BN": bn, "TMA": tma, "num_warps": warps, "num_stages": stages} | limit
@@ -56,42 +43,17 @@ def compressed_forward(
         Output [B, N, H, D_v] in the dtype of q, 0 where no block is visible; log-sum-exp float32 [B, N, H] in
         units of log2, +inf there.
     """
-    width, value_width = q.shape[-1], v.shape[-1]
-    chosen = dict(config or shipped("compressed_forward", max(width, value_width), q.device))
-    main, rest = split_width(width)
-    bq, bn = queries_per_tile(chosen["BM"], grid), chosen["BN"]
-    complete = num_blocks(grid.longest, grid.geometry)
-    tma = bool(chosen.get("TMA")) and rest == 0 and complete > 0 and bulk_copies(k, v)
-    out = q.new_empty(*q.shape[:3], value_width)
-    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    _compressed_forward[(triton.cdiv(grid.queries, bq), grid.batch * grid.kv_heads)](
+    return launch_packed(
+        _compressed_forward,
+        "compressed_forward",
         q,
-        descriptor(k, bn) if tma else k,
-        descriptor(v, bn) if tma else v,
-        out,
-        lse,
-        grid.starts,
-        grid.ends,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        grid.queries,
-        grid.kv_heads,
-        grid.scale_log2,
-        G=grid.group,
-        GP=grid.padded_group,
-        BQ=bq,
-        BN=bn,
-        DK=main,
-        DR=rest,
-        DV=value_width,
+        k,
+        v,
+        grid,
+        config,
         BLOCK=grid.geometry.block,
         STRIDE=grid.geometry.stride,
-        TMA=tma,
-        PRECISION=precision(q),
-        **launch_options(chosen),
     )
-    return out, lse
 
 
 @triton.jit
@@ -137,20 +99,11 @@ def _compressed_forward(
     query = tile * BQ + row // GP
     position = start + query
     real = (query < N) & (row % GP < G) & (position < end)
-    batch64 = wide(batch)
-
-    q_at = Q + batch64 * stride_qb + wide(group) * G * stride_qh
-    q_rows = row_pointers(q_at, tile, row, stride_qn, stride_qh, BQ, GP)
-    q = tl.load(q_rows[:, None] + tl.arange(0, DK)[None, :], mask=real[:, None], other=0.0)
-    q_rest = q
-    if DR:
-        q_rest = tl.load(q_rows[:, None] + DK + tl.arange(0, DR)[None, :], mask=real[:, None], other=0.0)
-    if TMA:
-        k = K
-        v = V
-    else:
-        k = K + batch64 * stride_kb + wide(group) * stride_kh
-        v = V + batch64 * stride_vb + wide(group) * stride_vh
+    q, q_rest = load_queries(
+        Q, tile, batch, group, real, stride_qb, stride_qn, stride_qh, G, GP, BQ, DK, DR
+    )  # fmt: skip
+    k = first_key(K, batch, group, stride_kb, stride_kh, TMA)
+    v = first_key(V, batch, group, stride_vb, stride_vh, TMA)
 
     first = start + tile * BQ
     last = tl.minimum(tl.minimum(first + BQ, start + N), end)  # exclusive
@@ -171,15 +124,4 @@ def _compressed_forward(
             acc, top, total, q, q_rest, k, v, stride_kc, stride_vc, batch, group, at, most, seen, seen,
             scale, BN, DK, DR, DV, True, False, TMA, PRECISION,
         )  # fmt: skip
-    acc, lse = finish(acc, top, total)
-    acc = tl.where(real[:, None], acc, 0.0)
-    lse = tl.where(real, lse, float("inf"))
-
-    inside = (query < N) & (row % GP < G)
-    heads = HKV * G
-    rows = (batch64 * N * HKV + group) * G  # of [B, N, H], contiguous
-    lse_rows = row_pointers(Lse + rows, tile, row, heads, 1, BQ, GP)
-    tl.store(lse_rows, lse, mask=inside)
-    out_rows = row_pointers(Out + rows * DV, tile, row, heads * DV, DV, BQ, GP)
-    out = out_rows[:, None] + tl.arange(0, DV)[None, :]
-    tl.store(out, acc.to(Out.dtype.element_ty), mask=inside[:, None])
+    store_rows(Out, Lse, acc, top, total, real, tile, batch, group, N, HKV, G, GP, BQ, DV)
