@@ -90,8 +90,14 @@ H200: Table = {
     "select": {
         128: {"BM": 128, "BN": 64, "TMA": 1, "OCCUPANCY": 3, "num_warps": 4, "num_stages": 3, "maxnreg": 160}
     },
-    "window_forward": {128: {"BM": 64, "BN": 64, "TMA": 0, "num_warps": 4, "num_stages": 3}},
-    "forced_forward": {128: {"BM": 64, "BN": 32, "TMA": 0, "num_warps": 4, "num_stages": 3}},
+    "window_forward": {
+        128: {"BM": 128, "BN": 64, "num_warps": 8, "num_stages": 2, "maxnreg": 128},
+        256: {"BM": 64, "BN": 32, "num_warps": 4, "num_stages": 2},
+    },
+    "forced_forward": {
+        128: {"BM": 64, "BN": 32, "num_warps": 4, "num_stages": 2, "maxnreg": 128},
+        256: {"BM": 64, "BN": 32, "num_warps": 4, "num_stages": 2},
+    },
     "selected_forward": {128: {"BN": 32, "TMA": 1, "num_warps": 1, "num_stages": 3}},
     "gate_backward": {128: {"BM": 64, "num_warps": 4, "num_stages": 1}},
     "compress_linear": {128: {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 4}},

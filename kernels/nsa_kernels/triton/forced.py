@@ -15,16 +15,14 @@ from nsa_kernels.triton.packed import first_key, launch_packed, load_queries, st
 from nsa_kernels.triton.tiles import Grid
 
 SEARCH = tuple(
-    {"BM": bm, "BN": bn, "TMA": tma, "num_warps": warps, "num_stages": stages}
-    for bm, bn, tma, warps, stages in (
-        (64, 64, 1, 4, 3),
-        (64, 64, 1, 4, 2),
-        (64, 64, 0, 4, 3),
-        (64, 64, 0, 4, 2),
-        (128, 64, 1, 8, 3),
-        (128, 64, 0, 8, 2),
-        (128, 64, 0, 8, 3),
-        (64, 32, 0, 4, 3),
+    {"BM": bm, "BN": bn, "TMA": tma, "num_warps": warps, "num_stages": stages} | limit
+    for bm, bn, tma, warps, stages, limit in (
+        (64, 32, 0, 4, 2, {"maxnreg": 128}),
+        (64, 32, 0, 4, 3, {}),
+        (64, 64, 1, 4, 1, {"maxnreg": 168}),
+        (64, 64, 0, 4, 2, {"maxnreg": 168}),
+        (128, 32, 0, 8, 2, {"maxnreg": 128}),
+        (128, 64, 0, 8, 2, {"maxnreg": 128}),
     )
 )
 """Candidates for `benchmarks/tune_kernels.py`."""
@@ -94,7 +92,19 @@ def _forced_forward(
     acc = tl.zeros([BQ * GP, DV], tl.float32)
     top = tl.full([BQ * GP], float("-inf"), tl.float32)
     total = tl.zeros([BQ * GP], tl.float32)
-    for step in tl.range(0, steps):
+    # Where all queries of the tile stand in one block, most tiles of keys need no mask.
+    own_first = first // SELECT
+    whole = 0
+    if SELECT % BN == 0:
+        alike = (own_first == (last - 1) // SELECT) & (own_first >= 2)
+        whole = tl.where(alike & (first < last), apart + (first + 1 - begin) // BN, 0)
+    for step in tl.range(0, whole):
+        at = tl.where(step < apart, step * BN, begin + (step - apart) * BN)
+        acc, top, total = attend(
+            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, at, last, near, near,
+            scale, BN, DK, DR, DV, False, False, TMA, PRECISION,
+        )  # fmt: skip
+    for step in tl.range(whole, steps):
         at = tl.where(step < apart, step * BN, begin + (step - apart) * BN)
         low = tl.where(step < apart, 0, near)
         high = tl.where(step < apart, tl.where(own >= 2, SELECT, 0), tl.where(real, position + 1, 0))

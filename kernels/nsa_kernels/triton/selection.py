@@ -135,7 +135,7 @@ def _score(
     GP: tl.constexpr, QUADS: tl.constexpr, PAIRS: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr,
     DK: tl.constexpr, DR: tl.constexpr, PIECES: tl.constexpr, PADDED: tl.constexpr, SHARES: tl.constexpr,
     BACK: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
-    LANES: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Importance that the keys of BN / PADDED blocks, from `block` on, give to these and the next blocks."""
     index = tl.arange(0, BN)
@@ -170,10 +170,8 @@ def _score(
         place = piece - back * PIECES
         ways = tl.minimum(PIECES - 1, place + SHARES - 1) - tl.maximum(place, 0) + 1
         ways = tl.where(piece < PIECES, tl.maximum(ways, 0), 0).to(tl.float32)
-        # What ranks them gives each lane WIDTH / LANES neighbours; they are stored as it will read them.
         target = own + back
-        place = target % (WIDTH // LANES) * LANES + target // (WIDTH // LANES)
-        part = scratch + (back * BQ + tl.arange(0, BQ)[None, :]) * WIDTH + place[:, None]
+        part = scratch + (back * BQ + tl.arange(0, BQ)[None, :]) * WIDTH + target[:, None]
         tl.store(part, tl.sum(by_piece * ways[None, :, None], 1), mask=(target < WIDTH)[:, None])
 
 
@@ -247,8 +245,7 @@ def _select(
     row = (column // (GP * QUADS) * QUADS + column // PAIRS % QUADS) * GP + head
     inner = tl.arange(0, BQ)
     slot = tl.arange(0, SLOTS)
-    across = tl.arange(0, RANKED)[None, :, None] * LANES + tl.arange(0, LANES)[None, None, :]
-    index = tl.arange(0, LANES)[None, None, :] * RANKED + tl.arange(0, RANKED)[None, :, None]
+    index = tl.arange(0, RANKED)[None, :, None] * LANES + tl.arange(0, LANES)[None, None, :]
     heads = HKV * G
     for item in tl.range(tl.program_id(0), items, tl.num_programs(0)):
         tile = items // groups - 1 - item // groups
@@ -284,13 +281,13 @@ def _select(
                 _score(
                     q, q_rest, k, stride_kc, batch, group, lse, scratch, block, most, seen, scale,
                     GP, QUADS, PAIRS, BQ, BN, DK, DR, PIECES, PADDED, SHARES, BACK, WIDTH,
-                    False, TMA, LANES, PRECISION,
+                    False, TMA, PRECISION,
                 )  # fmt: skip
             for block in tl.range(whole, tl.cdiv(most, PIECES), TILE):
                 _score(
                     q, q_rest, k, stride_kc, batch, group, lse, scratch, block, most, seen, scale,
                     GP, QUADS, PAIRS, BQ, BN, DK, DR, PIECES, PADDED, SHARES, BACK, WIDTH,
-                    True, TMA, LANES, PRECISION,
+                    True, TMA, PRECISION,
                 )  # fmt: skip
         tl.debug_barrier()  # what other warps stored is read below
 
@@ -300,7 +297,7 @@ def _select(
         free = (index >= 1) & (index <= own[:, None, None] - 2) & (position < end)[:, None, None]
         importance = tl.zeros([BQ, RANKED, LANES], tl.float32)
         for back in tl.static_range(0, BACK + 1):
-            at = scratch + (back * BQ + inner[:, None, None]) * WIDTH + across
+            at = scratch + (back * BQ + inner[:, None, None]) * WIDTH + index
             held = free & (most > 0)  # below COUNT * SELECT nothing was scored, and all blocks are chosen
             if back > 1:
                 held = held & (index >= back)
@@ -318,7 +315,7 @@ def _select(
         words = tl.reshape(picked.to(tl.int32), [BQ, RANKED // BITS, BITS, LANES])
         words = tl.sum(words << bit[None, None, :, None], 2)
         word = (
-            tl.arange(0, LANES)[None, None, :] * RANKED + tl.arange(0, RANKED // BITS)[None, :, None] * BITS
+            tl.arange(0, RANKED // BITS)[None, :, None] * (BITS * LANES) + tl.arange(0, LANES)[None, None, :]
         )
         result = tl.full([BQ, SLOTS], -1, tl.int32)
         chosen = tl.zeros([BQ], tl.int32)
@@ -326,7 +323,7 @@ def _select(
             lowest = words & -words
             # A power of 2 as a float carries its logarithm in the exponent.
             position_in_word = (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
-            candidate = tl.where(words != 0, word + position_in_word, 0x7FFFFFFF)
+            candidate = tl.where(words != 0, word + position_in_word * LANES, 0x7FFFFFFF)
             least = tl.min(tl.min(candidate, 1), 1)
             words = tl.where(candidate == least[:, None, None], words ^ lowest, words)
             some = least != 0x7FFFFFFF

@@ -11,16 +11,15 @@ from nsa_kernels.triton.packed import first_key, launch_packed, load_queries, st
 from nsa_kernels.triton.tiles import Grid
 
 SEARCH = tuple(
-    {"BM": bm, "BN": bn, "TMA": tma, "num_warps": warps, "num_stages": stages}
-    for bm, bn, tma, warps, stages in (
-        (64, 64, 0, 4, 3),
-        (64, 64, 0, 4, 2),
-        (64, 32, 0, 4, 4),
-        (64, 32, 0, 4, 3),
-        (64, 64, 1, 4, 3),
-        (64, 128, 0, 4, 2),
-        (128, 64, 0, 8, 3),
-        (128, 64, 1, 8, 3),
+    {"BM": bm, "BN": bn, "num_warps": warps, "num_stages": stages} | limit
+    for bm, bn, warps, stages, limit in (
+        (128, 64, 8, 2, {"maxnreg": 128}),
+        (128, 64, 8, 3, {"maxnreg": 128}),
+        (128, 32, 8, 3, {"maxnreg": 128}),
+        (64, 32, 4, 2, {"maxnreg": 128}),
+        (64, 32, 4, 3, {"maxnreg": 168}),
+        (64, 64, 4, 3, {}),
+        (64, 64, 4, 2, {"maxnreg": 168}),
     )
 )
 """Candidates for `benchmarks/tune_kernels.py`."""
@@ -87,6 +86,8 @@ def _window_forward(
     PRECISION: tl.constexpr,
 ):
     """A program owns a packed tile of queries of one group and reads BQ + w - 1 keys at most."""
+    tl.static_assert(not TMA)  # a few keys at the edge are read by pointers
+    FEW: tl.constexpr = BQ if BQ > 16 else 16
     tile = tl.program_id(0)
     batch = tl.program_id(1) // HKV
     group = tl.program_id(1) % HKV
@@ -99,22 +100,37 @@ def _window_forward(
     q, q_rest = load_queries(
         Q, tile, batch, group, real, stride_qb, stride_qn, stride_qh, G, GP, BQ, DK, DR
     )  # fmt: skip
-    k = first_key(K, batch, group, stride_kb, stride_kh, TMA)
-    v = first_key(V, batch, group, stride_vb, stride_vh, TMA)
+    k = first_key(K, batch, group, stride_kb, stride_kh, False)
+    v = first_key(V, batch, group, stride_vb, stride_vh, False)
 
     first = start + tile * BQ
     last = tl.minimum(tl.minimum(first + BQ, start + N), end)  # exclusive
     low = position - WINDOW + 1
     high = tl.where(real, position + 1, 0)
-    begin = tl.maximum(first - WINDOW + 1, 0)
-    stop = tl.where(first < last, last, begin)
+    # All queries of the tile see the keys from `inner` to `first`: no masks, but for the last tile of keys.
+    inner = tl.maximum(first + BQ - WINDOW, 0)
+    edge = inner + tl.maximum(first + 1 - inner, 0) // BN * BN
+    inner = tl.where(first < last, inner, 0)
+    edge = tl.where(first < last, edge, 0)
+    stop = tl.where(first < last, last, 0)
 
     acc = tl.zeros([BQ * GP, DV], tl.float32)
     top = tl.full([BQ * GP], float("-inf"), tl.float32)
     total = tl.zeros([BQ * GP], tl.float32)
-    for at in tl.range(begin, stop, BN):
+    for at in tl.range(inner, edge, BN):
         acc, top, total = attend(
             acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, at, last, low, high,
-            scale, BN, DK, DR, DV, True, True, TMA, PRECISION,
+            scale, BN, DK, DR, DV, False, False, False, PRECISION,
+        )  # fmt: skip
+    for at in tl.range(edge, stop, BN, num_stages=1):
+        acc, top, total = attend(
+            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, at, last, low, high,
+            scale, BN, DK, DR, DV, True, False, False, PRECISION,
+        )  # fmt: skip
+    # Before `inner` stand the BQ - 1 keys that only the first queries see.
+    if BQ > 1 and inner > 0:
+        acc, top, total = attend(
+            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, tl.maximum(inner - FEW, 0),
+            tl.minimum(inner, last), low, tl.minimum(high, inner), scale, FEW, DK, DR, DV, True, True, False, PRECISION,
         )  # fmt: skip
     store_rows(Out, Lse, acc, top, total, real, tile, batch, group, N, HKV, G, GP, BQ, DV)
