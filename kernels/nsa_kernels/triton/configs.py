@@ -91,7 +91,7 @@ H200: Table = {
         128: {"BM": 128, "BN": 64, "TMA": 1, "OCCUPANCY": 3, "num_warps": 4, "num_stages": 3, "maxnreg": 160}
     },
     "window_forward": {
-        128: {"BM": 128, "BN": 64, "num_warps": 8, "num_stages": 2, "maxnreg": 128},
+        128: {"BM": 64, "BN": 32, "num_warps": 4, "num_stages": 2, "maxnreg": 128},
         256: {"BM": 64, "BN": 32, "num_warps": 4, "num_stages": 2},
     },
     "forced_forward": {

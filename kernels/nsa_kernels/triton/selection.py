@@ -114,6 +114,7 @@ def select(
         SELECT=geometry.select_block,
         COUNT=geometry.select_count,
         SLOTS=triton.next_power_of_2(geometry.select_count),
+        MIN_SLOTS=min(16, triton.next_power_of_2(geometry.select_count)),
         PIECES=pieces,
         PADDED=padded_pieces,
         SHARES=shares,
@@ -182,7 +183,14 @@ def count_rows(mask):
 
 
 @triton.jit
-def largest(ranks, index, need, INDEX_BITS: tl.constexpr):
+def count_from(ranks, least):
+    """How many ranks reach the least [BQ], which is not negative: int32 [BQ, A, LANES] -> int32 [BQ]."""
+    below = (ranks - least[:, None, None]) >> 31  # -1 or 0, in half the instructions of a comparison
+    return ranks.shape[1] * ranks.shape[2] + tl.sum(tl.sum(below, 1), 1)
+
+
+@triton.jit
+def keep_largest(ranks, index, need, INDEX_BITS: tl.constexpr):
     """The `need` largest non-negative ranks of each query, lower index first among equals.
 
     Args:
@@ -192,34 +200,43 @@ def largest(ranks, index, need, INDEX_BITS: tl.constexpr):
         INDEX_BITS: Bits of the largest index, and one more.
 
     Returns:
-        bool [BQ, A, LANES]; fewer than `need` are true where fewer ranks are not negative.
+        The ranks, -1 for some that share the last place, and the least that is chosen, int32 [BQ]; fewer than
+        `need` reach it where fewer are not negative.
     """
     lanes = tl.max(ranks, 1)
     high = tl.minimum(tl.max(lanes, 1), 0x7F800000) + 1  # none reaches this, but for a NaN
     some = lanes >= 0
     low = tl.min(tl.where(some, lanes, 0x7FFFFFFF), 1)  # one in each lane reaches this, if there is any
     low = tl.where(tl.sum(some.to(tl.int32), 1) >= need, low, 0)
-    held = count_rows(ranks >= low[:, None, None])
+    held = count_from(ranks, low)
     high = tl.where(held <= need, low + 1, high)
     while tl.max(high - low, 0) > 1:
         for _ in tl.static_range(3):
             middle = low + (high - low) // 2
-            reached = count_rows(ranks >= middle[:, None, None])
+            reached = count_from(ranks, middle)
             enough = reached >= need
             low = tl.where(enough, middle, low)
             held = tl.where(enough, reached, held)
             high = tl.where(held == need, low + 1, tl.where(enough, high, tl.maximum(middle, low + 1)))
-    picked = ranks >= low[:, None, None]
     if tl.max(held - need, 0) > 0:  # several share the last place
         tie = ranks == low[:, None, None]
         left = need - (held - count_rows(tie))
         last = tl.zeros_like(low)
         for step in tl.range(0, INDEX_BITS):
             candidate = last | (1 << (INDEX_BITS - 1 - step))
-            fits = count_rows(tie & (index < candidate[:, None, None])) <= left
+            fits = count_rows((ranks == low[:, None, None]) & (index < candidate[:, None, None])) <= left
             last = tl.where(fits, candidate, last)
-        picked = picked & ((ranks > low[:, None, None]) | (index < last[:, None, None]))
-    return picked
+        ranks = tl.where((ranks == low[:, None, None]) & (index >= last[:, None, None]), -1, ranks)
+    return ranks, low
+
+
+@triton.jit
+def count_bits(word):
+    """Ones among the lowest 16 bits of each element."""
+    word = word - ((word >> 1) & 0x5555)
+    word = (word & 0x3333) + ((word >> 2) & 0x3333)
+    word = (word + (word >> 4)) & 0x0F0F
+    return (word + (word >> 8)) & 0x1F
 
 
 @triton.jit
@@ -228,9 +245,9 @@ def _select(
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kc, stride_kh, N, items, groups, HKV, scale,
     G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECT: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr,
-    PIECES: tl.constexpr, PADDED: tl.constexpr, SHARES: tl.constexpr, BACK: tl.constexpr,
-    RANKED: tl.constexpr, LANES: tl.constexpr, INDEX_BITS: tl.constexpr, BITS: tl.constexpr,
-    TMA: tl.constexpr, PRECISION: tl.constexpr,
+    MIN_SLOTS: tl.constexpr, PIECES: tl.constexpr, PADDED: tl.constexpr, SHARES: tl.constexpr,
+    BACK: tl.constexpr, RANKED: tl.constexpr, LANES: tl.constexpr, INDEX_BITS: tl.constexpr,
+    BITS: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program takes tile after tile, long ones first."""
     WIDTH: tl.constexpr = RANKED * LANES
@@ -293,48 +310,60 @@ def _select(
 
         position = first + inner
         own = position // SELECT
-        # The forced blocks need no rank; of the others, only those before them can be chosen.
-        free = (index >= 1) & (index <= own[:, None, None] - 2) & (position < end)[:, None, None]
         importance = tl.zeros([BQ, RANKED, LANES], tl.float32)
         for back in tl.static_range(0, BACK + 1):
             at = scratch + (back * BQ + inner[:, None, None]) * WIDTH + index
-            held = free & (most > 0)  # below COUNT * SELECT nothing was scored, and all blocks are chosen
-            if back > 1:
-                held = held & (index >= back)
-            if BLOCK > 2 * SELECT:  # else the free blocks are complete, and were scored
-                held = held & ((index - back) * PIECES < most)
-            importance += tl.load(at, mask=held, other=0.0)
+            # Without masks, what was not scored is anything; it gets no rank.
+            if back > 1 or BLOCK > 2 * SELECT:
+                importance += tl.load(at, mask=(index >= back) & ((index - back) * PIECES < most), other=0.0)
+            else:
+                importance += tl.load(at)
         tl.debug_barrier()  # the next tile stores there
         ranks = importance.to(tl.int32, bitcast=True)  # floats that are not negative order as their bits do
-        ranks = tl.where(free, ranks, -1)
+        ranks = ranks & tl.where(most > 0, -1, 0)  # below COUNT * SELECT nothing was scored: all are chosen
+        # The forced blocks need no rank; of the others, only those before them can be chosen: 1 to own - 2.
+        free = tl.where(position < end, tl.maximum(own - 2, 0), 0).to(tl.uint32)
+        ranks = tl.where((index - 1).to(tl.uint32) < free[:, None, None], ranks, -1)
         forced = tl.where(position < end, tl.minimum(own + 1, 3), 0)
-        picked = largest(ranks, index, COUNT - forced, INDEX_BITS)
+        ranks, least = keep_largest(ranks, index, COUNT - forced, INDEX_BITS)
 
-        # In each lane sixteen blocks to a word; then the words' bits one by one, lowest index first.
+        # In each lane sixteen blocks to a word. Lane by lane the blocks are written down, lowest first, and
+        # then each is moved to its place among them.
         bit = tl.arange(0, BITS)
-        words = tl.reshape(picked.to(tl.int32), [BQ, RANKED // BITS, BITS, LANES])
-        words = tl.sum(words << bit[None, None, :, None], 2)
+        picked = tl.reshape(ranks >= least[:, None, None], [BQ, RANKED // BITS, BITS, LANES])
+        words = tl.sum(tl.where(picked, 1 << bit[None, None, :, None], 0), 2)
         word = (
             tl.arange(0, RANKED // BITS)[None, :, None] * (BITS * LANES) + tl.arange(0, LANES)[None, None, :]
         )
-        result = tl.full([BQ, SLOTS], -1, tl.int32)
-        chosen = tl.zeros([BQ], tl.int32)
-        for _ in tl.range(0, COUNT - 1):
+        counts = tl.sum(count_bits(words), 1)
+        place = tl.cumsum(counts, 1) - counts
+        chosen = tl.sum(counts, 1)[:, None]
+        target = Blocks + ((batch64 * N + tile * BQ) * HKV + group) * COUNT + inner * (HKV * COUNT)
+        target = target[:, None]
+        exists = (tile * BQ + inner < N)[:, None]
+        for _ in tl.range(0, tl.max(tl.max(counts, 1), 0)):
             lowest = words & -words
             # A power of 2 as a float carries its logarithm in the exponent.
             position_in_word = (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
             candidate = tl.where(words != 0, word + position_in_word * LANES, 0x7FFFFFFF)
-            least = tl.min(tl.min(candidate, 1), 1)
-            words = tl.where(candidate == least[:, None, None], words ^ lowest, words)
-            some = least != 0x7FFFFFFF
-            chosen += some.to(tl.int32)
-            result = tl.where((slot[None, :] == chosen[:, None]) & some[:, None], least[:, None], result)
-        # Around them the forced: block 0 first, then the two before the query; -1 in the slots that are left.
-        used = chosen + forced
-        place = slot[None, :]
-        result = tl.where(place > chosen[:, None], own[:, None] - (used[:, None] - 1 - place), result)
-        result = tl.where(place == 0, 0, result)
-        result = tl.where(place < used[:, None], result, -1)
-        target = Blocks + ((batch64 * N + tile * BQ) * HKV + group) * COUNT + inner * (HKV * COUNT)
-        exists = tile * BQ + inner < N
-        tl.store(target[:, None] + place, result, mask=(place < COUNT) & exists[:, None])
+            lowest_block = tl.min(candidate, 1)
+            some = lowest_block != 0x7FFFFFFF
+            tl.store(target + place, lowest_block, mask=some & exists)
+            place += some.to(tl.int32)
+            words = tl.where(candidate == lowest_block[:, None, :], words ^ lowest, words)
+        tl.debug_barrier()
+        result = tl.load(target + slot[None, :], mask=(slot[None, :] < chosen) & exists, other=0)
+        smaller = tl.zeros([BQ, SLOTS], tl.int32)
+        for begin in tl.static_range(0, SLOTS, MIN_SLOTS):
+            other = begin + tl.arange(0, MIN_SLOTS)[None, :]
+            others = tl.load(target + other, mask=(other < chosen) & exists, other=0x7FFFFFFF)
+            smaller += tl.sum((others[:, None, :] < result[:, :, None]).to(tl.int32), 2)
+        tl.debug_barrier()  # all have read what is now written over
+        # Block 0 comes first, the two before the query last; behind them -1 in the slots that are left.
+        forced = forced[:, None]
+        extra = slot[None, :] - chosen
+        place = tl.where(extra < 0, 1 + smaller, tl.where(extra == 0, 0, slot[None, :]))
+        result = tl.where(extra < 0, result, tl.where(extra == 0, 0, own[:, None] - (forced - 1 - extra)))
+        result = tl.where(extra < forced, result, -1)
+        place = tl.where(extra < forced, place, slot[None, :])
+        tl.store(target + place, result, mask=(slot < COUNT)[None, :] & exists)

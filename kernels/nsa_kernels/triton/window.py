@@ -131,6 +131,7 @@ def _window_forward(
     if BQ > 1 and inner > 0:
         acc, top, total = attend(
             acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, tl.maximum(inner - FEW, 0),
-            tl.minimum(inner, last), low, tl.minimum(high, inner), scale, FEW, DK, DR, DV, True, True, False, PRECISION,
+            tl.minimum(inner, last), low, tl.minimum(high, inner), scale, FEW, DK, DR, DV, True, True, False,
+            PRECISION,
         )  # fmt: skip
     store_rows(Out, Lse, acc, top, total, real, tile, batch, group, N, HKV, G, GP, BQ, DV)
