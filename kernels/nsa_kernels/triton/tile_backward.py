@@ -246,7 +246,17 @@ def _key_tile_backward(
     DELTA += b * queries * kv_heads * G + first_head
 
     left = inner_first - first
-    for i in range(left + tail - inner_last):
+    count = left + tail - inner_last
+    turn = 0
+    if WINDOW:
+        # A query lies in the range of several neighbouring tiles. Started at a multiple of its length, and
+        # wrapped, their programs come to the query at the same time, and find it in the L2 cache.
+        RANGE: tl.constexpr = (BN + WINDOW - 1 + BQ - 1) // BQ
+        turn = (RANGE - first % RANGE) % RANGE
+        turn = tl.where(turn < count, turn, 0)
+    for step in range(count):
+        i = step + turn
+        i = tl.where(i < count, i, i - count)
         m = tl.where(i < left, first + i, inner_last + i - left)
         dk, dk_rest, dv = _query_tile(
             m, Q, DOUT, LSE, DELTA, DQ, Q_BOX, DOUT_BOX, LSE_BOX, DELTA_BOX, DQ_BOX, b, first_head,
