@@ -4,7 +4,8 @@ partials.
 A partial is what a program makes of its share of a branch's keys: per head the largest score m, the sum l of
 2^(score - m), and the values summed with these weights, not normalised. Scratch holds them as
 [pair, share, G, width] and [pair, share, 2, G] (m, then l), float32; a pair is a row of the batch with a KV
-head.
+head. The shares of a pair are the splits of the window, the splits of the compressed branch and one more of
+it (a key that the last token completes comes behind the splits in use), and the runs of selected blocks.
 """
 
 import triton
@@ -22,6 +23,36 @@ def load_rows(base, offsets, seen, FIRST: tl.constexpr, WIDTH: tl.constexpr, END
 
 
 @triton.jit
+def load_query(
+    q, stride, G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr
+):
+    """The queries of a group, MAIN [GP, DK] and REST [GP, DR] (MAIN again where there is no rest)."""
+    head = tl.arange(0, GP)
+    return load_keys(q, head * stride, head < G, DK, DR, DK_END)
+
+
+@triton.jit
+def load_keys(base, offsets, seen, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr):
+    """Rows of a cache, MAIN [R, DK] and REST [R, DR] (MAIN again where there is no rest)."""
+    keys = load_rows(base, offsets, seen, 0, DK, DK_END)
+    rest = keys
+    if DR > 0:
+        rest = load_rows(base, offsets, seen, DK, DR, DK_END)
+    return keys, rest
+
+
+@triton.jit
+def score_keys(
+    query, query_rest, keys, rest, seen, scale_log2, DR: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """Scores [GP, R] in units of log2; -inf where not seen, whatever the keys are there."""
+    s = tl.dot(query, tl.trans(keys), input_precision=PRECISION)
+    if DR > 0:
+        s = tl.dot(query_rest, tl.trans(rest), s, input_precision=PRECISION)
+    return tl.where(seen[None, :], s * scale_log2, float("-inf"))
+
+
+@triton.jit
 def scores(
     query,
     query_rest,
@@ -35,12 +66,8 @@ def scores(
     PRECISION: tl.constexpr,
 ):
     """Scores [GP, R] in units of log2; -inf where not seen."""
-    keys = load_rows(base, offsets, seen, 0, DK, DK_END)
-    s = tl.dot(query, tl.trans(keys), input_precision=PRECISION)
-    if DR > 0:
-        rest = load_rows(base, offsets, seen, DK, DR, DK_END)
-        s = tl.dot(query_rest, tl.trans(rest), s, input_precision=PRECISION)
-    return tl.where(seen[None, :], s * scale_log2, float("-inf"))
+    keys, rest = load_keys(base, offsets, seen, DK, DR, DK_END)
+    return score_keys(query, query_rest, keys, rest, seen, scale_log2, DR, PRECISION)
 
 
 @triton.jit
@@ -77,6 +104,24 @@ def append(place, new, wanted, WIDTH: tl.constexpr):
     column = tl.arange(0, triton.next_power_of_2(WIDTH))
     mask = (column < WIDTH) & wanted
     tl.store(place + column, tl.load(new + column, mask=mask), mask=mask)
+
+
+@triton.jit
+def completes(tokens, BLOCK: tl.constexpr, STRIDE: tl.constexpr):
+    """Whether the last of `tokens` tokens completes a compression block."""
+    return (tokens >= BLOCK) & ((tokens - BLOCK) % STRIDE == 0)
+
+
+@triton.jit
+def used_tiles(visible, PIECES: tl.constexpr, SHARES: tl.constexpr, BJ: tl.constexpr):
+    """Tiles of BJ selection blocks up to the last block that one of `visible` compressed keys overlaps."""
+    return tl.where(visible > 0, (visible + SHARES - 2) // PIECES // BJ + 1, 0)
+
+
+@triton.jit
+def used_splits(tiles, tile_run):
+    """Programs of the first launch that these tiles keep busy."""
+    return (tiles + tile_run - 1) // tile_run
 
 
 @triton.jit
