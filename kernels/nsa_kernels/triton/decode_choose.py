@@ -29,16 +29,16 @@ def load_pooled(
 ):  # fmt: skip
     """What the tiles from `first` on gave to their blocks; nothing from `count` on.
 
-    The heads come first and lie furthest apart, so that the compiler leaves all of them to one thread: the
-    sum over a group then needs no shuffle.
+    The compiler deals the last axis to threads first, then the first axis: so all heads of a block come to
+    one thread, and the sum over a group needs no shuffle.
 
     Returns:
-        The m that the sums refer to [GROUP, TILES], and the sums [GROUP, TILES, BJ].
+        The m that the sums refer to [TILES, GROUP], and the sums [TILES, GROUP, BJ].
     """
     head = tl.arange(0, GROUP)
     tile = first + tl.arange(0, TILES)
-    mask = (head < G)[:, None] & (tile < count)[None, :]
-    cell = tile[None, :] * G + head[:, None]
+    mask = (tile < count)[:, None] & (head < G)[None, :]
+    cell = tile[:, None] * G + head[None, :]
     m = tl.load(reference + cell, mask=mask, other=float("-inf"))
     place = cell[:, :, None] * BJ + tl.arange(0, BJ)[None, None, :]
     return m, tl.load(pooled + place, mask=mask[:, :, None], other=0.0)
@@ -61,7 +61,7 @@ def rank_tiles(
 ):  # fmt: skip
     """Writes the importance of the blocks of the tiles from `first` on."""
     block = (first + tl.arange(0, TILES))[:, None] * BJ + tl.arange(0, BJ)[None, :]
-    importance = tl.sum(sums * tl.exp2(m - lse[:, None])[:, :, None], 0)
+    importance = tl.sum(sums * tl.exp2(m - lse[None, :])[:, :, None], 1)
     if FRESH:
         importance += p * overlaps(block - visible // PIECES, visible % PIECES, PIECES, SHARES)
     importance = tl.maximum(importance, 0.0)
