@@ -51,6 +51,7 @@ _DECODE = {
     "slots": 1,
     "attend_programs": 2,
     "columns": 8,
+    "merged": 64,
     "overlap": 0,
     "score_warps": 4,
     "score_stages": 2,
@@ -142,7 +143,7 @@ INTERPRETER: Table = {
     "compress_mean": {128: {"PIECES": 4, "ROWS": 4, "num_warps": 4, "num_stages": 1}},
     "compress_linear": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
     "compress_mlp": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
-    "decode": {128: {**_DECODE, "keys": 16, "window_keys": 16, "ranked": 16, "columns": 16}},
+    "decode": {128: {**_DECODE, "keys": 16, "window_keys": 16, "ranked": 16, "columns": 16, "merged": 4}},
     "decode_step": {128: {"units": 16, "elements": 32, "stages": 2, "programs": 4}},
 }
 

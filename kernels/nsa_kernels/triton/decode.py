@@ -31,6 +31,7 @@ _GUESS = {
     "slots": 1,
     "attend_programs": 2,
     "columns": 8,
+    "merged": 64,
     "overlap": 1,
     "score_warps": 4,
     "score_stages": 2,
@@ -51,7 +52,8 @@ keys: compressed keys to a tile. window_keys: tokens to a tile of the window. pr
 a multiprocessor, at most about. early: whether, where a program has one tile, its keys are asked for before
 the row's length has come. ranked: selection blocks whose pooled scores a program holds at a time. slots:
 selected blocks to a program, at least. attend_programs: of the second launch to a multiprocessor, at most
-about. columns: of the values that one program merges, at least. overlap: whether a launch may begin before
+about. columns: of the values that one program merges, at least. merged: partials of the
+compressed branch that it holds at a time. overlap: whether a launch may begin before
 the one before it has ended. The rest: warps and pipeline stages of the three launches.
 """
 
@@ -127,6 +129,7 @@ def decode(
         work.reference,
         work.pooled,
         work.ranked,
+        work.denominators,
         work.blocks,
         *q.stride()[:2],
         *k_slc.stride()[:3],
@@ -150,6 +153,7 @@ def merge(work: Work, gates: Tensor, lengths: Tensor, kv_heads: int) -> NSAOutpu
         lengths,
         work.partial,
         work.stats,
+        work.denominators,
         work.out,
         *gates.stride()[:2],
         kv_heads,

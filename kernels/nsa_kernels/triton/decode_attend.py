@@ -75,7 +75,7 @@ def attend_slots(
 @triton.jit
 def attend_program(
     run, pair, tokens, visible, ranked_keys, query, query_rest, fresh_score, k_slc, v_slc, k_s, v_s,
-    partial, stats, reference, pooled, ranked, blocks, scale_log2, splits, tiles, tile_run, runs,
+    partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2, splits, tiles, tile_run, runs,
     G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
     DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr,
     SHARES: tl.constexpr, BJ: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr,
@@ -104,11 +104,13 @@ def attend_program(
         reference += pair.to(tl.int64) * tiles * G
         pooled += pair.to(tl.int64) * tiles * G * BJ
         ranked += (pair.to(tl.int64) * runs + run) * NB
-        importances(
+        lse = importances(
             ranked, stats + (share + WINDOW_SPLITS) * 2 * G, reference, pooled,
             used_splits(scored, tile_run), scored, wanted, visible, fresh_score,
             G, GROUP, PIECES, SHARES, BJ, SPLITS, TILES, ALL_TILES, FRESH,
         )  # fmt: skip
+        head = tl.arange(0, GROUP)
+        tl.store(denominators + pair.to(tl.int64) * G + head, lse, mask=(head < G) & (run == 0))
         # Both sides of every comparison come out of memory. Threads that hold the same sum may differ in its
         # last bit (each fuses a product of its own into the addition): a block could then be counted but not
         # chosen, and its slot stay empty.
@@ -126,7 +128,7 @@ def attend_program(
 
 @triton.jit
 def attend_kernel(
-    q, k_slc, v_slc, lengths, partial, stats, reference, pooled, ranked, blocks,
+    q, k_slc, v_slc, lengths, partial, stats, reference, pooled, ranked, denominators, blocks,
     q_b, q_h, k_b, k_s, k_h, v_b, v_s, v_h, scale_log2, kv_heads, splits, tiles, tile_run, runs,
     G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
     DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr,
@@ -152,7 +154,7 @@ def attend_kernel(
     attend_program(
         run, pair, tokens, visible, visible, query, query_rest, 0.0,
         k_slc + row * k_b + kv_head * k_h, v_slc + row * v_b + kv_head * v_h, k_s, v_s,
-        partial, stats, reference, pooled, ranked, blocks, scale_log2, splits, tiles, tile_run, runs,
+        partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2, splits, tiles, tile_run, runs,
         G, GROUP, GP, DK, DR, DK_END, DV, DV_END, PIECES, SHARES, BJ, SPLITS, TILES, ALL_TILES,
         WINDOW_SPLITS, SELECT_BLOCK, COUNT, COUNT_P, NB, GROUPS, WAYS, WIDTH, SLOTS, LT, STAGES,
         RETURN_BLOCKS, PRECISION, False,

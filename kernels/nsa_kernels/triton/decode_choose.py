@@ -78,11 +78,14 @@ def importances(
 
     The first launch has left `splits` partials and `tiles` tiles. With FRESH, the compressed key after the first `visible` has these scores [GROUP] (-inf: there is none);
     no tile holds it.
+
+    Returns:
+        The compressed branch's log2-sum-exp [GROUP].
     """
     # The first loads are under way before the reductions are waited for.
     m, sums = load_pooled(reference, pooled, 0, tiles, G, GROUP, BJ, TILES)
-    m_split, total = load_stats(stats, 0, splits, G, GROUP, SPLITS, "")
-    lse = log_sum_exp(m_split, total)
+    m_split, total = load_stats(stats, splits, G, GROUP, SPLITS)
+    lse = log_sum_exp(m_split, total, 0)
     p = 0.0
     if FRESH:
         lse = join(lse, fresh_score)
@@ -92,6 +95,7 @@ def importances(
         for first in range(TILES, wanted, TILES):
             m, sums = load_pooled(reference, pooled, first, tiles, G, GROUP, BJ, TILES)
             rank_tiles(ranked, m, sums, lse, first, wanted, p, visible, PIECES, SHARES, BJ, TILES, FRESH)
+    return lse
 
 
 @triton.jit

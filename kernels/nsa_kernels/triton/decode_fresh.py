@@ -110,7 +110,7 @@ def step_score_kernel(
 @triton.jit
 def step_attend_kernel(
     q, k_cmp, v_cmp, k_slc, v_slc, k_shares, v_shares, cos, sin, lengths,
-    partial, stats, reference, pooled, ranked, blocks,
+    partial, stats, reference, pooled, ranked, denominators, blocks,
     q_b, q_h, kc_b, kc_s, kc_h, vc_b, vc_s, vc_h, k_b, k_s, k_h, v_b, v_s, v_h, cos_s, sin_s,
     scale_log2, kv_heads, splits, tiles, tile_run, runs, K_SHARES: tl.constexpr, V_SHARES: tl.constexpr,
     G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
@@ -167,7 +167,7 @@ def step_attend_kernel(
     attend_program(
         run, pair, tokens, visible, blocks_before(tokens, BLOCK, STRIDE), query, query_rest, fresh_score,
         k_slc + row * k_b + kv_head * k_h, v_slc + row * v_b + kv_head * v_h, k_s, v_s,
-        partial, stats, reference, pooled, ranked, blocks, scale_log2, splits, tiles, tile_run, runs,
+        partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2, splits, tiles, tile_run, runs,
         G, GROUP, GP, DK, DR, DK_END, DV, DV_END, PIECES, SHARES, BJ, SPLITS, TILES, ALL_TILES,
         WINDOW_SPLITS, SELECT_BLOCK, COUNT, COUNT_P, NB, GROUPS, WAYS, WIDTH, SLOTS, LT, STAGES,
         RETURN_BLOCKS, PRECISION, True,

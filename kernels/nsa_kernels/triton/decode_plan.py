@@ -14,6 +14,8 @@ from nsa_kernels.triton.configs import config as shipped_config
 from nsa_kernels.triton.tiles import MIN_DOT, processors, split_width
 
 
+_MOST_PARTIALS = 32
+"""Of the window and of the selected branch: the third launch holds them all."""
 _MERGE_PROGRAMS = 4
 """Of the third launch to a multiprocessor, about: they hold little and wait for memory."""
 
@@ -93,14 +95,14 @@ def plan(
     tile_run = max(1, triton.cdiv(tiles * pairs, config["programs"] * count))
     window_tiles = triton.cdiv(min(geometry.window, size), config["window_keys"])
     window_run = min(max(1, tile_run * keys // config["window_keys"]), max(1, window_tiles))
+    window_run = max(window_run, triton.cdiv(window_tiles, _MOST_PARTIALS))
     # At least a group of blocks for each that is chosen (see `bounds` of decode_choose.py).
     ranked = max(next_power(max(1, geometry.num_select_blocks(size))), tile_blocks, rank_groups(geometry))
     rank_tiles = max(1, config["ranked"] * MIN_DOT // max(MIN_DOT, padded_group) // tile_blocks)
     # One slot a program while there are processors to spare: each program ranks all blocks.
     slots = min(config["slots"], next_power(geometry.select_count))
-    while slots < geometry.select_count and (
-        pairs * triton.cdiv(geometry.select_count, slots) > config["attend_programs"] * count
-    ):
+    most = min(_MOST_PARTIALS, max(1, config["attend_programs"] * count // max(1, pairs)))
+    while triton.cdiv(geometry.select_count, slots) > most:
         slots *= 2
     columns, width = config["columns"], next_power(value_dim)
     while columns < width and pairs * triton.cdiv(value_dim, columns) > _MERGE_PROGRAMS * count:
@@ -147,6 +149,8 @@ class Work:
     """float32 [pair, tile, G, tile_blocks]."""
     ranked: Tensor
     """int32 [pair, run, blocks]: bits of the importance; each program reads its own alone."""
+    denominators: Tensor
+    """float32 [pair, G]: log2-sum-exp of the compressed branch."""
     score: dict[str, Any]
     """Constants of the first launch."""
     attend: dict[str, Any]
@@ -173,12 +177,13 @@ def prepare(
     count, padded_group = geometry.select_count, next_power(group)
     tile_rows = max(MIN_DOT, 128 * 32 // max(32, padded_group))
     attend_warps = max(config["attend_warps"], 8 if padded_group > 32 else 1, p.ranked // 1024 if p.ranked > 4096 else 1)
-    partial, stats, reference, pooled = scratch(
+    partial, stats, reference, pooled, denominators = scratch(
         q.device,
         pairs * p.shares * group * value_dim,
         pairs * p.shares * 2 * group,
         pairs * p.tiles * group,
         pairs * p.tiles * group * p.tile_blocks,
+        pairs * group,
         dtype=torch.float32,
     )
     (ranked,) = scratch(q.device, pairs * p.runs * p.ranked, dtype=torch.int32)
@@ -233,21 +238,18 @@ def prepare(
         "RETURN_BLOCKS": return_blocks,
         **pdl,
     }
-    splits, window_shares, runs = next_power(p.splits + fresh), next_power(p.window_splits), next_power(p.runs)
-    # What a program holds of the compressed branch's partials at a time: 64 values a thread.
-    held = 64 * 32 * config["merge_warps"] // (padded_group * p.columns)
+    # More warps for more heads: a thread then holds as much of the partials.
+    lanes = min(16, config["merge_warps"] * max(1, padded_group // MIN_DOT))
+    held = config["merged"] * config["columns"] // p.columns
     merge = {
         **cut,
         **window,
         **selection,
         "GROUP": padded_group,
-        "SPLITS": max(1, splits),
-        "WINDOW_SHARES": window_shares,
-        "RUNS": runs,
         "DS": p.columns,
-        "PART": max(1, min(splits, held)),
-        "PART_W": max(1, min(window_shares, held // 4)),
-        "PART_S": max(1, min(runs, held // 4)),
+        "LANES": lanes,
+        "PART": max(lanes, min(next_power(p.splits + fresh), held)),
+        "OTHERS": next_power(max(lanes // 2, p.window_splits, p.runs)),
         "FRESH": fresh,
         **pdl,
     }
@@ -265,9 +267,10 @@ def prepare(
         reference=reference,
         pooled=pooled,
         ranked=ranked,
+        denominators=denominators,
         score={**score, "num_warps": config["score_warps"], "num_stages": config["score_stages"]},
         attend={**attend, "num_warps": min(32, attend_warps)},
-        merge={**merge, "num_warps": config["merge_warps"]},
+        merge={**merge, "num_warps": lanes},
     )
 
 

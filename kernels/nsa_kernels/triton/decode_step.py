@@ -207,6 +207,7 @@ def decode_step(
         work.reference,
         work.pooled,
         work.ranked,
+        work.denominators,
         work.blocks,
         *q.stride()[:2],
         *caches.k_cmp.stride()[:3],

@@ -125,69 +125,20 @@ def used_splits(tiles, tile_run):
 
 
 @triton.jit
-def load_stats(
-    stats, first, count, G: tl.constexpr, GROUP: tl.constexpr, SHARES: tl.constexpr, CACHE: tl.constexpr
-):
-    """m and l [SHARES, GROUP] of the partials from `first` on; -inf and 0 from `count` on."""
-    share = first + tl.arange(0, SHARES)
+def load_stats(stats, count, G: tl.constexpr, GROUP: tl.constexpr, SHARES: tl.constexpr):
+    """m and l [SHARES, GROUP] of the first `count` partials; -inf and 0 behind them."""
+    share = tl.arange(0, SHARES)
     head = tl.arange(0, GROUP)
     place = stats + share[:, None] * (2 * G) + head[None, :]
     mask = (share < count)[:, None] & (head < G)[None, :]
-    m = tl.load(place, mask=mask, other=float("-inf"), cache_modifier=CACHE)
-    return m, tl.load(place + G, mask=mask, other=0.0, cache_modifier=CACHE)
+    m = tl.load(place, mask=mask, other=float("-inf"))
+    return m, tl.load(place + G, mask=mask, other=0.0)
 
 
 @triton.jit
-def load_shares(
-    partial,
-    first,
-    count,
-    column,
-    G: tl.constexpr,
-    GROUP: tl.constexpr,
-    DV_END: tl.constexpr,
-    SHARES: tl.constexpr,
-    CACHE: tl.constexpr,
-):
-    """Columns [SHARES, GROUP, width] of the partials from `first` on; 0 from `count` on."""
-    share = first + tl.arange(0, SHARES)
-    head = tl.arange(0, GROUP)
-    place = (share[:, None] * G + head[None, :])[:, :, None] * DV_END + column[None, None, :]
-    mask = ((share < count)[:, None] & (head < G)[None, :])[:, :, None] & (column < DV_END)[None, None, :]
-    return tl.load(partial + place, mask=mask, other=0.0, cache_modifier=CACHE)
-
-
-@triton.jit
-def log_sum_exp(m, total):
-    """Log2-sum-exp [GROUP] of partials [SHARES, GROUP]; +inf where nothing was seen."""
-    top = tl.max(m, 0)
+def log_sum_exp(m, total, AXIS: tl.constexpr):
+    """Log2-sum-exp of partials along an axis; +inf where nothing was seen."""
+    top = tl.max(m, AXIS)
     top = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.sum(total * tl.exp2(m - top[None, :]), 0)
+    total = tl.sum(total * tl.exp2(m - tl.expand_dims(top, AXIS)), AXIS)
     return tl.where(total > 0, top + tl.log2(tl.where(total > 0, total, 1.0)), float("inf"))
-
-
-@triton.jit
-def weigh(shares, m, lse):
-    """The sum [GROUP, width] of partials [SHARES, GROUP, width], each with its share of the softmax."""
-    return tl.sum(tl.exp2(m - lse[None, :])[:, :, None] * shares, 0)
-
-
-@triton.jit
-def weigh_rest(
-    out,
-    partial,
-    stats,
-    lse,
-    count,
-    column,
-    G: tl.constexpr,
-    GROUP: tl.constexpr,
-    DV_END: tl.constexpr,
-    RUN: tl.constexpr,
-    CACHE: tl.constexpr,
-):
-    """Adds to `out` the partials that did not fit into the first RUN."""
-    for first in range(RUN, count, RUN):
-        m = load_stats(stats, first, count, G, GROUP, RUN, CACHE)[0]
-        out += weigh(load_shares(partial, first, count, column, G, GROUP, DV_END, RUN, CACHE), m, lse)
-    return out
