@@ -14,7 +14,6 @@ from nsa_kernels.triton.decode_tile import (
     absorb,
     load_query,
     load_rows,
-    score_keys,
     scores,
     store_partial,
     used_splits,
@@ -40,35 +39,20 @@ def attend_slots(
     m = tl.full([GP], float("-inf"), dtype=tl.float32)
     total = tl.zeros([GP], dtype=tl.float32)
     acc = tl.zeros([GP, DV], dtype=tl.float32)
-    if SLOTS == 1 and SELECT_BLOCK <= LT:
-        picked = tl.sum(tl.where(slot == first, block + 1, 0), 0) - 1
-        begin = tl.maximum(picked, 0).to(tl.int64) * SELECT_BLOCK
-        seen = inner < tl.where(picked < 0, 0, tl.minimum(SELECT_BLOCK, tokens - begin))
-        keys = load_rows(k_slc + begin * k_s, inner * k_s, seen, 0, DK, DK_END)
-        rest = keys
-        if DR > 0:
-            rest = load_rows(k_slc + begin * k_s, inner * k_s, seen, DK, DR, DK_END)
-        values = load_rows(v_slc + begin * v_s, inner * v_s, seen, 0, DV, DV_END)
-        s = score_keys(query, query_rest, keys, rest, seen, scale_log2, DR, PRECISION)
-        m = tl.max(s, 1)
-        # -inf only where no block has the slot: then nothing is left, instead of NaN.
-        p = tl.exp2(s - tl.where(m == float("-inf"), 0.0, m)[:, None])
-        total = tl.sum(p, 1)
-        acc = tl.dot(p.to(values.dtype), values, input_precision=PRECISION)
-    else:
-        one = tl.arange(0, SLOTS)
-        picks = tl.where(slot[:, None] == (first + one)[None, :], (block + 1)[:, None], 0)
-        picks = tl.sum(picks, 0) - 1
-        filled = tl.sum((picks >= 0).to(tl.int32), 0)
-        tiles: tl.constexpr = (SELECT_BLOCK + LT - 1) // LT
-        for step in tl.range(filled * tiles, num_stages=STAGES):
-            picked = tl.sum(tl.where(one == step // tiles, picks, 0), 0)
-            begin = picked * SELECT_BLOCK + step % tiles * LT
-            seen = inner < tl.minimum((picked + 1) * SELECT_BLOCK, tokens) - begin
-            keys = k_slc + begin.to(tl.int64) * k_s
-            s = scores(query, query_rest, keys, inner * k_s, seen, scale_log2, DK, DR, DK_END, PRECISION)
-            values = load_rows(v_slc + begin.to(tl.int64) * v_s, inner * v_s, seen, 0, DV, DV_END)
-            _, m, total, acc = absorb(s, values, m, total, acc, PRECISION)
+    one = tl.arange(0, SLOTS)
+    picks = tl.where(slot[:, None] == (first + one)[None, :], (block + 1)[:, None], 0)
+    picks = tl.sum(picks, 0) - 1
+    filled = tl.sum((picks >= 0).to(tl.int32), 0)
+    tiles: tl.constexpr = (SELECT_BLOCK + LT - 1) // LT
+    # A loop for a single block too: its loads are issued together before any is waited for.
+    for step in tl.range(filled * tiles, num_stages=STAGES):
+        picked = tl.sum(tl.where(one == step // tiles, picks, 0), 0)
+        begin = picked * SELECT_BLOCK + step % tiles * LT
+        seen = inner < tl.minimum((picked + 1) * SELECT_BLOCK, tokens) - begin
+        keys = k_slc + begin.to(tl.int64) * k_s
+        s = scores(query, query_rest, keys, inner * k_s, seen, scale_log2, DK, DR, DK_END, PRECISION)
+        values = load_rows(v_slc + begin.to(tl.int64) * v_s, inner * v_s, seen, 0, DV, DV_END)
+        m, total, acc = absorb(s, values, m, total, acc, PRECISION)
     store_partial(partial, stats, m, total, acc, G, GP, DV, DV_END)
 
 

@@ -36,7 +36,7 @@ def step_score_kernel(
     G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
     DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, PP: tl.constexpr, BJ: tl.constexpr,
     SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr, WINDOW_SPLITS: tl.constexpr,
-    BW: tl.constexpr, ONE_WINDOW: tl.constexpr, ONE_TILE: tl.constexpr, BLOCK: tl.constexpr,
+    BW: tl.constexpr, ONE_TILE: tl.constexpr, BLOCK: tl.constexpr,
     STRIDE: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (K_PARTS + V_PARTS + WINDOW_SPLITS + splits, pairs): phi, which takes longest, first."""
@@ -95,15 +95,14 @@ def step_score_kernel(
                     V_RUN, V_SHARES, HEADS, V_DP, BN, BK, STAGES, PRECISION,
                 )  # fmt: skip
     else:
-        query, query_rest = load_query(q + row * q_b + kv_head * G * q_h, q_h, G, GP, DK, DR, DK_END)
         score_program(
-            part - K_PARTS - V_PARTS, pair, tokens, visible, query, query_rest,
+            part - K_PARTS - V_PARTS, pair, tokens, visible, q + row * q_b + kv_head * G * q_h, q_h,
             k_cmp + row * kc_b + kv_head * kc_h, v_cmp + row * vc_b + kv_head * vc_h,
             k_win + row * kw_b + kv_head * kw_h, v_win + row * vw_b + kv_head * vw_h,
             k_win_new + row * kwn_b + kv_head * kwn_h, v_win_new + row * vwn_b + kv_head * vwn_h,
             partial, stats, reference, pooled, kc_s, vc_s, kw_s, vw_s, scale_log2,
             shares, tiles, tile_run, window_run, capacity, G, GP, DK, DR, DK_END, DV, DV_END, PIECES, PP, BJ,
-            SHARES, HP, WINDOW, WINDOW_SPLITS, BW, ONE_WINDOW, ONE_TILE, PRECISION, True,
+            SHARES, HP, WINDOW, WINDOW_SPLITS, BW, ONE_TILE, PRECISION, True,
         )  # fmt: skip
 
 

@@ -217,7 +217,6 @@ def prepare(
         **window,
         "PP": p.piece_rows,
         "HP": p.halo_rows,
-        "ONE_WINDOW": p.window_run == 1,
         "ONE_TILE": p.tile_run == 1 and bool(config["early"]),
     }
     attend = {

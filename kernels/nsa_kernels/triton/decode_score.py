@@ -28,54 +28,68 @@ from nsa_kernels.triton.tiles import blocks_before, wide
 
 
 @triton.jit
-def score_tile(
-    tile, limit, visible, wanted, query, query_rest, k_cmp, v_cmp, kc_s, vc_s, reference, pooled,
-    m, total, acc, scale_log2, G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
-    DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, PP: tl.constexpr,
-    BJ: tl.constexpr, SHARES: tl.constexpr, HP: tl.constexpr, FIRST: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One tile joins m, total and acc, which with FIRST hold nothing yet.
+def tile_rows(limit, PIECES: tl.constexpr, ROWS: tl.constexpr, BACK: tl.constexpr, BJ: tl.constexpr):
+    """The keys at a tile's rows, ROWS to a block and BACK of them before it, and whether a row has one below
+    `limit`; both [BJ * ROWS], counted from the tile's first key."""
+    index = tl.arange(0, BJ * ROWS)
+    count: tl.constexpr = BACK if BACK > 0 else PIECES
+    if BACK == 0 and ROWS == PIECES:
+        key = index
+        real = key < limit
+    else:
+        key = index // ROWS * PIECES + index % ROWS - BACK
+        real = (index % ROWS < count) & (key < limit)
+    return key, real
 
-    Keys from `limit` on are not read; those from `visible` on may be, but count for nothing. Nothing is
-    written unless `wanted`. The caches stand at the row and head, reference and pooled at the pair.
-    """
+
+@triton.jit
+def load_tile(
+    tile, limit, visible, k_cmp, v_cmp, kc_s, vc_s, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
+    DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, PP: tl.constexpr, BJ: tl.constexpr,
+    SHARES: tl.constexpr, HP: tl.constexpr,
+):  # fmt: skip
+    """A tile's keys and its halo's below `limit`, and its values below `visible`; the caches stand at the row
+    and head."""
     start = tile * (BJ * PIECES)
     k_cmp += wide(start) * kc_s
     v_cmp += wide(start) * vc_s
-    key = tl.arange(0, BJ * PP)
-    real = key < limit - start
-    if PP > PIECES:
-        real = key % PP < PIECES
-        key = key // PP * PIECES + key % PP
-        real = real & (key < limit - start)
+    key, real = tile_rows(limit - start, PIECES, PP, 0, BJ)
     keys, rest = load_keys(k_cmp, key * kc_s, real, DK, DR, DK_END)
+    halo, halo_rest = keys, rest
     if SHARES > 1:
-        halo = tl.arange(0, BJ * HP)
-        real_halo = halo % HP < SHARES - 1
-        halo = halo // HP * PIECES + halo % HP - (SHARES - 1)
-        real_halo = real_halo & (halo >= -start) & (halo < limit - start)
-        keys_halo, rest_halo = load_keys(k_cmp, halo * kc_s, real_halo, DK, DR, DK_END)
-    values = load_rows(v_cmp, key * vc_s, real, 0, DV, DV_END)
+        key_halo, real_halo = tile_rows(limit - start, PIECES, HP, SHARES - 1, BJ)
+        halo, halo_rest = load_keys(k_cmp, key_halo * kc_s, real_halo & (key_halo >= -start), DK, DR, DK_END)
+    _, real = tile_rows(visible - start, PIECES, PP, 0, BJ)
+    return keys, rest, halo, halo_rest, load_rows(v_cmp, key * vc_s, real, 0, DV, DV_END)
 
-    seen = real & (key < visible - start)
+
+@triton.jit
+def score_tile(
+    tile, visible, wanted, query, query_rest, keys, rest, halo, halo_rest, values, reference, pooled,
+    m, total, acc, scale_log2, G: tl.constexpr, GP: tl.constexpr, DR: tl.constexpr, PIECES: tl.constexpr,
+    PP: tl.constexpr, BJ: tl.constexpr, SHARES: tl.constexpr, HP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile joins m, total and acc.
+
+    Keys from `visible` on count for nothing, whatever was loaded there. Nothing is written unless `wanted`;
+    reference and pooled stand at the pair.
+    """
+    start = tile * (BJ * PIECES)
+    _, seen = tile_rows(visible - start, PIECES, PP, 0, BJ)
     s = score_keys(query, query_rest, keys, rest, seen, scale_log2, DR, PRECISION)
     top = tl.max(s, 1)
     if SHARES > 1:
-        seen_halo = real_halo & (halo < visible - start)
-        s_halo = score_keys(query, query_rest, keys_halo, rest_halo, seen_halo, scale_log2, DR, PRECISION)
+        key_halo, seen_halo = tile_rows(visible - start, PIECES, HP, SHARES - 1, BJ)
+        seen_halo = seen_halo & (key_halo >= -start)
+        s_halo = score_keys(query, query_rest, halo, halo_rest, seen_halo, scale_log2, DR, PRECISION)
         top = tl.maximum(top, tl.max(s_halo, 1))
-    if FIRST:
-        top = tl.where(top == float("-inf"), 0.0, top)  # nothing seen: then nothing is wanted
-        values = tl.where(seen[:, None], values, 0.0)
-        p = tl.exp2(s - top[:, None])
-        total = tl.sum(p, 1)
-        acc = tl.dot(p.to(values.dtype), values, input_precision=PRECISION)
-    else:
-        top = tl.maximum(top, m)
-        p = tl.exp2(s - top[:, None])
-        decay = tl.exp2(m - top)
-        total = total * decay + tl.sum(p, 1)
-        acc = tl.dot(p.to(values.dtype), values, acc * decay[:, None], input_precision=PRECISION)
+    top = tl.maximum(top, m)
+    top = tl.where(top == float("-inf"), 0.0, top)  # a tile past the length, of which nothing is wanted
+    p = tl.exp2(s - top[:, None])
+    decay = tl.exp2(m - top)
+    acc = tl.dot(p.to(values.dtype), values, acc * decay[:, None], input_precision=PRECISION)
+    total = total * decay + tl.sum(p, 1)
 
     head = tl.arange(0, GP)
     block = tl.arange(0, BJ)
@@ -94,12 +108,13 @@ def score_tile(
 
 @triton.jit
 def window_program(
-    split, tokens, query, query_rest, k_win, v_win, k_new, v_new, kw_s, vw_s, partial, stats, scale_log2,
-    window_run, G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
-    DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, WINDOW: tl.constexpr, BW: tl.constexpr,
-    ONE: tl.constexpr, PRECISION: tl.constexpr, NEW: tl.constexpr,
+    split, tokens, q, q_h, k_win, v_win, k_new, v_new, kw_s, vw_s, partial, stats, scale_log2, window_run,
+    G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
+    DV: tl.constexpr, DV_END: tl.constexpr, WINDOW: tl.constexpr, BW: tl.constexpr, PRECISION: tl.constexpr,
+    NEW: tl.constexpr,
 ):  # fmt: skip
-    """One split of the window, with ONE a single tile of BW tokens; for NEW see `score_program`."""
+    """One split of the window; see `score_program`."""
+    query, query_rest = load_query(q, q_h, G, GP, DK, DR, DK_END)
     begin = tl.maximum(tokens - WINDOW, 0) + split * window_run * BW
     end = tl.minimum(begin + window_run * BW, tokens)
     if begin < end:
@@ -114,39 +129,33 @@ def window_program(
         m = tl.full([GP], float("-inf"), dtype=tl.float32)
         total = tl.zeros([GP], dtype=tl.float32)
         acc = tl.zeros([GP, DV], dtype=tl.float32)
-        if ONE:
-            seen = token < end - begin
-            keys, rest = load_keys(k_win, token * kw_s, seen, DK, DR, DK_END)
-            values = load_rows(v_win, token * vw_s, seen, 0, DV, DV_END)
-            s = score_keys(query, query_rest, keys, rest, seen, scale_log2, DR, PRECISION)
-            _, m, total, acc = absorb(s, values, m, total, acc, PRECISION)
-        else:
-            for first in range(0, end - begin, BW):
-                seen = first + token < end - begin
-                s = scores(
-                    query, query_rest, k_win, (first + token) * kw_s, seen, scale_log2, DK, DR, DK_END,
-                    PRECISION,
-                )  # fmt: skip
-                values = load_rows(v_win, (first + token) * vw_s, seen, 0, DV, DV_END)
-                _, m, total, acc = absorb(s, values, m, total, acc, PRECISION)
+        for first in range(0, end - begin, BW):
+            seen = first + token < end - begin
+            s = scores(
+                query, query_rest, k_win, (first + token) * kw_s, seen, scale_log2, DK, DR, DK_END, PRECISION
+            )  # fmt: skip
+            values = load_rows(v_win, (first + token) * vw_s, seen, 0, DV, DV_END)
+            m, total, acc = absorb(s, values, m, total, acc, PRECISION)
         store_partial(partial, stats, m, total, acc, G, GP, DV, DV_END)
 
 
 @triton.jit
 def score_program(
-    split, pair, tokens, visible, query, query_rest, k_cmp, v_cmp, k_win, v_win, k_new, v_new,
+    split, pair, tokens, visible, q, q_h, k_cmp, v_cmp, k_win, v_win, k_new, v_new,
     partial, stats, reference, pooled, kc_s, vc_s, kw_s, vw_s, scale_log2,
     shares, tiles, tile_run, window_run, capacity, G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr,
     DR: tl.constexpr, DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr,
     PP: tl.constexpr, BJ: tl.constexpr, SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr,
-    WINDOW_SPLITS: tl.constexpr, BW: tl.constexpr, ONE_WINDOW: tl.constexpr, ONE_TILE: tl.constexpr,
+    WINDOW_SPLITS: tl.constexpr, BW: tl.constexpr, ONE_TILE: tl.constexpr,
     PRECISION: tl.constexpr, NEW: tl.constexpr,
 ):  # fmt: skip
-    """One split of the window or of the first `visible` compressed keys; the caches stand at their row and
-    head.
+    """One split of the window or of the first `visible` compressed keys; q stands at the group, the caches at
+    their row and head.
 
-    With ONE_TILE, a split is one tile, and its keys and values are under way before the row's length has
-    come: they lie within the cache's capacity, and what stands past the length is left out by its score.
+    With ONE_TILE, a split is one tile, and its keys are under way before the row's length has come: they lie
+    within the cache's capacity, and what stands past the length is left out by its score. Like all tiles, it
+    is loaded by a loop, whose loads the compiler issues together before it waits for any; the query, which
+    passes through shared memory too, is among them.
 
     With NEW, the last token's window key and value come from k_new and v_new, and are put into the cache
     first.
@@ -156,9 +165,8 @@ def score_program(
     stats += share * 2 * G
     if split < WINDOW_SPLITS:
         window_program(
-            split, tokens, query, query_rest, k_win, v_win, k_new, v_new, kw_s, vw_s, partial, stats,
-            scale_log2, window_run, G, GP, DK, DR, DK_END, DV, DV_END, WINDOW, BW, ONE_WINDOW, PRECISION,
-            NEW,
+            split, tokens, q, q_h, k_win, v_win, k_new, v_new, kw_s, vw_s, partial, stats, scale_log2,
+            window_run, G, GP, DK, DR, DK_END, DV, DV_END, WINDOW, BW, PRECISION, NEW,
         )  # fmt: skip
     else:
         begin = (split - WINDOW_SPLITS) * tile_run
@@ -169,17 +177,28 @@ def score_program(
         total = tl.zeros([GP], dtype=tl.float32)
         acc = tl.zeros([GP, DV], dtype=tl.float32)
         if ONE_TILE:
-            m, total, acc = score_tile(
-                begin, capacity, visible, begin < end, query, query_rest, k_cmp, v_cmp, kc_s, vc_s,
-                reference, pooled, m, total, acc, scale_log2, G, GP, DK, DR, DK_END, DV, DV_END, PIECES, PP,
-                BJ, SHARES, HP, True, PRECISION,
-            )  # fmt: skip
-        else:
-            for tile in range(begin, end):
+            # One iteration, which the compiler must not know, or it dissolves the loop.
+            for tile in range(begin, begin + tl.minimum(tiles, 1)):
+                keys, rest, halo, halo_rest, values = load_tile(
+                    tile, capacity, visible, k_cmp, v_cmp, kc_s, vc_s, DK, DR, DK_END, DV, DV_END, PIECES,
+                    PP, BJ, SHARES, HP,
+                )  # fmt: skip
+                query, query_rest = load_query(q, q_h, G, GP, DK, DR, DK_END)
                 m, total, acc = score_tile(
-                    tile, visible, visible, True, query, query_rest, k_cmp, v_cmp, kc_s, vc_s,
-                    reference, pooled, m, total, acc, scale_log2, G, GP, DK, DR, DK_END, DV, DV_END, PIECES,
-                    PP, BJ, SHARES, HP, False, PRECISION,
+                    tile, visible, begin < end, query, query_rest, keys, rest, halo, halo_rest, values,
+                    reference, pooled, m, total, acc, scale_log2, G, GP, DR, PIECES, PP, BJ, SHARES, HP,
+                    PRECISION,
+                )  # fmt: skip
+        else:
+            query, query_rest = load_query(q, q_h, G, GP, DK, DR, DK_END)
+            for tile in range(begin, end):
+                keys, rest, halo, halo_rest, values = load_tile(
+                    tile, visible, visible, k_cmp, v_cmp, kc_s, vc_s, DK, DR, DK_END, DV, DV_END, PIECES,
+                    PP, BJ, SHARES, HP,
+                )  # fmt: skip
+                m, total, acc = score_tile(
+                    tile, visible, True, query, query_rest, keys, rest, halo, halo_rest, values, reference,
+                    pooled, m, total, acc, scale_log2, G, GP, DR, PIECES, PP, BJ, SHARES, HP, PRECISION,
                 )  # fmt: skip
         if begin < end:
             store_partial(partial, stats, m, total, acc, G, GP, DV, DV_END)
@@ -193,7 +212,7 @@ def score_kernel(
     G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
     DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, PP: tl.constexpr, BJ: tl.constexpr,
     SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr, WINDOW_SPLITS: tl.constexpr,
-    BW: tl.constexpr, ONE_WINDOW: tl.constexpr, ONE_TILE: tl.constexpr, BLOCK: tl.constexpr,
+    BW: tl.constexpr, ONE_TILE: tl.constexpr, BLOCK: tl.constexpr,
     STRIDE: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (WINDOW_SPLITS + splits, pairs); a program past its row's length leaves nothing."""
@@ -204,12 +223,11 @@ def score_kernel(
     row = (pair // kv_heads).to(tl.int64)
     kv_head = pair % kv_heads
     tokens = tl.load(lengths + row).to(tl.int32)
-    query, query_rest = load_query(q + row * q_b + kv_head * G * q_h, q_h, G, GP, DK, DR, DK_END)
     score_program(
-        split, pair, tokens, blocks_before(tokens, BLOCK, STRIDE), query, query_rest,
+        split, pair, tokens, blocks_before(tokens, BLOCK, STRIDE), q + row * q_b + kv_head * G * q_h, q_h,
         k_cmp + row * kc_b + kv_head * kc_h, v_cmp + row * vc_b + kv_head * vc_h,
         k_win + row * kw_b + kv_head * kw_h, v_win + row * vw_b + kv_head * vw_h, k_win, v_win,
         partial, stats, reference, pooled, kc_s, vc_s, kw_s, vw_s, scale_log2,
         shares, tiles, tile_run, window_run, capacity, G, GP, DK, DR, DK_END, DV, DV_END, PIECES, PP, BJ,
-        SHARES, HP, WINDOW, WINDOW_SPLITS, BW, ONE_WINDOW, ONE_TILE, PRECISION, False,
+        SHARES, HP, WINDOW, WINDOW_SPLITS, BW, ONE_TILE, PRECISION, False,
     )  # fmt: skip

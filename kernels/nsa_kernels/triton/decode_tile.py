@@ -72,17 +72,12 @@ def scores(
 
 @triton.jit
 def absorb(s, values, m, total, acc, PRECISION: tl.constexpr):
-    """One step of the running softmax. Every row of the first tile must see something.
-
-    Returns:
-        The weights 2^(s - m) [GP, R], and the new m, total and acc.
-    """
+    """m, total and acc with one tile more. Every row of the first tile must see something."""
     top = tl.maximum(m, tl.max(s, 1))
     decay = tl.exp2(m - top)
     p = tl.exp2(s - top[:, None])
-    total = total * decay + tl.sum(p, 1)
     acc = tl.dot(p.to(values.dtype), values, acc * decay[:, None], input_precision=PRECISION)
-    return p, top, total, acc
+    return top, total * decay + tl.sum(p, 1), acc
 
 
 @triton.jit
