@@ -40,8 +40,11 @@ def attend_slots(
     total = tl.zeros([GP], dtype=tl.float32)
     acc = tl.zeros([GP, DV], dtype=tl.float32)
     one = tl.arange(0, SLOTS)
-    picks = tl.where(slot[:, None] == (first + one)[None, :], (block + 1)[:, None], 0)
-    picks = tl.sum(picks, 0) - 1
+    if SLOTS == 1:
+        picks = tl.sum(tl.where(slot == first, block + 1, 0), 0) - 1 + one
+    else:
+        picks = tl.where(slot[:, None] == (first + one)[None, :], (block + 1)[:, None], 0)
+        picks = tl.sum(picks, 0) - 1
     filled = tl.sum((picks >= 0).to(tl.int32), 0)
     tiles: tl.constexpr = (SELECT_BLOCK + LT - 1) // LT
     # A loop for a single block too: its loads are issued together before any is waited for.

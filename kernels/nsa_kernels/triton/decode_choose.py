@@ -82,9 +82,10 @@ def importances(
     Returns:
         The compressed branch's log2-sum-exp [GROUP].
     """
-    # The first loads are under way before the reductions are waited for.
     m, sums = load_pooled(reference, pooled, 0, tiles, G, GROUP, BJ, TILES)
     m_split, total = load_stats(stats, splits, G, GROUP, SPLITS)
+    # The assembler would put off the loads of the sums until it needs them; it moves none past a barrier.
+    tl.debug_barrier()
     lse = log_sum_exp(m_split, total, 0)
     p = 0.0
     if FRESH:

@@ -81,15 +81,14 @@ def merge_kernel(
     m_others = tl.load(place, mask=mask, other=float("-inf"))  # [GROUP, 2, OTHERS]
     total = tl.load(place + G, mask=mask, other=0.0)
     lse = tl.load(denominators + pair.to(tl.int64) * G + head, mask=(head < G) & (tokens > 0), other=0.0)
-    m, shares = load_partials(
-        cmp, cmp_stats, 0, count, head, column, G, DV_END, LANES, PART // LANES
-    )  # fmt: skip
+    m, shares = load_partials(cmp, cmp_stats, 0, count, head, column, G, DV_END, LANES, PART // LANES)
     RUN: tl.constexpr = 2 * OTHERS // LANES
     share = tl.reshape(share, [LANES, RUN])
     place = (share[None, :, :] * G + head[:, None, None])[:, :, :, None] * DV_END + column[None, None, None, :]
     mask = (head < G)[:, None, None] & tl.reshape(inside, [LANES, RUN])[None, :, :]
     mask = mask[:, :, :, None] & (column < DV_END)[None, None, None, :]
     shares_others = tl.load(partial + place, mask=mask, other=0.0)
+    tl.debug_barrier()  # the assembler moves no load past it; it would put off some
 
     acc = tl.sum(tl.exp2(m - lse[:, None, None])[:, :, :, None] * shares, 2)
     for begin in range(PART, count, PART):
