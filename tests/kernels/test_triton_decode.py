@@ -185,7 +185,8 @@ def test_a_long_cache(length: int) -> None:
 
 @triton.jit
 def choose_kernel(
-    ranked, written, own, slots, COUNT: tl.constexpr, NB: tl.constexpr, WAYS: tl.constexpr, WIDTH: tl.constexpr
+    ranked, written, own, slots,
+    COUNT: tl.constexpr, NB: tl.constexpr, WAYS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     slot = choose(ranked, written, own, COUNT, NB, 32, WAYS, WIDTH)
     tl.store(slots + tl.arange(0, NB), slot)

@@ -22,7 +22,7 @@ from nsa_kernels.triton.decode_score import score_kernel
 from nsa_kernels.triton.tiles import LOG2E
 from nsa_kernels.types import Caches, NSAOutput
 
-_GUESS = {
+_GUESS: Mapping[str, int] = {
     "keys": 64,
     "window_keys": 64,
     "programs": 2,
@@ -44,6 +44,23 @@ SEARCH: tuple[Mapping[str, int], ...] = tuple(
     for changes in (
         {},
         {"overlap": 0},
+        {"early": 0},
+        # More programs of one tile, and smaller or larger ones: one row against many.
+        {"programs": 4},
+        {"programs": 4, "score_stages": 3},
+        {"keys": 32, "programs": 4, "window_keys": 32},
+        {"keys": 128, "window_keys": 128},
+        {"keys": 128, "score_stages": 3},
+        {"score_warps": 8},
+        # The ranking: fewer or more warps, all blocks of 128k tokens at once.
+        {"attend_warps": 4},
+        {"ranked": 2048},
+        {"ranked": 2048, "attend_warps": 16},
+        # Many rows: fewer or more slots a program, more blocks on their way.
+        {"attend_programs": 4},
+        {"attend_programs": 1, "attend_stages": 3},
+        {"attend_stages": 3},
+        {"columns": 16, "merge_warps": 8},
     )
 )
 """Candidates for `benchmarks/tune_decode.py`.

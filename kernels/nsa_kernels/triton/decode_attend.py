@@ -62,7 +62,8 @@ def attend_slots(
 @triton.jit
 def attend_program(
     run, pair, tokens, visible, ranked_keys, query, query_rest, fresh_score, k_slc, v_slc, k_s, v_s,
-    partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2, splits, tiles, tile_run, runs,
+    partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2,
+    splits, tiles, tile_run, runs,
     G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
     DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr,
     SHARES: tl.constexpr, BJ: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr,
@@ -141,7 +142,8 @@ def attend_kernel(
     attend_program(
         run, pair, tokens, visible, visible, query, query_rest, 0.0,
         k_slc + row * k_b + kv_head * k_h, v_slc + row * v_b + kv_head * v_h, k_s, v_s,
-        partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2, splits, tiles, tile_run, runs,
+        partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2,
+    splits, tiles, tile_run, runs,
         G, GROUP, GP, DK, DR, DK_END, DV, DV_END, PIECES, SHARES, BJ, SPLITS, TILES, ALL_TILES,
         WINDOW_SPLITS, SELECT_BLOCK, COUNT, COUNT_P, NB, GROUPS, WAYS, WIDTH, SLOTS, LT, STAGES,
         RETURN_BLOCKS, PRECISION, False,

@@ -29,19 +29,20 @@ def load_pooled(
 ):  # fmt: skip
     """What the tiles from `first` on gave to their blocks; nothing from `count` on.
 
-    The compiler deals the last axis to threads first, then the first axis: so all heads of a block come to
-    one thread, and the sum over a group needs no shuffle.
+    The sums are loaded in two axes, heads and blocks: the compiler deals the blocks to threads, and leaves
+    all heads of a block to one, so that the sum over a group needs no shuffle.
 
     Returns:
-        The m that the sums refer to [TILES, GROUP], and the sums [TILES, GROUP, BJ].
+        The m that the sums refer to [GROUP, TILES], and the sums [GROUP, TILES, BJ].
     """
-    head = tl.arange(0, GROUP)
-    tile = first + tl.arange(0, TILES)
-    mask = (tile < count)[:, None] & (head < G)[None, :]
-    cell = tile[:, None] * G + head[None, :]
-    m = tl.load(reference + cell, mask=mask, other=float("-inf"))
-    place = cell[:, :, None] * BJ + tl.arange(0, BJ)[None, None, :]
-    return m, tl.load(pooled + place, mask=mask[:, :, None], other=0.0)
+    head = tl.arange(0, GROUP)[:, None]
+    tile = first + tl.arange(0, TILES)[None, :]
+    m = tl.load(reference + tile * G + head, mask=(head < G) & (tile < count), other=float("-inf"))
+    block = tl.arange(0, TILES * BJ)[None, :]
+    tile = first + block // BJ
+    place = pooled + (tile * G + head) * BJ + block % BJ
+    sums = tl.load(place, mask=(head < G) & (tile < count), other=0.0)
+    return m, tl.reshape(sums, [GROUP, TILES, BJ])
 
 
 @triton.jit
@@ -61,7 +62,7 @@ def rank_tiles(
 ):  # fmt: skip
     """Writes the importance of the blocks of the tiles from `first` on."""
     block = (first + tl.arange(0, TILES))[:, None] * BJ + tl.arange(0, BJ)[None, :]
-    importance = tl.sum(sums * tl.exp2(m - lse[None, :])[:, :, None], 1)
+    importance = tl.sum(sums * tl.exp2(m - lse[:, None])[:, :, None], 0)
     if FRESH:
         importance += p * overlaps(block - visible // PIECES, visible % PIECES, PIECES, SHARES)
     importance = tl.maximum(importance, 0.0)
@@ -76,16 +77,17 @@ def importances(
 ):  # fmt: skip
     """Writes the importance of the blocks of `wanted` tiles to `ranked`, as the bits of a float >= 0.
 
-    The first launch has left `splits` partials and `tiles` tiles. With FRESH, the compressed key after the first `visible` has these scores [GROUP] (-inf: there is none);
-    no tile holds it.
+    The first launch has left `splits` partials and `tiles` tiles. With FRESH, the compressed key after the
+    first `visible` has these scores [GROUP] (-inf: there is none); no tile holds it.
 
     Returns:
         The compressed branch's log2-sum-exp [GROUP].
     """
     m, sums = load_pooled(reference, pooled, 0, tiles, G, GROUP, BJ, TILES)
-    m_split, total = load_stats(stats, splits, G, GROUP, SPLITS)
-    # The assembler would put off the loads of the sums until it needs them; it moves none past a barrier.
+    # The assembler moves no load past a barrier. Else it asks for the sums when it needs them: after the
+    # denominators, for which it has waited.
     tl.debug_barrier()
+    m_split, total = load_stats(stats, splits, G, GROUP, SPLITS)
     lse = log_sum_exp(m_split, total, 0)
     p = 0.0
     if FRESH:

@@ -166,7 +166,8 @@ def step_attend_kernel(
     attend_program(
         run, pair, tokens, visible, blocks_before(tokens, BLOCK, STRIDE), query, query_rest, fresh_score,
         k_slc + row * k_b + kv_head * k_h, v_slc + row * v_b + kv_head * v_h, k_s, v_s,
-        partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2, splits, tiles, tile_run, runs,
+        partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2,
+        splits, tiles, tile_run, runs,
         G, GROUP, GP, DK, DR, DK_END, DV, DV_END, PIECES, SHARES, BJ, SPLITS, TILES, ALL_TILES,
         WINDOW_SPLITS, SELECT_BLOCK, COUNT, COUNT_P, NB, GROUPS, WAYS, WIDTH, SLOTS, LT, STAGES,
         RETURN_BLOCKS, PRECISION, True,

@@ -14,23 +14,30 @@ from nsa_kernels.triton.tiles import blocks_before
 
 
 @triton.jit
-def load_partials(
-    partial, stats, first, count, head, column,
-    G: tl.constexpr, DV_END: tl.constexpr, LANES: tl.constexpr, RUN: tl.constexpr,
-):  # fmt: skip
-    """m [GROUP, LANES, RUN] and columns [GROUP, LANES, RUN, width] of the partials from `first` on.
+def load_m(stats, share, inside, G: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr):
+    """m of partials, for each row [ROWS] as in `load_columns`; -inf where not inside."""
+    head = tl.arange(0, ROWS) % GROUP
+    return tl.load(stats + share * (2 * G) + head, mask=inside & (head < G), other=float("-inf"))
 
-    -inf and 0 from `count` on. The compiler deals the last axis to threads first, then the others from the
-    first on: the partials of a lane come to one warp, those of a run to one thread.
+
+@triton.jit
+def load_columns(
+    partial, share, inside, column, G: tl.constexpr, GROUP: tl.constexpr, DV_END: tl.constexpr,
+    LANES: tl.constexpr, RUN: tl.constexpr, DS: tl.constexpr,
+):  # fmt: skip
+    """Columns of partials [RUN, LANES, GROUP, DS]; 0 where not inside.
+
+    Loaded in two axes, of which the compiler deals the columns to threads first and the rows after: so the
+    heads come to a warp's threads, the lanes to warps, and the partials of a run to one thread.
+
+    Args:
+        share: Which partial, for each row [RUN * LANES * GROUP]; the heads follow each other.
+        inside: Whether there is one.
     """
-    share = first + tl.arange(0, LANES)[:, None] + tl.arange(0, RUN)[None, :] * LANES
-    mask = (head < G)[:, None, None] & (share < count)[None, :, :]
-    cell = share[None, :, :] * G + head[:, None, None]
-    m = stats + share[None, :, :] * (2 * G) + head[:, None, None]
-    m = tl.load(m, mask=mask, other=float("-inf"))
-    place = cell[:, :, :, None] * DV_END + column[None, None, None, :]
-    mask = mask[:, :, :, None] & (column < DV_END)[None, None, None, :]
-    return m, tl.load(partial + place, mask=mask, other=0.0)
+    head = tl.arange(0, RUN * LANES * GROUP) % GROUP
+    place = partial + (share * G + head)[:, None] * DV_END + column[None, :]
+    mask = (inside & (head < G))[:, None] & (column < DV_END)[None, :]
+    return tl.reshape(tl.load(place, mask=mask, other=0.0), [RUN, LANES, GROUP, DS])
 
 
 @triton.jit
@@ -55,10 +62,10 @@ def merge_kernel(
     head = tl.arange(0, GROUP)
     column = part * DS + tl.arange(0, DS)
     tokens = tl.load(lengths + row).to(tl.int32)
-    gates += row * gate_b + (pair % kv_heads) * G * gate_h + head * gate_h
-    gate = tl.load(gates, mask=head < G, other=0.0).to(tl.float32)
-    branch = tl.arange(0, 2)  # the window, the selected
-    gate_others = tl.load(gates[:, None] + 2 - branch[None, :], mask=(head < G)[:, None], other=0.0)
+    gates += row * gate_b + (pair % kv_heads) * G * gate_h
+    gate = tl.load(gates + head * gate_h, mask=head < G, other=0.0).to(tl.float32)
+    other = tl.arange(0, 2)[:, None]  # the window, the selected
+    other_gates = tl.load(gates + head[None, :] * gate_h + 2 - other, mask=(head < G)[None, :], other=0.0)
 
     visible = blocks_before(tokens - 1 if FRESH else tokens, BLOCK, STRIDE)
     count = used_splits(used_tiles(visible, PIECES, SHARES, BJ), tile_run)
@@ -73,33 +80,42 @@ def merge_kernel(
     if OVERLAP:
         gdc_wait()
 
-    index = tl.arange(0, OTHERS)[None, :]
-    share = index + branch[:, None] * (WINDOW_SPLITS + splits + 1)
-    inside = index < tl.where(branch == 0, count_win, count_slc)[:, None]
-    place = stats + share[None, :, :] * (2 * G) + head[:, None, None]
-    mask = (head < G)[:, None, None] & inside[None, :, :]
-    m_others = tl.load(place, mask=mask, other=float("-inf"))  # [GROUP, 2, OTHERS]
-    total = tl.load(place + G, mask=mask, other=0.0)
+    RUN: tl.constexpr = PART // LANES
+    share = tl.arange(0, PART * GROUP) // GROUP
+    columns = load_columns(cmp, share, share < count, column, G, GROUP, DV_END, LANES, RUN, DS)
+    ROWS: tl.constexpr = 2 * OTHERS * GROUP
+    OTHER_RUN: tl.constexpr = 2 * OTHERS // LANES
+    other_share = tl.arange(0, ROWS) // GROUP
+    selected = other_share >= OTHERS
+    other_share = other_share % OTHERS
+    inside = other_share < tl.where(selected, count_slc, count_win)
+    other_share += tl.where(selected, WINDOW_SPLITS + splits + 1, 0)
+    other_columns = load_columns(
+        partial, other_share, inside, column, G, GROUP, DV_END, LANES, OTHER_RUN, DS
+    )  # fmt: skip
+    # The assembler moves no load past a barrier. Else it asks for the columns when it needs them: after the
+    # weights, for which it has waited.
+    tl.debug_barrier()
+    m = load_m(cmp_stats, share, share < count, G, GROUP, PART * GROUP)
     lse = tl.load(denominators + pair.to(tl.int64) * G + head, mask=(head < G) & (tokens > 0), other=0.0)
-    m, shares = load_partials(cmp, cmp_stats, 0, count, head, column, G, DV_END, LANES, PART // LANES)
-    RUN: tl.constexpr = 2 * OTHERS // LANES
-    share = tl.reshape(share, [LANES, RUN])
-    place = (share[None, :, :] * G + head[:, None, None])[:, :, :, None] * DV_END + column[None, None, None, :]
-    mask = (head < G)[:, None, None] & tl.reshape(inside, [LANES, RUN])[None, :, :]
-    mask = mask[:, :, :, None] & (column < DV_END)[None, None, None, :]
-    shares_others = tl.load(partial + place, mask=mask, other=0.0)
-    tl.debug_barrier()  # the assembler moves no load past it; it would put off some
+    other_m = load_m(stats, other_share, inside, G, GROUP, ROWS)
+    other_head = tl.arange(0, ROWS) % GROUP
+    place = stats + other_share * (2 * G) + G + other_head
+    total = tl.load(place, mask=inside & (other_head < G), other=0.0)
 
-    acc = tl.sum(tl.exp2(m - lse[:, None, None])[:, :, :, None] * shares, 2)
-    for begin in range(PART, count, PART):
-        m, shares = load_partials(
-            cmp, cmp_stats, begin, count, head, column, G, DV_END, LANES, PART // LANES
-        )  # fmt: skip
-        acc += tl.sum(tl.exp2(m - lse[:, None, None])[:, :, :, None] * shares, 2)
-    acc *= gate[:, None, None]
-    weights = tl.exp2(m_others - log_sum_exp(m_others, total, 2)[:, :, None])
-    weights = tl.reshape(weights * gate_others.to(tl.float32)[:, :, None], [GROUP, LANES, RUN])
-    acc += tl.sum(weights[:, :, :, None] * shares_others, 2)
-    acc = tl.where(tokens > 0, tl.sum(acc, 1), 0.0)  # a row without tokens may have any gates
+    weights = tl.exp2(tl.reshape(m, [RUN, LANES, GROUP]) - lse[None, None, :])
+    acc = tl.sum(weights[:, :, :, None] * columns, 0)
+    for first in range(PART, count, PART):
+        there = first + share < count
+        columns = load_columns(cmp, first + share, there, column, G, GROUP, DV_END, LANES, RUN, DS)
+        m = load_m(cmp_stats, first + share, there, G, GROUP, PART * GROUP)
+        weights = tl.exp2(tl.reshape(m, [RUN, LANES, GROUP]) - lse[None, None, :])
+        acc += tl.sum(weights[:, :, :, None] * columns, 0)
+    acc *= gate[None, :, None]
+    other_m, total = tl.reshape(other_m, [2, OTHERS, GROUP]), tl.reshape(total, [2, OTHERS, GROUP])
+    weights = tl.exp2(other_m - log_sum_exp(other_m, total, 1)[:, None, :])
+    weights = tl.reshape(weights * other_gates.to(tl.float32)[:, None, :], [OTHER_RUN, LANES, GROUP])
+    acc += tl.sum(weights[:, :, :, None] * other_columns, 0)
+    acc = tl.where(tokens > 0, tl.sum(acc, 0), 0.0)  # a row without tokens may have any gates
     place = out + (pair.to(tl.int64) * G + head[:, None]) * DV_END + column[None, :]
     tl.store(place, acc.to(out.dtype.element_ty), mask=(head < G)[:, None] & (column < DV_END)[None, :])

@@ -13,7 +13,6 @@ from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.triton.configs import config as shipped_config
 from nsa_kernels.triton.tiles import MIN_DOT, processors, split_width
 
-
 _MOST_PARTIALS = 32
 """Of the window and of the selected branch: the third launch holds them all."""
 _MERGE_PROGRAMS = 4
@@ -176,7 +175,8 @@ def prepare(
     next_power = triton.next_power_of_2
     count, padded_group = geometry.select_count, next_power(group)
     tile_rows = max(MIN_DOT, 128 * 32 // max(32, padded_group))
-    attend_warps = max(config["attend_warps"], 8 if padded_group > 32 else 1, p.ranked // 1024 if p.ranked > 4096 else 1)
+    wide = 8 if padded_group > 32 else 1
+    attend_warps = min(32, max(config["attend_warps"], wide, p.ranked // 1024 if p.ranked > 4096 else 1))
     partial, stats, reference, pooled, denominators = scratch(
         q.device,
         pairs * p.shares * group * value_dim,
@@ -219,6 +219,8 @@ def prepare(
         "HP": p.halo_rows,
         "ONE_TILE": p.tile_run == 1 and bool(config["early"]),
     }
+    # So many counts, each below the number of blocks, pass between the warps as one number.
+    ways = 3 if p.ranked <= 1024 else 2 if p.ranked <= 32768 else 1
     attend = {
         **cut,
         **widths,
@@ -230,8 +232,8 @@ def prepare(
         "COUNT_P": next_power(count),
         "NB": p.ranked,
         "GROUPS": rank_groups(geometry),
-        # Counts of so many bits each pass between the warps as one number. They stay below NB.
-        **dict(zip(("WAYS", "WIDTH"), (3, 10) if p.ranked <= 1024 else (2, 15), strict=True)),
+        "WAYS": ways,
+        "WIDTH": 31 // ways,
         "LT": max(MIN_DOT, min(next_power(geometry.select_block), tile_rows)),
         "STAGES": config["attend_stages"],
         "RETURN_BLOCKS": return_blocks,
@@ -268,7 +270,7 @@ def prepare(
         ranked=ranked,
         denominators=denominators,
         score={**score, "num_warps": config["score_warps"], "num_stages": config["score_stages"]},
-        attend={**attend, "num_warps": min(32, attend_warps)},
+        attend={**attend, "num_warps": attend_warps},
         merge={**merge, "num_warps": lanes},
     )
 
