@@ -232,12 +232,28 @@ def test_ties_across_tiles_runs_and_the_bounds_of_the_search() -> None:
     assert torch.equal(call.run().blocks, call.expected().blocks)
 
 
-def test_a_capacity_far_beyond_the_rows() -> None:
-    check(make(SMALL, [70, 33, 3, 0, 8], capacity=2000, kv_heads=1))
-    # Whatever an empty row's gates are.
+@pytest.mark.parametrize("programs", [1, 1000], ids=["long runs", "one tile a program"])
+def test_a_capacity_far_beyond_the_rows(programs: int) -> None:
+    config = {**shipped_config("decode", 16, DEVICE), "programs": programs}
+    check(make(SMALL, [70, 33, 3, 0, 8], capacity=600, kv_heads=1), config=config)
+
+
+def test_an_empty_row_may_have_any_gates() -> None:
     call = make(SMALL, [70, 0], capacity=300)
     call.gates[1] = NAN
     assert not call.run().out[1].any()
+
+
+@pytest.mark.parametrize("programs", [1, 1000], ids=["long runs", "one tile a program"])
+def test_a_key_of_the_halo_may_outweigh_its_tile_beyond_all_floats(programs: int) -> None:
+    # Tiles of 8 blocks of 2 keys: key 31 counts for block 16, the first of its tile, too.
+    geometry = BlockGeometry(block=8, stride=4, select_block=8, select_count=5, window=12)
+    call = make(geometry, [321], capacity=330, kv_heads=1, group=1)
+    call.caches.k_cmp.mul_(0.01)
+    call.caches.k_cmp[:, 31] = 500 * call.q / call.q.square().sum(-1, keepdim=True)
+    config = {**shipped_config("decode", 16, DEVICE), "programs": programs}
+    check(call, config=config)
+    assert call.run(config=config).blocks[0, 0].tolist() == [0, 15, 16, 39, 40]
 
 
 @pytest.mark.parametrize("pairs", [1, 4, 8, 64, 512])
