@@ -49,7 +49,7 @@ SEARCH: tuple[Mapping[str, int], ...] = tuple(
         {"programs": 4},
         {"programs": 4, "score_stages": 3},
         {"keys": 32, "programs": 4, "window_keys": 32},
-        {"keys": 128, "window_keys": 128},
+        {"keys": 128},
         {"keys": 128, "score_stages": 3},
         {"score_warps": 8},
         # The ranking: fewer or more warps, all blocks of 128k tokens at once.
