@@ -11,10 +11,15 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
+
 import nsa_kernels.triton as triton_backend
 from nsa_kernels import BlockGeometry, compress_mean, num_blocks, reference
 from nsa_kernels.triton.configs import config as shipped_config
-from nsa_kernels.triton.decode import decode
+from nsa_kernels.triton.decode import SEARCH, decode
+from nsa_kernels.triton.decode_choose import choose
+from nsa_kernels.triton.decode_plan import plan
 from nsa_kernels.types import Caches, NSAOutput
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -142,11 +147,12 @@ def test_uncommon_geometries(geometry: BlockGeometry) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"programs": 1, "blocks": 16, "columns": 8},
+        {"programs": 1, "ranked": 32, "columns": 8},
         {"programs": 1000, "slots": 1, "window_keys": 32},
-        {"keys": 64, "blocks": 128, "slots": 4},
+        {"programs": 1000, "early": 0, "merged": 64},
+        {"keys": 64, "ranked": 1024, "slots": 4},
     ],
-    ids=["long runs", "short runs", "large tiles"],
+    ids=["long runs", "short runs", "known length", "large tiles"],
 )
 def test_every_configuration_gives_the_same(changes: dict[str, int]) -> None:
     geometry = BlockGeometry(block=8, stride=4, select_block=8, select_count=7, window=70)
@@ -154,9 +160,55 @@ def test_every_configuration_gives_the_same(changes: dict[str, int]) -> None:
     check(make(geometry, [350, 64, 0, 331], capacity=360), config=config)
 
 
-def test_a_cache_so_long_that_candidates_are_ranked_in_pieces() -> None:
+@pytest.mark.parametrize("slots", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("count", [3, 7, 16])
+def test_every_run_of_slots_gives_the_same(count: int, slots: int) -> None:
+    geometry = BlockGeometry(block=8, stride=4, select_block=8, select_count=count, window=12)
+    config = {**shipped_config("decode", 16, DEVICE), "slots": slots, "attend_programs": 1000}
+    check(make(geometry, [200, 8 * count, 8 * count - 8, 9, 0], capacity=210, kv_heads=1), config=config)
+
+
+@pytest.mark.parametrize("programs", [1, 1000], ids=["long runs", "one tile a program"])
+def test_lengths_around_the_borders_of_blocks_and_tiles(programs: int) -> None:
+    # Keys of 12 tokens, every 4; blocks of 8; tiles of 8 blocks: a key reaches into the tile after its own.
+    geometry = BlockGeometry(block=12, stride=4, select_block=8, select_count=5, window=9)
+    config = {**shipped_config("decode", 16, DEVICE), "programs": programs}
+    lengths = [border + step for border in (8, 12, 40, 64, 72, 128) for step in (-1, 0, 1)]
+    check(make(geometry, lengths, capacity=200, kv_heads=1, group=1), config=config)
+
+
+@pytest.mark.parametrize("length", [8200, 700])
+def test_a_long_cache(length: int) -> None:
     geometry = BlockGeometry(block=1, stride=1, select_block=1, select_count=17, window=4)
-    check(make(geometry, [4200, 2049], capacity=4201, kv_heads=1))
+    check(make(geometry, [length], capacity=8201, kv_heads=1, group=1))
+
+
+@triton.jit
+def choose_kernel(
+    ranked, written, own, slots,
+    COUNT: tl.constexpr, NB: tl.constexpr, WAYS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    slot = choose(ranked, written, own, COUNT, NB, 32, WAYS, WIDTH)
+    tl.store(slots + tl.arange(0, NB), slot)
+
+
+@pytest.mark.parametrize(("ways", "width"), [(1, 31), (2, 15), (3, 10)])
+@pytest.mark.parametrize("levels", [1, 2, 5, 1000], ids=lambda n: f"{n} values")
+def test_the_chosen_are_the_largest_and_of_equals_the_first(levels: int, ways: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(levels)
+    for size, count in ((256, 16), (1024, 3), (1024, 16), (1024, 29)):
+        own, written = size - 3, size - 9
+        importance = torch.randint(0, levels, (size,), generator=generator) / levels
+        importance[written:] = 0
+        slots = torch.empty(size, dtype=torch.int32, device=DEVICE)
+        held = torch.full((size,), -7, dtype=torch.int32)  # what stands past `written` is not read
+        held[:written] = importance[:written].view(torch.int32)
+        choose_kernel[(1,)](held.to(DEVICE), written, own, slots, count, size, ways, width)
+        importance[[0, own - 1, own]] = float("inf")
+        best = torch.sort(importance[: own + 1], descending=True, stable=True).indices[:count].sort().values
+        chosen = torch.full((size,), -1, dtype=torch.int32)
+        chosen[best] = torch.arange(count, dtype=torch.int32)
+        assert torch.equal(slots.cpu(), chosen)
 
 
 def test_ties_go_to_the_lower_index() -> None:
@@ -168,6 +220,54 @@ def test_ties_go_to_the_lower_index() -> None:
     call.caches.k_cmp[1, [29, 32, 59, 62]] = 0
     assert torch.equal(call.run().blocks, call.expected().blocks)
     assert call.run().blocks[1, :, 1].tolist() == [15, 15]
+
+
+def test_ties_across_tiles_runs_and_the_bounds_of_the_search() -> None:
+    geometry = BlockGeometry(block=8, stride=8, select_block=8, select_count=40, window=8)
+    call = make(geometry, [1200, 1193, 333], capacity=1300, kv_heads=1, group=1)
+    call.caches.k_cmp.zero_()
+    assert torch.equal(call.run().blocks, call.expected().blocks)
+    # Fewer blocks above the tie than slots, far apart.
+    call.caches.k_cmp[:, [20, 21, 39, 38]] = call.q[:, None]
+    assert torch.equal(call.run().blocks, call.expected().blocks)
+
+
+@pytest.mark.parametrize("programs", [1, 1000], ids=["long runs", "one tile a program"])
+def test_a_capacity_far_beyond_the_rows(programs: int) -> None:
+    config = {**shipped_config("decode", 16, DEVICE), "programs": programs}
+    check(make(SMALL, [70, 33, 3, 0, 8], capacity=600, kv_heads=1), config=config)
+
+
+def test_an_empty_row_may_have_any_gates() -> None:
+    call = make(SMALL, [70, 0], capacity=300)
+    call.gates[1] = NAN
+    assert not call.run().out[1].any()
+
+
+@pytest.mark.parametrize("programs", [1, 1000], ids=["long runs", "one tile a program"])
+def test_a_key_of_the_halo_may_outweigh_its_tile_beyond_all_floats(programs: int) -> None:
+    # Tiles of 8 blocks of 2 keys: key 31 counts for block 16, the first of its tile, too.
+    geometry = BlockGeometry(block=8, stride=4, select_block=8, select_count=5, window=12)
+    call = make(geometry, [321], capacity=330, kv_heads=1, group=1)
+    call.caches.k_cmp.mul_(0.01)
+    call.caches.k_cmp[:, 31] = 500 * call.q / call.q.square().sum(-1, keepdim=True)
+    config = {**shipped_config("decode", 16, DEVICE), "programs": programs}
+    check(call, config=config)
+    assert call.run(config=config).blocks[0, 0].tolist() == [0, 15, 16, 39, 40]
+
+
+@pytest.mark.parametrize("pairs", [1, 4, 8, 64, 512])
+@pytest.mark.parametrize("size", [0, 31, 8192, 65536, 1 << 20])
+def test_plans_cover_the_cache(size: int, pairs: int) -> None:
+    geometry = BlockGeometry()
+    for config in SEARCH:
+        p = plan(geometry, size, pairs, 128, 16, 132, tuple(config.items()))
+        assert p.splits * p.tile_run >= p.tiles
+        assert p.tiles * p.tile_blocks >= num_blocks(size, geometry) / p.pieces
+        assert p.ranked >= p.tiles * p.tile_blocks
+        assert p.window_splits * p.window_run * config["window_keys"] >= min(size, geometry.window)
+        assert p.runs * p.slots >= geometry.select_count
+        assert p.slices * p.columns >= 128
 
 
 def test_repeated_calls_are_the_same_to_the_bit() -> None:

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 from nsa_kernels import BlockGeometry, num_blocks, reference
 from nsa_kernels.triton import NewToken, Phi, StepCaches, decode_step
+from nsa_kernels.triton.configs import config as shipped_config
 from nsa_kernels.types import Caches, NSAOutput
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,6 +75,7 @@ class Rows:
     dtype: torch.dtype = torch.float32
     shared: bool = False
     config: dict[str, int] | None = None
+    decode_config: dict[str, int] | None = None
     caches: StepCaches = field(init=False)
     twin: StepCaches = field(init=False)
 
@@ -156,6 +158,7 @@ class Rows:
             phi_k=self.phi_k,
             phi_v=self.phi_v,
             rotary=self.rotary,
+            config=self.decode_config,
             phi_config=self.config,
             **arguments,
         )
@@ -204,6 +207,14 @@ def test_many_steps_over_overlapping_blocks(kind: str, shares: int) -> None:
         block=2 * shares, stride=2, select_block=2 if shares == 3 else 4, select_count=4, window=5
     )
     rows(kind, [2, 20], geometry=geometry, capacity=26, kv_heads=1, group=1).check(5)
+
+
+@pytest.mark.parametrize("programs", [1, 1000], ids=["long runs", "one tile a program"])
+def test_fresh_keys_beside_full_splits(programs: int) -> None:
+    # Tiles of 8 blocks of 2 keys: the fresh key is a tile's first, another's last, and the very first.
+    config = {**shipped_config("decode", 8, DEVICE), "programs": programs, "slots": 2}
+    lengths = [8, 64 + 8, 64 + 4, 132]
+    rows("mean", lengths, capacity=140, kv_heads=1, group=1, decode_config=config).check(2)
 
 
 def test_different_phis_and_widths() -> None:

@@ -1,11 +1,10 @@
 """One new token a row against the cache, in three launches that a CUDA graph can hold.
 
 1. decode_score.py: the compressed and the window branch in splits of the cache, and the scores pooled to
-   selection blocks with each split's own maximum as reference;
-2. decode_rank.py: the denominators, from these the blocks' importance and the n best of each piece of the
-   cache;
-   the two branches merged;
-3. decode_attend.py: the n best of all, attention to them, and the gated sum.
+   selection blocks with each tile's own maximum as reference;
+2. decode_attend.py: every program finds the n best blocks (decode_choose.py), and attends to those of its
+   slots;
+3. decode_merge.py: the partials of all branches, gated and summed.
 
 The grids follow from the tensors' shapes alone; the lengths are read on the device, and programs past a row's
 end return at once. No state stays behind between calls.
@@ -17,42 +16,62 @@ from torch import Tensor
 
 from nsa_kernels.geometry import BlockGeometry
 from nsa_kernels.triton.decode_attend import attend_kernel
+from nsa_kernels.triton.decode_merge import merge_kernel
 from nsa_kernels.triton.decode_plan import Work, prepare, rows_contiguous
-from nsa_kernels.triton.decode_rank import rank_kernel
 from nsa_kernels.triton.decode_score import score_kernel
 from nsa_kernels.triton.tiles import LOG2E
 from nsa_kernels.types import Caches, NSAOutput
 
+_GUESS: Mapping[str, int] = {
+    "keys": 64,
+    "window_keys": 64,
+    "programs": 2,
+    "early": 1,
+    "ranked": 1024,
+    "slots": 1,
+    "attend_programs": 2,
+    "columns": 8,
+    "merged": 64,
+    "overlap": 1,
+    "score_warps": 4,
+    "score_stages": 2,
+    "attend_warps": 8,
+    "attend_stages": 2,
+    "merge_warps": 4,
+}
 SEARCH: tuple[Mapping[str, int], ...] = tuple(
-    {
-        "keys": keys,
-        "window_keys": 64,
-        "programs": programs,
-        "blocks": 128,
-        "columns": columns,
-        "values": values,
-        "overlap": overlap,
-        "score_warps": 4,
-        "score_stages": stages,
-        "rank_warps": 4,
-        "attend_warps": attend_warps,
-        "attend_stages": attend_stages,
-    }
-    for overlap, keys, programs, stages, columns, values, attend_warps, attend_stages in (
-        (1, 128, 2, 2, 16, 32, 4, 4),
-        (1, 128, 2, 2, 8, 64, 8, 4),
-        (0, 128, 2, 2, 8, 64, 8, 4),
-        (1, 128, 2, 2, 8, 64, 4, 5),
-        (1, 128, 2, 2, 8, 16, 2, 6),
-        (1, 128, 4, 1, 8, 32, 4, 6),
+    {**_GUESS, **changes}
+    for changes in (
+        {},
+        {"overlap": 0},
+        {"early": 0},
+        # More programs of one tile, and smaller or larger ones: one row against many.
+        {"programs": 4},
+        {"programs": 4, "score_stages": 3},
+        {"keys": 32, "programs": 4, "window_keys": 32},
+        {"keys": 128},
+        {"keys": 128, "score_stages": 3},
+        {"score_warps": 8},
+        # The ranking: fewer or more warps, all blocks of 128k tokens at once.
+        {"attend_warps": 4},
+        {"ranked": 2048},
+        {"ranked": 2048, "attend_warps": 16},
+        # Many rows: fewer or more slots a program, more blocks on their way.
+        {"attend_programs": 4},
+        {"attend_programs": 1, "attend_stages": 3},
+        {"attend_stages": 3},
+        {"columns": 16, "merge_warps": 8},
     )
 )
-"""Candidates for `benchmarks/tune_kernels.py`.
+"""Candidates for `benchmarks/tune_decode.py`.
 
 keys: compressed keys to a tile. window_keys: tokens to a tile of the window. programs: of the first launch to
-a multiprocessor, at most about. blocks: selection blocks that one program ranks. columns: of the values that
-one program merges. values: of them, those to a program of the third launch, at least. The rest: warps and
-pipeline stages of the three launches.
+a multiprocessor, at most about. early: whether, where a program has one tile, its keys are asked for before
+the row's length has come. ranked: selection blocks whose pooled scores a program holds at a time. slots:
+selected blocks to a program, at least. attend_programs: of the second launch to a multiprocessor, at most
+about. columns: of the values that one program merges, at least. merged: partials of the
+compressed branch that it holds at a time. overlap: whether a launch may begin before
+the one before it has ended. The rest: warps and pipeline stages of the three launches.
 """
 
 
@@ -88,7 +107,7 @@ def decode(
     """
     q, gates = rows_contiguous(q), rows_contiguous(gates)
     k_cmp, v_cmp, k_slc, v_slc, k_win, v_win = (rows_contiguous(x) for x in caches)
-    work = prepare(q, k_slc, v_slc, geometry, return_blocks, config)
+    work = prepare(q, k_slc, v_slc, geometry, return_blocks, False, config)
     if work.pairs == 0:
         return NSAOutput(work.out, work.blocks)
     p, kv_heads = work.plan, k_slc.shape[2]
@@ -110,58 +129,55 @@ def decode(
         *v_win.stride()[:3],
         scale * LOG2E,
         kv_heads,
-        p.splits,
+        p.shares,
         p.tiles,
         p.tile_run,
         p.window_run,
+        min(k_cmp.shape[1], v_cmp.shape[1]),
         **work.score,
     )
-    rank_kernel[(p.rank_pieces + p.slices, work.pairs)](
-        gates,
+    attend_kernel[(p.runs, work.pairs)](
+        q,
+        k_slc,
+        v_slc,
         lengths,
         work.partial,
         work.stats,
         work.reference,
         work.pooled,
         work.ranked,
-        work.candidate_value,
-        work.candidate_block,
-        work.base,
-        *gates.stride()[:2],
+        work.denominators,
+        work.blocks,
+        *q.stride()[:2],
+        *k_slc.stride()[:3],
+        *v_slc.stride()[:3],
+        scale * LOG2E,
         kv_heads,
         p.splits,
         p.tiles,
         p.tile_run,
-        p.window_run,
-        p.rank_pieces,
-        **work.rank,
+        p.runs,
+        **work.attend,
     )
-    return attend(work, q, k_slc, v_slc, gates, lengths, scale)
+    return merge(work, gates, lengths, kv_heads)
 
 
-def attend(
-    work: Work, q: Tensor, k_slc: Tensor, v_slc: Tensor, gates: Tensor, lengths: Tensor, scale: float
-) -> NSAOutput:
+def merge(work: Work, gates: Tensor, lengths: Tensor, kv_heads: int) -> NSAOutput:
     """The third launch."""
     p = work.plan
-    attend_kernel[(p.value_slices, work.pairs)](
-        q,
-        k_slc,
-        v_slc,
+    merge_kernel[(p.slices, work.pairs)](
         gates,
         lengths,
-        work.candidate_value,
-        work.candidate_block,
-        work.base,
+        work.partial,
+        work.stats,
+        work.denominators,
         work.out,
-        work.candidate_block if work.blocks is None else work.blocks,
-        *q.stride()[:2],
-        *k_slc.stride()[:3],
-        *v_slc.stride()[:3],
         *gates.stride()[:2],
-        scale * LOG2E,
-        k_slc.shape[2],
-        p.rank_pieces,
-        **work.attend,
+        kv_heads,
+        p.splits,
+        p.tile_run,
+        p.window_run,
+        p.runs,
+        **work.merge,
     )
     return NSAOutput(work.out, work.blocks)

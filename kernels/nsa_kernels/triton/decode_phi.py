@@ -14,12 +14,6 @@ import triton.language as tl
 
 
 @triton.jit
-def completes(tokens, BLOCK: tl.constexpr, STRIDE: tl.constexpr):
-    """Whether the last of `tokens` tokens completes a block."""
-    return (tokens >= BLOCK) & ((tokens - BLOCK) % STRIDE == 0)
-
-
-@triton.jit
 def load_block(
     raw, raw_s, raw_h, new, new_h, pe, head, heads, token, column, BLOCK: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip

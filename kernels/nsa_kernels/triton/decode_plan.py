@@ -13,6 +13,11 @@ from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.triton.configs import config as shipped_config
 from nsa_kernels.triton.tiles import MIN_DOT, processors, split_width
 
+_MOST_PARTIALS = 32
+"""Of the window and of the selected branch: the third launch holds them all."""
+_MERGE_PROGRAMS = 4
+"""Of the third launch to a multiprocessor, about: they hold little and wait for memory."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -23,8 +28,10 @@ class Plan:
     """Compressed keys to a selection block, l'/d."""
     tile_blocks: int
     """Selection blocks to a tile of compressed keys."""
-    spill: int
-    """Blocks beyond its own that a compressed key can overlap."""
+    piece_rows: int
+    """Rows of a tile to a block."""
+    halo_rows: int
+    """Rows of a tile's halo to a block."""
     tiles: int
     """Tiles to the whole cache."""
     tile_run: int
@@ -35,16 +42,23 @@ class Plan:
     """Tiles of the window to a program."""
     window_splits: int
     """Programs to a pair, window branch."""
-    rank_blocks: int
-    """Selection blocks that one program ranks."""
-    rank_pieces: int
-    """Programs to a pair that rank."""
-    slices: int
-    """Programs to a pair that merge columns of the values."""
-    values: int
+    ranked: int
+    """Selection blocks to the whole cache, padded."""
+    rank_tiles: int
+    """Tiles whose pooled scores a program of the second launch holds at a time."""
+    slots: int
+    """Selected blocks to a program of the second launch."""
+    runs: int
+    """Programs to a pair in the second launch."""
+    columns: int
     """Columns of the values to a program of the third launch."""
-    value_slices: int
+    slices: int
     """Programs to a pair in the third launch."""
+
+    @property
+    def shares(self) -> int:
+        """Partials to a pair (see decode_tile.py)."""
+        return self.window_splits + self.splits + 1 + self.runs
 
 
 @functools.lru_cache(maxsize=256)
@@ -68,41 +82,52 @@ def plan(
         count: Multiprocessors of the device.
         items: The configuration's items.
     """
-    config = dict(items)
+    config, next_power = dict(items), triton.next_power_of_2
     pieces = geometry.select_block // geometry.stride
     shares = geometry.block // geometry.stride
-    keys = min(config["keys"], max(MIN_DOT, config["keys"] * 32 // max(32, triton.next_power_of_2(group))))
-    tile_blocks = max(1, keys // triton.next_power_of_2(pieces))
-    tiles = triton.cdiv(num_blocks(size, geometry), tile_blocks * pieces)
+    padded_group = next_power(group)
+    keys = min(config["keys"], max(MIN_DOT, config["keys"] * 32 // max(32, padded_group)))
+    tile_blocks = max(1, keys // next_power(max(pieces, shares - 1)))
+    # Up to the last block that a key overlaps.
+    keys_in_all = num_blocks(size, geometry)
+    tiles = triton.cdiv((keys_in_all + shares - 2) // pieces + 1, tile_blocks) if keys_in_all else 0
     tile_run = max(1, triton.cdiv(tiles * pairs, config["programs"] * count))
     window_tiles = triton.cdiv(min(geometry.window, size), config["window_keys"])
     window_run = min(max(1, tile_run * keys // config["window_keys"]), max(1, window_tiles))
-    blocks = max(1, geometry.num_select_blocks(size))
-    # Few pieces make the last ranking cheap, short pieces the first.
-    rank_blocks = max(config["blocks"], min(512, triton.next_power_of_2(triton.cdiv(blocks, 16))))
-    rank_blocks = max(
-        min(rank_blocks, triton.next_power_of_2(blocks)), triton.next_power_of_2(geometry.select_count)
-    )
-    # Narrow slices while there are processors to spare: each slice reads all selected keys.
-    width = max(MIN_DOT, triton.next_power_of_2(value_dim))
-    values = min(width, max(MIN_DOT, config["values"]))
-    while values < width and pairs * triton.cdiv(value_dim, values) > count:
-        values *= 2
+    window_run = max(window_run, triton.cdiv(window_tiles, _MOST_PARTIALS))
+    # At least a group of blocks for each that is chosen (see `bounds` of decode_choose.py).
+    ranked = max(next_power(max(1, geometry.num_select_blocks(size))), tile_blocks, rank_groups(geometry))
+    rank_tiles = max(1, config["ranked"] * MIN_DOT // max(MIN_DOT, padded_group) // tile_blocks)
+    # One slot a program while there are processors to spare: each program ranks all blocks.
+    slots = min(config["slots"], next_power(geometry.select_count))
+    most = min(_MOST_PARTIALS, max(1, config["attend_programs"] * count // max(1, pairs)))
+    while triton.cdiv(geometry.select_count, slots) > most:
+        slots *= 2
+    columns, width = config["columns"], next_power(value_dim)
+    while columns < width and pairs * triton.cdiv(value_dim, columns) > _MERGE_PROGRAMS * count:
+        columns *= 2
     return Plan(
         pieces=pieces,
         tile_blocks=tile_blocks,
-        spill=triton.cdiv(shares - 1, pieces),
+        piece_rows=max(next_power(pieces), MIN_DOT // tile_blocks),
+        halo_rows=max(next_power(max(1, shares - 1)), MIN_DOT // tile_blocks),
         tiles=tiles,
         tile_run=tile_run,
         splits=triton.cdiv(tiles, tile_run),
         window_run=window_run,
         window_splits=triton.cdiv(window_tiles, window_run),
-        rank_blocks=rank_blocks,
-        rank_pieces=triton.cdiv(blocks, rank_blocks),
-        slices=triton.cdiv(value_dim, config["columns"]),
-        values=values,
-        value_slices=triton.cdiv(value_dim, values),
+        ranked=ranked,
+        rank_tiles=min(rank_tiles, next_power(max(1, tiles))),
+        slots=slots,
+        runs=triton.cdiv(geometry.select_count, slots),
+        columns=columns,
+        slices=triton.cdiv(value_dim, columns),
     )
+
+
+def rank_groups(geometry: BlockGeometry) -> int:
+    """Groups of blocks whose maxima bound the n-th largest: a warp's worth, and no fewer than n."""
+    return max(32, int(triton.next_power_of_2(geometry.select_count)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,24 +140,20 @@ class Work:
     out: Tensor
     blocks: Tensor | None
     partial: Tensor
-    """float32, `splits + window_splits` shares to a pair, the window's first (see decode_tile.py)."""
+    """float32, `plan.shares` to a pair (see decode_tile.py)."""
     stats: Tensor
     reference: Tensor
     """float32 [pair, tile, G]: the m that a tile's pooled scores refer to."""
     pooled: Tensor
-    """float32 [pair, tile, spill + 1, G, tile_blocks]."""
-    base: Tensor
-    """float32 [pair, G, D_v]: the compressed and the window branch, gated."""
-    candidate_value: Tensor
-    """float32 [pair, piece, n padded]: importance of each piece's best blocks, best first."""
-    candidate_block: Tensor
-    """int32, their indices."""
+    """float32 [pair, tile, G, tile_blocks]."""
     ranked: Tensor
-    """int32 [pair, blocks]: bits of the importance, where a piece is ranked in parts."""
+    """int32 [pair, run, blocks]: bits of the importance; each program reads its own alone."""
+    denominators: Tensor
+    """float32 [pair, G]: log2-sum-exp of the compressed branch."""
     score: dict[str, Any]
     """Constants of the first launch."""
-    rank: dict[str, Any]
     attend: dict[str, Any]
+    merge: dict[str, Any]
 
 
 def prepare(
@@ -141,9 +162,10 @@ def prepare(
     v_slc: Tensor,
     geometry: BlockGeometry,
     return_blocks: bool,
+    fresh: bool,
     config: Mapping[str, int] | None,
 ) -> Work:
-    """Plans a call and allocates its memory."""
+    """Plans a call and allocates its memory; with `fresh` the second launch may add a compressed key."""
     batch, heads, key_dim = q.shape
     size, kv_heads, value_dim = k_slc.shape[1], k_slc.shape[2], v_slc.shape[3]
     group, pairs = heads // kv_heads, batch * kv_heads
@@ -151,86 +173,85 @@ def prepare(
     p = plan(geometry, size, pairs, value_dim, group, processors(q.device), tuple(config.items()))
 
     next_power = triton.next_power_of_2
-    count, rows, padded_group = geometry.select_count, next_power(geometry.select_block), next_power(group)
-    count_p, shares, splits = next_power(count), p.splits + p.window_splits, next_power(max(1, p.splits))
+    count, padded_group = geometry.select_count, next_power(group)
     tile_rows = max(MIN_DOT, 128 * 32 // max(32, padded_group))
-    # What a program holds of partials at a time: 64 values a thread.
-    held = 8192 // (padded_group * config["columns"])
-    candidates = next_power(p.rank_pieces) * count_p
-    wide = padded_group > 32 or p.rank_blocks > 256
-    rank_warps = 8 if wide else config["rank_warps"]
-    attend_warps = 8 if padded_group > 32 else config["attend_warps"]
-    partial, stats, reference, pooled, base, candidate_value = scratch(
+    wide = 8 if padded_group > 32 else 1
+    attend_warps = min(32, max(config["attend_warps"], wide, p.ranked // 1024 if p.ranked > 4096 else 1))
+    partial, stats, reference, pooled, denominators = scratch(
         q.device,
-        pairs * shares * group * value_dim,
-        pairs * shares * 2 * group,
+        pairs * p.shares * group * value_dim,
+        pairs * p.shares * 2 * group,
         pairs * p.tiles * group,
-        pairs * p.tiles * (p.spill + 1) * group * p.tile_blocks,
-        pairs * group * value_dim,
-        pairs * p.rank_pieces * count_p,
+        pairs * p.tiles * group * p.tile_blocks,
+        pairs * group,
         dtype=torch.float32,
     )
-    ranked, candidate_block = scratch(
-        q.device,
-        pairs * p.rank_pieces * p.rank_blocks,
-        pairs * p.rank_pieces * count_p,
-        dtype=torch.int32,
-    )
+    (ranked,) = scratch(q.device, pairs * p.runs * p.ranked, dtype=torch.int32)
     key_main, key_rest = padded_split(key_dim)
-    widths = {
+    overlap = bool(config.get("overlap", 0)) and q.is_cuda
+    pdl = {"launch_pdl": True} if overlap else {}
+    cut = {
         "G": group,
+        "DV_END": value_dim,
+        "BLOCK": geometry.block,
+        "STRIDE": geometry.stride,
+        "PIECES": p.pieces,
+        "SHARES": geometry.block // geometry.stride,
+        "BJ": p.tile_blocks,
+        "WINDOW_SPLITS": p.window_splits,
+        "OVERLAP": overlap,
+    }
+    widths = {
         "GP": max(MIN_DOT, padded_group),
         "DK": key_main,
         "DR": key_rest,
         "DK_END": key_dim,
         "DV": max(MIN_DOT, next_power(value_dim)),
-        "DV_END": value_dim,
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
     }
-    cut = {
-        "BLOCK": geometry.block,
-        "STRIDE": geometry.stride,
-        "PIECES": p.pieces,
-        "SHARES": geometry.block // geometry.stride,
-        "SPILL": p.spill,
-        "BJ": p.tile_blocks,
-        "WINDOW": geometry.window,
-        "WINDOW_SPLITS": p.window_splits,
-        "BW": config["window_keys"],
-    }
-    selection = {
-        "SELECT_BLOCK": geometry.select_block,
-        "COUNT": count,
-        "COUNT_P": count_p,
-        "BN": p.rank_blocks,
-    }
-    overlap = bool(config.get("overlap", 0)) and q.is_cuda
-    pdl = {"launch_pdl": True} if overlap else {}
-    score = {**widths, **cut, "PP": next_power(p.pieces), "OVERLAP": overlap}
-    rank = {
+    window = {"WINDOW": geometry.window, "BW": config["window_keys"]}
+    selection = {"SELECT_BLOCK": geometry.select_block, "COUNT": count, "SLOTS": p.slots}
+    score = {
         **cut,
+        **widths,
+        **window,
+        "PP": p.piece_rows,
+        "HP": p.halo_rows,
+        "ONE_TILE": p.tile_run == 1 and bool(config["early"]),
+    }
+    # So many counts, each below the number of blocks, pass between the warps as one number.
+    ways = 3 if p.ranked <= 1024 else 2 if p.ranked <= 32768 else 1
+    attend = {
+        **cut,
+        **widths,
         **selection,
-        "G": group,
         "GROUP": padded_group,
-        "DV_END": value_dim,
-        "SPLITS": splits,
-        "WINDOW_SHARES": next_power(p.window_splits),
-        "BK": min(128, p.rank_blocks),
-        "DS": config["columns"],
-        "RUN": min(splits, max(1, held)),
-        "RUN_W": min(next_power(p.window_splits), max(1, held // 4)),
-        "OVERLAP": overlap,
+        "SPLITS": next_power(max(1, p.splits)),
+        "TILES": p.rank_tiles,
+        "ALL_TILES": p.tiles,
+        "COUNT_P": next_power(count),
+        "NB": p.ranked,
+        "GROUPS": rank_groups(geometry),
+        "WAYS": ways,
+        "WIDTH": 31 // ways,
+        "LT": max(MIN_DOT, min(next_power(geometry.select_block), tile_rows)),
+        "STAGES": config["attend_stages"],
+        "RETURN_BLOCKS": return_blocks,
         **pdl,
     }
-    attend = {
-        **{name: value for name, value in widths.items() if name != "DV"},
+    # More warps for more heads: a thread then holds as much of the partials.
+    lanes = min(16, config["merge_warps"] * max(1, padded_group // MIN_DOT))
+    held = config["merged"] * config["columns"] // p.columns
+    merge = {
+        **cut,
+        **window,
         **selection,
-        "VALUES": p.values,
-        "CANDIDATES": candidates,
-        "BK": candidates if candidates <= 256 else 64,
-        "LT": max(MIN_DOT, min(rows, tile_rows)),
-        "RETURN_BLOCKS": return_blocks,
-        "OVERLAP": overlap,
+        "GROUP": padded_group,
+        "DS": p.columns,
+        "LANES": lanes,
+        "PART": max(lanes, min(next_power(p.splits + fresh), held)),
+        "OTHERS": next_power(max(lanes // 2, p.window_splits, p.runs)),
+        "FRESH": fresh,
         **pdl,
     }
     blocks = (
@@ -246,13 +267,11 @@ def prepare(
         stats=stats,
         reference=reference,
         pooled=pooled,
-        base=base,
-        candidate_value=candidate_value,
-        candidate_block=candidate_block,
         ranked=ranked,
+        denominators=denominators,
         score={**score, "num_warps": config["score_warps"], "num_stages": config["score_stages"]},
-        rank={**rank, "num_warps": rank_warps},
-        attend={**attend, "num_warps": attend_warps, "num_stages": config["attend_stages"]},
+        attend={**attend, "num_warps": attend_warps},
+        merge={**merge, "num_warps": lanes},
     )
 
 

@@ -2,9 +2,9 @@
 
 1. decode_fresh.py: the token's keys and values go into the caches; where it completes a block, extra programs
    compute phi in shares; beside them the splits of the compressed and the window branch;
-2. the shares become the block's compressed key and value, which go into their caches and into the
-   denominators; then as in decode_rank.py;
-3. decode_attend.py.
+2. decode_fresh.py: the shares become the block's compressed key and value, which go into their caches, into
+   the denominators and into one partial; then as in decode_attend.py;
+3. decode_merge.py.
 
 Everything follows from shapes and from what stands on the device, so that one CUDA graph serves all steps.
 """
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from nsa_kernels.geometry import BlockGeometry
 from nsa_kernels.triton.configs import config as shipped_config
-from nsa_kernels.triton.decode import attend
-from nsa_kernels.triton.decode_fresh import step_rank_kernel, step_score_kernel
+from nsa_kernels.triton.decode import merge
+from nsa_kernels.triton.decode_fresh import step_attend_kernel, step_score_kernel
 from nsa_kernels.triton.decode_plan import prepare, rows_contiguous, scratch
 from nsa_kernels.triton.phi import Phi
 from nsa_kernels.triton.tiles import LOG2E, MIN_DOT, processors
@@ -143,7 +143,7 @@ def decode_step(
     phi_v.check(geometry, value_dim)
     cos, sin = _tables(rotary, key_dim)
     q, gates = rows_contiguous(q), rows_contiguous(gates)
-    work = prepare(q, caches.k_slc, caches.v_slc, geometry, return_blocks, config)
+    work = prepare(q, caches.k_slc, caches.v_slc, geometry, return_blocks, True, config)
     if work.pairs == 0:
         return NSAOutput(work.out, work.blocks)
     chosen = phi_config or shipped_config("decode_step", max(key_dim, value_dim), q.device)
@@ -178,55 +178,55 @@ def decode_step(
         *(stride for vector in new for stride in vector.stride()[:2]),
         scale * LOG2E,
         kv_heads,
-        p.splits,
+        p.shares,
         p.tiles,
         p.tile_run,
         p.window_run,
+        min(caches.k_cmp.shape[1], caches.v_cmp.shape[1]),
         **{f"K_{name}": value for name, value in k_phi.items()},
         **{f"V_{name}": value for name, value in v_phi.items()},
-        HP=heads_padded,
+        HEADS=heads_padded,
         BN=chosen["units"],
         BK=max(MIN_DOT, chosen["elements"] * MIN_DOT // heads_padded),
         STAGES=chosen["stages"],
         **work.score,
     )
-    step_rank_kernel[(p.rank_pieces + p.slices, work.pairs)](
+    step_attend_kernel[(p.runs, work.pairs)](
         q,
         caches.k_cmp,
         caches.v_cmp,
+        caches.k_slc,
+        caches.v_slc,
         k_scratch,
         v_scratch,
         cos,
         sin,
-        gates,
         lengths,
         work.partial,
         work.stats,
         work.reference,
         work.pooled,
         work.ranked,
-        work.candidate_value,
-        work.candidate_block,
-        work.base,
+        work.denominators,
+        work.blocks,
         *q.stride()[:2],
         *caches.k_cmp.stride()[:3],
         *caches.v_cmp.stride()[:3],
+        *caches.k_slc.stride()[:3],
+        *caches.v_slc.stride()[:3],
         0 if cos is None else cos.stride(0),
         0 if sin is None else sin.stride(0),
-        *gates.stride()[:2],
         scale * LOG2E,
         kv_heads,
         p.splits,
         p.tiles,
         p.tile_run,
-        p.window_run,
-        p.rank_pieces,
+        p.runs,
         K_SHARES=k_phi["SHARES"],
         V_SHARES=v_phi["SHARES"],
-        DK_END=key_dim,
-        **work.rank,
+        **work.attend,
     )
-    return attend(work, q, caches.k_slc, caches.v_slc, gates, lengths, scale)
+    return merge(work, gates, lengths, kv_heads)
 
 
 def _constants(

@@ -4,7 +4,8 @@ partials.
 A partial is what a program makes of its share of a branch's keys: per head the largest score m, the sum l of
 2^(score - m), and the values summed with these weights, not normalised. Scratch holds them as
 [pair, share, G, width] and [pair, share, 2, G] (m, then l), float32; a pair is a row of the batch with a KV
-head.
+head. The shares of a pair are the splits of the window, the splits of the compressed branch and one more of
+it (a key that the last token completes comes behind the splits in use), and the runs of selected blocks.
 """
 
 import triton
@@ -22,6 +23,36 @@ def load_rows(base, offsets, seen, FIRST: tl.constexpr, WIDTH: tl.constexpr, END
 
 
 @triton.jit
+def load_query(
+    q, stride, G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr
+):
+    """The queries of a group, MAIN [GP, DK] and REST [GP, DR] (MAIN again where there is no rest)."""
+    head = tl.arange(0, GP)
+    return load_keys(q, head * stride, head < G, DK, DR, DK_END)
+
+
+@triton.jit
+def load_keys(base, offsets, seen, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr):
+    """Rows of a cache, MAIN [R, DK] and REST [R, DR] (MAIN again where there is no rest)."""
+    keys = load_rows(base, offsets, seen, 0, DK, DK_END)
+    rest = keys
+    if DR > 0:
+        rest = load_rows(base, offsets, seen, DK, DR, DK_END)
+    return keys, rest
+
+
+@triton.jit
+def score_keys(
+    query, query_rest, keys, rest, seen, scale_log2, DR: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """Scores [GP, R] in units of log2; -inf where not seen, whatever the keys are there."""
+    s = tl.dot(query, tl.trans(keys), input_precision=PRECISION)
+    if DR > 0:
+        s = tl.dot(query_rest, tl.trans(rest), s, input_precision=PRECISION)
+    return tl.where(seen[None, :], s * scale_log2, float("-inf"))
+
+
+@triton.jit
 def scores(
     query,
     query_rest,
@@ -35,27 +66,18 @@ def scores(
     PRECISION: tl.constexpr,
 ):
     """Scores [GP, R] in units of log2; -inf where not seen."""
-    keys = load_rows(base, offsets, seen, 0, DK, DK_END)
-    s = tl.dot(query, tl.trans(keys), input_precision=PRECISION)
-    if DR > 0:
-        rest = load_rows(base, offsets, seen, DK, DR, DK_END)
-        s = tl.dot(query_rest, tl.trans(rest), s, input_precision=PRECISION)
-    return tl.where(seen[None, :], s * scale_log2, float("-inf"))
+    keys, rest = load_keys(base, offsets, seen, DK, DR, DK_END)
+    return score_keys(query, query_rest, keys, rest, seen, scale_log2, DR, PRECISION)
 
 
 @triton.jit
 def absorb(s, values, m, total, acc, PRECISION: tl.constexpr):
-    """One step of the running softmax. Every row of the first tile must see something.
-
-    Returns:
-        The weights 2^(s - m) [GP, R], and the new m, total and acc.
-    """
+    """m, total and acc with one tile more. Every row of the first tile must see something."""
     top = tl.maximum(m, tl.max(s, 1))
     decay = tl.exp2(m - top)
     p = tl.exp2(s - top[:, None])
-    total = total * decay + tl.sum(p, 1)
     acc = tl.dot(p.to(values.dtype), values, acc * decay[:, None], input_precision=PRECISION)
-    return p, top, total, acc
+    return top, total * decay + tl.sum(p, 1), acc
 
 
 @triton.jit
@@ -80,69 +102,38 @@ def append(place, new, wanted, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def load_stats(
-    stats, first, count, G: tl.constexpr, GROUP: tl.constexpr, SHARES: tl.constexpr, CACHE: tl.constexpr
-):
-    """m and l [SHARES, GROUP] of the partials from `first` on; -inf and 0 from `count` on."""
-    share = first + tl.arange(0, SHARES)
+def completes(tokens, BLOCK: tl.constexpr, STRIDE: tl.constexpr):
+    """Whether the last of `tokens` tokens completes a compression block."""
+    return (tokens >= BLOCK) & ((tokens - BLOCK) % STRIDE == 0)
+
+
+@triton.jit
+def used_tiles(visible, PIECES: tl.constexpr, SHARES: tl.constexpr, BJ: tl.constexpr):
+    """Tiles of BJ selection blocks up to the last block that one of `visible` compressed keys overlaps."""
+    return tl.where(visible > 0, (visible + SHARES - 2) // PIECES // BJ + 1, 0)
+
+
+@triton.jit
+def used_splits(tiles, tile_run):
+    """Programs of the first launch that these tiles keep busy."""
+    return (tiles + tile_run - 1) // tile_run
+
+
+@triton.jit
+def load_stats(stats, count, G: tl.constexpr, GROUP: tl.constexpr, SHARES: tl.constexpr):
+    """m and l [SHARES, GROUP] of the first `count` partials; -inf and 0 behind them."""
+    share = tl.arange(0, SHARES)
     head = tl.arange(0, GROUP)
     place = stats + share[:, None] * (2 * G) + head[None, :]
     mask = (share < count)[:, None] & (head < G)[None, :]
-    m = tl.load(place, mask=mask, other=float("-inf"), cache_modifier=CACHE)
-    return m, tl.load(place + G, mask=mask, other=0.0, cache_modifier=CACHE)
+    m = tl.load(place, mask=mask, other=float("-inf"))
+    return m, tl.load(place + G, mask=mask, other=0.0)
 
 
 @triton.jit
-def load_shares(
-    partial,
-    first,
-    count,
-    column,
-    G: tl.constexpr,
-    GROUP: tl.constexpr,
-    DV_END: tl.constexpr,
-    SHARES: tl.constexpr,
-    CACHE: tl.constexpr,
-):
-    """Columns [SHARES, GROUP, width] of the partials from `first` on; 0 from `count` on."""
-    share = first + tl.arange(0, SHARES)
-    head = tl.arange(0, GROUP)
-    place = (share[:, None] * G + head[None, :])[:, :, None] * DV_END + column[None, None, :]
-    mask = ((share < count)[:, None] & (head < G)[None, :])[:, :, None] & (column < DV_END)[None, None, :]
-    return tl.load(partial + place, mask=mask, other=0.0, cache_modifier=CACHE)
-
-
-@triton.jit
-def log_sum_exp(m, total):
-    """Log2-sum-exp [GROUP] of partials [SHARES, GROUP]; +inf where nothing was seen."""
-    top = tl.max(m, 0)
+def log_sum_exp(m, total, AXIS: tl.constexpr):
+    """Log2-sum-exp of partials along an axis; +inf where nothing was seen."""
+    top = tl.max(m, AXIS)
     top = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.sum(total * tl.exp2(m - top[None, :]), 0)
+    total = tl.sum(total * tl.exp2(m - tl.expand_dims(top, AXIS)), AXIS)
     return tl.where(total > 0, top + tl.log2(tl.where(total > 0, total, 1.0)), float("inf"))
-
-
-@triton.jit
-def weigh(shares, m, lse):
-    """The sum [GROUP, width] of partials [SHARES, GROUP, width], each with its share of the softmax."""
-    return tl.sum(tl.exp2(m - lse[None, :])[:, :, None] * shares, 0)
-
-
-@triton.jit
-def weigh_rest(
-    out,
-    partial,
-    stats,
-    lse,
-    count,
-    column,
-    G: tl.constexpr,
-    GROUP: tl.constexpr,
-    DV_END: tl.constexpr,
-    RUN: tl.constexpr,
-    CACHE: tl.constexpr,
-):
-    """Adds to `out` the partials that did not fit into the first RUN."""
-    for first in range(RUN, count, RUN):
-        m = load_stats(stats, first, count, G, GROUP, RUN, CACHE)[0]
-        out += weigh(load_shares(partial, first, count, column, G, GROUP, DV_END, RUN, CACHE), m, lse)
-    return out
