@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nsa_kernels.dispatch import get_backend
+from nsa_kernels.dispatch import choose_backend, get_backend
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 
 _TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -52,8 +52,8 @@ def compress_mean(
         x: Keys or values [B, S, H_kv, D].
         geometry: Block sizes.
         pe: Positional embedding inside a block [l, D], or None.
-        backend: "auto", "torch" or "triton". "auto" is torch: the kernels run on a GPU, but their results
-            have been compared in the interpreter alone.
+        backend: "auto", "torch" or "triton". "auto" is triton on CUDA in bfloat16 and float16 (see
+            `choose_backend`), else torch.
 
     Returns:
         [B, C, H_kv, D].
@@ -209,14 +209,16 @@ def _check_weight(weight: Tensor, x: Tensor, geometry: BlockGeometry) -> None:
 
 def _kernels(backend: str, x: Tensor, *weights: Tensor | None) -> ModuleType | None:
     """The Triton kernels if they are to run, or None for the formulation in torch."""
-    if backend in ("auto", "torch"):
+    if backend == "torch":
         return None
     target = _autocast_dtype(x) if weights else None
     dtypes = {target or tensor.dtype for tensor in (x, *weights) if tensor is not None}
-    fits = len(dtypes) == 1 and dtypes <= set(_TRITON_DTYPES)
+    if backend == "auto":
+        chosen = {choose_backend(x.device, dtype) for dtype in dtypes} if len(dtypes) == 1 else {"torch"}
+        return _triton_kernels() if chosen == {"triton"} else None
     if backend != "triton":
         raise ValueError(f"unknown backend {backend!r}: choose auto, torch, triton")
-    if not fits:
+    if len(dtypes) > 1 or not dtypes <= set(_TRITON_DTYPES):
         raise ValueError(
             f"backend 'triton' compresses tensors of one dtype out of "
             f"{', '.join(str(dtype) for dtype in _TRITON_DTYPES)}, got "

@@ -52,7 +52,6 @@ def choose_backend(
     *,
     group: int = 1,
     width: int = 128,
-    decode: bool = False,
 ) -> str:
     """What "auto" means for such tensors: triton on CUDA where its tiles are made for them, else torch.
 
@@ -62,10 +61,8 @@ def choose_backend(
             tiles are those of tensor cores, which have no exact float32.
         group: Query heads to a KV head, up to 16.
         width: The larger head dimension, up to 192.
-        decode: For `nsa_decode`. Its triton kernels have to be asked for by name: since their last correction
-            they have run in the interpreter, but not on a GPU.
     """
-    made = dtype in _TRITON_DTYPES and group <= _TRITON_GROUP and width <= _TRITON_WIDTH and not decode
+    made = dtype in _TRITON_DTYPES and group <= _TRITON_GROUP and width <= _TRITON_WIDTH
     if not made or device.type != "cuda" or _missing("triton") is not None:
         return "torch"
     return "triton" if _has_tensor_cores_for_bfloat16(device) else "torch"
@@ -193,7 +190,10 @@ def nsa_decode(
         q.unsqueeze(1), caches, gates.unsqueeze(1), geometry=geometry, start=lengths - 1, lengths=lengths
     )
     dtype = _compute_dtype(q)
-    chosen = get_backend(choose_backend(q.device, dtype, decode=True) if backend == "auto" else backend)
+    if backend == "auto":
+        group, width = q.shape[1] // k_slc.shape[2], max(q.shape[2], v_slc.shape[3])
+        backend = choose_backend(q.device, dtype, group=group, width=width)
+    chosen = get_backend(backend)
     with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
         return chosen.decode(
             q.to(dtype),

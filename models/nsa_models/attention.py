@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +22,9 @@ BRANCHES = ("cmp", "slc", "win")
 _WHY = "the kernels of NSA are not for torch.compile to trace"
 _untraced_attention = torch.compiler.disable(nsa_attention, reason=_WHY)
 _untraced_decode = torch.compiler.disable(nsa_decode, reason=_WHY)
+_UNTRACED = {
+    f: torch.compiler.disable(f, reason=_WHY) for f in (compress_mean, compress_linear, compress_mlp)
+}
 
 # Query rows per masked SDPA call when a chunk meets a cache: bounds the mask at rows x S.
 _MASKED_ROWS = 512
@@ -125,6 +130,7 @@ class BlockCompression(nn.Module):
     def __init__(self, config: NSADecoderConfig, dim: int) -> None:
         """phi for heads of width `dim`."""
         super().__init__()
+        self.config = config
         self.kind = config.nsa_compression
         self.geometry = config.geometry
         block, hidden = config.nsa_block, config.nsa_compression_hidden
@@ -139,18 +145,25 @@ class BlockCompression(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compress tokens x [B, T, H_kv, dim] into [B, (T - l) // d + 1, H_kv, dim]."""
         if self.kind == "mean":
-            return compress_mean(x, self.geometry)
+            return self._compress(compress_mean, x)
         if self.kind == "linear":
-            return compress_linear(x, self.proj.weight, self.geometry, pe=self.pe)
-        return compress_mlp(
+            return self._compress(compress_linear, x, self.proj.weight, pe=self.pe)
+        return self._compress(
+            compress_mlp,
             x,
             self.up_proj.weight,
             self.down_proj.weight,
-            self.geometry,
             bias_in=self.up_proj.bias,
             bias_out=self.down_proj.bias,
             pe=self.pe,
         )
+
+    def _compress(self, phi: Callable[..., Tensor], *tensors: Tensor, **options: Tensor) -> Tensor:
+        """phi of the kernels, with the backend that the attention has."""
+        if self.config.nsa_backend in ("torch", "reference"):
+            return phi(*tensors, geometry=self.geometry, backend="torch", **options)
+        out: Tensor = _UNTRACED[phi](*tensors, geometry=self.geometry, **options)
+        return out
 
 
 class NSAAttention(nn.Module):

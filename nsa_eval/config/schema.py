@@ -99,9 +99,9 @@ class EngineSpec(_Section):
     """Tokens of a prompt that are run at once. Smaller needs less memory."""
     share_prefixes: bool = True
     """Compute the common start of several prompts once."""
-    cuda_graphs: Literal["auto", "off"] = "off"
+    cuda_graphs: Literal["auto", "off"] = "auto"
     """Replay the decode step of nsa_decoder models from a CUDA graph. `auto`: on a GPU, for replies that may
-    get 17 tokens or more. `off`: never; the default until captures have been tested on a GPU."""
+    get 17 tokens or more. `off`: never."""
     add_bos_token: bool | None = None
     """Put the beginning-of-sequence token before prompts. Default: as the tokenizer does."""
 

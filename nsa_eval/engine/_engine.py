@@ -49,7 +49,7 @@ class Engine(TemplateLM):
         truncation: Truncation = "error",
         prefill_chunk: int = 8192,
         share_prefixes: bool = True,
-        cuda_graphs: Literal["auto", "off"] = "off",
+        cuda_graphs: Literal["auto", "off"] = "auto",
         add_bos_token: bool | None = None,
         store: ResponseStore | None = None,
         store_context: str = "",

@@ -45,7 +45,6 @@ def test_auto_is_triton_on_a_gpu_for_what_its_kernels_compute() -> None:
     with mock.patch.object(dispatch, "_missing", return_value=None), capability as asked:
         assert choose_backend(gpu) == choose_backend(gpu, torch.float16) == "triton"
         assert choose_backend(gpu, torch.float32) == choose_backend(gpu, torch.float64) == "torch"
-        assert choose_backend(gpu, decode=True) == "torch"
         assert choose_backend(gpu, group=16, width=192) == "triton"
         assert choose_backend(gpu, group=17) == choose_backend(gpu, width=256) == "torch"
         asked.return_value = (7, 5)

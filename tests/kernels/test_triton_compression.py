@@ -181,13 +181,18 @@ def test_every_launch_worth_measuring_computes_the_same() -> None:
 class TestChoice:
     x = torch.randn(1, 20, 2, 5)
 
-    def test_triton_has_to_be_asked_for_by_name(self, monkeypatch) -> None:
+    def test_auto_takes_triton_where_the_attention_does(self, monkeypatch) -> None:
         called = []
         monkeypatch.setattr(compression, "mean_forward", lambda x, *_, **__: called.append(1) or x[:, :1])
-        compress_mean(self.x.to(DEVICE), GEOMETRIES["l = 2d"])
+        x, geometry = self.x.to(DEVICE, torch.float16), GEOMETRIES["l = 2d"]
+        monkeypatch.setattr("nsa_kernels.compression.choose_backend", lambda *_: "torch")
+        compress_mean(x, geometry)
         assert not called
-        compress_mean(self.x.to(DEVICE), GEOMETRIES["l = 2d"], backend="triton")
-        assert called
+        monkeypatch.setattr("nsa_kernels.compression.choose_backend", lambda *_: "triton")
+        compress_mean(x, geometry)
+        assert len(called) == 1
+        compress_mean(x, geometry, backend="torch")
+        assert len(called) == 1
 
     def test_other_dtypes_are_left_to_torch(self) -> None:
         geometry, weight = GEOMETRIES["l = 2d"], torch.randn(7, 40, device=DEVICE)

@@ -6,10 +6,13 @@ Each function takes a `Problem`, a run of its queries q [R, G, M, D_k] and the n
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.torch_.problem import Problem
 from nsa_kernels.torch_.scratch import Scratch
+
+_WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend(
@@ -31,6 +34,11 @@ def attend(
     group = q.shape[1]
     # Views with stride 0: enable_gqa would rule out CUDA's memory-efficient kernel, the one that takes masks.
     k, v = (x.unsqueeze(1).expand(-1, group, -1, -1) for x in (k, v))
+    if q.is_cuda:
+        # cuDNN's backward (torch 2.11, cuDNN 9.19) takes the plan of an earlier call with other strides: in a
+        # process that had run both paths of this backend, dK and dV of the window were off by 80 %.
+        with sdpa_kernel(_WITHOUT_CUDNN):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
 
 

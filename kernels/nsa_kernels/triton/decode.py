@@ -22,10 +22,10 @@ from nsa_kernels.triton.decode_score import score_kernel
 from nsa_kernels.triton.tiles import LOG2E
 from nsa_kernels.types import Caches, NSAOutput
 
-_GUESS: Mapping[str, int] = {
+_SHIPPED: Mapping[str, int] = {
     "keys": 64,
     "window_keys": 64,
-    "programs": 2,
+    "programs": 8,
     "early": 1,
     "ranked": 1024,
     "slots": 1,
@@ -33,34 +33,34 @@ _GUESS: Mapping[str, int] = {
     "columns": 8,
     "merged": 64,
     "overlap": 1,
-    "score_warps": 4,
+    "score_warps": 2,
     "score_stages": 2,
-    "attend_warps": 8,
+    "attend_warps": 4,
     "attend_stages": 2,
     "merge_warps": 4,
 }
 SEARCH: tuple[Mapping[str, int], ...] = tuple(
-    {**_GUESS, **changes}
+    {**_SHIPPED, **changes}
     for changes in (
         {},
         {"overlap": 0},
         {"early": 0},
-        # More programs of one tile, and smaller or larger ones: one row against many.
-        {"programs": 4},
-        {"programs": 4, "score_stages": 3},
-        {"keys": 32, "programs": 4, "window_keys": 32},
-        {"keys": 128},
-        {"keys": 128, "score_stages": 3},
-        {"score_warps": 8},
-        # The ranking: fewer or more warps, all blocks of 128k tokens at once.
-        {"attend_warps": 4},
-        {"ranked": 2048},
-        {"ranked": 2048, "attend_warps": 16},
+        # Fewer or more programs of one tile, and smaller or larger ones: one row against many.
+        {"programs": 2, "score_warps": 4},
+        {"programs": 4, "score_warps": 4},
+        {"score_warps": 4, "score_stages": 3},
+        {"programs": 16},
+        {"keys": 32, "window_keys": 32},
+        {"keys": 128, "programs": 2, "score_warps": 4},
+        # The ranking: more warps, all blocks of 128k tokens at once.
+        {"attend_warps": 8},
+        {"ranked": 2048, "attend_warps": 8},
         # Many rows: fewer or more slots a program, more blocks on their way.
         {"attend_programs": 4},
         {"attend_programs": 1, "attend_stages": 3},
         {"attend_stages": 3},
-        {"columns": 16, "merge_warps": 8},
+        {"columns": 16},
+        {"columns": 32, "merge_warps": 8},
     )
 )
 """Candidates for `benchmarks/tune_decode.py`.
@@ -70,8 +70,8 @@ a multiprocessor, at most about. early: whether, where a program has one tile, i
 the row's length has come. ranked: selection blocks whose pooled scores a program holds at a time. slots:
 selected blocks to a program, at least. attend_programs: of the second launch to a multiprocessor, at most
 about. columns: of the values that one program merges, at least. merged: partials of the
-compressed branch that it holds at a time. overlap: whether a launch may begin before
-the one before it has ended. The rest: warps and pipeline stages of the three launches.
+compressed branch that it holds at a time. overlap: whether a launch may begin before the one before it has
+ended. The rest: warps and pipeline stages of the three launches.
 """
 
 
