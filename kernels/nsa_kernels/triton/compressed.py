@@ -12,9 +12,9 @@ from nsa_kernels.triton.packed import first_key, launch_packed, load_queries, st
 from nsa_kernels.triton.tiles import Grid, blocks_before
 
 try:
-    from nsa_kernels.triton import compressed_hopper as hopper
+    from nsa_kernels.triton import compressed_hopper as on_hopper
 except (ImportError, AttributeError):  # a Triton without Gluon, or with another one
-    hopper = None  # type: ignore[assignment]
+    on_hopper = None  # type: ignore[assignment]
 
 SEARCH = tuple(
     {"BM": bm, "BN": bn, "TMA": tma, "num_warps": warps, "num_stages": stages} | limit
@@ -29,7 +29,7 @@ SEARCH = tuple(
         (128, 128, 1, 8, 3, {}),
         (64, 64, 0, 4, 3, {}),
     )
-) + (hopper.SEARCH if hopper else ())
+) + (on_hopper.SEARCH if on_hopper else ())
 """Candidates for `benchmarks/tune_kernels.py`."""
 
 
@@ -51,9 +51,9 @@ def compressed_forward(
         units of log2, +inf there.
     """
     for_hopper = config is not None and "KEY_SLOTS" in config
-    if hopper and (for_hopper or config is None) and hopper.serves(q, k, v, grid):
-        chosen = config or shipped("compressed_hopper", hopper.WIDTH, q.device)
-        return hopper.compressed_hopper(q, k, v, grid, chosen)
+    if on_hopper and (for_hopper or config is None) and on_hopper.serves(q, k, v, grid):
+        chosen = config or shipped("compressed_hopper", on_hopper.WIDTH, q.device)
+        return on_hopper.compressed_hopper(q, k, v, grid, chosen)
     return launch_packed(
         _compressed_forward,
         "compressed_forward",
