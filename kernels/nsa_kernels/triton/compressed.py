@@ -6,9 +6,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nsa_kernels.triton.configs import config as shipped
 from nsa_kernels.triton.online import attend
 from nsa_kernels.triton.packed import first_key, launch_packed, load_queries, store_rows
 from nsa_kernels.triton.tiles import Grid, blocks_before
+
+try:
+    from nsa_kernels.triton import compressed_hopper as on_hopper
+except (ImportError, AttributeError):  # a Triton without Gluon, or with another one
+    on_hopper = None  # type: ignore[assignment]
 
 SEARCH = tuple(
     {"BM": bm, "BN": bn, "TMA": tma, "num_warps": warps, "num_stages": stages} | limit
@@ -23,7 +29,7 @@ SEARCH = tuple(
         (128, 128, 1, 8, 3, {}),
         (64, 64, 0, 4, 3, {}),
     )
-)
+) + (on_hopper.SEARCH if on_hopper else ())
 """Candidates for `benchmarks/tune_kernels.py`."""
 
 
@@ -37,12 +43,17 @@ def compressed_forward(
         k: Compressed keys [B, C, H_kv, D_k].
         v: Compressed values [B, C, H_kv, D_v].
         grid: Positions and sizes.
-        config: Launch configuration; None = the shipped one.
+        config: Launch configuration; None = the shipped one. With KEY_SLOTS it is one of `compressed_hopper`,
+            and nothing where that does not serve.
 
     Returns:
         Output [B, N, H, D_v] in the dtype of q, 0 where no block is visible; log-sum-exp float32 [B, N, H] in
         units of log2, +inf there.
     """
+    for_hopper = config is not None and "KEY_SLOTS" in config
+    if on_hopper and (for_hopper or config is None) and on_hopper.serves(q, k, v, grid):
+        chosen = config or shipped("compressed_hopper", on_hopper.WIDTH, q.device)
+        return on_hopper.compressed_hopper(q, k, v, grid, chosen)
     return launch_packed(
         _compressed_forward,
         "compressed_forward",
@@ -50,7 +61,7 @@ def compressed_forward(
         k,
         v,
         grid,
-        config,
+        None if for_hopper else config,
         BLOCK=grid.geometry.block,
         STRIDE=grid.geometry.stride,
     )

@@ -90,6 +90,9 @@ H200: Table = {
     "compressed_forward": {
         128: {"BM": 64, "BN": 64, "TMA": 1, "num_warps": 4, "num_stages": 1, "maxnreg": 168}
     },
+    "compressed_hopper": {
+        128: {"BN": 128, "KEY_SLOTS": 2, "VALUE_SLOTS": 2, "PROGRAMS": 1, "num_warps": 4, "maxnreg": 168}
+    },
     "select": {
         128: {"BM": 128, "BN": 64, "TMA": 1, "OCCUPANCY": 3, "num_warps": 4, "num_stages": 3, "maxnreg": 160}
     },

@@ -1,0 +1,225 @@
+"""What a kernel for Hopper is made of (Gluon): rings of tiles in shared memory, and rows of packed queries.
+
+Tiles pass from a copying warp, the *producer*, to computing warpgroups, the *consumers*, through a ring of
+slots. Tile number `it`, counted over the life of the program, uses slot it % SLOTS, whose use number
+it // SLOTS it is. A slot has two barriers: `full` completes a phase when a copy has landed, `empty` when all
+consumers have left the slot. The phase of use r has parity r & 1. Consumers wait for that of `full`; the
+producer waits for the one before of `empty`, which a new barrier counts as complete. So neither is ever two
+phases ahead of the other.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+from triton.experimental.gluon.language.nvidia.hopper.tma import async_copy_global_to_shared
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+ROWS = gl.constexpr(64)
+"""Rows of one consumer: those of a warpgroup's matrix instruction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Constants of a call: those of a packed tile (see `tiles`), and of the compression."""
+
+    G: int
+    GP: int
+    BQ: int
+    BLOCK: int
+    STRIDE: int
+
+
+# ---- layouts
+
+
+@gluon.constexpr_function
+def shared_layout():
+    """Of rows of 128 or 256 bytes in shared memory, as bulk copies leave them and products take them."""
+    return gl.NVMMASharedLayout(128, 16, 2)
+
+
+@gluon.constexpr_function
+def product_layout(width):
+    """Of a warpgroup's product [64, width]."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, width, 16])
+
+
+@gluon.constexpr_function
+def row_layout(width):
+    """Of rows that a warpgroup loads or stores, 16 bytes a thread."""
+    lanes = width // 8
+    return gl.BlockedLayout([1, 8], [32 // lanes, lanes], [4, 1], [1, 0])
+
+
+# ---- rings
+
+
+class Ring(NamedTuple):
+    """Where tiles of one tensor pass from the producer to the consumers."""
+
+    source: Any  # descriptor
+    slots: Any  # shared memory [SLOTS, rows, D]
+    full: Any  # barriers [SLOTS]
+    empty: Any
+
+
+def pitch(x: Tensor) -> int:
+    """Rows from one batch row to the next in x [B, S, H_kv, D] seen as a matrix [rows, H_kv * D].
+
+    Returns:
+        0 where it is no such matrix without a copy.
+    """
+    batch, count, heads, width = x.shape
+    if heads > 1 and x.stride(2) != width:
+        return 0
+    if batch == 1:
+        return count
+    return 0 if x.stride(0) % x.stride(1) else x.stride(0) // x.stride(1)
+
+
+def matrix_descriptor(x: Tensor, rows: int) -> TensorDescriptor:
+    """The matrix of `pitch`, from which tiles of `rows` tokens of one head are copied in bulk."""
+    batch, count, heads, width = x.shape
+    shape = [(batch - 1) * pitch(x) + count, heads * width]
+    return TensorDescriptor(x, shape, [x.stride(1), 1], [rows, width], shared_layout())
+
+
+@gluon.jit
+def make_ring(source, SLOTS: gl.constexpr, CONSUMERS: gl.constexpr):
+    """An empty ring; a fence has to follow before anyone uses it."""
+    rows: gl.constexpr = source.block_type.shape[0]
+    D: gl.constexpr = source.block_type.shape[1]
+    full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(SLOTS):
+        mbarrier.init(full.index(slot), count=1)
+        mbarrier.init(empty.index(slot), count=CONSUMERS)
+    slots = gl.allocate_shared_memory(source.dtype, [SLOTS, rows, D], source.layout)
+    return Ring(source, slots, full, empty)
+
+
+@gluon.jit
+def copy(ring, it, row, column):
+    """Producer: starts the copy of tile number `it` once all consumers have left its slot."""
+    SLOTS: gl.constexpr = ring.slots.shape[0]
+    slot = it % SLOTS
+    mbarrier.wait(ring.empty.index(slot), (it // SLOTS) & 1 ^ 1)
+    full = ring.full.index(slot)
+    mbarrier.expect(full, ring.source.block_type.nbytes)
+    async_copy_global_to_shared(ring.source, [row, column], full, ring.slots.index(slot))
+
+
+@gluon.jit
+def landed(ring, it):
+    """Consumer: the slot of tile number `it`, once its copy is complete."""
+    SLOTS: gl.constexpr = ring.slots.shape[0]
+    mbarrier.wait(ring.full.index(it % SLOTS), (it // SLOTS) & 1)
+    return ring.slots.index(it % SLOTS)
+
+
+@gluon.jit
+def leave(ring, it):
+    """Consumer: has read tile number `it`."""
+    mbarrier.arrive(ring.empty.index(it % ring.slots.shape[0]), count=1)
+
+
+# ---- rows of queries
+
+
+class Work(NamedTuple):
+    """The pieces of work of a call: tiles * heads of them."""
+
+    Starts: Any
+    Ends: Any
+    N: Any
+    HKV: Any
+    tiles: Any  # of one group's queries
+    heads: Any  # B * H_kv
+
+
+class Piece(NamedTuple):
+    """A packed tile of queries of one group: a piece of work."""
+
+    tile: Any
+    batch: Any
+    group: Any
+    start: Any  # position of query 0
+    end: Any
+    most: Any  # keys that some row sees
+    whole: Any  # tiles of keys that all rows see wholly
+    count: Any  # tiles of keys
+
+
+@gluon.jit
+def piece_at(at, work, SIZES: gl.constexpr, BN: gl.constexpr):
+    """Piece of work number `at`; long ones go first."""
+    tile = work.tiles - 1 - at // work.heads
+    batch = at % work.heads // work.HKV
+    start = gl.load(work.Starts + batch)
+    end = gl.load(work.Ends + batch)
+    first = start + tile * SIZES.BQ
+    last = gl.minimum(gl.minimum(first + SIZES.BQ, start + work.N), end)  # exclusive
+    most = gl.where(first < last, blocks_before(last, SIZES), 0)
+    whole = gl.minimum(blocks_before(first + 1, SIZES), most) // BN
+    group = at % work.heads % work.HKV
+    return Piece(tile, batch, group, start, end, most, whole, (most + BN - 1) // BN)
+
+
+@gluon.jit
+def blocks_before(tokens, SIZES: gl.constexpr):
+    """As `tiles.blocks_before`, which has no layouts."""
+    return gl.where(tokens >= SIZES.BLOCK, (tokens - SIZES.BLOCK) // SIZES.STRIDE + 1, 0)
+
+
+@gluon.jit
+def rows_of(piece, N, FIRST: gl.constexpr, SIZES: gl.constexpr, layout: gl.constexpr):
+    """Rows FIRST .. FIRST + 63 of the tile: row, query, whether inside [N, G], whether a real query."""
+    row = FIRST + gl.arange(0, ROWS, layout=layout)
+    query = piece.tile * SIZES.BQ + row // SIZES.GP
+    inside = (query < N) & (row % SIZES.GP < SIZES.G)
+    return row, query, inside, inside & (piece.start + query < piece.end)
+
+
+@gluon.jit
+def load_queries(
+    Q, piece, work, stride_qb, stride_qn, stride_qh, FIRST: gl.constexpr, SIZES: gl.constexpr, D: gl.constexpr
+):
+    """The consumer's queries [64, D], 0 where they are not real."""
+    layout: gl.constexpr = row_layout(D)
+    row, _, _, real = rows_of(piece, work.N, FIRST, SIZES, gl.SliceLayout(1, layout))
+    at = Q + piece.batch.to(gl.int64) * stride_qb + (piece.group * SIZES.G).to(gl.int64) * stride_qh
+    at += piece.tile.to(gl.int64) * SIZES.BQ * stride_qn
+    rows = at + (row // SIZES.GP) * stride_qn + (row % SIZES.GP).to(gl.int64) * stride_qh
+    column = gl.arange(0, D, layout=gl.SliceLayout(0, layout))
+    return gl.load(rows[:, None] + column[None, :], mask=real[:, None], other=0.0)
+
+
+@gluon.jit
+def store_rows(Out, Lse, acc, top, total, piece, work, FIRST: gl.constexpr, SIZES: gl.constexpr):
+    """Writes the consumer's output and log-sum-exp; rows that saw nothing get 0 and +inf."""
+    D: gl.constexpr = acc.shape[1]
+    scores: gl.constexpr = top.type.layout
+    sums: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
+    layout: gl.constexpr = row_layout(D)
+    heads = work.HKV * SIZES.G
+    base = (piece.batch.to(gl.int64) * work.N * work.HKV + piece.group) * SIZES.G  # of [B, N, H], contiguous
+    base += piece.tile.to(gl.int64) * SIZES.BQ * heads
+
+    row, _, inside, real = rows_of(piece, work.N, FIRST, SIZES, scores)
+    some = real & (total > 0)
+    divisor = gl.where(some, total, 1.0)
+    lse = gl.where(some, top + gl.log2(divisor), float("inf"))
+    gl.store(Lse + base + (row // SIZES.GP) * heads + row % SIZES.GP, lse, mask=inside)
+
+    factor = gl.convert_layout(gl.where(some, 1.0 / divisor, 0.0), sums)
+    kept = gl.convert_layout(some, sums)
+    out = gl.where(kept[:, None], acc * factor[:, None], 0.0).to(Out.dtype.element_ty)
+    out = gl.convert_layout(out, layout)
+    row, _, inside, _ = rows_of(piece, work.N, FIRST, SIZES, gl.SliceLayout(1, layout))
+    rows = Out + base * D + ((row // SIZES.GP) * heads + row % SIZES.GP) * D
+    column = gl.arange(0, D, layout=gl.SliceLayout(0, layout))
+    gl.store(rows[:, None] + column[None, :], out, mask=inside[:, None])
