@@ -12,7 +12,8 @@ from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.torch_.problem import Problem
 from nsa_kernels.torch_.scratch import Scratch
 
-_WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_COMPILED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_EAGER = [SDPBackend.FLASH_ATTENTION, *_COMPILED]
 
 
 def attend(
@@ -36,8 +37,9 @@ def attend(
     k, v = (x.unsqueeze(1).expand(-1, group, -1, -1) for x in (k, v))
     if q.is_cuda:
         # cuDNN's backward (torch 2.11, cuDNN 9.19) takes the plan of an earlier call with other strides: in a
-        # process that had run both paths of this backend, dK and dV of the window were off by 80 %.
-        with sdpa_kernel(_WITHOUT_CUDNN):
+        # process that had run both paths of this backend, dK and dV of the window were off by 80 %. And what
+        # torch.compile expects of flash's gradients has other strides than they have.
+        with sdpa_kernel(_COMPILED if torch.compiler.is_compiling() else _EAGER):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
 

@@ -126,7 +126,7 @@ H200: Table = {
         128: {"BM": 64, "BN": 128, "SPLIT": 0, "TMA": 1, "num_warps": 8, "num_stages": 3},
         256: {"BM": 32, "BN": 64, "num_warps": 8, "num_stages": 2},
     },
-    "decode": {128: {**_DECODE, "programs": 8, "overlap": 1, "score_warps": 2, "attend_warps": 4}},
+    "decode": {128: {**_DECODE, "programs": 4, "columns": 16, "overlap": 1, "attend_warps": 4}},
 }
 
 # Chosen for registers and shared memory by what the compiler reports for it (no spills at head dimension

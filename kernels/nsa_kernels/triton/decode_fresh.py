@@ -161,8 +161,8 @@ def step_attend_kernel(
             tl.store(place, fresh_score, mask=head < G)
             tl.store(place + G, tl.full([GROUP], 1.0, tl.float32), mask=head < G)
             place = partial + (share * G + head[:, None]) * DV_END + column_v[None, :]
-            inside = (head < G)[:, None] & (column_v < DV_END)[None, :]
-            tl.store(place, value.to(tl.float32)[None, :] + tl.zeros([GROUP, DV], tl.float32), mask=inside)
+            there = (head < G)[:, None] & (column_v < DV_END)[None, :]
+            tl.store(place, value.to(tl.float32)[None, :] + tl.zeros([GROUP, DV], tl.float32), mask=there)
     attend_program(
         run, pair, tokens, visible, blocks_before(tokens, BLOCK, STRIDE), query, query_rest, fresh_score,
         k_slc + row * k_b + kv_head * k_h, v_slc + row * v_b + kv_head * v_h, k_s, v_s,

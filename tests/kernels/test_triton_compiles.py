@@ -1,0 +1,110 @@
+"""Every kernel goes through Triton's compiler, for a GPU that need not be there.
+
+The interpreter takes what the compiler refuses: a variable that changes its shape in a branch, say. Here the
+kernels are compiled with the arguments of real calls, and not launched.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+
+COMPILE = """
+import sys
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+class Compiler:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+driver.set_active(Compiler())
+run, names = JITFunction.run, set()
+
+def compile_only(self, *args, grid, warmup, **options):
+    names.add(self.fn.__name__)
+    return run(self, *args, grid=grid, warmup=True, **options)
+
+JITFunction.run = compile_only
+
+import nsa_kernels.compression as compress
+from nsa_kernels import BlockGeometry, num_blocks
+from nsa_kernels.triton import compression, function
+from nsa_kernels.triton.decode import decode
+from nsa_kernels.triton.decode_step import NewToken, StepCaches, decode_step
+from nsa_kernels.triton.phi import Phi
+from nsa_kernels.types import Caches
+
+G = BlockGeometry(block=8, stride=4, select_block=8, select_count=4, window=12)
+T, C, HEADS, KV, DK, DV = 60, num_blocks(60, G), 6, 2, 24, 16
+half = dict(dtype=torch.float16)
+wide = [24, 16] * 3
+q, gates = torch.zeros(2, T, HEADS, DK, **half), torch.zeros(2, T, HEADS, 3, **half)
+caches = Caches(*(torch.zeros(2, C if i < 2 else T, KV, w, **half) for i, w in enumerate(wide)))
+more = dict(geometry=G, scale=0.2, return_blocks=True)
+lengths = torch.tensor([T, 30])
+
+def attention():
+    leaves = [x.requires_grad_() for x in (q, *caches, gates)]
+    out, _ = function.attention(leaves[0], Caches(*leaves[1:7]), leaves[7], start=0, lengths=lengths, **more)
+    out.backward(torch.zeros_like(out))
+
+def one_token():
+    for geometry in (G, BlockGeometry()):
+        decode(q[:, 0], caches, gates[:, 0], **more | {"geometry": geometry}, lengths=lengths)
+
+def step():
+    for kind in ("mean", "linear", "mlp"):
+        phis = []
+        for width in (DK, DV):
+            size, hidden = G.block * width, 20
+            zeros = lambda *shape: torch.zeros(*shape, **half)
+            weights = {"mean": {}, "linear": dict(weight=zeros(width, size), bias=zeros(width)),
+                       "mlp": dict(weight=zeros(hidden, size), bias=zeros(hidden),
+                                   weight_out=zeros(width, hidden), bias_out=zeros(width))}[kind]
+            phis.append(Phi(kind=kind, pe=zeros(G.block, width), **weights))
+        new = NewToken(*(torch.zeros(2, KV, w, **half) for w in wide))
+        tokens = [torch.zeros(2, T, KV, w, **half) for w in wide]
+        buffers = StepCaches(*tokens[:2], *caches[:2], *tokens[2:])
+        rotary = torch.zeros(T, DK), torch.zeros(T, DK)
+        decode_step(q[:, 0], new, buffers, gates[:, 0], phi_k=phis[0], phi_v=phis[1], rotary=rotary,
+                    lengths=lengths, **more)
+
+def phi():
+    compress._triton_kernels = lambda: compression  # asks for a GPU
+    x, weight = caches.k_slc.requires_grad_(), torch.zeros(20, G.block * DK, **half).requires_grad_()
+    out = torch.zeros(DK, 20, **half).requires_grad_()
+    compress.compress_mean(x, G, backend="triton").sum().backward()
+    compress.compress_linear(x, weight, G, backend="triton").sum().backward()
+    compress.compress_mlp(x, weight, out, G, backend="triton").sum().backward()
+
+torch.set_grad_enabled(sys.argv[1] in ("attention", "phi"))
+{"attention": attention, "phi": phi, "one_token": one_token, "step": step}[sys.argv[1]]()
+print(*sorted(names))
+"""
+KERNELS = {
+    "attention": "_compressed_forward _forced_forward _gate_backward _key_tile_backward _select "
+    "_selected_backward_kernel _selected_forward _window_forward",
+    "phi": "linear_forward mean_backward mean_forward mlp_forward",
+    "one_token": "attend_kernel merge_kernel score_kernel",
+    "step": "merge_kernel step_attend_kernel step_score_kernel",
+}
+
+
+@pytest.mark.parametrize("what", KERNELS)
+def test_they_compile(what: str, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT / "kernels")}
+    command = [sys.executable, "-c", COMPILE, what]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert set(KERNELS[what].split()) <= set(done.stdout.split())
