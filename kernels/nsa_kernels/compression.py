@@ -63,7 +63,7 @@ def compress_mean(
         BackendUnavailableError: The backend cannot run here.
     """
     _check_pe(pe, x, geometry)
-    kernels = _kernels(backend, x)
+    kernels = _kernels(backend, x.shape[-1], x)
     if kernels is not None:
         mean: Tensor = kernels.compress_mean(x, geometry, pe=pe)
         return mean
@@ -107,7 +107,7 @@ def compress_linear(
     """
     _check_pe(pe, x, geometry)
     _check_weight(weight, x, geometry)
-    kernels = _kernels(backend, x, weight, bias, pe)
+    kernels = _kernels(backend, max(x.shape[-1], weight.shape[0]), x, weight, bias, pe)
     if kernels is not None:
         x, weight, bias, pe = _autocast(x, weight, bias, pe)
         with torch.autocast(x.device.type, enabled=False):
@@ -168,7 +168,8 @@ def compress_mlp(
             f"weight_out must be [D_out, D_hidden] with D_hidden = {weight_in.shape[0]} as in weight_in, "
             f"got {list(weight_out.shape)}"
         )
-    kernels = _kernels(backend, x, weight_in, bias_in, weight_out, bias_out, pe)
+    width = max(x.shape[-1], weight_out.shape[0])
+    kernels = _kernels(backend, width, x, weight_in, bias_in, weight_out, bias_out, pe)
     if kernels is not None:
         x, weight_in, bias_in, weight_out, bias_out, pe = _autocast(
             x, weight_in, bias_in, weight_out, bias_out, pe
@@ -207,15 +208,16 @@ def _check_weight(weight: Tensor, x: Tensor, geometry: BlockGeometry) -> None:
         )
 
 
-def _kernels(backend: str, x: Tensor, *weights: Tensor | None) -> ModuleType | None:
-    """The Triton kernels if they are to run, or None for the formulation in torch."""
+def _kernels(backend: str, width: int, x: Tensor, *weights: Tensor | None) -> ModuleType | None:
+    """The Triton kernels if they are to run, or None for the formulation in torch; `width` is the larger of
+    what goes in and what comes out."""
     if backend == "torch":
         return None
     target = _autocast_dtype(x) if weights else None
     dtypes = {target or tensor.dtype for tensor in (x, *weights) if tensor is not None}
     if backend == "auto":
-        chosen = {choose_backend(x.device, dtype) for dtype in dtypes} if len(dtypes) == 1 else {"torch"}
-        return _triton_kernels() if chosen == {"triton"} else None
+        chosen = {choose_backend(x.device, dtype, width=width) for dtype in dtypes}
+        return _triton_kernels() if len(dtypes) == 1 and chosen == {"triton"} else None
     if backend != "triton":
         raise ValueError(f"unknown backend {backend!r}: choose auto, torch, triton")
     if len(dtypes) > 1 or not dtypes <= set(_TRITON_DTYPES):

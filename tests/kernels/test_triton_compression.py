@@ -185,10 +185,10 @@ class TestChoice:
         called = []
         monkeypatch.setattr(compression, "mean_forward", lambda x, *_, **__: called.append(1) or x[:, :1])
         x, geometry = self.x.to(DEVICE, torch.float16), GEOMETRIES["l = 2d"]
-        monkeypatch.setattr("nsa_kernels.compression.choose_backend", lambda *_: "torch")
+        monkeypatch.setattr("nsa_kernels.compression.choose_backend", lambda *_, **__: "torch")
         compress_mean(x, geometry)
         assert not called
-        monkeypatch.setattr("nsa_kernels.compression.choose_backend", lambda *_: "triton")
+        monkeypatch.setattr("nsa_kernels.compression.choose_backend", lambda *_, **__: "triton")
         compress_mean(x, geometry)
         assert len(called) == 1
         compress_mean(x, geometry, backend="torch")

@@ -243,6 +243,25 @@ def test_keys_behind_the_last_query_are_not_read(make_inputs, oracle) -> None:
         torch.testing.assert_close(ours[:, : theirs.shape[1]].cpu(), theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("spoilt", [(0, 100), (1, 157), (1, 159)], ids=str)
+def test_a_query_of_nan_spoils_no_other(spoilt: tuple[int, int], make_inputs) -> None:
+    """More blocks than fit are as good as the last of them: its list must not run into the next."""
+    inputs = make_inputs(SMALL, queries=160, dim=16, kv_heads=1, dtype=torch.float32).to(DEVICE)
+    q, *rest = inputs.tensors
+    expected = triton_attention(q, *rest, geometry=SMALL, return_blocks=True)
+    q = q.clone()
+    q[spoilt] = torch.nan
+    out, blocks = triton_attention(q, *rest, geometry=SMALL, return_blocks=True)
+    assert out[spoilt].isnan().all()
+    chosen = blocks[spoilt].flatten().tolist()
+    assert sorted(set(chosen)) == chosen
+    assert chosen[0] == 0
+    assert chosen[-2:] == [spoilt[1] // 4 - 1, spoilt[1] // 4]
+    blocks[spoilt], out[spoilt] = expected.blocks[spoilt], expected.out[spoilt]
+    assert torch.equal(blocks, expected.blocks)
+    torch.testing.assert_close(out, expected.out)
+
+
 def test_a_second_derivative_is_refused(make_inputs) -> None:
     inputs = make_inputs(SMALL, queries=3, dim=16, dtype=torch.float32).to(DEVICE)
     q, *rest = inputs.tensors

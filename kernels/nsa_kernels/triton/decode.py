@@ -89,8 +89,8 @@ def decode(
     """One token a row; arguments and result as in `nsa_kernels.nsa_decode`.
 
     The shape of the caches is their capacity: what stands past a row's length, or past its complete blocks,
-    is never read. Give the whole buffers, not a view that grows with each token, to replay one graph for all
-    of them.
+    may be anything. Give the whole buffers, not a view that grows with each token, to replay one graph for
+    all of them.
 
     Args:
         q: [B, H, D_k].

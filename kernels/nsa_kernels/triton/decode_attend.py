@@ -67,7 +67,7 @@ def attend_program(
     G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
     DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr,
     SHARES: tl.constexpr, BJ: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr,
-    ALL_TILES: tl.constexpr, WINDOW_SPLITS: tl.constexpr, SELECT_BLOCK: tl.constexpr, COUNT: tl.constexpr,
+    PIECEWISE: tl.constexpr, WINDOW_SPLITS: tl.constexpr, SELECT_BLOCK: tl.constexpr, COUNT: tl.constexpr,
     COUNT_P: tl.constexpr, NB: tl.constexpr, GROUPS: tl.constexpr, WAYS: tl.constexpr,
     WIDTH: tl.constexpr, SLOTS: tl.constexpr, LT: tl.constexpr, STAGES: tl.constexpr,
     RETURN_BLOCKS: tl.constexpr, PRECISION: tl.constexpr, FRESH: tl.constexpr,
@@ -95,7 +95,7 @@ def attend_program(
         lse = importances(
             ranked, stats + (share + WINDOW_SPLITS) * 2 * G, reference, pooled,
             used_splits(scored, tile_run), scored, wanted, visible, fresh_score,
-            G, GROUP, PIECES, SHARES, BJ, SPLITS, TILES, ALL_TILES, FRESH,
+            G, GROUP, PIECES, SHARES, BJ, SPLITS, TILES, PIECEWISE, FRESH,
         )  # fmt: skip
         head = tl.arange(0, GROUP)
         tl.store(denominators + pair.to(tl.int64) * G + head, lse, mask=(head < G) & (run == 0))
@@ -121,7 +121,7 @@ def attend_kernel(
     G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
     DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr,
     SHARES: tl.constexpr, BJ: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr,
-    ALL_TILES: tl.constexpr, WINDOW_SPLITS: tl.constexpr, SELECT_BLOCK: tl.constexpr, COUNT: tl.constexpr,
+    PIECEWISE: tl.constexpr, WINDOW_SPLITS: tl.constexpr, SELECT_BLOCK: tl.constexpr, COUNT: tl.constexpr,
     COUNT_P: tl.constexpr, NB: tl.constexpr, GROUPS: tl.constexpr, WAYS: tl.constexpr,
     WIDTH: tl.constexpr, SLOTS: tl.constexpr, LT: tl.constexpr, STAGES: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, RETURN_BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
@@ -133,7 +133,7 @@ def attend_kernel(
     run = tl.program_id(0)
     pair = tl.program_id(1)
     row = (pair // kv_heads).to(tl.int64)
-    kv_head = pair % kv_heads
+    kv_head = (pair % kv_heads).to(tl.int64)
     tokens = tl.load(lengths + row).to(tl.int32)
     query, query_rest = load_query(q + row * q_b + kv_head * G * q_h, q_h, G, GP, DK, DR, DK_END)
     if OVERLAP:
@@ -144,7 +144,7 @@ def attend_kernel(
         k_slc + row * k_b + kv_head * k_h, v_slc + row * v_b + kv_head * v_h, k_s, v_s,
         partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2,
     splits, tiles, tile_run, runs,
-        G, GROUP, GP, DK, DR, DK_END, DV, DV_END, PIECES, SHARES, BJ, SPLITS, TILES, ALL_TILES,
+        G, GROUP, GP, DK, DR, DK_END, DV, DV_END, PIECES, SHARES, BJ, SPLITS, TILES, PIECEWISE,
         WINDOW_SPLITS, SELECT_BLOCK, COUNT, COUNT_P, NB, GROUPS, WAYS, WIDTH, SLOTS, LT, STAGES,
         RETURN_BLOCKS, PRECISION, False,
     )  # fmt: skip

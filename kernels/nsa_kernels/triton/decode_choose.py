@@ -73,7 +73,7 @@ def rank_tiles(
 def importances(
     ranked, stats, reference, pooled, splits, tiles, wanted, visible, fresh_score,
     G: tl.constexpr, GROUP: tl.constexpr, PIECES: tl.constexpr, SHARES: tl.constexpr, BJ: tl.constexpr,
-    SPLITS: tl.constexpr, TILES: tl.constexpr, ALL_TILES: tl.constexpr, FRESH: tl.constexpr,
+    SPLITS: tl.constexpr, TILES: tl.constexpr, PIECEWISE: tl.constexpr, FRESH: tl.constexpr,
 ):  # fmt: skip
     """Writes the importance of the blocks of `wanted` tiles to `ranked`, as the bits of a float >= 0.
 
@@ -94,7 +94,7 @@ def importances(
         lse = join(lse, fresh_score)
         p = tl.sum(tl.exp2(fresh_score - lse), 0)
     rank_tiles(ranked, m, sums, lse, 0, wanted, p, visible, PIECES, SHARES, BJ, TILES, FRESH)
-    if TILES < ALL_TILES:
+    if PIECEWISE:
         for first in range(TILES, wanted, TILES):
             m, sums = load_pooled(reference, pooled, first, tiles, G, GROUP, BJ, TILES)
             rank_tiles(ranked, m, sums, lse, first, wanted, p, visible, PIECES, SHARES, BJ, TILES, FRESH)

@@ -45,7 +45,7 @@ def step_score_kernel(
     part = tl.program_id(0)
     pair = tl.program_id(1)
     row = (pair // kv_heads).to(tl.int64)
-    kv_head = pair % kv_heads
+    kv_head = (pair % kv_heads).to(tl.int64)
     tokens = tl.load(lengths + row).to(tl.int32)
     last = (tokens - 1).to(tl.int64)
     visible = blocks_before(tokens - 1, BLOCK, STRIDE)  # before this token
@@ -65,9 +65,9 @@ def step_score_kernel(
                     k_raw + kv_head * kr_h, kr_s, k_raw_new + kv_head * krn_h, k_pe,
                     k_shares + pair.to(tl.int64) * DK_END, BLOCK, DK_END, K_ROWS,
                 )  # fmt: skip
-            elif part * kv_heads + kv_head < K_SLICES:
+            elif part * kv_heads + pair % kv_heads < K_SLICES:
                 phi_program(
-                    part * kv_heads + kv_head, k_raw, kr_s, kr_h, k_raw_new, krn_h, kv_heads,
+                    part * kv_heads + pair % kv_heads, k_raw, kr_s, kr_h, k_raw_new, krn_h, kv_heads,
                     k_weight, k_weight_s, k_bias, k_weight_out, k_out_s, k_bias_out, k_pe,
                     k_shares + row * kv_heads * K_SHARES * DK_END, K_KIND == "mlp", BLOCK, DK_END, K_UNITS,
                     K_RUN, K_SHARES, HEADS, K_DP, BN, BK, STAGES, PRECISION,
@@ -87,9 +87,10 @@ def step_score_kernel(
                     v_raw + kv_head * vr_h, vr_s, v_raw_new + kv_head * vrn_h, v_pe,
                     v_shares + pair.to(tl.int64) * DV_END, BLOCK, DV_END, V_ROWS,
                 )  # fmt: skip
-            elif (part - K_PARTS) * kv_heads + kv_head < V_SLICES:
+            elif (part - K_PARTS) * kv_heads + pair % kv_heads < V_SLICES:
                 phi_program(
-                    (part - K_PARTS) * kv_heads + kv_head, v_raw, vr_s, vr_h, v_raw_new, vrn_h, kv_heads,
+                    (part - K_PARTS) * kv_heads + pair % kv_heads, v_raw, vr_s, vr_h, v_raw_new, vrn_h,
+                    kv_heads,
                     v_weight, v_weight_s, v_bias, v_weight_out, v_out_s, v_bias_out, v_pe,
                     v_shares + row * kv_heads * V_SHARES * DV_END, V_KIND == "mlp", BLOCK, DV_END, V_UNITS,
                     V_RUN, V_SHARES, HEADS, V_DP, BN, BK, STAGES, PRECISION,
@@ -115,7 +116,7 @@ def step_attend_kernel(
     G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
     DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr,
     SHARES: tl.constexpr, BJ: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr,
-    ALL_TILES: tl.constexpr, WINDOW_SPLITS: tl.constexpr, SELECT_BLOCK: tl.constexpr, COUNT: tl.constexpr,
+    PIECEWISE: tl.constexpr, WINDOW_SPLITS: tl.constexpr, SELECT_BLOCK: tl.constexpr, COUNT: tl.constexpr,
     COUNT_P: tl.constexpr, NB: tl.constexpr, GROUPS: tl.constexpr, WAYS: tl.constexpr,
     WIDTH: tl.constexpr, SLOTS: tl.constexpr, LT: tl.constexpr, STAGES: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, RETURN_BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
@@ -127,7 +128,7 @@ def step_attend_kernel(
     run = tl.program_id(0)
     pair = tl.program_id(1)
     row = (pair // kv_heads).to(tl.int64)
-    kv_head = pair % kv_heads
+    kv_head = (pair % kv_heads).to(tl.int64)
     tokens = tl.load(lengths + row).to(tl.int32)
     q += row * q_b + kv_head * G * q_h
     query, query_rest = load_query(q, q_h, G, GP, DK, DR, DK_END)
@@ -168,7 +169,7 @@ def step_attend_kernel(
         k_slc + row * k_b + kv_head * k_h, v_slc + row * v_b + kv_head * v_h, k_s, v_s,
         partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2,
         splits, tiles, tile_run, runs,
-        G, GROUP, GP, DK, DR, DK_END, DV, DV_END, PIECES, SHARES, BJ, SPLITS, TILES, ALL_TILES,
+        G, GROUP, GP, DK, DR, DK_END, DV, DV_END, PIECES, SHARES, BJ, SPLITS, TILES, PIECEWISE,
         WINDOW_SPLITS, SELECT_BLOCK, COUNT, COUNT_P, NB, GROUPS, WAYS, WIDTH, SLOTS, LT, STAGES,
         RETURN_BLOCKS, PRECISION, True,
     )  # fmt: skip

@@ -17,6 +17,8 @@ _MOST_PARTIALS = 32
 """Of the window and of the selected branch: the third launch holds them all."""
 _MERGE_PROGRAMS = 4
 """Of the third launch to a multiprocessor, about: they hold little and wait for memory."""
+_MERGED = 1 << 14
+"""Values of partials that a program of it may hold before it takes no more columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,12 @@ def plan(
     while triton.cdiv(geometry.select_count, slots) > most:
         slots *= 2
     columns, width = config["columns"], next_power(value_dim)
-    while columns < width and pairs * triton.cdiv(value_dim, columns) > _MERGE_PROGRAMS * count:
+    partials = max(triton.cdiv(window_tiles, window_run), triton.cdiv(geometry.select_count, slots))
+    while (
+        columns < width
+        and pairs * triton.cdiv(value_dim, columns) > _MERGE_PROGRAMS * count
+        and 2 * partials * padded_group * columns < _MERGED
+    ):
         columns *= 2
     return Plan(
         pieces=pieces,
@@ -228,7 +235,7 @@ def prepare(
         "GROUP": padded_group,
         "SPLITS": next_power(max(1, p.splits)),
         "TILES": p.rank_tiles,
-        "ALL_TILES": p.tiles,
+        "PIECEWISE": p.rank_tiles < p.tiles,
         "COUNT_P": next_power(count),
         "NB": p.ranked,
         "GROUPS": rank_groups(geometry),

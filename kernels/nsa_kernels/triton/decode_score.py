@@ -221,7 +221,7 @@ def score_kernel(
     split = tl.program_id(0)
     pair = tl.program_id(1)
     row = (pair // kv_heads).to(tl.int64)
-    kv_head = pair % kv_heads
+    kv_head = (pair % kv_heads).to(tl.int64)
     tokens = tl.load(lengths + row).to(tl.int32)
     score_program(
         split, pair, tokens, blocks_before(tokens, BLOCK, STRIDE), q + row * q_b + kv_head * G * q_h, q_h,

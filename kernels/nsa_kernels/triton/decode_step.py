@@ -107,7 +107,7 @@ def decode_step(
 
     The caches are changed in place: the token's row in six of them, and one row of the compressed where
     (length - l) % d == 0. A row of length 0 has no token: nothing is written for it, and its output is 0.
-    What stands past a row's length, or past its complete blocks, is never read.
+    What stands past a row's length, or past its complete blocks, may be anything.
 
     Args:
         q: [B, H, D_k], rotated.

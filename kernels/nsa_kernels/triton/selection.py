@@ -194,7 +194,7 @@ def keep_largest(ranks, index, need, INDEX_BITS: tl.constexpr):
     """The `need` largest non-negative ranks of each query, lower index first among equals.
 
     Args:
-        ranks: int32 [BQ, A, LANES]; negative = never chosen.
+        ranks: int32 [BQ, A, LANES], at most 0x7F800000; negative = never chosen.
         index: Their index [1, A, LANES].
         need: How many to choose, int32 [BQ].
         INDEX_BITS: Bits of the largest index, and one more.
@@ -204,7 +204,7 @@ def keep_largest(ranks, index, need, INDEX_BITS: tl.constexpr):
         `need` reach it where fewer are not negative.
     """
     lanes = tl.max(ranks, 1)
-    high = tl.minimum(tl.max(lanes, 1), 0x7F800000) + 1  # none reaches this, but for a NaN
+    high = tl.max(lanes, 1) + 1
     some = lanes >= 0
     low = tl.min(tl.where(some, lanes, 0x7FFFFFFF), 1)  # one in each lane reaches this, if there is any
     low = tl.where(tl.sum(some.to(tl.int32), 1) >= need, low, 0)
@@ -319,7 +319,8 @@ def _select(
             else:
                 importance += tl.load(at)
         tl.debug_barrier()  # the next tile stores there
-        ranks = importance.to(tl.int32, bitcast=True)  # floats that are not negative order as their bits do
+        # Floats that are not negative order as their bits do. NaN counts as infinite: many of it are a tie.
+        ranks = tl.minimum(importance.to(tl.uint32, bitcast=True), 0x7F800000).to(tl.int32)
         ranks = ranks & tl.where(most > 0, -1, 0)  # below COUNT * SELECT nothing was scored: all are chosen
         # The forced blocks need no rank; of the others, only those before them can be chosen: 1 to own - 2.
         free = tl.where(position < end, tl.maximum(own - 2, 0), 0).to(tl.uint32)

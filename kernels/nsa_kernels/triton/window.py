@@ -85,7 +85,7 @@ def _window_forward(
     TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program owns a packed tile of queries of one group and reads BQ + w - 1 keys at most."""
+    """A program owns a packed tile of queries of one group; all of them see most of the keys it reads."""
     tl.static_assert(not TMA)  # a few keys at the edge are read by pointers
     FEW: tl.constexpr = BQ if BQ > 16 else 16
     tile = tl.program_id(0)
