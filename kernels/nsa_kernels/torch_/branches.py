@@ -12,8 +12,7 @@ from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.torch_.problem import Problem
 from nsa_kernels.torch_.scratch import Scratch
 
-_COMPILED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-_EAGER = [SDPBackend.FLASH_ATTENTION, *_COMPILED]
+_WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend(
@@ -35,11 +34,11 @@ def attend(
     group = q.shape[1]
     # Views with stride 0: enable_gqa would rule out CUDA's memory-efficient kernel, the one that takes masks.
     k, v = (x.unsqueeze(1).expand(-1, group, -1, -1) for x in (k, v))
-    if q.is_cuda:
+    if q.is_cuda and not torch.compiler.is_compiling():
         # cuDNN's backward (torch 2.11, cuDNN 9.19) takes the plan of an earlier call with other strides: in a
-        # process that had run both paths of this backend, dK and dV of the window were off by 80 %. And what
-        # torch.compile expects of flash's gradients has other strides than they have.
-        with sdpa_kernel(_COMPILED if torch.compiler.is_compiling() else _EAGER):
+        # process that had run both paths of this backend, dK and dV of the window were off by 80 %. Under
+        # torch.compile the choice stays with torch, which has flash's gradients expect other strides.
+        with sdpa_kernel(_WITHOUT_CUDNN):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
 
