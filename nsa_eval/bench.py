@@ -100,7 +100,7 @@ def draw(result: Measurement, stem: Path) -> tuple[Path, Path]:
     s, e = result.settings, result.environment
     caption = (
         f"{e['device']}, {s.dtype}, {s.heads} query and {s.kv_heads} KV heads of {s.head_dim}; "
-        f"under NSA's points: dense / NSA"
+        f"at NSA's points: dense / NSA"
     )
     try:
         return save_curves(panels, stem, caption=caption)
@@ -120,6 +120,6 @@ def _curves(result: Measurement, part: str, batch: int = 1, factor: float = 1.0)
         rows = {length: result.best(part, length, contender, batch) for length in lengths}
         points = {length: row.time.median * factor for length, row in rows.items() if row and row.time}
         ratios = [result.ratio(part, length, batch) for length in points] if contender == "nsa" else []
-        labels = [f"{ratio:.1f}x" if ratio else "" for ratio in ratios]
+        labels = [f"{ratio:.2f}x" if ratio else "" for ratio in ratios]
         made.append(Curve(name=name, points=tuple(points.items()), labels=tuple(labels)))
     return tuple(made)

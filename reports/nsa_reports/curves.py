@@ -92,10 +92,11 @@ def _draw(axis: Axes, panel: CurvePanel) -> None:
             linewidth=1.2,
         )
         for (x, y), text in zip(curve.points, curve.labels, strict=False):
+            others = [dict(other.points).get(x, y) for other in panel.curves if other is not curve]
             axis.annotate(
                 text,
                 (x, y),
-                xytext=(0, -9),
+                xytext=(0, 4 if any(other < y for other in others) else -9),  # away from a curve below
                 textcoords="offset points",
                 ha="center",
                 fontsize=6,

@@ -125,7 +125,7 @@ def test_show_prints_the_tables_of_a_file(cli, measurement, tmp_path):
     assert row.split()[-1] == "4.00"
     svg = (tmp_path / "figures" / "kernels.svg").read_text()
     assert all(
-        text in svg for text in ("Forward", "Backward", "Decode, CUDA graph, batch 1", "4.0x", "NVIDIA H200")
+        text in svg for text in ("Forward", "Backward", "Decode, CUDA graph, batch 1", "4.00x", "NVIDIA H200")
     )
 
 

@@ -3,7 +3,9 @@
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 
+from nsa_reports import curves as module
 from nsa_reports.curves import Curve, CurvePanel, save_curves
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -53,3 +55,12 @@ def test_empty_panels_are_left_out(tmp_path):
 def test_the_same_panels_give_the_same_bytes(tmp_path):
     first, second = (save_curves([_panel()], tmp_path / name) for name in ("a", "b"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_a_label_stands_on_the_side_without_a_curve():
+    dense = Curve(name="dense", points=((8192, 1.0), (65536, 9.0)))
+    nsa = Curve(name="NSA", points=((8192, 2.0), (65536, 3.0)), labels=("0.5x", "3x"))
+    axis = Figure().subplots()
+    module._draw(axis, CurvePanel(title="", x_label="", y_label="", curves=(dense, nsa)))
+    sides = {text.get_text(): text.xyann[1] > 0 for text in axis.texts}
+    assert sides == {"0.5x": True, "3x": False}
