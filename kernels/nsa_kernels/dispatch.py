@@ -120,10 +120,7 @@ def nsa_attention(
     caches = Caches(k_cmp, v_cmp, k_slc, v_slc, k_win, v_win)
     check_attention(q, caches, gates, geometry=geometry, start=start, lengths=lengths)
     dtype = _compute_dtype(q)
-    if backend == "auto":
-        group, width = q.shape[2] // k_slc.shape[2], max(q.shape[3], v_slc.shape[3])
-        backend = choose_backend(q.device, dtype, group=group, width=width)
-    chosen = get_backend(backend)
+    chosen = _resolve(backend, q, caches, dtype)
     # The backends mix float32 scores with what they are given; Triton launches on the current device.
     with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
         return chosen.attention(
@@ -190,10 +187,7 @@ def nsa_decode(
         q.unsqueeze(1), caches, gates.unsqueeze(1), geometry=geometry, start=lengths - 1, lengths=lengths
     )
     dtype = _compute_dtype(q)
-    if backend == "auto":
-        group, width = q.shape[1] // k_slc.shape[2], max(q.shape[2], v_slc.shape[3])
-        backend = choose_backend(q.device, dtype, group=group, width=width)
-    chosen = get_backend(backend)
+    chosen = _resolve(backend, q, caches, dtype)
     with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
         return chosen.decode(
             q.to(dtype),
@@ -212,6 +206,15 @@ def _compute_dtype(q: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device) and q.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return q.dtype
+
+
+def _resolve(name: str, q: Tensor, caches: Caches, dtype: torch.dtype) -> Backend:
+    """The backend of that name, or what "auto" means for queries [..., H, D_k] and these caches."""
+    if name == "auto":
+        group = q.shape[-2] // caches.k_slc.shape[2]
+        width = max(q.shape[-1], caches.v_slc.shape[3])
+        name = choose_backend(q.device, dtype, group=group, width=width)
+    return get_backend(name)
 
 
 def _has_tensor_cores_for_bfloat16(device: torch.device) -> bool:

@@ -5,12 +5,13 @@ forced one by one, in pieces small enough for every seam to be crossed.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 import nsa_kernels.torch_ as torch_backend
@@ -148,3 +149,68 @@ def oracle() -> Callable:
 def small() -> BlockGeometry:
     """A geometry in which 50 tokens have to choose."""
     return BlockGeometry(block=8, stride=4, select_block=8, select_count=4, window=12)
+
+
+@pytest.fixture(scope="session")
+def shapes() -> Callable[[int], st.SearchStrategy[tuple[BlockGeometry, dict]]]:
+    """Makes a strategy for geometries and arguments of `make_inputs` with up to so many queries."""
+
+    @st.composite
+    def draws(draw: st.DrawFn, most: int) -> tuple[BlockGeometry, dict]:
+        stride = draw(st.sampled_from([1, 2, 4]))
+        geometry = BlockGeometry(
+            block=stride * draw(st.integers(1, 3)),
+            stride=stride,
+            select_block=stride * draw(st.integers(1, 4)),
+            select_count=draw(st.integers(3, 6)),
+            window=draw(st.integers(1, 40)),
+        )
+        batch = draw(st.integers(1, 2))
+        queries = draw(st.integers(1, most))
+        starts = st.integers(0, 40)
+        start = draw(st.one_of(starts, st.lists(starts, min_size=batch, max_size=batch)))
+        lengths = None
+        if draw(st.booleans()) or isinstance(start, list):
+            low = start if isinstance(start, list) else [start] * batch
+            lengths = [draw(st.integers(0, first + queries)) for first in low]
+        return geometry, {
+            "batch": batch,
+            "queries": queries,
+            "start": start,
+            "lengths": lengths,
+            "kv_heads": draw(st.integers(1, 2)),
+            "group": draw(st.sampled_from([1, 2, 5])),
+            "dim": draw(st.integers(1, 6)),
+            "value_dim": draw(st.integers(1, 6)),
+            "shared": draw(st.booleans()),
+            "seed": draw(st.integers(0, 1000)),
+        }
+
+    return draws
+
+
+@contextmanager
+def _poisoned() -> Iterator[None]:
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)  # it is what makes the other one count
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@pytest.fixture(scope="session")
+def poisoned() -> Callable[[], AbstractContextManager[None]]:
+    """A context in which memory that nobody has written holds NaN, or the largest integer."""
+    return _poisoned
+
+
+@pytest.fixture(scope="module")
+def poisoned_allocations() -> Iterator[None]:
+    """`poisoned` for a whole file."""
+    with _poisoned():
+        yield

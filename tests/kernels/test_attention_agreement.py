@@ -48,44 +48,12 @@ def test_agrees_with_the_oracle(
     torch.testing.assert_close(out, expected_out)
 
 
-@st.composite
-def _draws(draw: st.DrawFn) -> tuple[BlockGeometry, dict]:
-    stride = draw(st.sampled_from([1, 2, 4]))
-    geometry = BlockGeometry(
-        block=stride * draw(st.integers(1, 3)),
-        stride=stride,
-        select_block=stride * draw(st.integers(1, 4)),
-        select_count=draw(st.integers(3, 6)),
-        window=draw(st.integers(1, 40)),
-    )
-    batch = draw(st.integers(1, 2))
-    queries = draw(st.integers(1, 30))
-    starts = st.integers(0, 40)
-    start = draw(st.one_of(starts, st.lists(starts, min_size=batch, max_size=batch)))
-    lengths = None
-    if draw(st.booleans()) or isinstance(start, list):
-        low = start if isinstance(start, list) else [start] * batch
-        lengths = [draw(st.integers(0, first + queries)) for first in low]
-    return geometry, {
-        "batch": batch,
-        "queries": queries,
-        "start": start,
-        "lengths": lengths,
-        "kv_heads": draw(st.integers(1, 2)),
-        "group": draw(st.sampled_from([1, 2, 5])),
-        "dim": draw(st.integers(1, 6)),
-        "value_dim": draw(st.integers(1, 6)),
-        "shared": draw(st.booleans()),
-        "seed": draw(st.integers(0, 1000)),
-    }
-
-
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(drawn=_draws())
+@given(data=st.data())
 def test_agrees_with_the_oracle_on_any_shape(
-    attention: Callable, oracle: Callable, make_inputs, drawn
+    attention: Callable, oracle: Callable, make_inputs, shapes: Callable, data: st.DataObject
 ) -> None:
-    geometry, case = drawn
+    geometry, case = data.draw(shapes(30))
     inputs = make_inputs(geometry, **case)
     out, blocks, gradients = inputs.run_with_gradients(attention)
     expected_out, expected_blocks, expected_gradients = inputs.run_with_gradients(oracle)

@@ -9,8 +9,8 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ pytestmark = [
 DEVICE = "cuda"
 SEED = int.from_bytes(os.urandom(4), "big")
 ROOT = Path(__file__).parents[2]
+Poison = Callable[[], AbstractContextManager[None]]
 NAMES = ("q", *Caches._fields, "gates")
 GEOMETRY = BlockGeometry()
 SIXTEEN = {"heads": 64, "kv_heads": 4, "dim": 128}
@@ -71,21 +72,6 @@ def _free_memory() -> Iterator[None]:
     yield
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """Memory that nobody has written holds NaN, or the largest integer."""
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)  # it is what makes the other one count
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warns)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 @dataclass(frozen=True)
@@ -252,7 +238,7 @@ def compile_case(name: str) -> None:
 
 @pytest.mark.usefixtures("_compiled")
 @pytest.mark.parametrize("arguments", CASES.values(), ids=CASES)
-def test_agrees_with_the_torch_backend(arguments: dict) -> None:
+def test_agrees_with_the_torch_backend(arguments: dict, poisoned: Poison) -> None:
     case = draw(**arguments)
     ours, theirs = case.poisoned().leaves(), case.exact().leaves()
     with poisoned():
@@ -278,7 +264,7 @@ def test_agrees_with_the_torch_backend(arguments: dict) -> None:
             assert error(a.grad, b.grad) <= 1e-2, name
 
 
-def test_without_gradients_and_repeated() -> None:
+def test_without_gradients_and_repeated(poisoned: Poison) -> None:
     """Blocks and output are the same to the bit; gradients add up in any order."""
     case = draw(**CASES["ragged lengths"]).poisoned()
     with torch.no_grad(), poisoned():
@@ -299,7 +285,7 @@ def test_without_gradients_and_repeated() -> None:
         assert error(a, b) <= 2e-3, name
 
 
-def test_more_than_32_bits_of_elements() -> None:
+def test_more_than_32_bits_of_elements(poisoned: Poison) -> None:
     """Queries before, at and past the 2^31th element: outputs, blocks, and gradients of the last."""
     count, last = 270_000, 64
     case = draw(queries=count, **SIXTEEN)
@@ -412,7 +398,7 @@ def decoding() -> Decoding:
 
 
 @torch.no_grad()
-def test_decode_eager_and_in_a_graph(decoding: Decoding) -> None:
+def test_decode_eager_and_in_a_graph(decoding: Decoding, poisoned: Poison) -> None:
     with poisoned():
         out, blocks = decoding.run()
     decoding.check(out, blocks)
@@ -428,7 +414,7 @@ def test_decode_eager_and_in_a_graph(decoding: Decoding) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("index", range(len(DECODE_SEARCH)))
-def test_every_candidate_of_decode(index: int, decoding: Decoding) -> None:
+def test_every_candidate_of_decode(index: int, decoding: Decoding, poisoned: Poison) -> None:
     q, gates = decoding.clean.tensors[0].squeeze(1), decoding.clean.tensors[7].squeeze(1)
     with poisoned():
         out, blocks = triton_decode(

@@ -4,7 +4,7 @@ Sizes are small for the interpreter's sake: what it takes grows with the program
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -48,17 +48,7 @@ PADDED_CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _poisoned_allocations() -> Iterator[None]:
-    """Memory that nobody has written holds NaN, or the largest integer."""
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)  # it is what makes the other one count
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(enabled, warn_only=warns)
-    torch.utils.deterministic.fill_uninitialized_memory = filled
+pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 
 
 def test_allocations_are_poisoned() -> None:

@@ -1,6 +1,5 @@
 """The compressed attention's kernel for Hopper against the plain one, on a GPU (`make test-gpu`)."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from nsa_kernels.triton.tiles import Grid
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("poisoned_allocations"),
     pytest.mark.skipif(
         not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
         reason="needs a CUDA device of capability 9.0",
@@ -59,15 +59,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def _poisoned() -> Iterator[None]:
-    """Memory that nobody has written holds NaN."""
+def _seed() -> None:
     torch.manual_seed(0)
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)  # it is what makes the other one count
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def make(
