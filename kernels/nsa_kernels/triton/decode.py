@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from nsa_kernels.geometry import BlockGeometry
+from nsa_kernels.triton.configs import H200
 from nsa_kernels.triton.decode_attend import attend_kernel
 from nsa_kernels.triton.decode_merge import merge_kernel
 from nsa_kernels.triton.decode_plan import Work, prepare, rows_contiguous
@@ -22,25 +23,8 @@ from nsa_kernels.triton.decode_score import score_kernel
 from nsa_kernels.triton.tiles import LOG2E
 from nsa_kernels.types import Caches, NSAOutput
 
-_SHIPPED: Mapping[str, int] = {
-    "keys": 64,
-    "window_keys": 64,
-    "programs": 4,
-    "early": 1,
-    "ranked": 1024,
-    "slots": 1,
-    "attend_programs": 2,
-    "columns": 16,
-    "merged": 64,
-    "overlap": 1,
-    "score_warps": 4,
-    "score_stages": 2,
-    "attend_warps": 4,
-    "attend_stages": 2,
-    "merge_warps": 4,
-}
 SEARCH: tuple[Mapping[str, int], ...] = tuple(
-    {**_SHIPPED, **changes}
+    {**H200["decode"][128], **changes}
     for changes in (
         {},
         {"overlap": 0},
@@ -69,9 +53,9 @@ keys: compressed keys to a tile. window_keys: tokens to a tile of the window. pr
 a multiprocessor, at most about. early: whether, where a program has one tile, its keys are asked for before
 the row's length has come. ranked: selection blocks whose pooled scores a program holds at a time. slots:
 selected blocks to a program, at least. attend_programs: of the second launch to a multiprocessor, at most
-about. columns: of the values that one program merges, at least. merged: partials of the
-compressed branch that it holds at a time. overlap: whether a launch may begin before the one before it has
-ended. The rest: warps and pipeline stages of the three launches.
+about. columns: of the values that one program merges, at least. merged: partials of the compressed branch
+that it holds at a time. overlap: whether a launch may begin before the one before it has ended. The rest:
+warps and pipeline stages of the three launches.
 """
 
 
