@@ -32,6 +32,7 @@ MODULES = {
     "select": "selection",
     "window_forward": "window",
     "forced_forward": "forced",
+    "near_forward": "near",
     "selected_forward": "selected",
     "gate_backward": "gates",
     "compressed_backward": "compressed_backward",
@@ -64,9 +65,9 @@ class Bench:
         self.dout = random(1, n, h, dv)
         self.k_cmp = compress_mean(self.k, self.geometry, backend="torch") * self.geometry.block**0.5
         self.v_cmp = compress_mean(self.v, self.geometry, backend="torch")
-        caches = Caches(self.k_cmp, self.v_cmp, self.k, self.v, self.k, self.v)
+        self.caches = Caches(self.k_cmp, self.v_cmp, self.k, self.v, self.k, self.v)
         self.grid = make_grid(
-            self.q, caches, geometry=self.geometry, start=0, lengths=None, scale=self.q.shape[-1] ** -0.5
+            self.q, self.caches, geometry=self.geometry, start=0, lengths=None, scale=self.q.shape[-1] ** -0.5
         )
         self._made: dict[str, Any] = {}
 
@@ -84,6 +85,8 @@ class Bench:
             return lambda c: run(q, self.k_cmp, self.v_cmp, grid, config=c)
         if name in ("window_forward", "forced_forward"):
             return lambda c: run(q, k, v, grid, config=c)
+        if name == "near_forward":
+            return lambda c: tuple(x for pair in run(q, self.caches, grid, config=c) for x in pair)
         o_cmp, lse_cmp = self.need("compressed_forward")
         if name == "select":
             return lambda c: run(q, self.k_cmp, lse_cmp, grid, config=c)

@@ -41,7 +41,7 @@ def test_a_stage_that_fails_takes_only_those_that_need_it_along(monkeypatch) -> 
     def broken(*_: object) -> None:
         raise RuntimeError("out of shared memory\nand more")
 
-    monkeypatch.setattr("nsa_kernels.triton.window.window_forward", broken)
+    monkeypatch.setattr("nsa_kernels.triton.near.near_forward", broken)
     monkeypatch.delattr("nsa_kernels.triton.gates.gate_backward")
     stages = Stages(Attention(16, SETTINGS, DEVICE))
     ran = [f"{part} {name}" for part, name, _ in stages]
@@ -49,9 +49,8 @@ def test_a_stage_that_fails_takes_only_those_that_need_it_along(monkeypatch) -> 
         "fwd compression",
         "fwd compressed attention",
         "fwd scores + top-n",
-        "fwd forced blocks",
         "bwd compression",
     ]
-    assert stages.notes[0] == "stage fwd window attention: failed: RuntimeError: out of shared memory"
-    assert "stage fwd selected attention: skipped, it needs fwd window attention" in stages.notes
+    assert stages.notes[0] == "stage fwd window + forced blocks: failed: RuntimeError: out of shared memory"
+    assert "stage fwd selected attention: skipped, it needs fwd window + forced blocks" in stages.notes
     assert any("bwd gates: not in this version" in note for note in stages.notes)

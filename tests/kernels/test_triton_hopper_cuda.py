@@ -1,4 +1,4 @@
-"""The compressed attention's kernel for Hopper against the plain one, on a GPU (`make test-gpu`)."""
+"""The branches' kernel for Hopper against the plain ones, on a GPU (`make test-gpu`)."""
 
 from typing import Any
 
@@ -9,10 +9,15 @@ from torch import Tensor
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 
 from nsa_kernels import BlockGeometry, num_blocks
+from nsa_kernels.triton import branches_hopper
+from nsa_kernels.triton.branches_hopper import SEARCH, serves
 from nsa_kernels.triton.compressed import compressed_forward
-from nsa_kernels.triton.compressed_hopper import SEARCH, serves
 from nsa_kernels.triton.configs import H200
+from nsa_kernels.triton.forced import forced_forward
+from nsa_kernels.triton.near import near_forward
 from nsa_kernels.triton.tiles import Grid
+from nsa_kernels.triton.window import window_forward
+from nsa_kernels.types import Caches
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,6 +29,8 @@ pytestmark = [
 ]
 
 GEOMETRY = BlockGeometry()
+SMALL = BlockGeometry(block=16, stride=8, select_block=32, select_count=8, window=16)
+LARGE = BlockGeometry(block=32, stride=16, select_block=128, select_count=4, window=100)
 PLAIN = H200["compressed_forward"][128]
 WIDTH = 128
 SIXTEEN = {"heads": 64, "kv_heads": 4}
@@ -50,17 +57,26 @@ CASES: dict[str, dict[str, Any]] = {
         "ends": [700, 900],
         "capacity": 2000,
     },
-    "5 heads to a group": {"queries": 900, "heads": 10, "kv_heads": 2, "starts": [0, 0], "ends": [900, 517]},
-    "1 head to a group": {"queries": 2000, "heads": 4, "kv_heads": 4},
+    "9001 tokens": {"queries": 9001, "heads": 16, "kv_heads": 1},
+    "2 heads to a group": {
+        "queries": 2000,
+        "heads": 8,
+        "kv_heads": 4,
+        "starts": [0, 37],
+        "ends": [2000, 999],
+    },
     "64 heads to a group": {"queries": 500, "heads": 64, "kv_heads": 1},
     "one KV head": {"queries": 777, "heads": 16, "kv_heads": 1},
     "float16": {"queries": 2000, **SIXTEEN, "dtype": torch.float16},
+    "small blocks": {"queries": 600, **SIXTEEN, "geometry": SMALL},
+    "large blocks": {"queries": 900, **SIXTEEN, "geometry": LARGE},
 }
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(branches_hopper, "PIECES", 0)  # these are small
 
 
 def make(
@@ -71,25 +87,29 @@ def make(
     batch: int = 1,
     starts: list[int] | None = None,
     ends: list[int] | None = None,
-    capacity: int | None = None,
+    capacity: int = 0,
     dtype: torch.dtype = torch.bfloat16,
-) -> tuple[Tensor, Tensor, Tensor, Grid]:
-    """Random inputs; NaN in the queries past a row's end and in compressed blocks that reach beyond it."""
+    geometry: BlockGeometry = GEOMETRY,
+) -> tuple[Tensor, Caches, Grid]:
+    """Random inputs; NaN in the queries and tokens past a row's end and in blocks that reach beyond it."""
     starts, ends = starts or [0] * batch, ends or [queries] * batch
     batch, keys = len(ends), max(ends)
-    blocks = max(1, num_blocks(keys, GEOMETRY))
+    blocks = max(1, num_blocks(keys, geometry))
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, device="cuda", dtype=dtype)
 
     q = random(batch, queries, heads, WIDTH)
-    k, v = (random(batch, capacity or blocks, kv_heads, WIDTH) for _ in range(2))
+    compressed = [random(batch, max(capacity, blocks), kv_heads, WIDTH) for _ in range(2)]
+    tokens = [random(batch, max(capacity, keys), kv_heads, WIDTH) for _ in range(4)]
     for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
         q[row, max(0, end - start) :] = torch.nan
-        for x in (k, v):
-            x[row, num_blocks(end, GEOMETRY) :] = torch.nan
+        for x in compressed:
+            x[row, num_blocks(end, geometry) :] = torch.nan
+        for x in tokens:
+            x[row, end:] = torch.nan
     grid = Grid(
-        geometry=GEOMETRY,
+        geometry=geometry,
         starts=torch.tensor(starts, dtype=torch.int32, device="cuda"),
         ends=torch.tensor(ends, dtype=torch.int32, device="cuda"),
         batch=batch,
@@ -101,50 +121,80 @@ def make(
         longest=keys,
         padded=True,
     )
-    return q, k[:, :blocks], v[:, :blocks], grid
+    return q, Caches(*(x[:, :blocks] for x in compressed), *(x[:, :keys] for x in tokens)), grid
 
 
-def assert_same(ours: tuple[Tensor, Tensor], plain: tuple[Tensor, Tensor]) -> None:
-    (out, lse), (expected, expected_lse) = ours, plain
-    nothing = expected_lse == torch.inf
-    assert torch.equal(lse == torch.inf, nothing)
-    assert not out[nothing].any()
-    torch.testing.assert_close(lse, expected_lse, atol=1e-2, rtol=0)
-    assert (out.float() - expected.float()).norm() <= 5e-3 * expected.float().norm()
+Pairs = tuple[tuple[Tensor, Tensor], ...]
+
+
+def ours(q: Tensor, caches: Caches, grid: Grid, config: dict[str, int] | None = None) -> Pairs:
+    assert serves(q, caches, grid)
+    compressed = compressed_forward(q, caches.k_cmp, caches.v_cmp, grid, config=config)
+    return compressed, *near_forward(q, caches, grid, config=config)
+
+
+def plain(q: Tensor, caches: Caches, grid: Grid) -> Pairs:
+    return (
+        compressed_forward(q, caches.k_cmp, caches.v_cmp, grid, config=PLAIN),
+        window_forward(q, caches.k_win, caches.v_win, grid),
+        forced_forward(q, caches.k_slc, caches.v_slc, grid),
+    )
+
+
+def assert_same(pairs: Pairs, expected_pairs: Pairs) -> None:
+    for (out, lse), (expected, expected_lse) in zip(pairs, expected_pairs, strict=True):
+        nothing = expected_lse == torch.inf
+        assert torch.equal(lse == torch.inf, nothing)
+        assert not out[nothing].any()
+        torch.testing.assert_close(lse, expected_lse, atol=1e-2, rtol=0)
+        assert (out.float() - expected.float()).norm() <= 5e-3 * expected.float().norm()
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_agrees_with_the_plain_kernel(name: str) -> None:
-    q, k, v, grid = make(**CASES[name])
-    assert serves(q, k, v, grid)
-    assert_same(compressed_forward(q, k, v, grid), compressed_forward(q, k, v, grid, config=PLAIN))
+def test_it_agrees_with_the_plain_kernels(name: str) -> None:
+    given = make(**CASES[name])
+    assert_same(ours(*given), plain(*given))
 
 
 @pytest.mark.parametrize("index", range(len(SEARCH)))
-@pytest.mark.parametrize("name", ["1000 tokens", "ragged", "5 heads to a group"])
-def test_candidates_agree_with_the_plain_kernel(name: str, index: int) -> None:
-    q, k, v, grid = make(**CASES[name])
-    ours = compressed_forward(q, k, v, grid, config=SEARCH[index])
-    assert_same(ours, compressed_forward(q, k, v, grid, config=PLAIN))
+@pytest.mark.parametrize("name", ["1000 tokens", "ragged", "9001 tokens"])
+def test_candidates_agree_with_the_plain_kernels(name: str, index: int) -> None:
+    given = make(**CASES[name])
+    assert_same(ours(*given, dict(SEARCH[index])), plain(*given))
 
 
-def test_queries_with_any_strides() -> None:
-    q, k, v, grid = make(**CASES["ragged"])
+def test_few_pieces_are_left_to_the_plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, caches, grid = make(**CASES["1000 tokens"])
+    monkeypatch.setattr(branches_hopper, "PIECES", 4)  # there are 500
+    assert not serves(q, caches, grid)
+    monkeypatch.setattr(branches_hopper, "PIECES", 3)
+    assert serves(q, caches, grid)
+
+
+@pytest.mark.parametrize("name", ["ragged", "9001 tokens"])
+def test_every_call_gives_the_same_bits(name: str) -> None:
+    given = make(**CASES[name])
+    first = ours(*given)
+    for _ in range(100):
+        for pair, expected in zip(ours(*given), first, strict=True):
+            assert torch.equal(pair[0], expected[0])
+            assert torch.equal(pair[1], expected[1])
+
+
+def test_queries_with_other_strides() -> None:
+    q, caches, grid = make(**CASES["ragged"])
     by_head = q.transpose(1, 2).contiguous().transpose(1, 2)
-    padded = torch.nn.functional.pad(q, (0, 1))[..., :WIDTH]  # rows of 258 bytes
-    expected = compressed_forward(q, k, v, grid)
-    for other in (by_head, padded):
-        assert serves(other, k, v, grid)
-        assert_same(compressed_forward(other, k, v, grid), expected)
+    assert_same(ours(by_head, caches, grid), ours(q, caches, grid))
 
 
 def test_a_graph_replays_it() -> None:
-    q, k, v, grid = make(**CASES["1000 tokens"])
-    expected = compressed_forward(q, k, v, grid)
+    given = make(**CASES["1000 tokens"])
+    expected = ours(*given)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        replayed = compressed_forward(q, k, v, grid)
-    for x in replayed:
-        x.zero_()
+        replayed = ours(*given)
+    for pair in replayed:
+        for x in pair:
+            x.zero_()
     graph.replay()
     assert_same(replayed, expected)

@@ -137,8 +137,9 @@ class Counts:
             "scores + top-n": Work(
                 scores, self._rows(s.head_dim) + self._item * self._key_elements(self.blocks) + lse + chosen
             ),
-            "window attention": self._branch("fwd", pairs.window, raw),
-            "forced blocks": self._branch("fwd", pairs.forced, raw),
+            # Two branches of the same queries.
+            "window + forced blocks": self._branch("fwd", pairs.window, raw)
+            + self._branch("fwd", pairs.forced, raw, extra=-self._rows(s.head_dim)),
             # Reads the other three outputs and the gates: it also makes the gated sum.
             "selected attention": self._branch(
                 "fwd",

@@ -16,6 +16,8 @@ from torch import Tensor
 from nsa_kernels.bench.sparse import Attention
 from nsa_kernels.types import Caches
 
+NEAR = "fwd window + forced blocks"
+
 Stage = tuple[str, str, Callable[[], object]]
 """fwd or bwd, name as in `counts`, what to time."""
 
@@ -44,8 +46,7 @@ class Stages:
             ("fwd", "compression", self._compression),
             ("fwd", "compressed attention", self._compressed),
             ("fwd", "scores + top-n", self._select),
-            ("fwd", "window attention", self._window),
-            ("fwd", "forced blocks", self._forced),
+            ("fwd", "window + forced blocks", self._near),
             ("fwd", "selected attention", self._selected),
             ("bwd", "gates", self._gates_backward),
             ("bwd", "compressed attention", self._compressed_backward),
@@ -87,25 +88,21 @@ class Stages:
         _, lse = self._made["fwd compressed attention"][:2]
         return lambda: stage(self.inputs.q, k, lse, self._grid())
 
-    def _window(self) -> Callable[[], object]:
-        stage, x = _stage("window", "window_forward"), self.inputs
-        return lambda: stage(x.q, x.k_win, x.v_win, self._grid())
-
-    def _forced(self) -> Callable[[], object]:
-        stage, x = _stage("forced", "forced_forward"), self.inputs
-        return lambda: stage(x.q, x.k, x.v, self._grid())
+    def _near(self) -> Callable[[], object]:
+        stage, x = _stage("near", "near_forward"), self.inputs
+        caches = Caches(x.k, x.v, x.k, x.v, x.k_win, x.v_win)  # the first two are not looked at
+        return lambda: stage(x.q, caches, self._grid())
 
     def _selected(self, *, save: bool = False) -> Callable[[], Any]:
         """The other blocks, with the gates and the sum of the branches, which are fused into it."""
         stage, x = _stage("selected", "selected_forward"), self.inputs
-        blocks, (o_forced, lse_forced) = self._made["fwd scores + top-n"], self._made["fwd forced blocks"]
+        blocks, (o_forced, lse_forced) = self._made["fwd scores + top-n"], self._made[NEAR][1]
         o_cmp, o_win = self._other_outputs()
         before = (x.q, x.k, x.v, blocks, x.gates, o_cmp, o_win, o_forced, lse_forced)
         return lambda: stage(*before, self._grid(), save=save)
 
     def _other_outputs(self) -> tuple[Tensor, Tensor]:
-        o_cmp, o_win = (self._made[f"fwd {name} attention"][0] for name in ("compressed", "window"))
-        return o_cmp, o_win
+        return self._made["fwd compressed attention"][0], self._made[NEAR][0][0]
 
     def _selected_for_backward(self) -> tuple[Tensor, Tensor]:
         """The branch's own output and log-sum-exp, which only a training forward keeps."""
@@ -128,7 +125,7 @@ class Stages:
 
     def _window_backward(self) -> Callable[[], object]:
         stage = _stage("window_backward", "window_backward")
-        lse = self._made["fwd window attention"][1]
+        lse = self._made[NEAR][0][1]
         return self._branch_backward(stage, lse, self.inputs.k_win, self.inputs.v_win)
 
     def _selected_backward(self) -> Callable[[], object]:

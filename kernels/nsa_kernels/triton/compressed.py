@@ -12,7 +12,7 @@ from nsa_kernels.triton.packed import first_key, launch_packed, load_queries, st
 from nsa_kernels.triton.tiles import Grid, blocks_before
 
 try:
-    from nsa_kernels.triton import compressed_hopper as on_hopper
+    from nsa_kernels.triton import branches_hopper as on_hopper
 except (ImportError, AttributeError):  # a Triton without Gluon, or with another one
     on_hopper = None  # type: ignore[assignment]
 
@@ -43,7 +43,7 @@ def compressed_forward(
         k: Compressed keys [B, C, H_kv, D_k].
         v: Compressed values [B, C, H_kv, D_v].
         grid: Positions and sizes.
-        config: Launch configuration; None = the shipped one. With KEY_SLOTS it is one of `compressed_hopper`,
+        config: Launch configuration; None = the shipped one. With KEY_SLOTS it is one of `branches_hopper`,
             and nothing where that does not serve.
 
     Returns:
@@ -51,7 +51,7 @@ def compressed_forward(
         units of log2, +inf there.
     """
     for_hopper = config is not None and "KEY_SLOTS" in config
-    if on_hopper and (for_hopper or config is None) and on_hopper.serves(q, k, v, grid):
+    if on_hopper and (for_hopper or config is None) and on_hopper.serves(q, (k, v), grid):
         chosen = config or shipped("compressed_hopper", on_hopper.WIDTH, q.device)
         return on_hopper.compressed_hopper(q, k, v, grid, chosen)
     return launch_packed(

@@ -86,13 +86,14 @@ DEFAULT: Table = {
     "decode_step": {128: {"units": 16, "elements": 256, "stages": 4, "programs": 2}},
 }
 
+_HOPPER = {"QUERY_SLOTS": 2, "num_warps": 4, "maxnreg": 168}
+
 H200: Table = {
     "compressed_forward": {
         128: {"BM": 64, "BN": 64, "TMA": 1, "num_warps": 4, "num_stages": 1, "maxnreg": 168}
     },
-    "compressed_hopper": {
-        128: {"BN": 128, "KEY_SLOTS": 2, "VALUE_SLOTS": 2, "PROGRAMS": 1, "num_warps": 4, "maxnreg": 168}
-    },
+    "compressed_hopper": {128: {**_HOPPER, "BN": 128, "KEY_SLOTS": 2, "VALUE_SLOTS": 2}},
+    "near_hopper": {128: {**_HOPPER, "BN": 64, "KEY_SLOTS": 4, "VALUE_SLOTS": 4}},
     "select": {
         128: {"BM": 128, "BN": 64, "TMA": 1, "OCCUPANCY": 3, "num_warps": 4, "num_stages": 3, "maxnreg": 160}
     },

@@ -11,13 +11,12 @@ from torch.autograd.function import once_differentiable
 from nsa_kernels.geometry import BlockGeometry
 from nsa_kernels.triton.compressed import compressed_forward
 from nsa_kernels.triton.compressed_backward import compressed_backward
-from nsa_kernels.triton.forced import forced_forward
 from nsa_kernels.triton.gates import gate_backward
+from nsa_kernels.triton.near import near_forward
 from nsa_kernels.triton.selected import selected_forward
 from nsa_kernels.triton.selected_backward import selected_backward
 from nsa_kernels.triton.selection import select
 from nsa_kernels.triton.tiles import MAX_GROUP, MIN_DOT, Grid, split_width
-from nsa_kernels.triton.window import window_forward
 from nsa_kernels.triton.window_backward import window_backward
 from nsa_kernels.types import Caches, NSAOutput
 
@@ -112,9 +111,8 @@ class _Attention(torch.autograd.Function):
         caches = Caches(*tensors)
         o_cmp, lse_cmp = compressed_forward(q, caches.k_cmp, caches.v_cmp, grid)
         blocks = select(q, caches.k_cmp, lse_cmp, grid)
-        o_win, lse_win = window_forward(q, caches.k_win, caches.v_win, grid)
+        (o_win, lse_win), forced = near_forward(q, caches, grid)
         save = any(ctx.needs_input_grad)
-        forced = forced_forward(q, caches.k_slc, caches.v_slc, grid)
         out, o_slc, lse_slc = selected_forward(
             q, caches.k_slc, caches.v_slc, blocks, gates, o_cmp, o_win, *forced, grid, save=save
         )

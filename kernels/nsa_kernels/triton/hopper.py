@@ -24,13 +24,14 @@ ROWS = gl.constexpr(64)
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Constants of a call: those of a packed tile (see `tiles`), and of the compression."""
+    """Constants of a call: those of a packed tile (see `tiles`), and of the geometry."""
 
     G: int
-    GP: int
     BQ: int
     BLOCK: int
     STRIDE: int
+    SELECT: int
+    WINDOW: int
 
 
 # ---- layouts
@@ -55,13 +56,18 @@ def row_layout(width):
     return gl.BlockedLayout([1, 8], [32 // lanes, lanes], [4, 1], [1, 0])
 
 
+@gluon.constexpr_function
+def heads_layout():
+    """As `shared_layout`, of rows that are the heads of neighbouring queries [1, queries, heads, D]."""
+    return gl.NVMMASharedLayout(128, 16, 4)
+
+
 # ---- rings
 
 
 class Ring(NamedTuple):
-    """Where tiles of one tensor pass from the producer to the consumers."""
+    """Where tiles pass from the producer to the consumers."""
 
-    source: Any  # descriptor
     slots: Any  # shared memory [SLOTS, rows, D]
     full: Any  # barriers [SLOTS]
     empty: Any
@@ -88,29 +94,34 @@ def matrix_descriptor(x: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor(x, shape, [x.stride(1), 1], [rows, width], shared_layout())
 
 
+def heads_descriptor(x: Tensor, queries: int, heads: int) -> TensorDescriptor:
+    """A tensor [B, N, H, D], of which `heads` of `queries` tokens are copied in bulk as rows of one tile."""
+    block = [1, queries, heads, x.shape[-1]]
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), block, heads_layout())
+
+
 @gluon.jit
 def make_ring(source, SLOTS: gl.constexpr, CONSUMERS: gl.constexpr):
-    """An empty ring; a fence has to follow before anyone uses it."""
-    rows: gl.constexpr = source.block_type.shape[0]
-    D: gl.constexpr = source.block_type.shape[1]
+    """An empty ring for tiles such as this descriptor's; a fence has to follow before anyone uses it."""
     full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(SLOTS):
         mbarrier.init(full.index(slot), count=1)
         mbarrier.init(empty.index(slot), count=CONSUMERS)
-    slots = gl.allocate_shared_memory(source.dtype, [SLOTS, rows, D], source.layout)
-    return Ring(source, slots, full, empty)
+    shape: gl.constexpr = [SLOTS] + source.block_type.shape  # noqa: RUF005 - Triton unpacks no lists
+    slots = gl.allocate_shared_memory(source.dtype, shape, source.layout)
+    return Ring(slots, full, empty)
 
 
 @gluon.jit
-def copy(ring, it, row, column):
+def copy(ring, it, source, at):
     """Producer: starts the copy of tile number `it` once all consumers have left its slot."""
     SLOTS: gl.constexpr = ring.slots.shape[0]
     slot = it % SLOTS
     mbarrier.wait(ring.empty.index(slot), (it // SLOTS) & 1 ^ 1)
     full = ring.full.index(slot)
-    mbarrier.expect(full, ring.source.block_type.nbytes)
-    async_copy_global_to_shared(ring.source, [row, column], full, ring.slots.index(slot))
+    mbarrier.expect(full, source.block_type.nbytes)
+    async_copy_global_to_shared(source, at, full, ring.slots.index(slot))
 
 
 @gluon.jit
@@ -149,24 +160,20 @@ class Piece(NamedTuple):
     group: Any
     start: Any  # position of query 0
     end: Any
-    most: Any  # keys that some row sees
-    whole: Any  # tiles of keys that all rows see wholly
-    count: Any  # tiles of keys
+    first: Any  # position of the tile's first query
+    last: Any  # and behind its last; at or before the first where none is real
 
 
 @gluon.jit
-def piece_at(at, work, SIZES: gl.constexpr, BN: gl.constexpr):
+def piece_at(at, work, SIZES: gl.constexpr):
     """Piece of work number `at`; long ones go first."""
     tile = work.tiles - 1 - at // work.heads
     batch = at % work.heads // work.HKV
     start = gl.load(work.Starts + batch)
     end = gl.load(work.Ends + batch)
     first = start + tile * SIZES.BQ
-    last = gl.minimum(gl.minimum(first + SIZES.BQ, start + work.N), end)  # exclusive
-    most = gl.where(first < last, blocks_before(last, SIZES), 0)
-    whole = gl.minimum(blocks_before(first + 1, SIZES), most) // BN
-    group = at % work.heads % work.HKV
-    return Piece(tile, batch, group, start, end, most, whole, (most + BN - 1) // BN)
+    last = gl.minimum(gl.minimum(first + SIZES.BQ, start + work.N), end)
+    return Piece(tile, batch, at % work.heads % work.HKV, start, end, first, last)
 
 
 @gluon.jit
@@ -177,49 +184,8 @@ def blocks_before(tokens, SIZES: gl.constexpr):
 
 @gluon.jit
 def rows_of(piece, N, FIRST: gl.constexpr, SIZES: gl.constexpr, layout: gl.constexpr):
-    """Rows FIRST .. FIRST + 63 of the tile: row, query, whether inside [N, G], whether a real query."""
+    """Rows FIRST .. FIRST + 63 of the tile: row, query, whether it exists, whether it is real."""
     row = FIRST + gl.arange(0, ROWS, layout=layout)
-    query = piece.tile * SIZES.BQ + row // SIZES.GP
-    inside = (query < N) & (row % SIZES.GP < SIZES.G)
-    return row, query, inside, inside & (piece.start + query < piece.end)
-
-
-@gluon.jit
-def load_queries(
-    Q, piece, work, stride_qb, stride_qn, stride_qh, FIRST: gl.constexpr, SIZES: gl.constexpr, D: gl.constexpr
-):
-    """The consumer's queries [64, D], 0 where they are not real."""
-    layout: gl.constexpr = row_layout(D)
-    row, _, _, real = rows_of(piece, work.N, FIRST, SIZES, gl.SliceLayout(1, layout))
-    at = Q + piece.batch.to(gl.int64) * stride_qb + (piece.group * SIZES.G).to(gl.int64) * stride_qh
-    at += piece.tile.to(gl.int64) * SIZES.BQ * stride_qn
-    rows = at + (row // SIZES.GP) * stride_qn + (row % SIZES.GP).to(gl.int64) * stride_qh
-    column = gl.arange(0, D, layout=gl.SliceLayout(0, layout))
-    return gl.load(rows[:, None] + column[None, :], mask=real[:, None], other=0.0)
-
-
-@gluon.jit
-def store_rows(Out, Lse, acc, top, total, piece, work, FIRST: gl.constexpr, SIZES: gl.constexpr):
-    """Writes the consumer's output and log-sum-exp; rows that saw nothing get 0 and +inf."""
-    D: gl.constexpr = acc.shape[1]
-    scores: gl.constexpr = top.type.layout
-    sums: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
-    layout: gl.constexpr = row_layout(D)
-    heads = work.HKV * SIZES.G
-    base = (piece.batch.to(gl.int64) * work.N * work.HKV + piece.group) * SIZES.G  # of [B, N, H], contiguous
-    base += piece.tile.to(gl.int64) * SIZES.BQ * heads
-
-    row, _, inside, real = rows_of(piece, work.N, FIRST, SIZES, scores)
-    some = real & (total > 0)
-    divisor = gl.where(some, total, 1.0)
-    lse = gl.where(some, top + gl.log2(divisor), float("inf"))
-    gl.store(Lse + base + (row // SIZES.GP) * heads + row % SIZES.GP, lse, mask=inside)
-
-    factor = gl.convert_layout(gl.where(some, 1.0 / divisor, 0.0), sums)
-    kept = gl.convert_layout(some, sums)
-    out = gl.where(kept[:, None], acc * factor[:, None], 0.0).to(Out.dtype.element_ty)
-    out = gl.convert_layout(out, layout)
-    row, _, inside, _ = rows_of(piece, work.N, FIRST, SIZES, gl.SliceLayout(1, layout))
-    rows = Out + base * D + ((row // SIZES.GP) * heads + row % SIZES.GP) * D
-    column = gl.arange(0, D, layout=gl.SliceLayout(0, layout))
-    gl.store(rows[:, None] + column[None, :], out, mask=inside[:, None])
+    query = piece.tile * SIZES.BQ + row // SIZES.G
+    exists = query < N
+    return row, query, exists, exists & (piece.start + query < piece.end)
