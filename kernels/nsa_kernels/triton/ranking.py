@@ -7,6 +7,13 @@ query then needs no barrier.
 import triton
 import triton.language as tl
 
+GROUP_ROWS = tl.constexpr(8)
+"""Rows of groups in `keep_largest`."""
+SPARE = tl.constexpr(1)
+"""How many more than needed reach its bound when it leaves the groups for all values."""
+DROPS = tl.constexpr(6)
+"""Passes in which it lets go the smallest, before it halves the range instead."""
+
 
 @triton.jit
 def count_rows(mask):
@@ -22,8 +29,57 @@ def count_from(ranks, least):
 
 
 @triton.jit
+def count_and_gap(ranks, least):
+    """`count_from`, and how far above `least` the smallest of those is; negative where there is none."""
+    above = ranks - least[:, None, None]  # seen without a sign, those below come last
+    count = ranks.shape[1] * ranks.shape[2] + tl.sum(tl.sum(above >> 31, 1), 1)
+    gap = tl.min(tl.min(above.to(tl.uint32, bitcast=True), 1), 1)
+    return count, gap.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def halve(ranks, low, held, high, need):
+    """Three steps of bisection: `held` ranks, at least `need`, reach `low`; fewer reach `high`."""
+    for _ in tl.static_range(3):
+        middle = low + (high - low) // 2
+        reached = count_from(ranks, middle)
+        enough = reached >= need
+        low = tl.where(enough, middle, low)
+        held = tl.where(enough, reached, held)
+        high = tl.where(held == need, low + 1, tl.where(enough, high, tl.maximum(middle, low + 1)))
+    return low, held, high
+
+
+@triton.jit
+def drop_smallest(ranks, low, held, top, need):
+    """Raises `low` over the smallest of those that reach it, as long as too many do, DROPS passes at most.
+
+    Returns:
+        low, held and high as `halve` takes them; high is low + 1 where nothing is left to do.
+    """
+    held, gap = count_and_gap(ranks, low)
+    high = tl.where(held <= need, low + 1, top)
+    passes = 0
+    while (tl.max(high - low, 0) > 1) & (passes < DROPS):
+        passes += 1
+        searching = high - low > 1
+        beyond = low + gap + 1
+        reached, next_gap = count_and_gap(ranks, beyond)
+        enough = reached >= need
+        low = tl.where(searching, tl.where(enough, beyond, low + gap), low)
+        held = tl.where(searching & enough, reached, held)
+        gap = tl.where(enough, next_gap, 0)
+        high = tl.where(searching & (reached <= need), low + 1, high)
+    return low, held, high
+
+
+@triton.jit
 def keep_largest(ranks, index, need, INDEX_BITS: tl.constexpr):
     """The `need` largest non-negative ranks of each query, lower index first among equals.
+
+    The ranks of a query fall into groups (row % GROUP_ROWS, lane). The need-th largest of the groups' maxima
+    is reached by at least `need` ranks and, on data without order, by few more. It is searched for among the
+    maxima; those too many are then let go one by one, in a pass over all ranks each.
 
     Args:
         ranks: int32 [BQ, A, LANES], at most 0x7F800000; negative = never chosen.
@@ -35,21 +91,27 @@ def keep_largest(ranks, index, need, INDEX_BITS: tl.constexpr):
         The ranks, -1 for some that share the last place, and the least that is chosen, int32 [BQ]; fewer than
         `need` reach it where fewer are not negative.
     """
-    lanes = tl.max(ranks, 1)
-    high = tl.max(lanes, 1) + 1
+    A: tl.constexpr = ranks.shape[1]
+    need = tl.maximum(need, 0)
+    groups = ranks
+    if A > GROUP_ROWS:
+        folded = tl.reshape(ranks, [ranks.shape[0], A // GROUP_ROWS, GROUP_ROWS, ranks.shape[2]])
+        groups = tl.max(folded, 1)
+    lanes = tl.max(groups, 1)
+    top = tl.max(lanes, 1) + 1
     some = lanes >= 0
     low = tl.min(tl.where(some, lanes, 0x7FFFFFFF), 1)  # one in each lane reaches this, if there is any
-    low = tl.where(tl.sum(some.to(tl.int32), 1) >= need, low, 0)
-    held = count_from(ranks, low)
-    high = tl.where(held <= need, low + 1, high)
+    low = tl.where(tl.sum(some.to(tl.int32), 1) >= tl.maximum(need, 1), low, 0)
+    held = count_from(groups, low)
+    high = tl.where(held <= need, low + 1, top)
+    if A > GROUP_ROWS:
+        for _ in tl.range(0, 2):
+            low, held, high = halve(groups, low, held, high, need)
+        while tl.max(tl.where(high - low > 1, held - need, 0), 0) > SPARE:
+            low, held, high = halve(groups, low, held, high, need)
+        low, held, high = drop_smallest(ranks, low, held, top, need)
     while tl.max(high - low, 0) > 1:
-        for _ in tl.static_range(3):
-            middle = low + (high - low) // 2
-            reached = count_from(ranks, middle)
-            enough = reached >= need
-            low = tl.where(enough, middle, low)
-            held = tl.where(enough, reached, held)
-            high = tl.where(held == need, low + 1, tl.where(enough, high, tl.maximum(middle, low + 1)))
+        low, held, high = halve(ranks, low, held, high, need)
     if tl.max(held - need, 0) > 0:  # several share the last place
         tie = ranks == low[:, None, None]
         left = need - (held - count_rows(tie))
