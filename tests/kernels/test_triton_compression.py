@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from nsa_kernels import BlockGeometry, compress_linear, compress_mean, compress_mlp, num_blocks
-from nsa_kernels.triton import compression
+from nsa_kernels.triton import compression, compression_launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GEOMETRIES = {
@@ -165,9 +165,9 @@ def test_every_launch_worth_measuring_computes_the_same() -> None:
     geometry, dim = GEOMETRIES["l = 2d"], 16
     x = _random(1, 70, 2, dim).half().to(DEVICE)
     launches = {
-        "mean": (compression.compress_mean, compression.SEARCH_MEAN),
-        "linear": (compression.compress_linear, compression.SEARCH),
-        "mlp": (compression.compress_mlp, compression.SEARCH_MLP),
+        "mean": (compression.compress_mean, compression_launch.SEARCH_MEAN),
+        "linear": (compression.compress_linear, compression_launch.SEARCH),
+        "mlp": (compression.compress_mlp, compression_launch.SEARCH_MLP),
     }
     for phi, (function, search) in launches.items():
         weights = {name: w.half().to(DEVICE) for name, w in _weights(phi, geometry, dim).items()}

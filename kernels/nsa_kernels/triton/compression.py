@@ -1,61 +1,29 @@
 """Block compression phi on Triton: the tokens are read where they lie, and no block is unfolded.
 
-Here are the launches and the gradients; the kernels are in `compression_kernels`. The mean has a kernel for
-its gradient. Those of the linear map and the MLP are a few large matrix products, which torch does.
+Here are the functions and their gradients; the launches are in `compression_launch`, the kernels in
+`compression_kernels`. The mean has a kernel for its gradient. Those of the linear map and the MLP are a few
+large matrix products, which torch does.
 
 What positional embeddings and biases add is the same for every block, so that they come as one vector, an
 `offset` that torch makes (and differentiates).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nsa_kernels.geometry import BlockGeometry, num_blocks
-from nsa_kernels.triton import compression_kernels as kernels
-from nsa_kernels.triton.configs import config as shipped
-from nsa_kernels.triton.tiles import MIN_DOT, launch_options, precision
-
-Config = Mapping[str, int]
-
-SEARCH: tuple[Config, ...] = (
-    {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 4},
-    {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 4},
-    {"BM": 64, "BN": 128, "BK": 128, "num_warps": 4, "num_stages": 3},
-    {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3},
-    {"BM": 128, "BN": 128, "BK": 128, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 3},
-    {"BM": 64, "BN": 64, "BK": 128, "num_warps": 4, "num_stages": 4},
-    {"BM": 128, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 4},
+from nsa_kernels.geometry import BlockGeometry
+from nsa_kernels.triton.compression_launch import (
+    Config,
+    linear_backward,
+    linear_forward,
+    mean_backward,
+    mean_forward,
+    mlp_forward,
 )
-"""Launches of `linear_forward` worth measuring: BM blocks, BN outputs, BK elements of a token at a time (of
-16 bits each; half as many of 32)."""
-SEARCH_MLP: tuple[Config, ...] = (
-    {"BM": 128, "BN": 64, "BK": 64, "num_warps": 8, "num_stages": 4},
-    {"BM": 64, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 4},
-    {"BM": 64, "BN": 64, "BK": 64, "num_warps": 4, "num_stages": 4},
-    {"BM": 64, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 3},
-    {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 4},
-    {"BM": 64, "BN": 128, "BK": 128, "num_warps": 8, "num_stages": 3},
-    {"BM": 128, "BN": 64, "BK": 128, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 64, "BK": 128, "num_warps": 4, "num_stages": 4},
-)
-"""The same for `mlp_forward`; BN hidden units."""
-SEARCH_MEAN: tuple[Config, ...] = (
-    {"PIECES": 8, "ROWS": 16, "num_warps": 1, "num_stages": 1},
-    {"PIECES": 16, "ROWS": 16, "num_warps": 1, "num_stages": 1},
-    {"PIECES": 8, "ROWS": 8, "num_warps": 1, "num_stages": 1},
-    {"PIECES": 8, "ROWS": 16, "num_warps": 2, "num_stages": 1},
-    {"PIECES": 16, "ROWS": 16, "num_warps": 2, "num_stages": 1},
-    {"PIECES": 16, "ROWS": 16, "num_warps": 4, "num_stages": 1},
-    {"PIECES": 32, "ROWS": 16, "num_warps": 4, "num_stages": 1},
-)
-"""Launches of `mean_forward` and `mean_backward`: PIECES blocks to a program, ROWS tokens read at once."""
 
 
 def compress_mean(
@@ -220,197 +188,6 @@ class _MLP(torch.autograd.Function):
             for dtype, gradient in zip(sums, (dflat, given), strict=True)
         )
         return dx, dweight, doffset, given.mT @ active, dbias, None, None
-
-
-# ---- stages
-
-
-def mean_forward(
-    x: Tensor, offset: Tensor | None, geometry: BlockGeometry, *, config: Config | None = None
-) -> Tensor:
-    """Means of the blocks of x [B, S, H_kv, D], plus offset [D]: [B, C, H_kv, D]."""
-    batch, length, heads, width = x.shape
-    count = num_blocks(length, geometry)
-    out = x.new_empty(batch, count, heads, width)
-    if out.numel():
-        chosen = config or shipped("compress_mean", width, x.device)
-        kernels.mean_forward[(triton.cdiv(count, chosen["PIECES"]), batch * heads)](
-            x,
-            out if offset is None else offset.contiguous(),
-            out,
-            *x.stride()[:3],
-            *out.stride()[:3],
-            count,
-            heads,
-            BLOCK=geometry.block,
-            STRIDE=geometry.stride,
-            D=width,
-            DP=triton.next_power_of_2(width),
-            ROWS=min(chosen["ROWS"], triton.next_power_of_2(geometry.stride)),
-            OPEN=triton.next_power_of_2(geometry.block // geometry.stride),
-            PIECES=chosen["PIECES"],
-            OFFSET=offset is not None,
-            **launch_options(chosen),
-        )
-    return out
-
-
-def mean_backward(
-    dout: Tensor, length: int, geometry: BlockGeometry, *, config: Config | None = None
-) -> Tensor:
-    """Gradient of the tokens, [B, length, H_kv, D]: what the blocks over a token get, divided by l."""
-    batch, count, heads, width = dout.shape
-    dx = dout.new_empty(batch, length, heads, width)
-    if dx.numel():
-        chosen = config or shipped("compress_mean", width, dout.device)
-        pieces = triton.cdiv(length, geometry.stride)
-        kernels.mean_backward[(triton.cdiv(pieces, chosen["PIECES"]), batch * heads)](
-            dout,
-            dx,
-            *dout.stride()[:3],
-            *dx.stride()[:3],
-            count,
-            length,
-            heads,
-            BLOCK=geometry.block,
-            STRIDE=geometry.stride,
-            D=width,
-            DP=triton.next_power_of_2(width),
-            PIECES=chosen["PIECES"],
-            **launch_options(chosen),
-        )
-    return dx
-
-
-def linear_forward(
-    x: Tensor,
-    weight: Tensor,
-    offset: Tensor | None,
-    geometry: BlockGeometry,
-    *,
-    config: Config | None = None,
-) -> Tensor:
-    """W applied to each block of x [B, S, H_kv, D], plus offset [D_out]: [B, C, H_kv, D_out]."""
-    batch, length, heads, width = x.shape
-    count, out_width = num_blocks(length, geometry), weight.shape[0]
-    out = x.new_empty(batch, count, heads, out_width)
-    if out.numel():
-        chosen = config or shipped("compress_linear", max(width, out_width), x.device)
-        bn = _side(out_width, chosen["BN"])
-        rows = batch * count * heads
-        kernels.linear_forward[(triton.cdiv(rows, chosen["BM"]), triton.cdiv(out_width, bn))](
-            x,
-            weight,
-            out if offset is None else offset.contiguous(),
-            out,
-            *x.stride()[:3],
-            weight.stride(0),
-            weight.stride(1),
-            rows,
-            count,
-            heads,
-            out_width,
-            BLOCK=geometry.block,
-            STRIDE=geometry.stride,
-            D=width,
-            BM=chosen["BM"],
-            BN=bn,
-            BK=_side(width, chosen["BK"] * 2 // x.element_size()),
-            OFFSET=offset is not None,
-            PRECISION=precision(x),
-            **launch_options(chosen),
-        )
-    return out
-
-
-def mlp_forward(
-    x: Tensor,
-    weight_in: Tensor,
-    offset: Tensor | None,
-    weight_out: Tensor,
-    bias_out: Tensor | None,
-    geometry: BlockGeometry,
-    *,
-    config: Config | None = None,
-) -> Tensor:
-    """weight_out applied to the GELU of `linear_forward`, plus bias_out [D_out]: [B, C, H_kv, D_out]."""
-    batch, length, heads, width = x.shape
-    count, (out_width, hidden) = num_blocks(length, geometry), weight_out.shape
-    out = x.new_empty(batch, count, heads, out_width)
-    if out.numel():
-        chosen = config or shipped("compress_mlp", max(width, out_width), x.device)
-        rows = batch * count * heads
-        kernels.mlp_forward[(triton.cdiv(rows, chosen["BM"]),)](
-            x,
-            weight_in,
-            out if offset is None else offset.contiguous(),
-            weight_out,
-            out if bias_out is None else bias_out.contiguous(),
-            out,
-            *x.stride()[:3],
-            *weight_in.stride(),
-            *weight_out.stride(),
-            rows,
-            count,
-            heads,
-            out_width,
-            BLOCK=geometry.block,
-            STRIDE=geometry.stride,
-            D=width,
-            HIDDEN=hidden,
-            BM=chosen["BM"],
-            BN=_side(hidden, chosen["BN"]),
-            BK=_side(width, chosen["BK"] * 2 // x.element_size()),
-            DO=_side(out_width, 1 << out_width.bit_length()),
-            OFFSET=offset is not None,
-            BIAS=bias_out is not None,
-            PRECISION=precision(x),
-            **launch_options(chosen),
-        )
-    return out
-
-
-def linear_backward(
-    x: Tensor, weight: Tensor, dout: Tensor, geometry: BlockGeometry, *, needs: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the tokens and of W, by two matrix products of torch over pieces of d tokens.
-
-    Args:
-        x: Tokens [B, S, H_kv, D].
-        weight: [D_out, l*D].
-        dout: [B, C, H_kv, D_out].
-        geometry: Block sizes.
-        needs: Whether each of the two is wanted.
-
-    Returns:
-        [B, S, H_kv, D] and [D_out, l*D], or None.
-    """
-    batch, length, heads, width = x.shape
-    count, out_width = dout.shape[1], weight.shape[0]
-    shares = geometry.block // geometry.stride
-    pieces = count + shares - 1 if count else 0
-    covered = pieces * geometry.stride
-    # [B, P, H_kv, l/d, D_out]: what a piece has to do with in each of its places in a block.
-    placed = dout.new_zeros(batch, pieces, heads, shares, out_width)
-    for r in range(shares):
-        placed[:, r : r + count, :, r] = dout
-    flat = placed.flatten(3).flatten(0, 2)
-    places = weight.reshape(out_width, shares, -1).transpose(0, 1).reshape(shares * out_width, -1)
-    dx = dweight = None
-    if needs[0]:
-        dx = x.new_zeros(batch, length, heads, width)
-        tokens = (flat @ places).view(batch, pieces, heads, geometry.stride, width)
-        dx[:, :covered] = tokens.transpose(2, 3).reshape(batch, covered, heads, width)
-    if needs[1]:
-        cut = x[:, :covered].unflatten(1, (pieces, geometry.stride)).transpose(2, 3)
-        dplaces = flat.mT @ cut.reshape(batch * pieces * heads, geometry.stride * width)
-        dweight = dplaces.view(shares, out_width, -1).transpose(0, 1).reshape(weight.shape)
-    return dx, dweight
-
-
-def _side(width: int, most: int) -> int:
-    """Side of a tile in a matrix product: a power of 2, at least Triton's smallest."""
-    return max(MIN_DOT, min(most, 1 << (width - 1).bit_length()))
 
 
 def _dense_rows(x: Tensor) -> Tensor:
