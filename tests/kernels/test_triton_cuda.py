@@ -41,6 +41,7 @@ FOUR = {"heads": 8, "kv_heads": 2, "dim": 64}
 
 CASES = {
     "16 heads to a group": {"queries": 4096, **SIXTEEN},
+    "pieces enough for a persistent kernel": {"queries": 5000, **SIXTEEN},
     "float16": {"queries": 2048, **SIXTEEN, "dtype": torch.float16},
     "5 heads to a group": {"queries": 2500, "heads": 10, "kv_heads": 2, "dim": 32},
     "1 head to a group": {"queries": 2000, "heads": 4, "kv_heads": 4, "dim": 64},

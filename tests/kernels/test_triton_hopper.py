@@ -34,13 +34,13 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from nsa_kernels.triton import branches_hopper as hopper
 from nsa_kernels.triton.hopper import heads_layout, shared_layout
 
-def compiled(dtype, group, branches, config):
+def compiled(dtype, group, branches, select, config):
     kernel = hopper._attention_hopper
     keys = f"tensordesc<{dtype}[{config['BN']},{hopper.WIDTH}],{shared_layout()!r}>"
     rows = f"tensordesc<{dtype}[1,{64 // group},{group},{hopper.WIDTH}],{heads_layout()!r}>"
     slots = ("KEY_SLOTS", "VALUE_SLOTS", "QUERY_SLOTS")
     constants = {name: config[name] for name in slots} | {
-        "SIZES": hopper.Sizes(group, 128 // group, 32, 16, 64, 512), "FIRST": branches - 1,
+        "SIZES": hopper.Sizes(group, 128 // group, 32, 16, select, 512), "FIRST": branches - 1,
     }
     if branches == 1:
         constants |= dict.fromkeys(("K2", "V2", "Out2", "Lse2", "pitch_k2", "pitch_v2"))
@@ -67,8 +67,8 @@ for number, case in enumerate(json.loads(sys.argv[1])):
 """
 
 
-Case = tuple[str, int, int, dict[str, int]]
-"""Type, heads to a group, branches, configuration."""
+Case = tuple[str, int, int, int, dict[str, int]]
+"""Type, heads to a group, branches, tokens to a selection block, configuration."""
 
 
 def compile_for_hopper(cases: list[Case], folder: Path) -> list[dict[str, Any]]:
@@ -82,10 +82,15 @@ def compile_for_hopper(cases: list[Case], folder: Path) -> list[dict[str, Any]]:
 
 
 SHIPPED = dict(configs.H200["near_hopper"][128])
+SHIPPED_ALONE = dict(configs.H200["compressed_hopper"][128])
 CASES: dict[str, list[Case]] = {
-    "shipped": [("bf16", 16, 1, dict(configs.H200["compressed_hopper"][128])), ("bf16", 16, 2, SHIPPED)],
-    "groups and types": [("fp16", 4, 1, SHIPPED), ("bf16", 2, 2, SHIPPED), ("fp16", 64, 2, SHIPPED)],
-    "candidates": [("bf16", 16, 2, config) for config in SEARCH if config != SHIPPED],
+    "shipped": [("bf16", 16, 1, 64, SHIPPED_ALONE), ("bf16", 16, 2, 64, SHIPPED)],
+    "groups and types": [
+        ("fp16", 4, 1, 64, SHIPPED),
+        ("bf16", 2, 2, 16, SHIPPED),
+        ("fp16", 64, 2, 128, SHIPPED),
+    ],
+    "candidates": [("bf16", 16, 2, 64, config) for config in SEARCH if config != SHIPPED],
 }
 
 
@@ -102,9 +107,13 @@ def test_it_compiles_and_its_products_stay_asynchronous(name: str, tmp_path: Pat
         assert int(spilled) <= SPILLED
 
 
-def test_bounds_of_inner_loops_are_made_in_each_round(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("branches", "inner_loops"), [(1, 5), (2, 6)])
+def test_bounds_of_inner_loops_are_made_in_each_round(
+    branches: int, inner_loops: int, tmp_path: Path
+) -> None:
     """Triton forgets to carry a number that only bounds inner loops: they would keep the first round's."""
-    (result,) = compile_for_hopper([("bf16", 16, 2, SHIPPED)], tmp_path)
+    config = SHIPPED_ALONE if branches == 1 else SHIPPED
+    (result,) = compile_for_hopper([("bf16", 16, branches, 64, config)], tmp_path)
     made: dict[str, int] = {}
     rounds, inner = 0, 0
     for number, line in enumerate(result["code"].splitlines()):
@@ -117,7 +126,8 @@ def test_bounds_of_inner_loops_are_made_in_each_round(tmp_path: Path) -> None:
         name = re.match(r"\s*(%\w+)(?::\d+)? = ", line)
         if name:
             made[name[1]] = number
-    assert inner == 6  # without masks and with, in two consumers; the tiles of two branches, in the producer
+    # Without masks and with them, in two consumers; the tiles of each branch, in the producer.
+    assert inner == inner_loops
 
 
 def inputs(

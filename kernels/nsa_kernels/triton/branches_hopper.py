@@ -239,7 +239,7 @@ class Section(NamedTuple):
 
     begin: Any  # first key of the tile number `apart`; the tiles before that begin with key 0
     apart: Any
-    whole: Any  # the tiles from 1 to here all rows see wholly
+    whole: Any  # all rows see the tiles 1 to whole - 1 wholly
     count: Any
     most: Any  # behind the last key that exists for some row
 
@@ -409,6 +409,9 @@ def _consume(
         section = section_at(piece, FIRST + n % BRANCHES, SIZES, BN)
         q = _rows(landed(queries, n // BRANCHES))
         acc = gl.zeros([ROWS, D], gl.float32, layout=product_layout(D))
+        BEHIND: gl.constexpr = FIRST != COMPRESSED and 2 * SIZES.SELECT + 1 < BN
+        if BEHIND and section.apart > 0:  # block 0's tile may reach past the last key as well
+            _clear(landed(values, before), 0, section.most)
         for j in range(1, section.whole):
             p, acc, top, total = _step(
                 p, acc, top, total, q, keys, values, before, section, j, low, high, scale, SIZES, False
@@ -511,7 +514,10 @@ def _weights(p, values):
 
 @gluon.jit
 def _clear(v, first, most):
-    """Zeroes the values from key `most` on, which may be NaN. Both consumers do, and write the same bytes."""
+    """Zeroes the values of a section's last tile from key `most` on: they may be NaN, with weights of 0.
+
+    Both consumers do, and write the same bytes.
+    """
     BN: gl.constexpr = v.shape[0]
     if first + BN > most:
         layout: gl.constexpr = row_layout(v.shape[1])

@@ -30,7 +30,7 @@ def near_forward(
         q: Queries [B, N, H, D_k].
         caches: Of these, k_win and v_win, k_slc and v_slc.
         grid: Positions and sizes.
-        config: Launch configuration of `branches_hopper`; None = the shipped one.
+        config: Launch configuration of `branches_hopper`, nothing where that does not serve; None = shipped.
 
     Returns:
         Output and log-sum-exp of the window and of the forced blocks, as `window_forward` and

@@ -82,7 +82,7 @@ def keep_largest(ranks, index, need, INDEX_BITS: tl.constexpr):
     maxima; those too many are then let go one by one, in a pass over all ranks each.
 
     Args:
-        ranks: int32 [BQ, A, LANES], at most 0x7F800000; negative = never chosen.
+        ranks: int32 [BQ, A, LANES], at most 0x7F800000; -1 = never chosen.
         index: Their index [1, A, LANES].
         need: How many to choose, int32 [BQ].
         INDEX_BITS: Bits of the largest index, and one more.
