@@ -207,9 +207,16 @@ def test_its_configurations_mean_nothing_where_it_does_not_serve() -> None:
         assert torch.equal(ours[1], theirs[1])
 
 
-def test_a_triton_without_gluon_has_the_plain_kernel_alone() -> None:
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        "import sys; sys.modules['triton.experimental.gluon'] = None",
+        "from triton.experimental.gluon import language; del language.shared_memory_descriptor._reinterpret",
+    ],
+)
+def test_a_triton_without_what_it_takes_has_the_plain_kernels_alone(lacking: str) -> None:
     code = (
-        "import sys; sys.modules['triton.experimental.gluon'] = None\n"
+        f"{lacking}\n"
         "from nsa_kernels.triton import compressed, near\n"
         "assert compressed.on_hopper is None and all('BM' in config for config in compressed.SEARCH)\n"
         "assert near.on_hopper is None and not near.SEARCH"

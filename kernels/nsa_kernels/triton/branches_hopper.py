@@ -54,6 +54,9 @@ from nsa_kernels.triton.hopper import (
 )
 from nsa_kernels.triton.tiles import Grid, bulk_copies, launch_options, processors
 
+if not hasattr(gl.shared_memory_descriptor, "_reinterpret"):  # it is private, but there is no other way
+    raise ImportError("this version of Triton cannot see a tile in shared memory as another")
+
 WIDTH = 128
 """The head dimension of keys and values."""
 CONSUMERS = gl.constexpr(2)
