@@ -31,16 +31,17 @@ COMPILE = """
 import json, subprocess, sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
-from nsa_kernels.triton import branches_hopper as hopper
-from nsa_kernels.triton.hopper import heads_layout, shared_layout
+from nsa_kernels.triton.branches_hopper import WIDTH
+from nsa_kernels.triton.hopper import Sizes, heads_layout, shared_layout
+from nsa_kernels.triton.stream_hopper import attention_hopper
 
 def compiled(dtype, group, branches, select, config):
-    kernel = hopper._attention_hopper
-    keys = f"tensordesc<{dtype}[{config['BN']},{hopper.WIDTH}],{shared_layout()!r}>"
-    rows = f"tensordesc<{dtype}[1,{64 // group},{group},{hopper.WIDTH}],{heads_layout()!r}>"
+    kernel = attention_hopper
+    keys = f"tensordesc<{dtype}[{config['BN']},{WIDTH}],{shared_layout()!r}>"
+    rows = f"tensordesc<{dtype}[1,{64 // group},{group},{WIDTH}],{heads_layout()!r}>"
     slots = ("KEY_SLOTS", "VALUE_SLOTS", "QUERY_SLOTS")
     constants = {name: config[name] for name in slots} | {
-        "SIZES": hopper.Sizes(group, 128 // group, 32, 16, select, 512), "FIRST": branches - 1,
+        "SIZES": Sizes(group, 128 // group, 32, 16, select, 512), "FIRST": branches - 1,
     }
     if branches == 1:
         constants |= dict.fromkeys(("K2", "V2", "Out2", "Lse2", "pitch_k2", "pitch_v2"))

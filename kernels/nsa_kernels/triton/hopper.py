@@ -20,6 +20,8 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 ROWS = gl.constexpr(64)
 """Rows of one consumer: those of a warpgroup's matrix instruction."""
+CONSUMERS = gl.constexpr(2)
+"""Of a program."""
 
 
 @dataclass(frozen=True, slots=True)
