@@ -16,7 +16,7 @@ from torch import Tensor
 from nsa_kernels.bench.sparse import Attention
 from nsa_kernels.types import Caches
 
-NEAR = "fwd window + forced blocks"
+NEAR = "window + forced blocks"
 
 Stage = tuple[str, str, Callable[[], object]]
 """fwd or bwd, name as in `counts`, what to time."""
@@ -46,7 +46,7 @@ class Stages:
             ("fwd", "compression", self._compression),
             ("fwd", "compressed attention", self._compressed),
             ("fwd", "scores + top-n", self._select),
-            ("fwd", "window + forced blocks", self._near),
+            ("fwd", NEAR, self._near),
             ("fwd", "selected attention", self._selected),
             ("bwd", "gates", self._gates_backward),
             ("bwd", "compressed attention", self._compressed_backward),
@@ -96,13 +96,13 @@ class Stages:
     def _selected(self, *, save: bool = False) -> Callable[[], Any]:
         """The other blocks, with the gates and the sum of the branches, which are fused into it."""
         stage, x = _stage("selected", "selected_forward"), self.inputs
-        blocks, (o_forced, lse_forced) = self._made["fwd scores + top-n"], self._made[NEAR][1]
+        blocks, (o_forced, lse_forced) = self._made["fwd scores + top-n"], self._made[f"fwd {NEAR}"][1]
         o_cmp, o_win = self._other_outputs()
         before = (x.q, x.k, x.v, blocks, x.gates, o_cmp, o_win, o_forced, lse_forced)
         return lambda: stage(*before, self._grid(), save=save)
 
     def _other_outputs(self) -> tuple[Tensor, Tensor]:
-        return self._made["fwd compressed attention"][0], self._made[NEAR][0][0]
+        return self._made["fwd compressed attention"][0], self._made[f"fwd {NEAR}"][0][0]
 
     def _selected_for_backward(self) -> tuple[Tensor, Tensor]:
         """The branch's own output and log-sum-exp, which only a training forward keeps."""
@@ -125,7 +125,7 @@ class Stages:
 
     def _window_backward(self) -> Callable[[], object]:
         stage = _stage("window_backward", "window_backward")
-        lse = self._made[NEAR][0][1]
+        lse = self._made[f"fwd {NEAR}"][0][1]
         return self._branch_backward(stage, lse, self.inputs.k_win, self.inputs.v_win)
 
     def _selected_backward(self) -> Callable[[], object]:

@@ -8,13 +8,9 @@ from torch import Tensor
 
 from nsa_kernels.triton.configs import config as shipped
 from nsa_kernels.triton.online import attend
+from nsa_kernels.triton.optional import on_hopper
 from nsa_kernels.triton.packed import first_key, launch_packed, load_queries, store_rows
 from nsa_kernels.triton.tiles import Grid, blocks_before
-
-try:
-    from nsa_kernels.triton import branches_hopper as on_hopper
-except (ImportError, AttributeError):  # a Triton without Gluon, or with another one
-    on_hopper = None  # type: ignore[assignment]
 
 SEARCH = tuple(
     {"BM": bm, "BN": bn, "TMA": tma, "num_warps": warps, "num_stages": stages} | limit

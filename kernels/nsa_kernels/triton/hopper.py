@@ -70,7 +70,7 @@ def heads_layout():
 class Ring(NamedTuple):
     """Where tiles pass from the producer to the consumers."""
 
-    slots: Any  # shared memory [SLOTS, rows, D]
+    slots: Any  # shared memory, SLOTS tiles
     full: Any  # barriers [SLOTS]
     empty: Any
 
@@ -103,13 +103,13 @@ def heads_descriptor(x: Tensor, queries: int, heads: int) -> TensorDescriptor:
 
 
 @gluon.jit
-def make_ring(source, SLOTS: gl.constexpr, CONSUMERS: gl.constexpr):
-    """An empty ring for tiles such as this descriptor's; a fence has to follow before anyone uses it."""
+def make_ring(source, SLOTS: gl.constexpr, READERS: gl.constexpr):
+    """An empty ring for tiles of a descriptor's shape; a fence has to follow before anyone uses it."""
     full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(SLOTS):
         mbarrier.init(full.index(slot), count=1)
-        mbarrier.init(empty.index(slot), count=CONSUMERS)
+        mbarrier.init(empty.index(slot), count=READERS)
     shape: gl.constexpr = [SLOTS] + source.block_type.shape  # noqa: RUF005 - Triton unpacks no lists
     slots = gl.allocate_shared_memory(source.dtype, shape, source.layout)
     return Ring(slots, full, empty)

@@ -6,14 +6,10 @@ from torch import Tensor
 
 from nsa_kernels.triton.configs import config as shipped
 from nsa_kernels.triton.forced import forced_forward
+from nsa_kernels.triton.optional import on_hopper
 from nsa_kernels.triton.tiles import Grid
 from nsa_kernels.triton.window import window_forward
 from nsa_kernels.types import Caches
-
-try:
-    from nsa_kernels.triton import branches_hopper as on_hopper
-except (ImportError, AttributeError):  # a Triton without Gluon, or with another one
-    on_hopper = None  # type: ignore[assignment]
 
 SEARCH = on_hopper.SEARCH if on_hopper else ()
 """Candidates for `benchmarks/tune_kernels.py`; those of the plain kernels are in `window` and `forced`."""

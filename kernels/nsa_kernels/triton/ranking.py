@@ -51,7 +51,7 @@ def halve(ranks, low, held, high, need):
 
 
 @triton.jit
-def drop_smallest(ranks, low, held, top, need):
+def drop_smallest(ranks, low, top, need):
     """Raises `low` over the smallest of those that reach it, as long as too many do, DROPS passes at most.
 
     Returns:
@@ -109,7 +109,7 @@ def keep_largest(ranks, index, need, INDEX_BITS: tl.constexpr):
             low, held, high = halve(groups, low, held, high, need)
         while tl.max(tl.where(high - low > 1, held - need, 0), 0) > SPARE:
             low, held, high = halve(groups, low, held, high, need)
-        low, held, high = drop_smallest(ranks, low, held, top, need)
+        low, held, high = drop_smallest(ranks, low, top, need)
     while tl.max(high - low, 0) > 1:
         low, held, high = halve(ranks, low, held, high, need)
     if tl.max(held - need, 0) > 0:  # several share the last place

@@ -66,14 +66,14 @@ def section_at(piece, branch, SIZES: gl.constexpr, BN: gl.constexpr):
         whole = gl.maximum(first + 1 - begin, 0) // BN
     else:
         # From the block before the first row's own; block 0 apart, if some row stands two blocks behind it.
-        begin = gl.maximum(first // SIZES.SELECT - 1, 0) * SIZES.SELECT
+        own = first // SIZES.SELECT
+        last_own = (last - 1) // SIZES.SELECT
+        begin = gl.maximum(own - 1, 0) * SIZES.SELECT
         most = last
-        apart = gl.where((last - 1) // SIZES.SELECT >= 2, (SIZES.SELECT + BN - 1) // BN, 0)
+        apart = gl.where(last_own >= 2, (SIZES.SELECT + BN - 1) // BN, 0)
         whole = 0
         if SIZES.SELECT % BN == 0:
-            own = first // SIZES.SELECT
-            alike = (own >= 2) & (own == (last - 1) // SIZES.SELECT)
-            whole = gl.where(alike, apart + (first + 1 - begin) // BN, 0)
+            whole = gl.where((own >= 2) & (own == last_own), apart + (first + 1 - begin) // BN, 0)
     count = apart + (gl.maximum(most - begin, 0) + BN - 1) // BN
     some = last > first
     return Section(

@@ -167,17 +167,14 @@ def _consume(
     """
     BN: gl.constexpr = keys.slots.shape[1]
     D: gl.constexpr = keys.slots.shape[2]
-    scores: gl.constexpr = gl.SliceLayout(1, product_layout(BN))
     pieces = pieces_of(work)
     piece = nth_piece(0, work, SIZES)
     section = section_at(piece, FIRST, SIZES, BN)
-    _, query, _, real = rows_of(piece, work.N, HALF * ROWS, SIZES, scores)
-    low, high = seen_by(piece, query, real, FIRST, SIZES)
-    nothing = gl.full([ROWS], float("-inf"), gl.float32, layout=scores)
+    low, high = _seen(piece, FIRST, work, SIZES, HALF, BN)
     q = _rows(landed(queries, 0))
     s = warpgroup_mma_wait(0, (_start_scores(q, landed(keys, 0)),))
     leave(keys, 0)
-    p, _, top, total = _softmax(s, nothing, gl.zeros_like(nothing), section, 0, low, high, scale, SIZES, True)
+    p, top, total = _begin(s, section, low, high, scale, SIZES)
     p = _weights(p, values)
     before = 0  # tiles of earlier sections
     for n in range(pieces * BRANCHES):
@@ -208,13 +205,10 @@ def _consume(
         acc = warpgroup_mma(p, v, acc, is_async=True)
         next_piece = nth_piece(next_number, work, SIZES)
         next_section = section_at(next_piece, next_branch, SIZES, BN)
-        _, query, _, real = rows_of(next_piece, work.N, HALF * ROWS, SIZES, scores)
-        low, high = seen_by(next_piece, query, real, next_branch, SIZES)
+        low, high = _seen(next_piece, next_branch, work, SIZES, HALF, BN)
         s = warpgroup_mma_wait(1, (s,))
         leave(keys, before)
-        next_p, _, next_top, next_total = _softmax(
-            s, nothing, gl.zeros_like(nothing), next_section, 0, low, high, scale, SIZES, True
-        )
+        next_p, next_top, next_total = _begin(s, next_section, low, high, scale, SIZES)
         next_total = _pin(next_total)
         acc = warpgroup_mma_wait(0, (acc,))
         leave(values, before - 1)
@@ -227,9 +221,25 @@ def _consume(
 
 
 @gluon.jit
+def _seen(piece, branch, work, SIZES: gl.constexpr, HALF: gl.constexpr, BN: gl.constexpr):
+    """`seen_by` of the consumer's rows [64]."""
+    scores: gl.constexpr = gl.SliceLayout(1, product_layout(BN))
+    _, query, _, real = rows_of(piece, work.N, HALF * ROWS, SIZES, scores)
+    return seen_by(piece, query, real, branch, SIZES)
+
+
+@gluon.jit
 def _rows(tile):
     """The heads of neighbouring queries in shared memory as 64 rows."""
     return tile._reinterpret(tile.dtype, [ROWS, tile.shape[3]], shared_layout())
+
+
+@gluon.jit
+def _begin(s, section, low, high, scale, SIZES: gl.constexpr):
+    """Weights, top and total of a section's first scores."""
+    nothing = gl.full([ROWS], float("-inf"), gl.float32, layout=gl.SliceLayout(1, s.type.layout))
+    p, _, top, total = _softmax(s, nothing, gl.zeros_like(nothing), section, 0, low, high, scale, SIZES, True)
+    return p, top, total
 
 
 @gluon.jit
