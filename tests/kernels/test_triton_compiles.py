@@ -39,6 +39,7 @@ JITFunction.run = compile_only
 import nsa_kernels.compression as compress
 from nsa_kernels import BlockGeometry, num_blocks
 from nsa_kernels.triton import compression, function
+from nsa_kernels.triton.configs import H200
 from nsa_kernels.triton.decode import decode
 from nsa_kernels.triton.decode_step import NewToken, StepCaches, decode_step
 from nsa_kernels.triton.phi import Phi
@@ -61,6 +62,16 @@ def attention():
 def one_token():
     for geometry in (G, BlockGeometry()):
         decode(q[:, 0], caches, gates[:, 0], **more | {"geometry": geometry}, lengths=lengths)
+
+def many():
+    # Compressed keys enough for a stream of tiles: in bulk copies, and of an odd width by pointers.
+    config, size = {**H200["decode_many"][128], "programs": 1}, 4000
+    zeros = lambda *shape: torch.zeros(2, *shape, KV, 32, **half)
+    for key in (32, DK):
+        rows = Caches(*(zeros(num_blocks(size, BlockGeometry()) if i < 2 else size) for i in range(6)))
+        rows = Caches(*(x[..., :key if i % 2 == 0 else 32] for i, x in enumerate(rows)))
+        decode(torch.zeros(2, HEADS, key, **half), rows, gates[:, 0], lengths=lengths, config=config,
+               **more | {"geometry": BlockGeometry()})
 
 def step():
     for kind in ("mean", "linear", "mlp"):
@@ -88,7 +99,7 @@ def phi():
     compress.compress_mlp(x, weight, out, G, backend="triton").sum().backward()
 
 torch.set_grad_enabled(sys.argv[1] in ("attention", "phi"))
-{"attention": attention, "phi": phi, "one_token": one_token, "step": step}[sys.argv[1]]()
+{"attention": attention, "phi": phi, "one_token": one_token, "many": many, "step": step}[sys.argv[1]]()
 print(*sorted(names))
 """
 KERNELS = {
@@ -96,6 +107,7 @@ KERNELS = {
     "_selected_backward_kernel _selected_forward _window_forward",
     "phi": "linear_forward mean_backward mean_forward mlp_forward",
     "one_token": "attend_kernel merge_kernel score_kernel",
+    "many": "attend_kernel merge_kernel score_kernel",
     "step": "merge_kernel step_attend_kernel step_score_kernel",
 }
 

@@ -114,10 +114,11 @@ def test_rows_of_every_length() -> None:
     check(make(SMALL, list(range(42)), capacity=43, kv_heads=1, group=1))
 
 
+@pytest.mark.parametrize("stream", [0, 1])
 @pytest.mark.parametrize("stride", [1, 4])
 @pytest.mark.parametrize("shares", [1, 2, 3, 4])
 @pytest.mark.parametrize("pieces", [1, 2, 3, 4])
-def test_block_grids(stride: int, shares: int, pieces: int) -> None:
+def test_block_grids(stride: int, shares: int, pieces: int, stream: int) -> None:
     geometry = BlockGeometry(
         block=shares * stride, stride=stride, select_block=pieces * stride, select_count=5, window=21
     )
@@ -128,7 +129,8 @@ def test_block_grids(stride: int, shares: int, pieces: int) -> None:
         3 * geometry.select_block + 1,
         53,
     ]
-    check(make(geometry, lengths, capacity=54, kv_heads=1, seed=stride))
+    config = {**shipped_config("decode", 16, DEVICE), "stream": stream}
+    check(make(geometry, lengths, capacity=54, kv_heads=1, seed=stride), config=config)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +153,19 @@ def test_uncommon_geometries(geometry: BlockGeometry) -> None:
         {"programs": 1000, "slots": 1, "window_keys": 32},
         {"programs": 1000, "early": 0, "merged": 64},
         {"keys": 64, "ranked": 1024, "slots": 4},
+        {"stream": 1, "programs": 1},
+        {"stream": 1, "programs": 12},
+        {"stream": 1, "programs": 4, "keys": 64},
     ],
-    ids=["long runs", "short runs", "known length", "large tiles"],
+    ids=[
+        "long runs",
+        "short runs",
+        "known length",
+        "large tiles",
+        "stream",
+        "short streams",
+        "large streams",
+    ],
 )
 def test_every_configuration_gives_the_same(changes: dict[str, int]) -> None:
     geometry = BlockGeometry(block=8, stride=4, select_block=8, select_count=7, window=70)
@@ -168,11 +181,20 @@ def test_every_run_of_slots_gives_the_same(count: int, slots: int) -> None:
     check(make(geometry, [200, 8 * count, 8 * count - 8, 9, 0], capacity=210, kv_heads=1), config=config)
 
 
-@pytest.mark.parametrize("programs", [1, 1000], ids=["long runs", "one tile a program"])
-def test_lengths_around_the_borders_of_blocks_and_tiles(programs: int) -> None:
-    # Keys of 12 tokens, every 4; blocks of 8; tiles of 8 blocks: a key reaches into the tile after its own.
-    geometry = BlockGeometry(block=12, stride=4, select_block=8, select_count=5, window=9)
-    config = {**shipped_config("decode", 16, DEVICE), "programs": programs}
+PROGRAMS = {
+    "long runs": {"programs": 1},
+    "one tile a program": {"programs": 1000},
+    "stream": {"programs": 1, "stream": 1},
+}
+programs_vary = pytest.mark.parametrize("changes", PROGRAMS.values(), ids=PROGRAMS)
+
+
+@programs_vary
+def test_lengths_around_the_borders_of_blocks_and_tiles(changes: dict[str, int]) -> None:
+    # Keys every 4 tokens; blocks of 8; tiles of 8 blocks: a key reaches into the tile after its own.
+    block = 8 if changes.get("stream") else 12  # no longer ones in a stream
+    geometry = BlockGeometry(block=block, stride=4, select_block=8, select_count=5, window=9)
+    config = {**shipped_config("decode", 16, DEVICE), **changes}
     lengths = [border + step for border in (8, 12, 40, 64, 72, 128) for step in (-1, 0, 1)]
     check(make(geometry, lengths, capacity=200, kv_heads=1, group=1), config=config)
 
@@ -232,9 +254,9 @@ def test_ties_across_tiles_runs_and_the_bounds_of_the_search() -> None:
     assert torch.equal(call.run().blocks, call.expected().blocks)
 
 
-@pytest.mark.parametrize("programs", [1, 1000], ids=["long runs", "one tile a program"])
-def test_a_capacity_far_beyond_the_rows(programs: int) -> None:
-    config = {**shipped_config("decode", 16, DEVICE), "programs": programs}
+@programs_vary
+def test_a_capacity_far_beyond_the_rows(changes: dict[str, int]) -> None:
+    config = {**shipped_config("decode", 16, DEVICE), **changes}
     check(make(SMALL, [70, 33, 3, 0, 8], capacity=600, kv_heads=1), config=config)
 
 
@@ -244,14 +266,14 @@ def test_an_empty_row_may_have_any_gates() -> None:
     assert not call.run().out[1].any()
 
 
-@pytest.mark.parametrize("programs", [1, 1000], ids=["long runs", "one tile a program"])
-def test_a_key_of_the_halo_may_outweigh_its_tile_beyond_all_floats(programs: int) -> None:
+@programs_vary
+def test_a_key_of_the_halo_may_outweigh_its_tile_beyond_all_floats(changes: dict[str, int]) -> None:
     # Tiles of 8 blocks of 2 keys: key 31 counts for block 16, the first of its tile, too.
     geometry = BlockGeometry(block=8, stride=4, select_block=8, select_count=5, window=12)
     call = make(geometry, [321], capacity=330, kv_heads=1, group=1)
     call.caches.k_cmp.mul_(0.01)
     call.caches.k_cmp[:, 31] = 500 * call.q / call.q.square().sum(-1, keepdim=True)
-    config = {**shipped_config("decode", 16, DEVICE), "programs": programs}
+    config = {**shipped_config("decode", 16, DEVICE), **changes}
     check(call, config=config)
     assert call.run(config=config).blocks[0, 0].tolist() == [0, 15, 16, 39, 40]
 

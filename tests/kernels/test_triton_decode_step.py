@@ -209,12 +209,18 @@ def test_many_steps_over_overlapping_blocks(kind: str, shares: int) -> None:
     rows(kind, [2, 20], geometry=geometry, capacity=26, kv_heads=1, group=1).check(5)
 
 
-@pytest.mark.parametrize("programs", [1, 1000], ids=["long runs", "one tile a program"])
-def test_fresh_keys_beside_full_splits(programs: int) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"programs": 1}, {"programs": 1000}, {"programs": 1, "stream": 1}],
+    ids=["long runs", "one tile a program", "stream"],
+)
+@pytest.mark.parametrize("dim", [8, 16])
+def test_fresh_keys_beside_full_splits(dim: int, changes: dict[str, int]) -> None:
     # Tiles of 8 blocks of 2 keys: the fresh key is a tile's first, another's last, and the very first.
-    config = {**shipped_config("decode", 8, DEVICE), "programs": programs, "slots": 2}
+    config = {**shipped_config("decode", dim, DEVICE), **changes, "slots": 2}
     lengths = [8, 64 + 8, 64 + 4, 132]
-    rows("mean", lengths, capacity=140, kv_heads=1, group=1, decode_config=config).check(2)
+    sizes = {"capacity": 140, "kv_heads": 1, "group": 1, "dim": dim, "value_dim": dim}
+    rows("mean", lengths, decode_config=config, **sizes).check(2)
 
 
 def test_different_phis_and_widths() -> None:

@@ -53,6 +53,7 @@ _DECODE = {
     "columns": 8,
     "merged": 64,
     "overlap": 0,
+    "stream": 0,
     "score_warps": 4,
     "score_stages": 2,
     "attend_warps": 8,
@@ -83,9 +84,11 @@ DEFAULT: Table = {
     "compress_linear": {128: {"BM": 64, "BN": 64, "BK": 32, **_SMALL}},
     "compress_mlp": {128: {"BM": 64, "BN": 64, "BK": 32, **_SMALL}},
     "decode": {128: _DECODE},
+    "decode_many": {128: _DECODE},
     "decode_step": {128: {"units": 16, "elements": 256, "stages": 4, "programs": 2}},
 }
 
+_FEW = {**_DECODE, "programs": 4, "columns": 16, "overlap": 1, "attend_warps": 4}
 _HOPPER = {"QUERY_SLOTS": 2, "num_warps": 4, "maxnreg": 168}
 
 H200: Table = {
@@ -127,7 +130,8 @@ H200: Table = {
         128: {"BM": 64, "BN": 128, "SPLIT": 0, "TMA": 1, "num_warps": 8, "num_stages": 3},
         256: {"BM": 32, "BN": 64, "num_warps": 8, "num_stages": 2},
     },
-    "decode": {128: {**_DECODE, "programs": 4, "columns": 16, "overlap": 1, "attend_warps": 4}},
+    "decode": {128: _FEW},
+    "decode_many": {128: {**_FEW, "stream": 1, "programs": 2, "score_stages": 3}},
 }
 
 # Chosen for registers and shared memory by what the compiler reports for it (no spills at head dimension
@@ -139,6 +143,8 @@ A100: Table = {
     "forced_forward": {128: {"BM": 64, "BN": 64, **_SMALL}},
     "selected_forward": {128: {"BN": 32, "num_warps": 1, "num_stages": 3}},
 }
+
+_FINE = {**_DECODE, "keys": 16, "window_keys": 16, "ranked": 16, "columns": 16, "merged": 4}
 
 # Small tiles, so that small tests cross their seams.
 INTERPRETER: Table = {
@@ -154,7 +160,8 @@ INTERPRETER: Table = {
     "compress_mean": {128: {"PIECES": 4, "ROWS": 4, "num_warps": 4, "num_stages": 1}},
     "compress_linear": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
     "compress_mlp": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
-    "decode": {128: {**_DECODE, "keys": 16, "window_keys": 16, "ranked": 16, "columns": 16, "merged": 4}},
+    "decode": {128: _FINE},
+    "decode_many": {128: {**_FINE, "stream": 1}},
     "decode_step": {128: {"units": 16, "elements": 32, "stages": 2, "programs": 4}},
 }
 

@@ -18,7 +18,7 @@ from nsa_kernels.geometry import BlockGeometry
 from nsa_kernels.triton.configs import H200
 from nsa_kernels.triton.decode_attend import attend_kernel
 from nsa_kernels.triton.decode_merge import merge_kernel
-from nsa_kernels.triton.decode_plan import Work, prepare, rows_contiguous
+from nsa_kernels.triton.decode_plan import Work, bulk_tiles, first_grid, prepare, rows_contiguous
 from nsa_kernels.triton.decode_score import score_kernel
 from nsa_kernels.triton.tiles import LOG2E
 from nsa_kernels.types import Caches, NSAOutput
@@ -36,6 +36,9 @@ SEARCH: tuple[Mapping[str, int], ...] = tuple(
         {"programs": 16, "score_warps": 2},
         {"keys": 32, "window_keys": 32, "programs": 8, "score_warps": 2},
         {"keys": 128, "programs": 2},
+        {"stream": 1, "programs": 2, "score_stages": 3},
+        {"stream": 1, "programs": 2, "score_stages": 4},
+        {"stream": 1, "keys": 32, "window_keys": 32, "programs": 4, "score_warps": 1, "score_stages": 3},
         # The ranking: more warps, all blocks of 128k tokens at once.
         {"attend_warps": 8},
         {"ranked": 2048, "attend_warps": 8},
@@ -51,11 +54,12 @@ SEARCH: tuple[Mapping[str, int], ...] = tuple(
 
 keys: compressed keys to a tile. window_keys: tokens to a tile of the window. programs: of the first launch to
 a multiprocessor, at most about. early: whether, where a program has one tile, its keys are asked for before
-the row's length has come. ranked: selection blocks whose pooled scores a program holds at a time. slots:
-selected blocks to a program, at least. attend_programs: of the second launch to a multiprocessor, at most
-about. columns: of the values that one program merges, at least. merged: partials of the compressed branch
-that it holds at a time. overlap: whether a launch may begin before the one before it has ended. The rest:
-warps and pipeline stages of the three launches.
+the row's length has come. stream: whether, where it has more, they come as in decode_stream.py; then
+all programs run at once. ranked: selection blocks whose pooled scores a program holds at a time.
+slots: selected blocks to a program, at least. attend_programs: of the second launch to a multiprocessor, at
+most about. columns: of the values that one program merges, at least. merged: partials of the compressed
+branch that it holds at a time. overlap: whether a launch may begin before the one before it has ended. The
+rest: warps and pipeline stages of the three launches.
 """
 
 
@@ -95,12 +99,14 @@ def decode(
     if work.pairs == 0:
         return NSAOutput(work.out, work.blocks)
     p, kv_heads = work.plan, k_slc.shape[2]
-    score_kernel[(p.window_splits + p.splits, work.pairs)](
+    bulk = bulk_tiles(p, k_cmp, v_cmp)
+    score_kernel[first_grid(p, p.window_splits + p.splits, work.pairs)](
         q,
         k_cmp,
         v_cmp,
         k_win,
         v_win,
+        *bulk,
         lengths,
         work.partial,
         work.stats,
@@ -118,6 +124,7 @@ def decode(
         p.tile_run,
         p.window_run,
         min(k_cmp.shape[1], v_cmp.shape[1]),
+        BULK=bulk[0] is not None,
         **work.score,
     )
     attend_kernel[(p.runs, work.pairs)](

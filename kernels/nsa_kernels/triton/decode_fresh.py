@@ -12,14 +12,14 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from nsa_kernels.triton.decode_attend import attend_program
 from nsa_kernels.triton.decode_phi import fresh_key, mean_program, phi_program, sum_shares
-from nsa_kernels.triton.decode_score import score_program
+from nsa_kernels.triton.decode_score import place_in_grid, score_program
 from nsa_kernels.triton.decode_tile import append, completes, load_query, used_splits, used_tiles
 from nsa_kernels.triton.tiles import blocks_before
 
 
 @triton.jit
 def step_score_kernel(
-    q, k_raw, v_raw, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win,
+    q, k_raw, v_raw, k_cmp, v_cmp, k_slc, v_slc, k_win, v_win, k_bulk, v_bulk,
     k_raw_new, v_raw_new, k_slc_new, v_slc_new, k_win_new, v_win_new, lengths,
     k_weight, k_weight_s, k_bias, k_weight_out, k_out_s, k_bias_out, k_pe, k_shares,
     v_weight, v_weight_s, v_bias, v_weight_out, v_out_s, v_bias_out, v_pe, v_shares,
@@ -36,14 +36,13 @@ def step_score_kernel(
     G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
     DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, PP: tl.constexpr, BJ: tl.constexpr,
     SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr, WINDOW_SPLITS: tl.constexpr,
-    BW: tl.constexpr, ONE_TILE: tl.constexpr, BLOCK: tl.constexpr,
+    BW: tl.constexpr, ONE_TILE: tl.constexpr, STREAM: tl.constexpr, BULK: tl.constexpr, BLOCK: tl.constexpr,
     STRIDE: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (K_PARTS + V_PARTS + WINDOW_SPLITS + splits, pairs): phi, which takes longest, first."""
     if OVERLAP:
         gdc_launch_dependents()
-    part = tl.program_id(0)
-    pair = tl.program_id(1)
+    part, pair = place_in_grid(STREAM)
     row = (pair // kv_heads).to(tl.int64)
     kv_head = (pair % kv_heads).to(tl.int64)
     tokens = tl.load(lengths + row).to(tl.int32)
@@ -101,9 +100,10 @@ def step_score_kernel(
             k_cmp + row * kc_b + kv_head * kc_h, v_cmp + row * vc_b + kv_head * vc_h,
             k_win + row * kw_b + kv_head * kw_h, v_win + row * vw_b + kv_head * vw_h,
             k_win_new + row * kwn_b + kv_head * kwn_h, v_win_new + row * vwn_b + kv_head * vwn_h,
+            k_bulk, v_bulk, pair // kv_heads, pair % kv_heads,
             partial, stats, reference, pooled, kc_s, vc_s, kw_s, vw_s, scale_log2,
             shares, tiles, tile_run, window_run, capacity, G, GP, DK, DR, DK_END, DV, DV_END, PIECES, PP, BJ,
-            SHARES, HP, WINDOW, WINDOW_SPLITS, BW, ONE_TILE, PRECISION, True,
+            SHARES, HP, WINDOW, WINDOW_SPLITS, BW, ONE_TILE, STREAM, BULK, PRECISION, True,
         )  # fmt: skip
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.triton.configs import config as shipped_config
-from nsa_kernels.triton.tiles import MIN_DOT, processors, split_width
+from nsa_kernels.triton.tiles import MIN_DOT, bulk_copies, descriptor, processors, split_width
 
 _MOST_PARTIALS = 32
 """Of the window and of the selected branch: the third launch holds them all."""
@@ -19,6 +20,8 @@ _MERGE_PROGRAMS = 4
 """Of the third launch to a multiprocessor, about: they hold little and wait for memory."""
 _MERGED = 1 << 14
 """Values of partials that a program of it may hold before it takes no more columns."""
+_MANY = 200
+"""Compressed keys to a multiprocessor from which on reading them takes longer than waiting for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,8 @@ class Plan:
     """Tiles of the window to a program."""
     window_splits: int
     """Programs to a pair, window branch."""
+    stream: bool
+    """Whether a program takes its tiles of the compressed branch as decode_stream.py does."""
     ranked: int
     """Selection blocks to the whole cache, padded."""
     rank_tiles: int
@@ -95,8 +100,20 @@ def plan(
     tiles = triton.cdiv((keys_in_all + shares - 2) // pieces + 1, tile_blocks) if keys_in_all else 0
     tile_run = max(1, triton.cdiv(tiles * pairs, config["programs"] * count))
     window_tiles = triton.cdiv(min(geometry.window, size), config["window_keys"])
-    window_run = min(max(1, tile_run * keys // config["window_keys"]), max(1, window_tiles))
-    window_run = max(window_run, triton.cdiv(window_tiles, _MOST_PARTIALS))
+
+    def window_tiles_to_a_program() -> int:
+        run = min(max(1, tile_run * keys // config["window_keys"]), max(1, window_tiles))
+        return int(max(run, triton.cdiv(window_tiles, _MOST_PARTIALS)))
+
+    def programs() -> int:
+        run = window_tiles_to_a_program()
+        return int(triton.cdiv(tiles, tile_run) + triton.cdiv(window_tiles, run))
+
+    stream = bool(config["stream"]) and tile_run > 1 and shares <= 2 and pieces == next_power(pieces)
+    # All programs run at once: a second round would be one of a few.
+    while stream and tile_run < tiles and programs() * pairs > config["programs"] * count:
+        tile_run += 1
+    window_run = window_tiles_to_a_program()
     # At least a group of blocks for each that is chosen (see `bounds` of decode_choose.py).
     ranked = max(next_power(max(1, geometry.num_select_blocks(size))), tile_blocks, rank_groups(geometry))
     rank_tiles = max(1, config["ranked"] * MIN_DOT // max(MIN_DOT, padded_group) // tile_blocks)
@@ -123,6 +140,7 @@ def plan(
         splits=triton.cdiv(tiles, tile_run),
         window_run=window_run,
         window_splits=triton.cdiv(window_tiles, window_run),
+        stream=stream,
         ranked=ranked,
         rank_tiles=min(rank_tiles, next_power(max(1, tiles))),
         slots=slots,
@@ -135,6 +153,12 @@ def plan(
 def rank_groups(geometry: BlockGeometry) -> int:
     """Groups of blocks whose maxima bound the n-th largest: a warp's worth, and no fewer than n."""
     return max(32, int(triton.next_power_of_2(geometry.select_count)))
+
+
+def _shipped(keys: int, width: int, device: torch.device) -> Mapping[str, int]:
+    """The configuration for so many compressed keys of all pairs together."""
+    many = keys >= _MANY * processors(device)
+    return shipped_config("decode_many" if many else "decode", width, device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +200,7 @@ def prepare(
     batch, heads, key_dim = q.shape
     size, kv_heads, value_dim = k_slc.shape[1], k_slc.shape[2], v_slc.shape[3]
     group, pairs = heads // kv_heads, batch * kv_heads
-    config = config or shipped_config("decode", max(key_dim, value_dim), q.device)
+    config = config or _shipped(pairs * num_blocks(size, geometry), max(key_dim, value_dim), q.device)
     p = plan(geometry, size, pairs, value_dim, group, processors(q.device), tuple(config.items()))
 
     next_power = triton.next_power_of_2
@@ -225,6 +249,7 @@ def prepare(
         "PP": p.piece_rows,
         "HP": p.halo_rows,
         "ONE_TILE": p.tile_run == 1 and bool(config["early"]),
+        "STREAM": p.stream,
     }
     # So many counts, each below the number of blocks, pass between the warps as one number.
     ways = 3 if p.ranked <= 1024 else 2 if p.ranked <= 32768 else 1
@@ -280,6 +305,21 @@ def prepare(
         attend={**attend, "num_warps": attend_warps},
         merge={**merge, "num_warps": lanes},
     )
+
+
+def first_grid(plan: Plan, parts: int, pairs: int) -> tuple[int, int]:
+    """Of the first launch (see `place_in_grid` of decode_score.py)."""
+    return (pairs, parts) if plan.stream else (parts, pairs)
+
+
+def bulk_tiles(plan: Plan, *compressed: Tensor) -> tuple[TensorDescriptor | None, ...]:
+    """Descriptors from which the first launch copies tiles of compressed keys and values; None where it
+    loads them by pointers."""
+    widths = [x.shape[-1] for x in compressed]
+    fit = all(width == max(MIN_DOT, triton.next_power_of_2(width)) for width in widths)
+    if not (plan.stream and fit and bulk_copies(*compressed)):
+        return (None,) * len(compressed)
+    return tuple(descriptor(x, plan.tile_blocks * plan.pieces) for x in compressed)
 
 
 def rows_contiguous(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents
 
+from nsa_kernels.triton.decode_stream import stream_tiles
 from nsa_kernels.triton.decode_tile import (
     absorb,
     append,
@@ -142,15 +143,18 @@ def window_program(
 @triton.jit
 def score_program(
     split, pair, tokens, visible, q, q_h, k_cmp, v_cmp, k_win, v_win, k_new, v_new,
-    partial, stats, reference, pooled, kc_s, vc_s, kw_s, vw_s, scale_log2,
+    k_bulk, v_bulk, row, kv_head, partial, stats, reference, pooled, kc_s, vc_s, kw_s, vw_s, scale_log2,
     shares, tiles, tile_run, window_run, capacity, G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr,
     DR: tl.constexpr, DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr,
     PP: tl.constexpr, BJ: tl.constexpr, SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr,
-    WINDOW_SPLITS: tl.constexpr, BW: tl.constexpr, ONE_TILE: tl.constexpr,
-    PRECISION: tl.constexpr, NEW: tl.constexpr,
+    WINDOW_SPLITS: tl.constexpr, BW: tl.constexpr, ONE_TILE: tl.constexpr, STREAM: tl.constexpr,
+    BULK: tl.constexpr, PRECISION: tl.constexpr, NEW: tl.constexpr,
 ):  # fmt: skip
     """One split of the window or of the first `visible` compressed keys; q stands at the group, the caches at
     their row and head.
+
+    With STREAM, a split's tiles are taken as decode_stream.py does; with BULK from the descriptors k_bulk and
+    v_bulk, at the row and KV head.
 
     With ONE_TILE, a split is one tile, and its keys are under way before the row's length has come: they lie
     within the cache's capacity, and what stands past the length is left out by its score. Like all tiles, it
@@ -189,6 +193,13 @@ def score_program(
                     reference, pooled, m, total, acc, scale_log2, G, GP, DR, PIECES, PP, BJ, SHARES, HP,
                     PRECISION,
                 )  # fmt: skip
+        elif STREAM:
+            query, query_rest = load_query(q, q_h, G, GP, DK, DR, DK_END)
+            m, total, acc = stream_tiles(
+                begin, end, visible, query, query_rest, k_cmp, v_cmp, kc_s, vc_s, k_bulk, v_bulk, row,
+                kv_head, reference, pooled, scale_log2, G, GP, DK, DR, DK_END, DV, DV_END, PIECES, BJ,
+                SHARES, BULK, PRECISION,
+            )  # fmt: skip
         else:
             query, query_rest = load_query(q, q_h, G, GP, DK, DR, DK_END)
             for tile in range(begin, end):
@@ -205,21 +216,34 @@ def score_program(
 
 
 @triton.jit
+def place_in_grid(STREAM: tl.constexpr):
+    """Which part of a pair, and which pair. With STREAM the heads of a row stand side by side, as their keys
+    do."""
+    if STREAM:
+        part = tl.program_id(1)
+        pair = tl.program_id(0)
+    else:
+        part = tl.program_id(0)
+        pair = tl.program_id(1)
+    return part, pair
+
+
+@triton.jit
 def score_kernel(
-    q, k_cmp, v_cmp, k_win, v_win, lengths, partial, stats, reference, pooled,
+    q, k_cmp, v_cmp, k_win, v_win, k_bulk, v_bulk, lengths, partial, stats, reference, pooled,
     q_b, q_h, kc_b, kc_s, kc_h, vc_b, vc_s, vc_h, kw_b, kw_s, kw_h, vw_b, vw_s, vw_h,
     scale_log2, kv_heads, shares, tiles, tile_run, window_run, capacity,
     G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
     DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, PP: tl.constexpr, BJ: tl.constexpr,
     SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr, WINDOW_SPLITS: tl.constexpr,
-    BW: tl.constexpr, ONE_TILE: tl.constexpr, BLOCK: tl.constexpr,
+    BW: tl.constexpr, ONE_TILE: tl.constexpr, STREAM: tl.constexpr, BULK: tl.constexpr, BLOCK: tl.constexpr,
     STRIDE: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid (WINDOW_SPLITS + splits, pairs); a program past its row's length leaves nothing."""
+    """Grid (WINDOW_SPLITS + splits, pairs), with STREAM (pairs, ...); a program past its row's length leaves
+    nothing."""
     if OVERLAP:
         gdc_launch_dependents()
-    split = tl.program_id(0)
-    pair = tl.program_id(1)
+    split, pair = place_in_grid(STREAM)
     row = (pair // kv_heads).to(tl.int64)
     kv_head = (pair % kv_heads).to(tl.int64)
     tokens = tl.load(lengths + row).to(tl.int32)
@@ -227,7 +251,8 @@ def score_kernel(
         split, pair, tokens, blocks_before(tokens, BLOCK, STRIDE), q + row * q_b + kv_head * G * q_h, q_h,
         k_cmp + row * kc_b + kv_head * kc_h, v_cmp + row * vc_b + kv_head * vc_h,
         k_win + row * kw_b + kv_head * kw_h, v_win + row * vw_b + kv_head * vw_h, k_win, v_win,
+        k_bulk, v_bulk, pair // kv_heads, pair % kv_heads,
         partial, stats, reference, pooled, kc_s, vc_s, kw_s, vw_s, scale_log2,
         shares, tiles, tile_run, window_run, capacity, G, GP, DK, DR, DK_END, DV, DV_END, PIECES, PP, BJ,
-        SHARES, HP, WINDOW, WINDOW_SPLITS, BW, ONE_TILE, PRECISION, False,
+        SHARES, HP, WINDOW, WINDOW_SPLITS, BW, ONE_TILE, STREAM, BULK, PRECISION, False,
     )  # fmt: skip

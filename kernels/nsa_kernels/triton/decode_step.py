@@ -20,7 +20,7 @@ from nsa_kernels.geometry import BlockGeometry
 from nsa_kernels.triton.configs import config as shipped_config
 from nsa_kernels.triton.decode import merge
 from nsa_kernels.triton.decode_fresh import step_attend_kernel, step_score_kernel
-from nsa_kernels.triton.decode_plan import prepare, rows_contiguous, scratch
+from nsa_kernels.triton.decode_plan import bulk_tiles, first_grid, prepare, rows_contiguous, scratch
 from nsa_kernels.triton.phi import Phi
 from nsa_kernels.triton.tiles import LOG2E, MIN_DOT, processors
 from nsa_kernels.types import NSAOutput
@@ -160,9 +160,11 @@ def decode_step(
     )
     p = work.plan
     parts = k_phi["PARTS"] + v_phi["PARTS"]
-    step_score_kernel[(parts + p.window_splits + p.splits, work.pairs)](
+    bulk = bulk_tiles(p, caches.k_cmp, caches.v_cmp)
+    step_score_kernel[first_grid(p, parts + p.window_splits + p.splits, work.pairs)](
         q,
         *caches,
+        *bulk,
         *new,
         lengths,
         *k_weights,
@@ -189,6 +191,7 @@ def decode_step(
         BN=chosen["units"],
         BK=max(MIN_DOT, chosen["elements"] * MIN_DOT // heads_padded),
         STAGES=chosen["stages"],
+        BULK=bulk[0] is not None,
         **work.score,
     )
     step_attend_kernel[(p.runs, work.pairs)](
