@@ -88,7 +88,7 @@ DEFAULT: Table = {
     "decode_step": {128: {"units": 16, "elements": 256, "stages": 4, "programs": 2}},
 }
 
-_FEW = {**_DECODE, "programs": 4, "columns": 16, "overlap": 1, "attend_warps": 4}
+_FEW = {**_DECODE, "keys": 128, "columns": 16, "overlap": 1, "attend_warps": 4}
 _HOPPER = {"QUERY_SLOTS": 2, "num_warps": 4, "maxnreg": 168}
 
 H200: Table = {
@@ -131,7 +131,7 @@ H200: Table = {
         256: {"BM": 32, "BN": 64, "num_warps": 8, "num_stages": 2},
     },
     "decode": {128: _FEW},
-    "decode_many": {128: {**_FEW, "stream": 1, "programs": 2, "score_stages": 3}},
+    "decode_many": {128: {**_FEW, "stream": 1, "keys": 64, "score_stages": 3}},
 }
 
 # Chosen for registers and shared memory by what the compiler reports for it (no spills at head dimension

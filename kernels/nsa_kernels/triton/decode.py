@@ -30,15 +30,14 @@ SEARCH: tuple[Mapping[str, int], ...] = tuple(
         {"overlap": 0},
         {"early": 0},
         # Fewer or more programs of one tile, and smaller or larger ones: one row against many.
-        {"programs": 2},
-        {"programs": 8, "score_stages": 3},
-        {"programs": 8, "score_warps": 2},
-        {"programs": 16, "score_warps": 2},
+        {"keys": 64, "programs": 4},
+        {"keys": 64, "programs": 8, "score_warps": 2},
         {"keys": 32, "window_keys": 32, "programs": 8, "score_warps": 2},
-        {"keys": 128, "programs": 2},
-        {"stream": 1, "programs": 2, "score_stages": 3},
-        {"stream": 1, "programs": 2, "score_stages": 4},
-        {"stream": 1, "keys": 32, "window_keys": 32, "programs": 4, "score_warps": 1, "score_stages": 3},
+        {"score_warps": 8},
+        {"keys": 64, "stream": 1, "score_stages": 3},
+        {"keys": 64, "stream": 1, "score_stages": 4},
+        {"keys": 64, "stream": 1, "score_stages": 3, "programs": 1},
+        {"keys": 32, "window_keys": 32, "stream": 1, "score_stages": 3, "programs": 4, "score_warps": 1},
         # The ranking: more warps, all blocks of 128k tokens at once.
         {"attend_warps": 8},
         {"ranked": 2048, "attend_warps": 8},
@@ -54,12 +53,12 @@ SEARCH: tuple[Mapping[str, int], ...] = tuple(
 
 keys: compressed keys to a tile. window_keys: tokens to a tile of the window. programs: of the first launch to
 a multiprocessor, at most about. early: whether, where a program has one tile, its keys are asked for before
-the row's length has come. stream: whether, where it has more, they come as in decode_stream.py; then
-all programs run at once. ranked: selection blocks whose pooled scores a program holds at a time.
-slots: selected blocks to a program, at least. attend_programs: of the second launch to a multiprocessor, at
-most about. columns: of the values that one program merges, at least. merged: partials of the compressed
-branch that it holds at a time. overlap: whether a launch may begin before the one before it has ended. The
-rest: warps and pipeline stages of the three launches.
+the row's length has come. stream: whether, where it has more, they come as in decode_stream.py; then all
+programs run at once. ranked: selection blocks whose pooled scores a program holds at a time. slots: selected
+blocks to a program, at least. attend_programs: of the second launch to a multiprocessor, at most about.
+columns: of the values that one program merges, at least. merged: partials of the compressed branch that it
+holds at a time. overlap: whether a launch may begin before the one before it has ended. The rest: warps and
+pipeline stages of the three launches.
 """
 
 

@@ -20,8 +20,10 @@ _MERGE_PROGRAMS = 4
 """Of the third launch to a multiprocessor, about: they hold little and wait for memory."""
 _MERGED = 1 << 14
 """Values of partials that a program of it may hold before it takes no more columns."""
-_MANY = 200
+_MANY = 300
 """Compressed keys to a multiprocessor from which on reading them takes longer than waiting for them."""
+_IDLE = 8
+"""Where no more than one multiprocessor in so many has a tile to read, tiles are halved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,8 @@ def plan(
     shares = geometry.block // geometry.stride
     padded_group = next_power(group)
     keys = min(config["keys"], max(MIN_DOT, config["keys"] * 32 // max(32, padded_group)))
+    if pairs * triton.cdiv(num_blocks(size, geometry), keys) <= count // _IDLE:
+        keys = max(MIN_DOT, keys // 2)
     tile_blocks = max(1, keys // next_power(max(pieces, shares - 1)))
     # Up to the last block that a key overlaps.
     keys_in_all = num_blocks(size, geometry)
