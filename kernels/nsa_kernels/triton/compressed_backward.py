@@ -11,18 +11,15 @@ from nsa_kernels.triton.tile_backward import launch_key_tiles
 from nsa_kernels.triton.tiles import Grid
 
 SEARCH: tuple[Mapping[str, int], ...] = (
-    {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 1, "TMA": 2, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 128, "CHUNK": 1024, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 128, "CHUNK": 4096, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 2},
-    {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 0, "TMA": 1, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 1, "TMA": 1, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 64, "CHUNK": 2048, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
-    {"BM": 32, "BN": 128, "CHUNK": 2048, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
-    {"BM": 32, "BN": 64, "CHUNK": 2048, "SPLIT": 0, "TMA": 2, "num_warps": 4, "num_stages": 3},
-    {"BM": 32, "BN": 128, "CHUNK": 2048, "SPLIT": 0, "TMA": 0, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 128, "CHUNK": 2048, "SPLIT": 0, "TMA": 0, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "CHUNK": 2048, "TMA": 1, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "CHUNK": 1024, "TMA": 1, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "CHUNK": 4096, "TMA": 1, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "CHUNK": 2048, "TMA": 1, "num_warps": 8, "num_stages": 2},
+    {"BM": 64, "BN": 64, "CHUNK": 2048, "TMA": 1, "num_warps": 8, "num_stages": 3},
+    {"BM": 32, "BN": 128, "CHUNK": 2048, "TMA": 1, "num_warps": 8, "num_stages": 3},
+    {"BM": 32, "BN": 64, "CHUNK": 2048, "TMA": 1, "num_warps": 4, "num_stages": 3},
+    {"BM": 32, "BN": 128, "CHUNK": 2048, "TMA": 0, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "CHUNK": 2048, "TMA": 0, "num_warps": 8, "num_stages": 3},
 )
 """Launches worth measuring, best guess first."""
 

@@ -75,8 +75,7 @@ def selected_backward(
     chunk = chosen.pop("CHUNK")
     lists = query_lists(blocks, grid, chunk=chunk, piece=chosen.pop("PIECE"))
     # A gate as a factor of every probability is a shift of the log-sum-exp.
-    shifted = (lse - gates[..., 1].float().log2()).contiguous()
-    delta = dgates[..., 1].contiguous()
+    shifts = torch.stack((lse - gates[..., 1].float().log2(), dgates[..., 1]), -1)
     dk = torch.zeros(k.shape, dtype=torch.float32, device=k.device)
     dv = torch.zeros(v.shape, dtype=torch.float32, device=v.device)
     main, rest = split_width(width)
@@ -87,8 +86,7 @@ def selected_backward(
         k,
         v,
         dout,
-        shifted,
-        delta,
+        shifts,
         dq,
         dk,
         dv,
@@ -129,13 +127,24 @@ def selected_backward(
 
 
 @triton.jit
+def _add(
+    place, rows, real, G: tl.constexpr, BQ: tl.constexpr, GP: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Adds rows [BQ * GP, WIDTH] in memory, those that are `real`."""
+    rows = tl.reshape(rows, [BQ, GP, WIDTH])
+    if G == GP:
+        tl.atomic_add(place, rows, sem="relaxed")
+    else:
+        tl.atomic_add(place, rows, mask=tl.reshape(real, [BQ, GP])[:, :, None], sem="relaxed")
+
+
+@triton.jit
 def _selected_backward_kernel(
     q,
     k,
     v,
     dout,
-    lse,
-    delta,
+    shifts,
     dq,
     dk,
     dv,
@@ -201,8 +210,7 @@ def _selected_backward_kernel(
     first_query = chunk.to(tl.int64) * CHUNK
     q += b * q_b + first_query * q_n + head * G * q_h
     dout += b * dout_b + first_query * dout_n + head * G * dout_h
-    lse += (b * length + first_query) * heads + head * G
-    delta += (b * length + first_query) * heads + head * G
+    shifts += ((b * length + first_query) * heads + head * G) * 2
     dq += b * dq_b + first_query * dq_n + head * G * dq_h
 
     inside = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -225,9 +233,11 @@ def _selected_backward_kernel(
         rest_keys = tl.load(k + key * k_s + rest_column, mask=mine[:, None], other=0.0)
         rest_grad = tl.zeros([BN, DR], tl.float32)
 
-    row = tl.arange(0, BQ * GP)
-    # Rows that stand for nothing repeat one that does, with a probability of 0.
-    h = tl.minimum(row % GP, G - 1) if G < GP else row % GP
+    # Pointers in three axes: the compiler then sees that a thread's heads and columns lie at fixed distances.
+    # In two, rows and columns, it kept an offset for each and spilled them.
+    h = tl.arange(0, GP)
+    if G < GP:
+        h = tl.minimum(h, G - 1)  # rows that stand for nothing repeat one that does, and count for nothing
     wide_h = h
     if PACKED:  # known to the compiler, these strides cost no registers
         q_h = DK + DR
@@ -235,50 +245,50 @@ def _selected_backward_kernel(
         dout_h = DV
     else:
         wide_h = h.to(tl.int64)
-    x_offset = (wide_h * q_h)[:, None] + column
-    y_offset = (wide_h * dout_h)[:, None] + value_column
-    dx_offset = (wide_h * dq_h)[:, None] + column
+    main = tl.arange(0, DK)[None, None, :]
+    x_offset = (wide_h * q_h)[None, :, None]
+    y_offset = (wide_h * dout_h)[None, :, None] + tl.arange(0, DV)[None, None, :]
+    dx_offset = (wide_h * dq_h)[None, :, None]
+    if DR > 0:
+        rest = DK + tl.arange(0, DR)[None, None, :]
+    row = tl.arange(0, BQ * GP)
     # Only a chunk with queries before the block's end needs the causal mask: it has keys behind a query, or
     # behind the row's end.
     masked = (start < (block + 1) * SIZE) | (SIZE % BN != 0)
     for first in range(0, count, BQ):
         place = first + row // GP
         one = tl.load(queries + tl.minimum(first + tl.arange(0, BQ), count - 1))
-        query = tl.reshape(tl.broadcast_to(one[:, None], [BQ, GP]), [BQ * GP])
-        x = tl.load(q + (query * q_n)[:, None] + x_offset)
-        y = tl.load(dout + (query * dout_n)[:, None] + y_offset)
-        shift = tl.load(lse + query * heads + h)
-        mean = tl.load(delta + query * heads + h)
+        x = tl.load(q + (one * q_n)[:, None, None] + (x_offset + main))
+        y = tl.load(dout + (one * dout_n)[:, None, None] + y_offset)
+        pair = ((one * heads)[:, None] + h[None, :]) * 2
+        pair = tl.load(shifts + pair[:, :, None] + tl.arange(0, 2)[None, None, :])
+        x = tl.reshape(x, [BQ * GP, DK])
+        y = tl.reshape(y, [BQ * GP, DV])
+        shift, mean = tl.split(tl.reshape(pair, [BQ * GP, 2]))
         real = (place < count) & (row % GP < G)
         shift = tl.where(real, shift, float("inf"))
 
-        s = tl.dot(x, tl.trans(keys), input_precision=PRECISION)
+        s = tl.dot(keys, tl.trans(x), input_precision=PRECISION)
         if DR > 0:
-            z = tl.load(q + (query * q_n)[:, None] + (wide_h * q_h)[:, None] + rest_column)
-            s = tl.dot(z, tl.trans(rest_keys), s, input_precision=PRECISION)
-        p = tl.exp2(s * scale_log2 - shift[:, None])
+            z = tl.load(q + (one * q_n)[:, None, None] + (x_offset + rest))
+            z = tl.reshape(z, [BQ * GP, DR])
+            s = tl.dot(rest_keys, tl.trans(z), s, input_precision=PRECISION)
+        p = tl.exp2(s * scale_log2 - shift[None, :])
         if masked:
             last = start + tl.load(queries + tl.minimum(place, count - 1))
-            p = tl.where(position[None, :] <= last[:, None], p, 0.0)
-        value_grad = tl.dot(tl.trans(p.to(y.dtype)), y, value_grad, input_precision=PRECISION)
-        dp = tl.dot(y, tl.trans(values), input_precision=PRECISION)
-        ds = (p * (dp - mean[:, None])).to(x.dtype)
-        key_grad = tl.dot(tl.trans(ds), x, key_grad, input_precision=PRECISION)
+            p = tl.where(position[:, None] <= last[None, :], p, 0.0)
+        dp = tl.dot(values, tl.trans(y), input_precision=PRECISION)
+        value_grad = tl.dot(p.to(y.dtype), y, value_grad, input_precision=PRECISION)
+        ds = (p * (dp - mean[None, :])).to(x.dtype)
+        key_grad = tl.dot(ds, x, key_grad, input_precision=PRECISION)
         if DR > 0:
-            rest_grad = tl.dot(tl.trans(ds), z, rest_grad, input_precision=PRECISION)
-        add = dq + (query * dq_n)[:, None] + dx_offset
-        dx = tl.dot(ds, keys, input_precision=PRECISION)
-        if G == GP:
-            tl.atomic_add(add, dx, sem="relaxed")
-        else:
-            tl.atomic_add(add, dx, mask=real[:, None], sem="relaxed")
+            rest_grad = tl.dot(ds, z, rest_grad, input_precision=PRECISION)
+        dx = tl.trans(tl.dot(tl.trans(keys), ds, input_precision=PRECISION))
+        add = dq + (one * dq_n)[:, None, None]
+        _add(add + (dx_offset + main), dx, real, G, BQ, GP, DK)
         if DR > 0:
-            dz = tl.dot(ds, rest_keys, input_precision=PRECISION)
-            add = dq + (query * dq_n)[:, None] + (wide_h * dq_h)[:, None] + rest_column
-            if G == GP:
-                tl.atomic_add(add, dz, sem="relaxed")
-            else:
-                tl.atomic_add(add, dz, mask=real[:, None], sem="relaxed")
+            dz = tl.trans(tl.dot(tl.trans(rest_keys), ds, input_precision=PRECISION))
+            _add(add + (dx_offset + rest), dz, real, G, BQ, GP, DR)
 
     dk += b * dk_b + first_key * dk_s + head * dk_h + key * dk_s
     dv += b * dv_b + first_key * dv_s + head * dv_h + key * dv_s

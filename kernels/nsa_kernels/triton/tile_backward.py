@@ -66,9 +66,8 @@ def launch_key_tiles(
         dk: Contiguous [B, S or C, H_kv, D_k]; float32 without a window.
         dv: Contiguous [B, S or C, H_kv, D_v]; float32 without a window.
         grid: The call.
-        config: BM, BN, CHUNK (queries to a program, a multiple of the tile's; 0 = all), SPLIT (1: tiles
-            without an edge run in a loop of their own, without masks), TMA (1: add to dq by bulk copies, 2:
-            and read by them, where the layout lets them), num_warps, num_stages.
+        config: BM, BN, CHUNK (queries to a program, a multiple of the tile's; 0 = all), TMA (1: add to dq by
+            bulk copies, where the layout lets them), num_warps, num_stages.
         keys: How many keys there are to walk over, at most S or C.
         window: w; 0 = all complete compressed blocks.
     """
@@ -82,10 +81,8 @@ def launch_key_tiles(
     # p' = g * exp2(s - lse) = exp2(s - (lse - log2(g))): one operand less in the loop.
     lse = lse - gate.float().log2()
     delta = delta.contiguous()
-    bulk = launch.get("TMA", 0) if not rest and padded == grid.group and bulk_copies(q, dout, dq) else 0
-    read = bulk > 1 and padded * lse.element_size() >= 16
-    add = bulk > 0 and q.is_cuda  # the interpreter has no additions by bulk copies
-    box = [1, per_tile, padded]
+    # The interpreter has no additions by bulk copies.
+    bulk = bool(launch.get("TMA", 0)) and not rest and padded == grid.group and q.is_cuda and bulk_copies(dq)
     _key_tile_backward[(tiles * grid.kv_heads * grid.batch * chunks,)](
         q,
         k,
@@ -96,11 +93,7 @@ def launch_key_tiles(
         dq,
         dk,
         dv,
-        TensorDescriptor.from_tensor(q, [*box, main]) if read else None,
-        TensorDescriptor.from_tensor(dout, [*box, width_v]) if read else None,
-        TensorDescriptor.from_tensor(lse, box) if read else None,
-        TensorDescriptor.from_tensor(delta, box) if read else None,
-        TensorDescriptor.from_tensor(dq, [*box, main]) if add else None,
+        TensorDescriptor.from_tensor(dq, [1, per_tile, padded, main]) if bulk else None,
         grid.starts,
         grid.ends,
         *q.stride()[:3],
@@ -127,10 +120,7 @@ def launch_key_tiles(
         WINDOW=window,
         BLOCK=grid.geometry.block,
         STRIDE=grid.geometry.stride,
-        PADDED=grid.padded,
-        SPLIT=launch.get("SPLIT", 0),
-        BULK_READ=read,
-        BULK_ADD=add,
+        BULK=bulk,
         PRECISION=precision(q),
         **launch_options(launch),
     )
@@ -159,14 +149,13 @@ def _chunk(wanted: int, per_tile: int, programs: int, grid: Grid) -> int:
 
 @triton.jit
 def _key_tile_backward(
-    Q, K, V, DOUT, LSE, DELTA, DQ, DK, DV_OUT, Q_BOX, DOUT_BOX, LSE_BOX, DELTA_BOX, DQ_BOX, STARTS, ENDS,
+    Q, K, V, DOUT, LSE, DELTA, DQ, DK, DV_OUT, DQ_BOX, STARTS, ENDS,
     q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, dout_b, dout_n, dout_h, dq_b, dq_n, dq_h,
     queries, keys, batch, kv_heads, tiles, chunks, chunk, scale, scale_log2,
     G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr,
     MAIN: tl.constexpr, REST: tl.constexpr, DV: tl.constexpr,
     WINDOW: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
-    PADDED: tl.constexpr, SPLIT: tl.constexpr,
-    BULK_READ: tl.constexpr, BULK_ADD: tl.constexpr, PRECISION: tl.constexpr,
+    BULK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program: BN keys of one KV head, one chunk of the queries.
 
@@ -182,7 +171,7 @@ def _key_tile_backward(
     part = chunks - 1 - pid // batch
 
     # Queries (by their number in the row, not their position) from `low` on and before `high` see a key of
-    # this tile, those from `full_low` on and before `full_high` all of them.
+    # this tile.
     start = tl.load(STARTS + b)
     # No query sees a key behind the last: what stands there may be anything, or not be there at all.
     end = tl.minimum(tl.load(ENDS + b), start + queries)
@@ -193,29 +182,16 @@ def _key_tile_backward(
     if WINDOW:
         low = tl.maximum(low, key - start)
         high = tl.minimum(high, key + BN - 1 + WINDOW - start)
-        full_low = key + BN - 1 - start
-        full_high = tl.minimum(real, key + WINDOW - start)
         valid = end
     else:
         low = tl.maximum(low, key * STRIDE + BLOCK - 1 - start)
-        full_low = (key + BN - 1) * STRIDE + BLOCK - 1 - start
-        full_high = real
         valid = blocks_before(end, BLOCK, STRIDE)
 
     if WINDOW == 0 and low >= high:
         return
 
     first = low // BQ
-    last = tl.maximum(first, tl.cdiv(high, BQ))
-    tail = last
-    if BULK_READ and PADDED:
-        tail = tl.maximum(first, tl.minimum(last, real // BQ))
-    if SPLIT:
-        inner_first = tl.minimum(tl.maximum(first, tl.cdiv(tl.maximum(full_low, 0), BQ)), tail)
-        inner_last = tl.maximum(inner_first, tl.minimum(tail, tl.maximum(full_high, 0) // BQ))
-    else:
-        inner_first = tail
-        inner_last = tail
+    count = tl.maximum(tl.cdiv(high, BQ) - first, 0)
 
     n = key + tl.arange(0, BN)
     seen_from = n - start if WINDOW else n * STRIDE + BLOCK - 1 - start
@@ -245,8 +221,6 @@ def _key_tile_backward(
     LSE += b * queries * kv_heads * G + first_head
     DELTA += b * queries * kv_heads * G + first_head
 
-    left = inner_first - first
-    count = left + tail - inner_last
     turn = 0
     if WINDOW:
         # A query lies in the range of several neighbouring tiles. Started at a multiple of its length, and
@@ -256,30 +230,13 @@ def _key_tile_backward(
         turn = tl.where(turn < count, turn, 0)
     for step in range(count):
         i = step + turn
-        i = tl.where(i < count, i, i - count)
-        m = tl.where(i < left, first + i, inner_last + i - left)
+        m = first + tl.where(i < count, i, i - count)
         dk, dk_rest, dv = _query_tile(
-            m, Q, DOUT, LSE, DELTA, DQ, Q_BOX, DOUT_BOX, LSE_BOX, DELTA_BOX, DQ_BOX, b, first_head,
+            m, Q, DOUT, LSE, DELTA, DQ, DQ_BOX, b, first_head,
             q_n, q_h, dout_n, dout_h, dq_n, dq_h, kv_heads * G, real, seen_from,
             k, k_rest, v, dk, dk_rest, dv, scale_log2,
-            1, G, GP, BQ, MAIN, REST, DV, WINDOW, BULK_READ, BULK_ADD, PRECISION,
+            G, GP, BQ, MAIN, REST, DV, WINDOW, BULK, PRECISION,
         )  # fmt: skip
-    if SPLIT:
-        for m in range(inner_first, inner_last):
-            dk, dk_rest, dv = _query_tile(
-                m, Q, DOUT, LSE, DELTA, DQ, Q_BOX, DOUT_BOX, LSE_BOX, DELTA_BOX, DQ_BOX, b, first_head,
-                q_n, q_h, dout_n, dout_h, dq_n, dq_h, kv_heads * G, real, seen_from,
-                k, k_rest, v, dk, dk_rest, dv, scale_log2,
-                0, G, GP, BQ, MAIN, REST, DV, WINDOW, BULK_READ, BULK_ADD, PRECISION,
-            )  # fmt: skip
-    if BULK_READ and PADDED:
-        for m in tl.range(tail, last, num_stages=1):
-            dk, dk_rest, dv = _query_tile(
-                m, Q, DOUT, LSE, DELTA, DQ, Q_BOX, DOUT_BOX, LSE_BOX, DELTA_BOX, DQ_BOX, b, first_head,
-                q_n, q_h, dout_n, dout_h, dq_n, dq_h, kv_heads * G, real, seen_from,
-                k, k_rest, v, dk, dk_rest, dv, scale_log2,
-                2, G, GP, BQ, MAIN, REST, DV, WINDOW, BULK_READ, BULK_ADD, PRECISION,
-            )  # fmt: skip
 
     row = ((b * keys + offset) * kv_heads + head) + local * kv_heads
     inside = (n < keys)[:, None]
@@ -303,74 +260,47 @@ def _key_tile_backward(
 
 @triton.jit
 def _query_tile(
-    m, Q, DOUT, LSE, DELTA, DQ, Q_BOX, DOUT_BOX, LSE_BOX, DELTA_BOX, DQ_BOX, b, first_head,
+    m, Q, DOUT, LSE, DELTA, DQ, DQ_BOX, b, first_head,
     q_n, q_h, dout_n, dout_h, dq_n, dq_h, heads, real, seen_from, k, k_rest, v, dk, dk_rest, dv, scale_log2,
-    MASKED: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr,
-    MAIN: tl.constexpr, REST: tl.constexpr, DV: tl.constexpr, WINDOW: tl.constexpr,
-    BULK_READ: tl.constexpr, BULK_ADD: tl.constexpr, PRECISION: tl.constexpr,
+    G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    DV: tl.constexpr, WINDOW: tl.constexpr, BULK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The m-th query tile against a tile of keys.
 
-    MASKED: 0 = every query is real and sees every key, 1 = not every key, 2 = not all are real. Bulk copies
-    bring padding along (but zeros for queries that are not there): only with 2 is it taken out again.
+    Every tile is masked. A loop of its own for those without an edge costs more than the masks: with two
+    loops to keep values for, the compiler spills.
     """
-    BM: tl.constexpr = BQ * GP
-    row = tl.arange(0, BM)
+    row = tl.arange(0, BQ * GP)
     query = m * BQ + row // GP
     column = tl.arange(0, MAIN)[None, :]
     column_v = tl.arange(0, DV)[None, :]
-    known: tl.constexpr = GP == G and MASKED == 0
     ok = (query < real) & (row % GP < G)
-    if BULK_READ:
-        q = Q_BOX.load([b.to(tl.int32), m * BQ, first_head, 0]).reshape(BM, MAIN)
-        dout = DOUT_BOX.load([b.to(tl.int32), m * BQ, first_head, 0]).reshape(BM, DV)
-        lse = LSE_BOX.load([b.to(tl.int32), m * BQ, first_head]).reshape(BM)
-        delta = DELTA_BOX.load([b.to(tl.int32), m * BQ, first_head]).reshape(BM)
-        if MASKED == 2:
-            q = tl.where(ok[:, None], q, 0.0)
-            dout = tl.where(ok[:, None], dout, 0.0)
-            lse = tl.where(ok, lse, float("inf"))
-            delta = tl.where(ok, delta, 0.0)
-    else:
-        q_rows = row_pointers(Q, m, row, q_n, q_h, BQ, GP)[:, None]
-        dout_rows = row_pointers(DOUT, m, row, dout_n, dout_h, BQ, GP)[:, None]
-        lse_rows = row_pointers(LSE, m, row, heads, 1, BQ, GP)
-        delta_rows = row_pointers(DELTA, m, row, heads, 1, BQ, GP)
-        if known:
-            q = tl.load(q_rows + column)
-            dout = tl.load(dout_rows + column_v)
-            lse = tl.load(lse_rows)
-            delta = tl.load(delta_rows)
-        else:
-            q = tl.load(q_rows + column, ok[:, None], other=0.0)
-            dout = tl.load(dout_rows + column_v, ok[:, None], other=0.0)
-            lse = tl.load(lse_rows, ok, other=float("inf"))
-            delta = tl.load(delta_rows, ok, other=0.0)
+    q_rows = row_pointers(Q, m, row, q_n, q_h, BQ, GP)[:, None]
+    q = tl.load(q_rows + column, ok[:, None], other=0.0)
+    dout_rows = row_pointers(DOUT, m, row, dout_n, dout_h, BQ, GP)[:, None]
+    dout = tl.load(dout_rows + column_v, ok[:, None], other=0.0)
+    lse = tl.load(row_pointers(LSE, m, row, heads, 1, BQ, GP), ok, other=float("inf"))
+    delta = tl.load(row_pointers(DELTA, m, row, heads, 1, BQ, GP), ok, other=0.0)
 
     s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     if REST:
-        q_rows = row_pointers(Q, m, row, q_n, q_h, BQ, GP)[:, None]
         q_rest = tl.load(q_rows + MAIN + tl.arange(0, REST)[None, :], ok[:, None], other=0.0)
         s = tl.dot(k_rest, tl.trans(q_rest), s, input_precision=PRECISION)
     p = tl.exp2(s * scale_log2 - lse[None, :])
-    if MASKED:
-        seen = seen_from[:, None] <= query[None, :]
-        if WINDOW:
-            seen &= query[None, :] < (seen_from + WINDOW)[:, None]
-        p = tl.where(seen, p, 0.0)
+    seen = seen_from[:, None] <= query[None, :]
+    if WINDOW:
+        seen &= query[None, :] < (seen_from + WINDOW)[:, None]
+    p = tl.where(seen, p, 0.0)
     dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
     dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
     ds = (p * (dp - delta[None, :])).to(q.dtype)
     dk = tl.dot(ds, q, dk, input_precision=PRECISION)
     dq = tl.trans(tl.dot(tl.trans(k), ds, input_precision=PRECISION))
-    if BULK_ADD:
+    if BULK:
         DQ_BOX.atomic_add([b.to(tl.int32), m * BQ, first_head, 0], dq.reshape(1, BQ, GP, MAIN))
     else:
         dq_rows = row_pointers(DQ, m, row, dq_n, dq_h, BQ, GP)[:, None]
-        if known:
-            tl.atomic_add(dq_rows + column, dq, sem="relaxed")
-        else:
-            tl.atomic_add(dq_rows + column, dq, ok[:, None], sem="relaxed")
+        tl.atomic_add(dq_rows + column, dq, ok[:, None], sem="relaxed")
     if REST:
         dk_rest = tl.dot(ds, q_rest, dk_rest, input_precision=PRECISION)
         dq_rest = tl.trans(tl.dot(tl.trans(k_rest), ds, input_precision=PRECISION))

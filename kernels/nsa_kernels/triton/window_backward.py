@@ -9,16 +9,13 @@ from nsa_kernels.triton.tile_backward import launch_key_tiles
 from nsa_kernels.triton.tiles import Grid
 
 SEARCH: tuple[Mapping[str, int], ...] = (
-    {"BM": 64, "BN": 128, "SPLIT": 1, "TMA": 2, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 128, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 128, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 2},
-    {"BM": 64, "BN": 128, "SPLIT": 0, "TMA": 1, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 128, "SPLIT": 1, "TMA": 1, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 64, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
-    {"BM": 32, "BN": 128, "SPLIT": 0, "TMA": 2, "num_warps": 8, "num_stages": 3},
-    {"BM": 32, "BN": 64, "SPLIT": 0, "TMA": 2, "num_warps": 4, "num_stages": 3},
-    {"BM": 32, "BN": 128, "SPLIT": 0, "TMA": 0, "num_warps": 8, "num_stages": 3},
-    {"BM": 64, "BN": 128, "SPLIT": 0, "TMA": 0, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "TMA": 1, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "TMA": 1, "num_warps": 8, "num_stages": 2},
+    {"BM": 64, "BN": 64, "TMA": 1, "num_warps": 8, "num_stages": 3},
+    {"BM": 32, "BN": 128, "TMA": 1, "num_warps": 8, "num_stages": 3},
+    {"BM": 32, "BN": 64, "TMA": 1, "num_warps": 4, "num_stages": 3},
+    {"BM": 32, "BN": 128, "TMA": 0, "num_warps": 8, "num_stages": 3},
+    {"BM": 64, "BN": 128, "TMA": 0, "num_warps": 8, "num_stages": 3},
 )
 """Launches worth measuring, best guess first."""
 
