@@ -16,6 +16,7 @@ import triton.language as tl
 
 import nsa_kernels.triton as triton_backend
 from nsa_kernels import BlockGeometry, compress_mean, num_blocks, reference
+from nsa_kernels.triton.configs import H200
 from nsa_kernels.triton.configs import config as shipped_config
 from nsa_kernels.triton.decode import SEARCH, decode
 from nsa_kernels.triton.decode_choose import choose
@@ -290,6 +291,18 @@ def test_plans_cover_the_cache(size: int, pairs: int) -> None:
         assert p.window_splits * p.window_run * config["window_keys"] >= min(size, geometry.window)
         assert p.runs * p.slots >= geometry.select_count
         assert p.slices * p.columns >= 128
+
+
+@pytest.mark.parametrize("pairs", [64, 100, 128, 136, 200, 264, 300, 512, 1000])
+@pytest.mark.parametrize("size", [65536, 131072])
+def test_streams_leave_few_processors_idle(size: int, pairs: int) -> None:
+    config, geometry, count = H200["decode_many"][128], BlockGeometry(), 132
+    p = plan(geometry, size, pairs, 128, 16, count, tuple(config.items()))
+    assert p.stream
+    at_once = config["programs"] * count
+    rounds = triton.cdiv((p.splits + p.window_splits) * pairs, at_once)
+    window_tiles = geometry.window // config["window_keys"]
+    assert rounds * p.tile_run <= 1.35 * (p.tiles + window_tiles) * pairs / at_once
 
 
 def test_repeated_calls_are_the_same_to_the_bit() -> None:

@@ -22,6 +22,9 @@ _MERGED = 1 << 14
 """Values of partials that a program of it may hold before it takes no more columns."""
 _MANY = 300
 """Compressed keys to a multiprocessor from which on reading them takes longer than waiting for them."""
+_ENDS = 6
+"""What beginning and ending take a program of a stream, in tiles: programs that come in a second round pay it
+again."""
 _IDLE = 8
 """Where no more than one multiprocessor in so many has a tile to read, tiles are halved."""
 
@@ -102,22 +105,22 @@ def plan(
     # Up to the last block that a key overlaps.
     keys_in_all = num_blocks(size, geometry)
     tiles = triton.cdiv((keys_in_all + shares - 2) // pieces + 1, tile_blocks) if keys_in_all else 0
-    tile_run = max(1, triton.cdiv(tiles * pairs, config["programs"] * count))
     window_tiles = triton.cdiv(min(geometry.window, size), config["window_keys"])
+    at_once = config["programs"] * count
 
-    def window_tiles_to_a_program() -> int:
+    def run_of_window(tile_run: int) -> int:
         run = min(max(1, tile_run * keys // config["window_keys"]), max(1, window_tiles))
         return int(max(run, triton.cdiv(window_tiles, _MOST_PARTIALS)))
 
-    def programs() -> int:
-        run = window_tiles_to_a_program()
-        return int(triton.cdiv(tiles, tile_run) + triton.cdiv(window_tiles, run))
+    def time_in_tiles(tile_run: int) -> int:
+        programs = triton.cdiv(tiles, tile_run) + triton.cdiv(window_tiles, run_of_window(tile_run))
+        return int(triton.cdiv(programs * pairs, at_once) * (tile_run + _ENDS))
 
+    tile_run = max(1, triton.cdiv(tiles * pairs, at_once))
     stream = bool(config["stream"]) and tile_run > 1 and shares <= 2 and pieces == next_power(pieces)
-    # All programs run at once: a second round would be one of a few.
-    while stream and tile_run < tiles and programs() * pairs > config["programs"] * count:
-        tile_run += 1
-    window_run = window_tiles_to_a_program()
+    if stream and tiles > 1:
+        tile_run = min(range(2, tiles + 1), key=time_in_tiles)
+    window_run = run_of_window(tile_run)
     # At least a group of blocks for each that is chosen (see `bounds` of decode_choose.py).
     ranked = max(next_power(max(1, geometry.num_select_blocks(size))), tile_blocks, rank_groups(geometry))
     rank_tiles = max(1, config["ranked"] * MIN_DOT // max(MIN_DOT, padded_group) // tile_blocks)
