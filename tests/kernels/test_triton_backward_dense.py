@@ -142,7 +142,7 @@ def test_head_dimensions_192_and_128(branch):
 
 
 @branches
-@pytest.mark.parametrize("bulk", [0, 1])
+@pytest.mark.parametrize("bulk", [0, 1])  # which only a GPU tells apart
 @pytest.mark.parametrize("padded", [False, True])
 def test_every_way_of_launching(branch, bulk, padded):
     starts, ends = [0, 30], [70, 93] if padded else None

@@ -34,6 +34,8 @@ run, names = JITFunction.run, set()
 def compile_only(self, *args, grid, warmup, **options):
     names.add(self.fn.__name__)
     made = run(self, *args, grid=grid, warmup=True, **options)
+    if "BULK" in options:
+        names.add("bulk" if options["BULK"] else "pointers")
     if sys.argv[1] == "shipped":
         print(self.fn.__name__, spilled(made.asm["ptx"]))
     return made
@@ -76,6 +78,7 @@ def shipped():
     for module in list(sys.modules.values()):
         if hasattr(module, "table_name"): module.table_name = lambda device: "h200"
         if hasattr(module, "processors"): module.processors = lambda device: 132
+        if hasattr(module, "bulk_additions"): module.bulk_additions = lambda x: True
     def x(count, heads, width=128):
         return torch.zeros(1, count, heads, width, dtype=torch.bfloat16, requires_grad=True)
 
@@ -98,22 +101,32 @@ def many():
         decode(torch.zeros(2, HEADS, key, **half), rows, gates[:, 0], lengths=lengths, config=config,
                **more | {"geometry": BlockGeometry()})
 
-def step():
+def step(T=T, geometry=G, config=None):
+    C = num_blocks(T, geometry)
+    tokens = [torch.zeros(2, T, KV, w, **half) for w in wide]
+    compressed = [torch.zeros(2, C, KV, w, **half) for w in wide[:2]]
     for kind in ("mean", "linear", "mlp"):
         phis = []
         for width in (DK, DV):
-            size, hidden = G.block * width, 20
+            size, hidden = geometry.block * width, 20
             zeros = lambda *shape: torch.zeros(*shape, **half)
             weights = {"mean": {}, "linear": dict(weight=zeros(width, size), bias=zeros(width)),
                        "mlp": dict(weight=zeros(hidden, size), bias=zeros(hidden),
                                    weight_out=zeros(width, hidden), bias_out=zeros(width))}[kind]
-            phis.append(Phi(kind=kind, pe=zeros(G.block, width), **weights))
+            phis.append(Phi(kind=kind, pe=zeros(geometry.block, width), **weights))
         new = NewToken(*(torch.zeros(2, KV, w, **half) for w in wide))
-        tokens = [torch.zeros(2, T, KV, w, **half) for w in wide]
-        buffers = StepCaches(*tokens[:2], *caches[:2], *tokens[2:])
+        buffers = StepCaches(*tokens[:2], *compressed, *tokens[2:])
         rotary = torch.zeros(T, DK), torch.zeros(T, DK)
         decode_step(q[:, 0], new, buffers, gates[:, 0], phi_k=phis[0], phi_v=phis[1], rotary=rotary,
-                    lengths=lengths, **more)
+                    lengths=lengths, config=config, **more | {"geometry": geometry})
+
+def many_steps():
+    global DK, q, wide
+    config = {**H200["decode_many"][128], "programs": 1}
+    step(4000, BlockGeometry(), config)  # of an odd width: by pointers
+    DK, wide = 32, [32, 16] * 3
+    q = torch.zeros(2, 1, HEADS, DK, **half)
+    step(4000, BlockGeometry(), config)
 
 def phi():
     compress._triton_kernels = lambda: compression  # asks for a GPU
@@ -132,12 +145,13 @@ KERNELS = {
     "_selected_backward_kernel _selected_forward _window_forward",
     "phi": "linear_forward mean_backward mean_forward mlp_forward",
     "one_token": "attend_kernel merge_kernel score_kernel",
-    "many": "attend_kernel merge_kernel score_kernel",
+    "many": "attend_kernel bulk merge_kernel pointers score_kernel",
+    "many_steps": "bulk merge_kernel pointers step_attend_kernel step_score_kernel",
     "step": "merge_kernel step_attend_kernel step_score_kernel",
 }
 
 
-SPILLED = {"_selected_backward_kernel": 128, "_key_tile_backward": 192, "_select": 256, "_window_forward": 16}
+SPILLED = {"_selected_backward_kernel": 128, "_key_tile_backward": 32, "_select": 192, "_window_forward": 16}
 """Bytes a thread, by the assembler's count, where any are. Shared memory leaves these kernels a small L1
 cache, so that what their loops spill comes from L2: at 356 the first took a fifth longer."""
 
@@ -147,7 +161,7 @@ def test_they_compile(what: str, tmp_path: Path) -> None:
     assert set(KERNELS[what].split()) <= set(compile_kernels(what, tmp_path)[-1].split())
 
 
-def test_what_is_shipped_for_hopper_does_not_spill_in_its_loops(tmp_path: Path) -> None:
+def test_what_is_shipped_for_hopper_spills_little(tmp_path: Path) -> None:
     *kernels, _ = compile_kernels("shipped", tmp_path)
     assert len(kernels) >= 10
     for line in kernels:

@@ -1,6 +1,7 @@
 """Triton's decode against the oracle: outputs and chosen blocks, with poison past every row's end."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pytest
@@ -20,7 +21,7 @@ from nsa_kernels.triton.configs import H200
 from nsa_kernels.triton.configs import config as shipped_config
 from nsa_kernels.triton.decode import SEARCH, decode
 from nsa_kernels.triton.decode_choose import choose
-from nsa_kernels.triton.decode_plan import plan
+from nsa_kernels.triton.decode_plan import Plan, plan
 from nsa_kernels.types import Caches, NSAOutput
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -108,18 +109,27 @@ def check(call: Call, tolerance: float = 1e-5, **kwargs) -> None:
 @pytest.mark.parametrize("group", [1, 2, 5, 16, 20])
 @pytest.mark.parametrize(("dim", "value_dim"), [(16, 32), (32, 16), (192, 128), (4, 7)])
 def test_heads_and_widths(group: int, dim: int, value_dim: int) -> None:
-    check(make(SMALL, [61, 40], capacity=70, group=group, dim=dim, value_dim=value_dim, kv_heads=1))
+    call = make(SMALL, [221, 40], capacity=230, group=group, dim=dim, value_dim=value_dim, kv_heads=1)
+    check(call)
+    stream = {**shipped_config("decode", max(dim, value_dim), DEVICE), "stream": 1, "programs": 3}
+    if DEVICE.type == "cpu":
+        p = plan(SMALL, 230, 2, value_dim, group, 2, tuple(stream.items()))
+        assert p.stream
+        assert p.splits > 1
+    check(call, config=stream)
 
 
 def test_rows_of_every_length() -> None:
     check(make(SMALL, list(range(42)), capacity=43, kv_heads=1, group=1))
 
 
-@pytest.mark.parametrize("stream", [0, 1])
+GRIDS = [(pieces, shares, 0) for pieces in (1, 2, 3, 4) for shares in (1, 2, 3, 4)]
+STREAMS = [(pieces, shares, 1) for pieces in (1, 2, 4) for shares in (1, 2)]  # the others are not streamed
+
+
 @pytest.mark.parametrize("stride", [1, 4])
-@pytest.mark.parametrize("shares", [1, 2, 3, 4])
-@pytest.mark.parametrize("pieces", [1, 2, 3, 4])
-def test_block_grids(stride: int, shares: int, pieces: int, stream: int) -> None:
+@pytest.mark.parametrize(("pieces", "shares", "stream"), GRIDS + STREAMS)
+def test_block_grids(stride: int, pieces: int, shares: int, stream: int) -> None:
     geometry = BlockGeometry(
         block=shares * stride, stride=stride, select_block=pieces * stride, select_count=5, window=21
     )
@@ -130,7 +140,7 @@ def test_block_grids(stride: int, shares: int, pieces: int, stream: int) -> None
         3 * geometry.select_block + 1,
         53,
     ]
-    config = {**shipped_config("decode", 16, DEVICE), "stream": stream}
+    config = {**shipped_config("decode", 16, DEVICE), "stream": stream, "programs": 2}
     check(make(geometry, lengths, capacity=54, kv_heads=1, seed=stride), config=config)
 
 
@@ -185,7 +195,8 @@ def test_every_run_of_slots_gives_the_same(count: int, slots: int) -> None:
 PROGRAMS = {
     "long runs": {"programs": 1},
     "one tile a program": {"programs": 1000},
-    "stream": {"programs": 1, "stream": 1},
+    "a stream": {"programs": 1, "stream": 1},
+    "streams": {"programs": 2, "stream": 1},  # that begin behind keys of another
 }
 programs_vary = pytest.mark.parametrize("changes", PROGRAMS.values(), ids=PROGRAMS)
 
@@ -291,6 +302,21 @@ def test_plans_cover_the_cache(size: int, pairs: int) -> None:
         assert p.window_splits * p.window_run * config["window_keys"] >= min(size, geometry.window)
         assert p.runs * p.slots >= geometry.select_count
         assert p.slices * p.columns >= 128
+
+
+def test_the_shipped_configuration_follows_what_there_is_to_read() -> None:
+    geometry, few, many = BlockGeometry(), H200["decode"][128], H200["decode_many"][128]
+
+    def planned(size: int, pairs: int, config: Mapping[str, int]) -> Plan:
+        return plan(geometry, size, pairs, 128, 16, 132, tuple(config.items()))
+
+    assert planned(8192, 4, few).tile_blocks * 2 == planned(65536, 4, few).tile_blocks == 32
+    assert not planned(131072, 4, few).stream
+    assert (
+        planned(65536, 64, many).tile_run == 22
+    )  # three programs to a pair and one for the window: 256 of 264
+    wide = BlockGeometry(block=4, stride=4, select_block=1024, select_count=16, window=512)
+    assert not plan(wide, 65536, 64, 128, 16, 132, tuple(many.items())).stream
 
 
 @pytest.mark.parametrize("pairs", [64, 100, 128, 136, 200, 264, 300, 512, 1000])

@@ -211,8 +211,8 @@ def test_many_steps_over_overlapping_blocks(kind: str, shares: int) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"programs": 1}, {"programs": 1000}, {"programs": 1, "stream": 1}],
-    ids=["long runs", "one tile a program", "stream"],
+    [{"programs": 1}, {"programs": 1000}, {"programs": 1, "stream": 1}, {"programs": 3, "stream": 1}],
+    ids=["long runs", "one tile a program", "a stream", "streams"],
 )
 @pytest.mark.parametrize("dim", [8, 16])
 def test_fresh_keys_beside_full_splits(dim: int, changes: dict[str, int]) -> None:

@@ -19,7 +19,7 @@ def config(stage: str, width: int, device: torch.device) -> Config:
     """The shipped configuration of a stage.
 
     Args:
-        stage: Its name, that of the function that launches it.
+        stage: Its name, that of the function that launches it ("decode_many": `decode` with much to read).
         width: The larger of the two head dimensions.
         device: Where it will run.
 
@@ -89,6 +89,7 @@ DEFAULT: Table = {
 }
 
 _FEW = {**_DECODE, "keys": 128, "columns": 16, "overlap": 1, "attend_warps": 4}
+_WIDE = {**_FEW, "keys": 64, "programs": 4}  # larger tiles would not fit into shared memory
 _HOPPER = {"QUERY_SLOTS": 2, "num_warps": 4, "maxnreg": 168}
 
 H200: Table = {
@@ -130,8 +131,8 @@ H200: Table = {
         128: {"BM": 64, "BN": 128, "TMA": 1, "num_warps": 8, "num_stages": 3},
         256: {"BM": 32, "BN": 64, "num_warps": 8, "num_stages": 2},
     },
-    "decode": {128: _FEW},
-    "decode_many": {128: {**_FEW, "stream": 1, "keys": 64, "score_stages": 3}},
+    "decode": {128: _FEW, 256: _WIDE},
+    "decode_many": {128: {**_FEW, "stream": 1, "keys": 64, "score_stages": 3}, 256: _WIDE},
 }
 
 # Chosen for registers and shared memory by what the compiler reports for it (no spills at head dimension

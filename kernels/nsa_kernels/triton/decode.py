@@ -53,8 +53,8 @@ SEARCH: tuple[Mapping[str, int], ...] = tuple(
 
 keys: compressed keys to a tile. window_keys: tokens to a tile of the window. programs: of the first launch to
 a multiprocessor, at most about. early: whether, where a program has one tile, its keys are asked for before
-the row's length has come. stream: whether, where it has more, they come as in decode_stream.py; then all
-programs run at once. ranked: selection blocks whose pooled scores a program holds at a time. slots: selected
+the row's length has come. stream: whether, where it has more, they come as in decode_stream.py; then programs
+come in whole rounds. ranked: selection blocks whose pooled scores a program holds at a time. slots: selected
 blocks to a program, at least. attend_programs: of the second launch to a multiprocessor, at most about.
 columns: of the values that one program merges, at least. merged: partials of the compressed branch that it
 holds at a time. overlap: whether a launch may begin before the one before it has ended. The rest: warps and

@@ -39,7 +39,8 @@ def step_score_kernel(
     BW: tl.constexpr, ONE_TILE: tl.constexpr, STREAM: tl.constexpr, BULK: tl.constexpr, BLOCK: tl.constexpr,
     STRIDE: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid (K_PARTS + V_PARTS + WINDOW_SPLITS + splits, pairs): phi, which takes longest, first."""
+    """Grid (K_PARTS + V_PARTS + WINDOW_SPLITS + splits, pairs), with STREAM (pairs, ...): phi, which takes
+    longest, first."""
     if OVERLAP:
         gdc_launch_dependents()
     part, pair = place_in_grid(STREAM)

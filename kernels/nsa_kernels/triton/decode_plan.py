@@ -117,7 +117,9 @@ def plan(
         return int(triton.cdiv(programs * pairs, at_once) * (tile_run + _ENDS))
 
     tile_run = max(1, triton.cdiv(tiles * pairs, at_once))
-    stream = bool(config["stream"]) and tile_run > 1 and shares <= 2 and pieces == next_power(pieces)
+    # A stream carries a single key from tile to tile, and its tiles have no padded rows.
+    fits = shares <= 2 and pieces == next_power(pieces) and pieces <= keys
+    stream = bool(config["stream"]) and tile_run > 1 and fits
     if stream and tiles > 1:
         tile_run = min(range(2, tiles + 1), key=time_in_tiles)
     window_run = run_of_window(tile_run)
@@ -207,7 +209,9 @@ def prepare(
     batch, heads, key_dim = q.shape
     size, kv_heads, value_dim = k_slc.shape[1], k_slc.shape[2], v_slc.shape[3]
     group, pairs = heads // kv_heads, batch * kv_heads
-    config = config or _shipped(pairs * num_blocks(size, geometry), max(key_dim, value_dim), q.device)
+    if config is None:
+        wide = max(key_dim, value_dim) * q.element_size() // 2  # float32 takes the room of twice the width
+        config = _shipped(pairs * num_blocks(size, geometry), wide, q.device)
     p = plan(geometry, size, pairs, value_dim, group, processors(q.device), tuple(config.items()))
 
     next_power = triton.next_power_of_2

@@ -81,8 +81,7 @@ def launch_key_tiles(
     # p' = g * exp2(s - lse) = exp2(s - (lse - log2(g))): one operand less in the loop.
     lse = lse - gate.float().log2()
     delta = delta.contiguous()
-    # The interpreter has no additions by bulk copies.
-    bulk = bool(launch.get("TMA", 0)) and not rest and padded == grid.group and q.is_cuda and bulk_copies(dq)
+    bulk = bool(launch.get("TMA", 0)) and not rest and padded == grid.group and bulk_additions(dq)
     _key_tile_backward[(tiles * grid.kv_heads * grid.batch * chunks,)](
         q,
         k,
@@ -124,6 +123,11 @@ def launch_key_tiles(
         PRECISION=precision(q),
         **launch_options(launch),
     )
+
+
+def bulk_additions(x: Tensor) -> bool:
+    """Whether `bulk_copies` can add to a tensor; the interpreter's cannot."""
+    return x.is_cuda and bulk_copies(x)
 
 
 def _fit(config: Mapping[str, int], q: Tensor, grid: Grid) -> dict[str, int]:
