@@ -1,4 +1,4 @@
-"""The typer application: every command with its examples."""
+"""The typer application, without its commands (see `_commands`)."""
 
 from __future__ import annotations
 
@@ -41,11 +41,3 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-# The commands register themselves on `app`, in the order in which --help lists them.
-from nsa_eval.cli import _running  # noqa: E402, I001
-from nsa_eval.cli import _reading  # noqa: E402
-from nsa_eval.cli import _bench  # noqa: E402
-
-__all__ = ["_bench", "_reading", "_running", "app"]

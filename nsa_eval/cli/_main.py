@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not os.environ.get("LMEVAL_LOG_LEVEL"):
         # lm-eval draws a bar for each task, across ours. Set to nothing by the user, they stay.
         os.environ.setdefault("TQDM_DISABLE", "1")
-    from nsa_eval.cli._app import app
+    from nsa_eval.cli._commands import app
 
     app(args=as_lm_eval(sys.argv[1:] if arguments is None else arguments), prog_name="nsa-eval")
 

@@ -11,7 +11,7 @@ import yaml
 
 import nsa_eval
 from nsa_eval.cli import main
-from nsa_eval.cli._app import app
+from nsa_eval.cli._commands import app
 
 EXAMPLES = [
     line
