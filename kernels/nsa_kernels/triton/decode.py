@@ -98,14 +98,13 @@ def decode(
     if work.pairs == 0:
         return NSAOutput(work.out, work.blocks)
     p, kv_heads = work.plan, k_slc.shape[2]
-    bulk = bulk_tiles(p, k_cmp, v_cmp)
     score_kernel[first_grid(p, p.window_splits + p.splits, work.pairs)](
         q,
         k_cmp,
         v_cmp,
         k_win,
         v_win,
-        *bulk,
+        *bulk_tiles(p, k_cmp, v_cmp),
         lengths,
         work.partial,
         work.stats,
@@ -123,7 +122,6 @@ def decode(
         p.tile_run,
         p.window_run,
         min(k_cmp.shape[1], v_cmp.shape[1]),
-        BULK=bulk[0] is not None,
         **work.score,
     )
     attend_kernel[(p.runs, work.pairs)](

@@ -36,7 +36,7 @@ def step_score_kernel(
     G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
     DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, PP: tl.constexpr, BJ: tl.constexpr,
     SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr, WINDOW_SPLITS: tl.constexpr,
-    BW: tl.constexpr, ONE_TILE: tl.constexpr, STREAM: tl.constexpr, BULK: tl.constexpr, BLOCK: tl.constexpr,
+    BW: tl.constexpr, ONE_TILE: tl.constexpr, STREAM: tl.constexpr, BLOCK: tl.constexpr,
     STRIDE: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (K_PARTS + V_PARTS + WINDOW_SPLITS + splits, pairs), with STREAM (pairs, ...): phi, which takes
@@ -104,7 +104,7 @@ def step_score_kernel(
             k_bulk, v_bulk, pair // kv_heads, pair % kv_heads,
             partial, stats, reference, pooled, kc_s, vc_s, kw_s, vw_s, scale_log2,
             shares, tiles, tile_run, window_run, capacity, G, GP, DK, DR, DK_END, DV, DV_END, PIECES, PP, BJ,
-            SHARES, HP, WINDOW, WINDOW_SPLITS, BW, ONE_TILE, STREAM, BULK, PRECISION, True,
+            SHARES, HP, WINDOW, WINDOW_SPLITS, BW, ONE_TILE, STREAM, PRECISION, True,
         )  # fmt: skip
 
 

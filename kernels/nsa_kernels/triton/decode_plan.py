@@ -99,11 +99,11 @@ def plan(
     shares = geometry.block // geometry.stride
     padded_group = next_power(group)
     keys = min(config["keys"], max(MIN_DOT, config["keys"] * 32 // max(32, padded_group)))
-    if pairs * triton.cdiv(num_blocks(size, geometry), keys) <= count // _IDLE:
+    keys_in_all = num_blocks(size, geometry)
+    if pairs * triton.cdiv(keys_in_all, keys) <= count // _IDLE:
         keys = max(MIN_DOT, keys // 2)
     tile_blocks = max(1, keys // next_power(max(pieces, shares - 1)))
     # Up to the last block that a key overlaps.
-    keys_in_all = num_blocks(size, geometry)
     tiles = triton.cdiv((keys_in_all + shares - 2) // pieces + 1, tile_blocks) if keys_in_all else 0
     window_tiles = triton.cdiv(min(geometry.window, size), config["window_keys"])
     at_once = config["programs"] * count

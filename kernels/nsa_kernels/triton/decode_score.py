@@ -23,6 +23,7 @@ from nsa_kernels.triton.decode_tile import (
     score_keys,
     scores,
     store_partial,
+    store_pooled,
     used_tiles,
 )
 from nsa_kernels.triton.tiles import blocks_before, wide
@@ -92,8 +93,6 @@ def score_tile(
     acc = tl.dot(p.to(values.dtype), values, acc * decay[:, None], input_precision=PRECISION)
     total = total * decay + tl.sum(p, 1)
 
-    head = tl.arange(0, GP)
-    block = tl.arange(0, BJ)
     piece = tl.arange(0, PP)
     times = tl.minimum(PIECES - piece, SHARES).to(tl.float32)  # p is 0 from PIECES on
     sums = tl.sum(tl.reshape(p, [GP, BJ, PP]) * times[None, None, :], 2)
@@ -101,9 +100,7 @@ def score_tile(
         p = tl.reshape(tl.exp2(s_halo - top[:, None]), [GP, BJ, HP])
         times = tl.minimum(tl.arange(0, HP) + 1, PIECES).to(tl.float32)
         sums += tl.sum(p * times[None, None, :], 2)
-    tl.store(reference + tile * G + head, top, mask=(head < G) & wanted)
-    cell = (tile * G + head[:, None]) * BJ + block[None, :]
-    tl.store(pooled + cell, sums, mask=((head < G) & wanted)[:, None] & (block < BJ)[None, :])
+    store_pooled(reference, pooled, tile, top, sums, wanted, G, GP, BJ)
     return top, total, acc
 
 
@@ -148,13 +145,13 @@ def score_program(
     DR: tl.constexpr, DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr,
     PP: tl.constexpr, BJ: tl.constexpr, SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr,
     WINDOW_SPLITS: tl.constexpr, BW: tl.constexpr, ONE_TILE: tl.constexpr, STREAM: tl.constexpr,
-    BULK: tl.constexpr, PRECISION: tl.constexpr, NEW: tl.constexpr,
+    PRECISION: tl.constexpr, NEW: tl.constexpr,
 ):  # fmt: skip
     """One split of the window or of the first `visible` compressed keys; q stands at the group, the caches at
     their row and head.
 
-    With STREAM, a split's tiles are taken as decode_stream.py does; with BULK from the descriptors k_bulk and
-    v_bulk, at the row and KV head.
+    With STREAM, a split's tiles are taken as decode_stream.py does; from the descriptors k_bulk and v_bulk,
+    at the row and KV head, unless they are None.
 
     With ONE_TILE, a split is one tile, and its keys are under way before the row's length has come: they lie
     within the cache's capacity, and what stands past the length is left out by its score. Like all tiles, it
@@ -198,7 +195,7 @@ def score_program(
             m, total, acc = stream_tiles(
                 begin, end, visible, query, query_rest, k_cmp, v_cmp, kc_s, vc_s, k_bulk, v_bulk, row,
                 kv_head, reference, pooled, scale_log2, G, GP, DK, DR, DK_END, DV, DV_END, PIECES, BJ,
-                SHARES, BULK, PRECISION,
+                SHARES, PRECISION,
             )  # fmt: skip
         else:
             query, query_rest = load_query(q, q_h, G, GP, DK, DR, DK_END)
@@ -236,7 +233,7 @@ def score_kernel(
     G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
     DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, PP: tl.constexpr, BJ: tl.constexpr,
     SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr, WINDOW_SPLITS: tl.constexpr,
-    BW: tl.constexpr, ONE_TILE: tl.constexpr, STREAM: tl.constexpr, BULK: tl.constexpr, BLOCK: tl.constexpr,
+    BW: tl.constexpr, ONE_TILE: tl.constexpr, STREAM: tl.constexpr, BLOCK: tl.constexpr,
     STRIDE: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (WINDOW_SPLITS + splits, pairs), with STREAM (pairs, ...); a program past its row's length leaves
@@ -254,5 +251,5 @@ def score_kernel(
         k_bulk, v_bulk, pair // kv_heads, pair % kv_heads,
         partial, stats, reference, pooled, kc_s, vc_s, kw_s, vw_s, scale_log2,
         shares, tiles, tile_run, window_run, capacity, G, GP, DK, DR, DK_END, DV, DV_END, PIECES, PP, BJ,
-        SHARES, HP, WINDOW, WINDOW_SPLITS, BW, ONE_TILE, STREAM, BULK, PRECISION, False,
+        SHARES, HP, WINDOW, WINDOW_SPLITS, BW, ONE_TILE, STREAM, PRECISION, False,
     )  # fmt: skip

@@ -160,11 +160,10 @@ def decode_step(
     )
     p = work.plan
     parts = k_phi["PARTS"] + v_phi["PARTS"]
-    bulk = bulk_tiles(p, caches.k_cmp, caches.v_cmp)
     step_score_kernel[first_grid(p, parts + p.window_splits + p.splits, work.pairs)](
         q,
         *caches,
-        *bulk,
+        *bulk_tiles(p, caches.k_cmp, caches.v_cmp),
         *new,
         lengths,
         *k_weights,
@@ -191,7 +190,6 @@ def decode_step(
         BN=chosen["units"],
         BK=max(MIN_DOT, chosen["elements"] * MIN_DOT // heads_padded),
         STAGES=chosen["stages"],
-        BULK=bulk[0] is not None,
         **work.score,
     )
     step_attend_kernel[(p.runs, work.pairs)](

@@ -8,7 +8,7 @@ their way in bulk copies while one is worked on.
 import triton
 import triton.language as tl
 
-from nsa_kernels.triton.decode_tile import load_keys, load_rows, score_keys
+from nsa_kernels.triton.decode_tile import load_keys, load_rows, score_keys, store_pooled
 from nsa_kernels.triton.tiles import wide
 
 
@@ -18,7 +18,7 @@ def stream_tiles(
     reference, pooled, scale_log2,
     G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
     DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, BJ: tl.constexpr, SHARES: tl.constexpr,
-    BULK: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """m, total and acc of the tiles from `begin` to `end`; as `score_tile` it leaves the importances that
     they give.
@@ -29,7 +29,7 @@ def stream_tiles(
         visible: Keys that are there.
         k_cmp: Keys of the row and head.
         v_cmp: Values.
-        k_bulk: With BULK, descriptor of all keys [B, S', H_kv, DK], from which tiles are copied.
+        k_bulk: Descriptor of all keys [B, S', H_kv, DK], from which tiles are copied, or None.
         v_bulk: Of all values.
         reference: At the pair.
         pooled: At the pair.
@@ -44,13 +44,13 @@ def stream_tiles(
         m, total, acc, carry = _stream_tile(
             tile, visible, query, query_rest, k_cmp, v_cmp, kc_s, vc_s, k_bulk, v_bulk, row, kv_head,
             reference, pooled, m, total, acc, carry, scale_log2,
-            G, GP, DK, DR, DK_END, DV, DV_END, PIECES, BJ, SHARES, BULK, False, PRECISION,
+            G, GP, DK, DR, DK_END, DV, DV_END, PIECES, BJ, SHARES, False, PRECISION,
         )  # fmt: skip
     for tile in tl.range(whole, end, num_stages=1):
         m, total, acc, carry = _stream_tile(
             tile, visible, query, query_rest, k_cmp, v_cmp, kc_s, vc_s, k_bulk, v_bulk, row, kv_head,
             reference, pooled, m, total, acc, carry, scale_log2,
-            G, GP, DK, DR, DK_END, DV, DV_END, PIECES, BJ, SHARES, BULK, True, PRECISION,
+            G, GP, DK, DR, DK_END, DV, DV_END, PIECES, BJ, SHARES, True, PRECISION,
         )  # fmt: skip
     return m, total, acc
 
@@ -82,7 +82,7 @@ def _stream_tile(
     reference, pooled, m, total, acc, carry, scale_log2,
     G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
     DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, BJ: tl.constexpr, SHARES: tl.constexpr,
-    BULK: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile joins m, total and acc. `carry` [GP] is 2^(score - m) of the key before it, and becomes that
     of its last key."""
@@ -90,7 +90,7 @@ def _stream_tile(
     start = tile * KEYS
     index = tl.arange(0, KEYS)
     seen = start + index < visible
-    if BULK:
+    if k_bulk is not None:
         keys = k_bulk.load([row, start, kv_head, 0]).reshape(KEYS, DK)
         rest = keys
         values = v_bulk.load([row, start, kv_head, 0]).reshape(KEYS, DV)
@@ -113,7 +113,6 @@ def _stream_tile(
     acc = tl.dot(p.to(values.dtype), values, acc * decay[:, None], input_precision=PRECISION)
     total = total * decay + tl.sum(p, 1)
 
-    head = tl.arange(0, GP)
     block = tl.arange(0, BJ)
     piece = tl.arange(0, PIECES)
     p = tl.reshape(p, [GP, BJ, PIECES])
@@ -124,7 +123,5 @@ def _stream_tile(
         before = tl.maximum(block - 1, 0)[None, :] + tl.zeros([GP, BJ], tl.int32)
         sums += tl.where(block[None, :] == 0, (carry * decay)[:, None], tl.gather(last, before, 1))
         carry = tl.sum(tl.where(block[None, :] == BJ - 1, last, 0.0), 1)
-    tl.store(reference + tile * G + head, top, mask=head < G)
-    cell = (tile * G + head[:, None]) * BJ + block[None, :]
-    tl.store(pooled + cell, sums, mask=(head < G)[:, None] & (block < BJ)[None, :])
+    store_pooled(reference, pooled, tile, top, sums, True, G, GP, BJ)
     return top, total, acc, carry

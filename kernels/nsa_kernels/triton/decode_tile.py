@@ -94,6 +94,20 @@ def store_partial(
 
 
 @triton.jit
+def store_pooled(
+    reference, pooled, tile, m, sums, wanted, G: tl.constexpr, GP: tl.constexpr, BJ: tl.constexpr
+):  # fmt: skip
+    """Writes what a tile gives to its blocks, sums [GP, BJ], and the m that they refer to, where it is
+    wanted; both pointers stand at the pair."""
+    head = tl.arange(0, GP)
+    block = tl.arange(0, BJ)
+    mask = (head < G) & wanted
+    tl.store(reference + tile * G + head, m, mask=mask)
+    cell = (tile * G + head[:, None]) * BJ + block[None, :]
+    tl.store(pooled + cell, sums, mask=mask[:, None] & (block < BJ)[None, :])
+
+
+@triton.jit
 def append(place, new, wanted, WIDTH: tl.constexpr):
     """Puts one token's vector into a cache, where it is wanted."""
     column = tl.arange(0, triton.next_power_of_2(WIDTH))

@@ -74,7 +74,8 @@ def selected_backward(
     keys = max(MIN_DOT, min(chosen.pop("BN"), triton.next_power_of_2(size)))
     chunk = chosen.pop("CHUNK")
     lists = query_lists(blocks, grid, chunk=chunk, piece=chosen.pop("PIECE"))
-    # A gate as a factor of every probability is a shift of the log-sum-exp.
+    # A gate as a factor of every probability is a shift of the log-sum-exp. It and delta stand side by side:
+    # one copy a row brings both.
     shifts = torch.stack((lse - gates[..., 1].float().log2(), dgates[..., 1]), -1)
     dk = torch.zeros(k.shape, dtype=torch.float32, device=k.device)
     dv = torch.zeros(v.shape, dtype=torch.float32, device=v.device)
