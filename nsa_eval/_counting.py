@@ -30,6 +30,12 @@ class CountingStore(ResponseStore):
         self._inner.put_many(new)
         self._progress.add(sum(r.prompt_tokens + r.new_tokens for r in new.values()))
 
+    def refresh(self) -> dict[str, Response]:
+        """Take up what workers have stored, and count it."""
+        new = self._inner.refresh()
+        self._progress.add(sum(r.prompt_tokens + r.new_tokens for r in new.values()))
+        return new
+
     def close(self) -> None:
         """Leave the store open: the run's other models use it."""
 

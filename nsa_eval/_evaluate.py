@@ -1,93 +1,164 @@
-"""One model of a run: load it, run its tasks with lm-eval, stage the files of lm-eval's tracker."""
+"""One variant of a run: have its requests answered, let lm-eval score them, stage its tracker's files."""
 
 from __future__ import annotations
 
-import gc
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsa_eval.config import ModelSpec, RunConfig
+from nsa_eval.config import ModelSpec, RunConfig, Variant
+from nsa_eval.config._marks import Effect, own_values
 from nsa_eval.errors import UserError
 from nsa_eval.plan import Job
 from nsa_eval.progress import Progress
 from nsa_eval.rundir import RunDirectory, write_json
 
 if TYPE_CHECKING:
+    from nsa_eval._tasks import LoadedTasks
+    from nsa_eval.executors import Executor, VariantFacts
     from nsa_eval.store import ResponseStore
 
 _GUESSED_TOKENS = 400
 """Tokens of a document of lm-eval's own tasks, for the progress bar alone, until the prompts are built."""
 
 
-def evaluate_model(
-    model: ModelSpec,
-    jobs: Sequence[Job],
+def evaluate_checkpoint(
+    work: Sequence[tuple[Variant, Sequence[Job]]],
     config: RunConfig,
     *,
     directory: RunDirectory,
     store: ResponseStore,
+    executor: Executor,
     progress: Progress,
-) -> Path:
-    """Run all tasks of one model and publish its folder.
+) -> None:
+    """Run all tasks of the variants of one checkpoint, and publish a folder for each.
 
     The tokenizer and the tasks come first: a missing data set or a bad parameter shows before the weights
-    are read.
+    are read. They and the weights serve all variants.
 
     Args:
-        model: The checkpoint.
-        jobs: Its jobs.
+        work: Variants of one checkpoint, each with its jobs.
         config: The whole run's config.
         directory: Where results go.
-        store: Finished responses; asked first, and written to as responses come.
+        store: Finished responses; asked first.
+        executor: Has the rest answered.
         progress: Told of every stage and response.
-
-    Returns:
-        The results file.
 
     Raises:
         UserError: A task that can't be loaded, a prompt that is too long, a full disk, ...
-        ModelLoadError: A checkpoint that can't be loaded.
+        ModelLoadError: A checkpoint that can't be loaded, or a field that can't be set.
     """
     import nsa_models
-    from nsa_eval._lm_eval import evaluate_tasks
     from nsa_eval._quiet import quiet
     from nsa_eval._tasks import load_tasks
 
+    model, jobs = work[0][0].checkpoint, work[0][1]
     with quiet() as heard:
-        options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
         progress.say(f"{model.name}: preparing tasks")
-        tokenizer = nsa_models.load_tokenizer(model.path, **options)
+        tokenizer = nsa_models.load_tokenizer(
+            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
         if model.chat_template and not getattr(tokenizer, "chat_template", None):
             raise UserError(f"{model.name}: its tokenizer has no chat template: leave chat_template out")
         tasks = load_tasks(model, jobs, config)
-        guessed = sum(tasks.documents(job.task) * _GUESSED_TOKENS for job in jobs if job.tokens is None)
-        progress.change_total(guessed)
         progress.say(f"{model.name}: loading")
-        weights = nsa_models.load_model(
-            model.path, dtype=model.dtype, device=model.device, backend=model.backend, **options
-        )
+        executor.load(model)
         fingerprint = nsa_models.fingerprint(model.path, revision=model.revision)
-        engine = _make_engine(weights, tokenizer, fingerprint, model, config, store, progress)
-        progress.say(model.name)
-        planned = progress.done + guessed + sum(job.tokens or 0 for job in jobs)
-        results = evaluate_tasks(engine, tasks, model, config)
-        results["config"] |= {
-            "model_name": model.name,
-            "model_path": model.path,
-            "model_fingerprint": fingerprint,
-            "attention": str(getattr(weights.config, "attention", "full")),
-            "backend": model.backend,
-        }
-        audit = [event.model_dump(mode="json") for event in engine.audit]
-        _stage(results, model, engine, directory, audit)
     for message in (*_doubts(model), *tasks.notes, *heard.messages):
         progress.note(f"{model.name}: {message}")
+    for variant, own in work:
+        _evaluate_variant(
+            variant,
+            own,
+            config,
+            tokenizer=tokenizer,
+            tasks=tasks,
+            fingerprint=fingerprint,
+            directory=directory,
+            store=store,
+            executor=executor,
+            progress=progress,
+        )
+
+
+def _evaluate_variant(
+    variant: Variant,
+    jobs: Sequence[Job],
+    config: RunConfig,
+    *,
+    tokenizer: Any,  # noqa: ANN401  (PreTrainedTokenizerBase)
+    tasks: LoadedTasks,
+    fingerprint: str,
+    directory: RunDirectory,
+    store: ResponseStore,
+    executor: Executor,
+    progress: Progress,
+) -> None:
+    from nsa_eval._lm_eval import evaluate_tasks
+    from nsa_eval._quiet import quiet
+    from nsa_eval.engine import Engine
+
+    model = variant.checkpoint
+    guessed = sum(tasks.documents(job.task) * _GUESSED_TOKENS for job in jobs if job.tokens is None)
+    progress.change_total(guessed)
+    planned = progress.done + guessed + sum(job.tokens or 0 for job in jobs)
+    with quiet() as heard:
+        facts = executor.use(variant)
+        progress.say(variant.name)
+        engine = Engine.over(
+            tokenizer,
+            facts.model,
+            executor.answer,
+            settings=config.engine,
+            store=store,
+            store_context=store_context(variant, facts, fingerprint, config),
+            task_contexts=tasks.contexts(),
+            seed=config.seed[2],
+        )
+        results = evaluate_tasks(engine, tasks, model, config)
+        results["config"] |= {
+            "model_name": variant.name,
+            "model_path": model.path,
+            "model_fingerprint": fingerprint,
+            "attention": facts.attention,
+            "backend": str(facts.backend),
+            "variant": variant.settings,
+        }
+        audit = [event.model_dump(mode="json") for event in engine.audit]
+        _stage(results, variant, engine, directory, audit)
+    for message in heard.messages:
+        progress.note(f"{variant.name}: {message}")
     progress.change_total(progress.done - planned)  # replies shorter than their budget, guesses that were off
-    del engine, weights
-    _free_memory()
-    return directory.publish(model.name)
+    directory.publish(variant.name)
+
+
+def store_context(variant: Variant, facts: VariantFacts, fingerprint: str, config: RunConfig) -> str:
+    """Everything about a variant and its settings that a response depends on, as one string.
+
+    It holds every key that is marked as able to change a response, and where a key leaves a choice ("auto"),
+    what was chosen.
+    """
+    model = own_values(variant.checkpoint, Effect.RESPONSE)
+    return json.dumps(
+        {
+            "model": model
+            | {
+                "fingerprint": fingerprint,
+                "dtype": facts.model.dtype,
+                "device": facts.model.device,
+                "backend": dataclasses.asdict(facts.backend),
+                "max_length": facts.model.max_length,
+                "set": facts.changes,
+                "method": facts.method,
+            },
+            "engine": own_values(config.engine, Effect.RESPONSE),
+            "run": own_values(config, Effect.RESPONSE),
+        },
+        sort_keys=True,
+        default=str,
+    )
 
 
 def _doubts(model: ModelSpec) -> list[str]:
@@ -98,58 +169,9 @@ def _doubts(model: ModelSpec) -> list[str]:
     return ["seems to be a chat model, but chat_template isn't set: it was asked without its template"]
 
 
-def _make_engine(
-    weights: Any,  # noqa: ANN401  (PreTrainedModel)
-    tokenizer: Any,  # noqa: ANN401  (PreTrainedTokenizerBase)
-    fingerprint: str,
-    model: ModelSpec,
-    config: RunConfig,
-    store: ResponseStore,
-    progress: Progress,
-) -> Any:  # noqa: ANN401  (Engine)
-    from nsa_eval._counting import CountingStore
-    from nsa_eval.engine import Engine
-
-    settings = config.engine
-    return Engine(
-        weights,
-        tokenizer,
-        batch_size=settings.batch_size,
-        max_length=model.max_length,
-        truncation=settings.truncation,
-        prefill_chunk=settings.prefill_chunk,
-        share_prefixes=settings.share_prefixes,
-        cuda_graphs=settings.cuda_graphs,
-        add_bos_token=settings.add_bos_token,
-        store=CountingStore(store, progress),
-        store_context=store_context(weights, fingerprint, model, config),
-    )
-
-
-def store_context(weights: Any, fingerprint: str, model: ModelSpec, config: RunConfig) -> str:  # noqa: ANN401
-    """Everything about the model and its settings that a response depends on, as one string.
-
-    Batch size, prefill chunk, prefix sharing and CUDA graphs aren't in it: they may not change a response.
-    """
-    parameter = next(weights.parameters())
-    return json.dumps(
-        {
-            "fingerprint": fingerprint,
-            "dtype": str(parameter.dtype),
-            "device": parameter.device.type,
-            "backend": model.backend,
-            "max_length": model.max_length,
-            "truncation": config.engine.truncation,
-            "add_bos_token": config.engine.add_bos_token,
-            "torch_seed": config.seed[2],
-        },
-        sort_keys=True,
-    )
-
-
 def _stage(
     results: dict[str, Any],
-    model: ModelSpec,
+    variant: Variant,
     engine: Any,  # noqa: ANN401  (Engine)
     directory: RunDirectory,
     audit: list[dict[str, Any]],
@@ -159,16 +181,17 @@ def _stage(
 
     samples = results.pop("samples")
     tracker = EvaluationTracker(output_path=str(directory.staging))
+    model = variant.checkpoint
     template = engine.chat_template(model.chat_template) if model.chat_template else None
     tracker.general_config_tracker.log_experiment_args(
         model_source="nsa-eval",
         # The tracker names its folder by `pretrained`.
-        model_args={"pretrained": model.name},
+        model_args={"pretrained": variant.name},
         system_instruction=model.system_instruction,
         chat_template=template,
         fewshot_as_multiturn=True,
     )
-    folder = directory.staging / model.name
+    folder = directory.staging / variant.name
     if folder.exists():  # left by a killed run
         for file in folder.iterdir():
             file.unlink()
@@ -194,12 +217,3 @@ def _verify(folder: Path, expected: dict[str, int]) -> None:
                     raise trouble
     except (OSError, ValueError) as error:
         raise trouble from error
-
-
-def _free_memory() -> None:
-    """Let go of one model's memory before the next is loaded."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

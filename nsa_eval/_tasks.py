@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from nsa_eval.catalog import task_names
 from nsa_eval.config import ModelSpec, RunConfig, TaskSpec
+from nsa_eval.config._marks import Effect, own_values
 from nsa_eval.errors import UserError
 from nsa_eval.plan import Job, limited, own_tasks
 
@@ -43,6 +45,16 @@ class LoadedTasks:
             for name, owner in self.specs.items()
             if owner is spec
         )
+
+    def contexts(self) -> dict[str, str]:
+        """Of each single task, what its entry in the config says that can change a response to a request."""
+        found = {}
+        for name, spec in self.specs.items():
+            values = own_values(spec, Effect.RESPONSE)
+            given = {key: value for key, value in values.items() if value is not None}
+            if given:
+                found[name] = json.dumps(given, sort_keys=True)
+        return found
 
     def limits(self) -> dict[str, Any]:
         """The limits as arguments of `lm_eval.evaluate`.

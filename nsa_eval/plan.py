@@ -1,4 +1,4 @@
-"""The jobs of a run: every model with every task, each with a stable id and an estimate of its size."""
+"""The jobs of a run: every variant of every model with every task, each with a stable id and its size."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import json
 import math
 from dataclasses import dataclass
 
-from nsa_eval.config import ModelSpec, RunConfig, TaskSpec
+from nsa_eval.config import ModelSpec, RunConfig, TaskSpec, Variant, all_variants
+from nsa_eval.config._marks import Effect, own_values, without_neutral
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One task on one model."""
+    """One task on one variant of a model."""
 
     id: str
     """Readable and stable: the same job has the same id in every run, on every machine."""
-    model: ModelSpec
-    """The checkpoint."""
+    variant: Variant
+    """What is asked."""
     task: TaskSpec
     """The task, with the run's seed and limit filled in."""
     samples: int | None
@@ -25,10 +26,15 @@ class Job:
     tokens: int | None
     """Prompt tokens plus generation budget over all samples; None when `samples` is."""
 
+    @property
+    def model(self) -> ModelSpec:
+        """The checkpoint."""
+        return self.variant.checkpoint
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All jobs of a run, in the order in which they run: model by model."""
+    """All jobs of a run, in the order in which they run: variant by variant."""
 
     jobs: tuple[Job, ...]
     """The jobs."""
@@ -48,9 +54,9 @@ class Plan:
         """Whether the size of every job is known."""
         return all(job.samples is not None for job in self.jobs)
 
-    def of(self, model: str) -> tuple[Job, ...]:
-        """The jobs of one model."""
-        return tuple(job for job in self.jobs if job.model.name == model)
+    def of(self, variant: str) -> tuple[Job, ...]:
+        """The jobs of one variant, by its name."""
+        return tuple(job for job in self.jobs if job.variant.name == variant)
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -70,8 +76,8 @@ def make_plan(config: RunConfig) -> Plan:
     sizes = [_size(task) for task in tasks]
     return Plan(
         jobs=tuple(
-            Job(id=_job_id(model, task, config), model=model, task=task, samples=samples, tokens=tokens)
-            for model in config.models
+            Job(id=_job_id(variant, task, config), variant=variant, task=task, samples=samples, tokens=tokens)
+            for variant in all_variants(config)
             for task, (samples, tokens) in zip(tasks, sizes, strict=True)
         )
     )
@@ -114,12 +120,14 @@ def _size(task: TaskSpec) -> tuple[int | None, int | None]:
     return kept, round(tokens * kept / samples) if samples else 0
 
 
-def _job_id(model: ModelSpec, task: TaskSpec, config: RunConfig) -> str:
+def _job_id(variant: Variant, task: TaskSpec, config: RunConfig) -> str:
+    model = without_neutral(variant.checkpoint)
+    del model["variants"]
     content = {
-        "model": model.model_dump(mode="json", exclude={"name"}),
-        "task": task.model_dump(mode="json", exclude={"alias"}),
-        "engine": config.engine.model_dump(mode="json"),
-        "seed": config.seed,
+        "model": model | variant.settings,
+        "task": without_neutral(task),
+        "engine": without_neutral(config.engine),
+        "run": own_values(config, Effect.RESPONSE),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-    return f"{model.name}-{task.label}-{digest[:8]}"
+    return f"{variant.name}-{task.label}-{digest[:8]}"

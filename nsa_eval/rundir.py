@@ -2,35 +2,35 @@
 
     run.yaml                   the resolved config; its presence makes the folder a run
     env.json                   machine, versions, command line
-    store/responses.jsonl      every finished response
+    store/responses*.jsonl     every finished response; a file for each process that answers
     MODEL/results_DATE.json, samples_TASK_DATE.jsonl, audit.json     one folder per finished model
     audit.json, comparison.json, comparison.md, report.html, figures/
 
 A model's folder is written under `.partial/` and moved into place in one step, so it is there as a whole or
-not at all.
+not at all. Whoever holds the lock of `store/` may change any of it, and nobody else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from nsa_eval.config import RunConfig, dump_yaml, load_config, to_plain
+from nsa_eval.config import RunConfig, all_variants, dump_yaml, load_config, to_plain
+from nsa_eval.config._marks import without_neutral
 from nsa_eval.errors import UserError
 
 _NEEDED_BYTES = 16 * 2**20
 """Free space asked for before a run starts: results and samples of a small grid take a few MiB."""
-_AFTERWARDS = ("name", "compare", "report")
-"""Keys that only matter once all responses are there: they may change between a run and its continuation."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 DISK_ERRORS = frozenset({*_FULL, errno.EROFS})
 """Error numbers that mean trouble with the disk, whatever was being written."""
-_OWN_FILES = ("audit.json", "comparison.json", "comparison.md", "report.html", "env.json")
+_OWN_FILES = ("audit.json", "comparison.json", "comparison.md", "costs.json", "report.html", "env.json")
 
 
 class RunDirectory:
@@ -50,8 +50,27 @@ class RunDirectory:
         """Where a model's files are written before they are moved into place."""
         return self.path / ".partial"
 
+    def check_usable(self, *, overwrite: bool = False) -> None:
+        """Refuse a folder that can't be a run's, before anything is written into it.
+
+        Raises:
+            UserError: The folder can't be written, the disk is full, or the folder holds something else.
+        """
+        self._check_writable()
+        if self._previous() is not None or overwrite:
+            return
+        strangers = sorted(
+            p.name for p in self.path.iterdir() if not p.name.startswith(".") and p.name != "store"
+        )
+        if strangers:
+            shown = ", ".join(strangers[:4]) + (", ..." if len(strangers) > 4 else "")
+            raise UserError(
+                f"{self.path} isn't empty and isn't a run (it has no run.yaml; it holds {shown}): "
+                "choose another folder with -o"
+            )
+
     def prepare(self, config: RunConfig, *, overwrite: bool = False) -> bool:
-        """Make the folder ready: it can be written, has room, and holds this run or nothing.
+        """Make the folder this run's, while its lock is held.
 
         Args:
             config: The run's config.
@@ -61,24 +80,12 @@ class RunDirectory:
             Whether run.yaml is new or changed, so that tables and report have to be made anew.
 
         Raises:
-            UserError: The folder can't be written, the disk is full, the folder holds something else, or a
-                run with another config.
+            UserError: The folder holds a run whose config differs in more than neutral keys.
         """
-        self._check_writable()
         previous = self._previous()
         config = portable(config)
-        if previous is None:
-            strangers = sorted(
-                p.name for p in self.path.iterdir() if not p.name.startswith(".") and p.name != "store"
-            )
-            if strangers and not overwrite:
-                shown = ", ".join(strangers[:4]) + (", ..." if len(strangers) > 4 else "")
-                raise UserError(
-                    f"{self.path} isn't empty and isn't a run (it has no run.yaml; it holds {shown}): "
-                    "choose another folder with -o"
-                )
-        else:
-            changes = list(differences(to_plain(previous), to_plain(config)))
+        if previous is not None:
+            changes = list(differences(without_neutral(previous), without_neutral(config)))
             if changes and not overwrite:
                 raise UserError(
                     f"{self.path} holds a run with another config:\n"
@@ -90,6 +97,10 @@ class RunDirectory:
                 self._remove_results(previous)
             elif to_plain(previous) == to_plain(config):
                 return False
+            else:  # names may change; what the old ones wrote is made again from the store
+                self._remove_models(
+                    {v.name for v in all_variants(previous)} - {v.name for v in all_variants(config)}
+                )
         write_atomically(
             self.path / "run.yaml",
             dump_yaml(
@@ -118,7 +129,8 @@ class RunDirectory:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         staged.rename(final)
-        shutil.rmtree(self.staging, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another model's files are still being written there
+            self.staging.rmdir()
         found = self.results_file(model)
         if found is None:
             raise UserError(f"{final}: the results file vanished while it was moved into place; run again")
@@ -157,15 +169,18 @@ class RunDirectory:
 
     def _remove_results(self, previous: RunConfig) -> None:
         """Remove what the former config's run wrote, by the names it wrote them under; the store stays."""
-        for model in previous.models:
-            folder = self.path / model.name
-            for pattern in ("results_*.json", "samples_*.jsonl", "audit.json"):
+        self._remove_models({variant.name for variant in all_variants(previous)})
+        for name in _OWN_FILES:
+            (self.path / name).unlink(missing_ok=True)
+
+    def _remove_models(self, names: Collection[str]) -> None:
+        for name in names:
+            folder = self.path / name
+            for pattern in ("results_*.json", "samples_*.jsonl", "audit.json", "costs.json"):
                 for file in folder.glob(pattern):
                     file.unlink()
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-        for name in _OWN_FILES:
-            (self.path / name).unlink(missing_ok=True)
 
 
 def home_of(config: object) -> Path | None:
@@ -209,11 +224,9 @@ def portable(config: RunConfig) -> RunConfig:
 
 
 def differences(there: Any, here: Any, key: str = "") -> Iterator[str]:  # noqa: ANN401  (plain data)
-    """Say in which keys two configs differ, one line each; keys that only shape the tables don't count."""
+    """Say in which keys two configs, as plain data, differ: one line each."""
     if isinstance(there, dict) and isinstance(here, dict):
         for name in [*there, *(k for k in here if k not in there)]:
-            if not key and name in _AFTERWARDS:
-                continue
             yield from differences(there.get(name), here.get(name), f"{key}.{name}" if key else name)
     elif (
         isinstance(there, list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsa_eval.config import ConfigLike, ModelSpec, RunConfig, load_config
+from nsa_eval.config import ConfigLike, RunConfig, Variant, all_variants, load_config
 from nsa_eval.errors import UserError
 from nsa_eval.plan import Plan, make_plan
 from nsa_eval.progress import Progress, choose
@@ -24,6 +25,8 @@ from nsa_eval.rundir import (
 )
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
     from nsa_eval.compare import Comparison
 
 
@@ -158,14 +161,35 @@ def run(
 def _run(
     config: RunConfig, plan: Plan, directory: RunDirectory, *, overwrite: bool, progress: Progress
 ) -> RunResult:
+    from nsa_eval.store import lock_store
+
+    directory.check_usable(overwrite=overwrite)
+    # Whoever changes anything in the folder holds its lock; reading it needs none.
+    lock = lock_store(directory.store_path)
+    try:
+        return _run_locked(config, plan, directory, lock, overwrite=overwrite, progress=progress)
+    finally:
+        lock.release()
+
+
+def _run_locked(
+    config: RunConfig,
+    plan: Plan,
+    directory: RunDirectory,
+    lock: BaseFileLock,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> RunResult:
     changed = directory.prepare(config, overwrite=overwrite)
-    waiting = [model for model in config.models if directory.results_file(model.name) is None]
-    for model in config.models:
-        if model not in waiting:
-            _check_fingerprint(model, directory)
+    variants = all_variants(config)
+    waiting = [variant for variant in variants if directory.results_file(variant.name) is None]
+    for variant in variants:
+        if variant not in waiting:
+            _check_fingerprint(variant, directory)
     if waiting:
-        _evaluate(waiting, config, plan, directory, progress)
-    _write_audit(config, directory)
+        _evaluate(waiting, config, plan, directory, lock, progress)
+    _write_audit(variants, directory)
     fresh = changed or bool(waiting)
     progress.say("comparing and writing the report")
     comparison, notes = _compare(config, directory, fresh=fresh)
@@ -175,7 +199,7 @@ def _run(
         config=config,
         plan=plan,
         output=directory.path,
-        models=tuple(_model_result(model, directory) for model in config.models),
+        models=tuple(_model_result(variant.name, directory) for variant in variants),
         comparison=comparison,
         report=report,
         audit=audit,
@@ -184,34 +208,49 @@ def _run(
 
 
 def _evaluate(
-    waiting: list[ModelSpec], config: RunConfig, plan: Plan, directory: RunDirectory, progress: Progress
+    waiting: list[Variant],
+    config: RunConfig,
+    plan: Plan,
+    directory: RunDirectory,
+    lock: BaseFileLock,
+    progress: Progress,
 ) -> None:
-    """Run the models that have no results yet."""
-    from nsa_eval._evaluate import evaluate_model
+    """Run the variants that have no results yet, those of one checkpoint together."""
+    from nsa_eval._counting import CountingStore
+    from nsa_eval._evaluate import evaluate_checkpoint
+    from nsa_eval.executors import make_executor
     from nsa_eval.store import ResponseStore
 
-    # The store's lock also keeps a second run out of the folder.
-    with contextlib.closing(ResponseStore.open(directory.store_path)) as store:
-        progress.start(sum(job.tokens or 0 for model in waiting for job in plan.of(model.name)))
+    with contextlib.closing(ResponseStore.open(directory.store_path, lock=lock)) as opened:
+        store = CountingStore(opened, progress)
+        progress.start(sum(job.tokens or 0 for variant in waiting for job in plan.of(variant.name)))
         _write_env(config, directory)
-        for model in waiting:
-            evaluate_model(
-                model, plan.of(model.name), config, directory=directory, store=store, progress=progress
-            )
+        executor = make_executor(config.executor, settings=config.engine, store=store)
+        with contextlib.closing(executor):
+            for _, together in itertools.groupby(waiting, key=lambda variant: variant.checkpoint.name):
+                evaluate_checkpoint(
+                    [(variant, plan.of(variant.name)) for variant in together],
+                    config,
+                    directory=directory,
+                    store=store,
+                    executor=executor,
+                    progress=progress,
+                )
 
 
-def _check_fingerprint(model: ModelSpec, directory: RunDirectory) -> None:
+def _check_fingerprint(variant: Variant, directory: RunDirectory) -> None:
     """Refuse to call results finished whose weights have changed since (local folders only: no network)."""
     import nsa_models
 
-    file = directory.results_file(model.name)
+    model = variant.checkpoint
+    file = directory.results_file(variant.name)
     if file is None or not (model.path.startswith("zoo:") or Path(model.path).expanduser().is_dir()):
         return
     recorded = _read_json(file).get("config", {}).get("model_fingerprint")
     if recorded and recorded != nsa_models.fingerprint(model.path, revision=model.revision):
         raise UserError(
-            f"{model.name}: the weights in {model.path} have changed since {directory.path} was made: choose "
-            f"another folder with -o, or remove {directory.path / model.name} to evaluate them anew"
+            f"{variant.name}: the weights in {model.path} have changed since {directory.path} was made: "
+            f"choose another folder with -o, or remove {directory.path / variant.name} to evaluate them anew"
         )
 
 
@@ -229,12 +268,11 @@ def _write_env(config: RunConfig, directory: RunDirectory) -> None:
     write_json(file, first)
 
 
-def _write_audit(config: RunConfig, directory: RunDirectory) -> None:
-    """Gather the models' audits, which came into place together with their results."""
+def _write_audit(variants: Iterable[Variant], directory: RunDirectory) -> None:
+    """Gather the variants' audits, which came into place together with their results."""
+    files = {variant.name: directory.path / variant.name / "audit.json" for variant in variants}
     events = {
-        model.name: json.loads((directory.path / model.name / "audit.json").read_text(encoding="utf-8"))
-        for model in config.models
-        if (directory.path / model.name / "audit.json").is_file()
+        name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()
     }
     text = json.dumps(events, indent=2, ensure_ascii=False) + "\n"
     file = directory.path / "audit.json"
@@ -267,7 +305,8 @@ def _compare(
     config: RunConfig, directory: RunDirectory, *, fresh: bool
 ) -> tuple[Comparison | None, list[str]]:
     """Compare the models of a run; models that can't be compared are a note, not a failure of the run."""
-    if len(config.models) < 2:
+    variants = all_variants(config)
+    if len(variants) < 2:
         return None, []
     from nsa_eval.compare import Comparison, compare, to_table
 
@@ -277,7 +316,7 @@ def _compare(
     settings = config.compare
     try:
         comparison = compare(
-            [f"{directory.path}:{model.name}" for model in config.models],
+            [f"{directory.path}:{variant.name}" for variant in variants],
             baseline=settings.baseline,
             confidence=settings.confidence,
             resamples=settings.resamples,
@@ -301,11 +340,11 @@ def _report(config: RunConfig, directory: RunDirectory, *, fresh: bool) -> Path:
     return file
 
 
-def _model_result(model: ModelSpec, directory: RunDirectory) -> ModelResult:
-    file = directory.results_file(model.name)
+def _model_result(name: str, directory: RunDirectory) -> ModelResult:
+    file = directory.results_file(name)
     if file is None:
-        raise UserError(f"{directory.path / model.name}: its results file is gone; run again")
-    return ModelResult(name=model.name, results_file=file, results=_read_json(file))
+        raise UserError(f"{directory.path / name}: its results file is gone; run again")
+    return ModelResult(name=name, results_file=file, results=_read_json(file))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

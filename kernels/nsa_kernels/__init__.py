@@ -9,7 +9,12 @@ from nsa_kernels.dispatch import available_backends, choose_backend, get_backend
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.types import Backend, BackendUnavailableError, NSAOutput
 
+NUMERICS = 1
+"""Version of what the backends compute: raised whenever the same inputs may give other last bits than before.
+Stored responses and reports carry it."""
+
 __all__ = [
+    "NUMERICS",
     "Backend",
     "BackendUnavailableError",
     "BlockGeometry",

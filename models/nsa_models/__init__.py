@@ -10,6 +10,7 @@ from nsa_models.configuration import NSADecoderConfig
 from nsa_models.loading import load_config, load_model, load_tokenizer
 from nsa_models.modeling import NSADecoderForCausalLM, NSADecoderModel
 from nsa_models.static import DecodeGraph, StaticDecoder, why_not_captured
+from nsa_models.variants import RunningBackend, changed_fields, running_backend, with_fields
 
 __all__ = [
     "DecodeGraph",
@@ -18,14 +19,18 @@ __all__ = [
     "NSADecoderConfig",
     "NSADecoderForCausalLM",
     "NSADecoderModel",
+    "RunningBackend",
     "StaticDecoder",
     "ZooEntry",
+    "changed_fields",
     "fingerprint",
     "load_config",
     "load_model",
     "load_tokenizer",
     "local_folder",
     "resolve",
+    "running_backend",
     "why_not_captured",
+    "with_fields",
     "zoo",
 ]

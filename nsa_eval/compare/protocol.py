@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from nsa_eval.config import EngineSpec, ModelSpec, RunConfig
+from nsa_eval.config._marks import Effect, own_keys
 from nsa_eval.errors import UserError
 from nsa_eval.results import ModelRun, Sample, TaskResult
 
@@ -31,8 +33,13 @@ _SAMPLING_SEEDS = ("random_seed", "numpy_seed", "torch_seed")
 _FEWSHOT_SEEDS = ("fewshot_seed",)
 _NOTED_SETTINGS = ("device", "batch_size", "model_dtype")
 _NOTED_CONTEXT = ("max_length", "lm_eval_version", "transformers_version")
-_NOTED_MODEL = ("dtype", "device", "backend", "max_length", "trust_remote_code")
-_NOTED_ENGINE = ("batch_size", "prefill_chunk", "share_prefixes", "cuda_graphs")
+# What a config's own marks say. Of a model, keys that can change a response are part of what is compared.
+_NOTED_MODEL = own_keys(ModelSpec, Effect.RESPONSE)
+_NOTED_ENGINE = own_keys(EngineSpec, Effect.NEUTRAL)
+_FORBIDDING_ENGINE = own_keys(EngineSpec, Effect.RESPONSE, Effect.REQUEST)
+# Seeds count where they act: `_acting_seeds`.
+_FORBIDDING_RUN = tuple(key for key in own_keys(RunConfig, Effect.RESPONSE, Effect.REQUEST) if key != "seed")
+_LABELS = {"truncation": "truncation policy"}
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SHOWN_IDS = 5
 
@@ -196,12 +203,13 @@ def _run_mismatches(a: ModelRun, b: ModelRun, names: tuple[str, str]) -> list[st
     if a.run_config is None or b.run_config is None:
         return []
     found = [_line(key, a.run_config[key], b.run_config[key], names)
-             for key in _changed(a.run_config, b.run_config, ("limit",))]  # fmt: skip
+             for key in _changed(a.run_config, b.run_config, _FORBIDDING_RUN)]  # fmt: skip
     left, right = _engine(a), _engine(b)
-    for key, label in (("truncation", "truncation policy"), ("add_bos_token", "add_bos_token")):
-        if left.get(key) != right.get(key):
-            found.append(_line(label, left.get(key), right.get(key), names))
-    return found
+    return found + [
+        _line(_LABELS.get(key, f"engine.{key}"), left.get(key), right.get(key), names)
+        for key in _FORBIDDING_ENGINE
+        if left.get(key) != right.get(key)
+    ]
 
 
 def _acting_seeds(*results: TaskResult) -> tuple[str, ...]:

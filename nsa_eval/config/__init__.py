@@ -1,14 +1,18 @@
 """The config of a run: strict, read from YAML with line numbers."""
 
 from nsa_eval.config._types import parse_length
+from nsa_eval.config._variants import Variant, all_variants, variants_of
 from nsa_eval.config.load import ConfigLike, dump_yaml, load_config, to_plain
 from nsa_eval.config.schema import (
     CompareSpec,
     EngineSpec,
+    ExecutorSpec,
+    MethodSpec,
     ModelSpec,
     ReportSpec,
     RunConfig,
     TaskSpec,
+    VariantSpec,
     section_keys,
 )
 
@@ -16,13 +20,19 @@ __all__ = [
     "CompareSpec",
     "ConfigLike",
     "EngineSpec",
+    "ExecutorSpec",
+    "MethodSpec",
     "ModelSpec",
     "ReportSpec",
     "RunConfig",
     "TaskSpec",
+    "Variant",
+    "VariantSpec",
+    "all_variants",
     "dump_yaml",
     "load_config",
     "parse_length",
     "section_keys",
     "to_plain",
+    "variants_of",
 ]

@@ -9,11 +9,19 @@ from pathlib import Path
 from nsa_eval._suggest import did_you_mean
 from nsa_eval.catalog import lm_eval_tasks, zoo_names
 from nsa_eval.config._source import Source
+from nsa_eval.config._variants import all_variants, variants_of
 from nsa_eval.config._yaml import Path_
-from nsa_eval.config.schema import ModelSpec, RunConfig, TaskSpec
+from nsa_eval.config.schema import MethodSpec, ModelSpec, RunConfig, TaskSpec, VariantSpec
 from nsa_eval.errors import ConfigError
 
 Problem = tuple[Path_, str]
+RESERVED = frozenset(
+    {
+        *("store", "figures", "audit.json", "comparison.json", "comparison.md"),
+        *("costs.json", "env.json", "report.html", "run.yaml"),
+    }
+)
+"""Names in a run's folder that no model may take."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -25,6 +33,7 @@ def check(config: RunConfig, source: Source) -> None:
     """
     problems: list[Problem] = []
     problems += _repeated([m.name for m in config.models], "models", "name")
+    problems += _check_variants(config)
     problems += _repeated([t.label for t in config.tasks], "tasks", "alias")
     for i, model in enumerate(config.models):
         problems += [((*("models", i), *path), text) for path, text in _check_model(model)]
@@ -33,7 +42,7 @@ def check(config: RunConfig, source: Source) -> None:
     for i, folder in enumerate(config.include_path):
         if not Path(folder).expanduser().is_dir():
             problems.append((("include_path", i), f"no such folder: {folder}"))
-    names = [m.name for m in config.models]
+    names = _variant_names(config)
     if config.compare.baseline is not None and config.compare.baseline not in names:
         text = f"no model is named {config.compare.baseline!r}{did_you_mean(config.compare.baseline, names)}"
         problems.append((("compare", "baseline"), text))
@@ -48,6 +57,54 @@ def _repeated(names: list[str], section: str, key: str) -> Iterator[Problem]:
         first = seen.setdefault(name.casefold(), i)
         if first != i:
             yield (section, i), f"{name!r} is {section}[{first}] already: give one of them another {key}"
+
+
+def _variant_names(config: RunConfig) -> list[str]:
+    try:
+        return [variant.name for variant in all_variants(config)]
+    except ValueError:
+        return []  # said by _check_variants
+
+
+def _check_variants(config: RunConfig) -> Iterator[Problem]:
+    """Their names become folders of a run: each once, and none that the run itself uses."""
+    taken: dict[str, Path_] = {}
+    for i, model in enumerate(config.models):
+        if not model.variants:
+            text = "the list is empty: leave it out to evaluate the checkpoint as it is"
+            yield ("models", i, "variants"), text
+        for j, spec in enumerate(model.variants):
+            where: Path_ = (
+                ("models", i) if model.variants == [VariantSpec()] else ("models", i, "variants", j)
+            )
+            try:
+                found = variants_of(model.model_copy(update={"variants": [spec]}))
+            except ValueError as error:
+                yield where, str(error)
+                continue
+            if spec.name is not None and len(found) > 1:
+                yield (*where, "name"), f"{spec.name!r} would name {len(found)} variants: leave it out"
+                continue
+            for variant in found:
+                name = variant.name
+                if name.casefold() in RESERVED:
+                    yield where, f"{name!r} is what a file of the run's own is called: choose another name"
+                # Models of one name are said by _repeated.
+                if len(where) > 2 and name.casefold() in taken:
+                    yield where, f"{name!r} is the name of another variant already: give one of them a name"
+                taken.setdefault(name.casefold(), where)
+                if variant.method is not None:
+                    problems = _check_method(variant.method)
+                    yield from (((*where, "method", *path), text) for path, text in problems)
+
+
+def _check_method(method: MethodSpec) -> Iterator[Problem]:
+    from nsa_models import methods
+
+    try:
+        methods.make_method(method.name, method.budget, **method.options)
+    except methods.MethodError as error:
+        yield (), str(error)
 
 
 def _check_model(model: ModelSpec) -> Iterator[Problem]:

@@ -13,6 +13,8 @@ from pydantic import BeforeValidator
 
 _LENGTH = re.compile(r"([0-9]+)\s*([kKmM]?)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@,-]*")
+_LONGEST_NAME = 80
 _DEFAULT_SEEDS = (0, 1234, 1234, 1234)
 """lm-eval's own defaults for its python, numpy, torch and few-shot seeds."""
 
@@ -39,10 +41,24 @@ def parse_length(value: object) -> int:
 
 
 def _name(value: object) -> str:
-    if isinstance(value, str) and len(value) <= 80 and _NAME.fullmatch(value):
+    if isinstance(value, str) and len(value) <= _LONGEST_NAME and _NAME.fullmatch(value):
         return value
     raise ValueError(
         f"expected a name of letters, digits, '.', '_' and '-' (it becomes part of file names), got {value!r}"
+    )
+
+
+def variant_name(value: object) -> str:
+    """Check the name of a variant, which may hold `+`, `=`, `@` and `,` too.
+
+    Raises:
+        ValueError: It can't become part of file names.
+    """
+    if isinstance(value, str) and len(value) <= _LONGEST_NAME and _VARIANT.fullmatch(value):
+        return value
+    raise ValueError(
+        "expected a name of letters, digits and . _ - + = @ , of up to 80 characters (it becomes part of "
+        f"file names), got {value!r}"
     )
 
 
@@ -88,6 +104,8 @@ Length = Annotated[int, BeforeValidator(parse_length)]
 """Tokens: a whole number, or text such as 4k."""
 Name = Annotated[str, BeforeValidator(_name)]
 """A name that may become part of a file name."""
+VariantName = Annotated[str, BeforeValidator(variant_name)]
+"""A variant's name, which may become part of a file name."""
 Limit = Annotated[int | float, BeforeValidator(_limit)]
 """Samples of a task: a count, or a fraction below 1 (as in lm-eval)."""
 BatchSize = Annotated[Any, BeforeValidator(_batch_size)]

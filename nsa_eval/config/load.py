@@ -16,8 +16,9 @@ from nsa_eval.config._check import check
 from nsa_eval.config._explain import explain
 from nsa_eval.config._overrides import apply_override
 from nsa_eval.config._source import Source
+from nsa_eval.config._variants import all_variants
 from nsa_eval.config._yaml import YamlError, parse_yaml
-from nsa_eval.config.schema import RunConfig, default_model_name
+from nsa_eval.config.schema import RunConfig, VariantSpec, default_model_name
 from nsa_eval.errors import ConfigError, UserError
 
 ConfigLike = str | os.PathLike[str] | Mapping[str, Any] | RunConfig
@@ -52,8 +53,12 @@ def load_config(config: ConfigLike, overrides: Iterable[str] = (), *, check_name
         raise ConfigError(explain(error, source)) from None
     if check_names:
         check(resolved, source)
-    if resolved.compare.baseline is None and len(resolved.models) > 1:
-        compare = resolved.compare.model_copy(update={"baseline": resolved.models[0].name})
+    try:
+        names = [variant.name for variant in all_variants(resolved)]
+    except ValueError as error:
+        raise ConfigError([source.message(("models",), str(error))]) from None
+    if resolved.compare.baseline is None and len(names) > 1:
+        compare = resolved.compare.model_copy(update={"baseline": names[0]})
         resolved = resolved.model_copy(update={"compare": compare})
     return resolved
 
@@ -97,6 +102,13 @@ def _short(path: Path) -> str:
 def to_plain(config: RunConfig) -> dict[str, Any]:
     """The config as plain data with every default written out, as in run.yaml."""
     data: dict[str, Any] = config.model_dump(mode="json")
+    for model, given in zip(data["models"], config.models, strict=True):
+        if given.variants == [VariantSpec()]:
+            del model["variants"]
+        else:
+            model["variants"] = [
+                spec.model_dump(mode="json", exclude_defaults=True) for spec in given.variants
+            ]
     for task in data["tasks"]:
         for key in [k for k in TASK_DEFAULTS if task.get(k) is None]:
             task.pop(key)

@@ -2,7 +2,8 @@
 
 Everything is strict: a key that isn't here is an error, and so is text where a number belongs. The
 docstring under each field says what it means, in which unit, and what happens when it is left out; the
-documentation is made from them.
+documentation is made from them. Its mark (`Neutral[...]`, ...; none: it can change a response) says what it
+can change, and everything that has to know goes by it: see `_marks.py`.
 """
 
 from __future__ import annotations
@@ -13,19 +14,58 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nsa_eval.config._types import BatchSize, ChatTemplate, Length, Limit, Name, Seeds, parse_length
+from nsa_eval.config._marks import Neutral, Request, Source
+from nsa_eval.config._types import (
+    BatchSize,
+    ChatTemplate,
+    Length,
+    Limit,
+    Name,
+    Seeds,
+    VariantName,
+    parse_length,
+)
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
+class MethodSpec(_Section):
+    """A sparse-attention method on a dense checkpoint. Keys that aren't listed are the method's own."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    name: str = Field(min_length=1)
+    """Which method: `nsa-eval ls methods` lists them."""
+    budget: Length | list[Length] | None = None
+    """KV tokens that a query reads (the method says in which unit); a list makes one variant of each."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own keys, as given."""
+        return dict(self.model_extra or {})
+
+
+class VariantSpec(_Section):
+    """A checkpoint with config fields set, or under a sparse method. Empty: the checkpoint as it is."""
+
+    name: Neutral[VariantName | None] = None
+    """Its name in tables and folders. Default: the model's name and what differs (`nsa+n=8`,
+    `dense+quest@2560`). Not for a variant with lists, which is several."""
+    set: dict[str, Any] = {}
+    """Fields of the checkpoint's config.json, with other values; a list makes one variant of each value (of
+    several lists: of each combination). Weights stay as they are."""
+    method: MethodSpec | None = None
+    """A sparse-attention method."""
+
+
 class ModelSpec(_Section):
     """One checkpoint to evaluate."""
 
-    name: Name
+    name: Neutral[Name]
     """Its name in tables, folders and `--set models.NAME.key=`. Default: the last part of `path`."""
-    path: str = Field(min_length=1)
+    path: Source[str] = Field(min_length=1)
     """`zoo:NAME` for a bundled checkpoint, a folder with config.json and safetensors, or a hub id."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the weights in memory. `auto`: the checkpoint's own on a GPU, float32 on a CPU."""
@@ -33,16 +73,18 @@ class ModelSpec(_Section):
     """`cpu`, `cuda`, `cuda:1`, ... `auto`: a GPU when there is one."""
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"
     """Which NSA kernels to use; other models ignore it."""
-    revision: str | None = None
+    revision: Source[str | None] = None
     """Branch, tag or commit of a hub id. Default: its main branch."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the checkpoint. Off: only architectures that are installed load."""
-    chat_template: ChatTemplate = False
+    chat_template: Request[ChatTemplate] = False
     """Put prompts through the tokenizer's chat template; a name picks one of several."""
-    system_instruction: str | None = None
+    system_instruction: Request[str | None] = None
     """Text put before every prompt (in the system turn, with a chat template). Default: none."""
     max_length: Length | None = None
     """Longest prompt plus reply, in tokens. Default: what the checkpoint's config says."""
+    variants: list[VariantSpec] = [VariantSpec()]
+    """What to evaluate of it; the weights are loaded once for all. Default: the checkpoint as it is."""
 
     @model_validator(mode="before")
     @classmethod
@@ -57,15 +99,15 @@ class TaskSpec(_Section):
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstrings=True)
 
-    task: str = Field(min_length=1)
+    task: Request[str] = Field(min_length=1)
     """Name of the task: `nsa-eval ls tasks` lists them; lm-eval's own tasks, groups and tags work too."""
-    alias: Name | None = None
+    alias: Request[Name | None] = None
     """Name in tables and file names. Default: the task's name. Needed where a task is used twice."""
-    num_fewshot: int | None = Field(default=None, ge=0)
+    num_fewshot: Request[int | None] = Field(default=None, ge=0)
     """Solved examples before each question. Default: what the task says. The needle tasks have none."""
-    limit: Limit | None = None
+    limit: Request[Limit | None] = None
     """Only the first samples: a count, or a fraction below 1. Default: the run's `limit`."""
-    gen_kwargs: dict[str, Any] | None = None
+    gen_kwargs: Request[dict[str, Any] | None] = None
     """Generation settings that replace the task's, such as {temperature: 0.7}. Default: the task's."""
 
     @model_validator(mode="before")
@@ -88,18 +130,18 @@ class TaskSpec(_Section):
 
 
 class EngineSpec(_Section):
-    """How requests are run. None of these changes a score, but for `truncation` and `add_bos_token`."""
+    """How requests are run."""
 
-    batch_size: BatchSize = "auto"
+    batch_size: Neutral[BatchSize] = "auto"
     """Rows that run together. `auto`: as many as memory allows."""
     truncation: Literal["error", "left", "middle"] = "error"
     """What becomes of a prompt over the model's length: stop with an error, or cut its start (`left`) or its
     middle. Every cut is written to audit.json and shown."""
-    prefill_chunk: int = Field(default=8192, ge=1)
+    prefill_chunk: Neutral[int] = Field(default=8192, ge=1)
     """Tokens of a prompt that are run at once. Smaller needs less memory."""
-    share_prefixes: bool = True
+    share_prefixes: Neutral[bool] = True
     """Compute the common start of several prompts once."""
-    cuda_graphs: Literal["auto", "off"] = "auto"
+    cuda_graphs: Neutral[Literal["auto", "off"]] = "auto"
     """Replay the decode step of nsa_decoder models from a CUDA graph. `auto`: on a GPU, for replies that may
     get 17 tokens or more. `off`: never."""
     add_bos_token: bool | None = None
@@ -126,10 +168,24 @@ class ReportSpec(_Section):
     """Heading of the page. Default: the run's name."""
 
 
+class ExecutorSpec(_Section):
+    """Who answers the requests: this process, or workers of a Ray cluster."""
+
+    kind: Literal["local", "ray"] = "local"
+    """`local`: this process, one model on one device. `ray`: several workers (pip install nsa-eval[ray])."""
+    address: str = Field(default="local", min_length=1)
+    """Ray: `local` starts workers on this machine; `auto` or HOST:PORT joins a cluster that is there, whose
+    machines see the run's folder and the checkpoints under the same paths."""
+    workers: int | None = Field(default=None, ge=1, le=4096)
+    """Ray: how many workers. Default: one for every `gpus_per_worker` GPUs there are, else 2."""
+    gpus_per_worker: float | None = Field(default=None, ge=0, le=64)
+    """Ray: GPUs of each worker. Default: 1 where there are GPUs, else 0."""
+
+
 class RunConfig(_Section):
     """A whole run: models x tasks."""
 
-    name: Name
+    name: Neutral[Name]
     """Name of the run; results go to runs/NAME unless -o says otherwise. Default: the config's file name."""
     models: list[ModelSpec] = Field(min_length=1)
     """The checkpoints."""
@@ -137,17 +193,19 @@ class RunConfig(_Section):
     """The tasks, each run on every model."""
     engine: EngineSpec = EngineSpec()
     """How requests are run."""
-    compare: CompareSpec = CompareSpec()
+    compare: Neutral[CompareSpec] = CompareSpec()
     """The comparison of the models."""
-    report: ReportSpec = ReportSpec()
+    report: Neutral[ReportSpec] = ReportSpec()
     """The HTML report."""
+    executor: Neutral[ExecutorSpec] = ExecutorSpec()
+    """Who answers the requests. Results don't depend on it."""
     seed: Seeds = (0, 1234, 1234, 1234)
     """Seed of everything random; also the default `seed` of the project's own tasks. A list of four sets
     python's, numpy's, torch's and the few-shot sampler's, as in lm-eval. Default: lm-eval's 0, 1234, 1234,
     1234."""
-    limit: Limit | None = None
+    limit: Request[Limit | None] = None
     """Only the first samples of each task, for a trial: a count, or a fraction below 1. Default: all."""
-    include_path: list[str] = []
+    include_path: Source[list[str]] = []
     """Folders with more lm-eval task YAML files."""
 
 

@@ -1,9 +1,11 @@
 """The evaluation engine: an lm-eval `LM` for long contexts, which lm-eval knows as `nsa-eval`."""
 
+from nsa_eval.engine._answerer import Answerer, Emit, ModelFacts
 from nsa_eval.engine._building import register
 from nsa_eval.engine._engine import Engine
 from nsa_eval.engine._reader import NonFiniteLogitsError
+from nsa_eval.engine._requests import Request
 
-__all__ = ["Engine", "NonFiniteLogitsError"]
+__all__ = ["Answerer", "Emit", "Engine", "ModelFacts", "NonFiniteLogitsError", "Request"]
 
 register(Engine)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import DEFAULT_MAX_LENGTH, resolve_max_length
 from lm_eval.utils import simple_parse_args_string
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nsa_eval.engine._batching import Limits
+from nsa_eval.config import EngineSpec
+from nsa_eval.engine._answerer import Answerer, Emit, ModelFacts
 from nsa_eval.engine._building import build
-from nsa_eval.engine._generating import Job, Replier, Reply
-from nsa_eval.engine._ledger import Call, Ledger, Ticket
-from nsa_eval.engine._prompts import TRUNCATIONS, Prompt, PromptEncoder, Truncation
-from nsa_eval.engine._reader import NonFiniteLogitsError, Reader
-from nsa_eval.engine._sampling import DEFAULT_NEW_TOKENS, GenerationSettings
-from nsa_eval.engine._scoring import Score, Scorer, units_of
+from nsa_eval.engine._ledger import Call, Ledger
+from nsa_eval.engine._prompts import PromptEncoder
+from nsa_eval.engine._requests import Request, RequestKind, name_requests
+from nsa_eval.engine._sampling import DEFAULT_NEW_TOKENS
+from nsa_eval.engine._scoring import Score, units_of
+from nsa_eval.engine._settings import engine_settings
 from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent, Response, ResponseStore
+
+Answer = Callable[[Sequence[Request], Collection[str], Emit], None]
+"""Answers requests of one kind: (each key once, the keys that are missing, where finished responses go)."""
 
 
 class Engine(TemplateLM):
@@ -44,55 +45,115 @@ class Engine(TemplateLM):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int | Literal["auto"] = "auto",
         max_length: int | None = None,
-        truncation: Truncation = "error",
-        prefill_chunk: int = 8192,
-        share_prefixes: bool = True,
-        cuda_graphs: Literal["auto", "off"] = "auto",
-        add_bos_token: bool | None = None,
         store: ResponseStore | None = None,
         store_context: str = "",
         on_response: Callable[[int], None] | None = None,
+        **settings: Any,  # noqa: ANN401  (the fields of EngineSpec, checked)
     ) -> None:
         """Wrap a model that is on its device already.
 
         Args:
             model: Causal language model; set to eval mode here.
             tokenizer: Its tokenizer; not changed.
-            batch_size: Rows of a batch, or "auto" to fill a budget of tokens and memory. A batch that
-                doesn't fit a GPU's memory is halved until it does.
             max_length: Most tokens of prompt and reply together; default: what config or tokenizer say.
-            truncation: What to do with a longer prompt: "error" stops with a message, "left" drops its start
-                as lm-eval does, "middle" keeps the first and the last half (LongBench). Cuts are in `audit`.
-            prefill_chunk: Tokens of a prompt per forward; bounds the memory for activations.
-            share_prefixes: Compute prefixes that several requests share once.
-            cuda_graphs: "auto" replays the decode step of the project's own decoder from a CUDA graph on a
-                GPU, for replies of some length; "off" never does. No result depends on it.
-            add_bos_token: Put BOS before each text or don't; None leaves it to the tokenizer.
             store: Where responses are looked up and kept.
             store_context: All that responses depend on besides the request, as one string: the model's
                 fingerprint, dtype, backend, engine settings.
             on_response: Called with the number of requests just answered, for a progress bar.
+            settings: Keys of a config's `engine` section (`nsa_eval.config.EngineSpec`): batch_size,
+                truncation, prefill_chunk, share_prefixes, cuda_graphs, add_bos_token.
 
         Raises:
             UserError: A setting out of range.
         """
-        super().__init__()
-        _check(batch_size, max_length, truncation, prefill_chunk, cuda_graphs)
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.batch_size = batch_size
-        self._device = model.device
-        self._ledger = Ledger(store, store_context, on_response)
-        self.max_length = max_length or self._default_max_length()
-        self.prompts = PromptEncoder(
-            tokenizer, max_length=self.max_length, truncation=truncation, add_bos_token=add_bos_token
+        checked = engine_settings(settings)
+        answerer = Answerer(model, tokenizer, max_length=max_length, settings=checked)
+        self.model = answerer.model
+        self._answerer: Answerer | None = answerer
+        self._connect(
+            tokenizer,
+            answerer.facts,
+            lambda requests, missing, emit: answerer.answer(requests, missing=missing, emit=emit),
+            settings=checked,
+            store=store,
+            store_context=store_context,
+            on_response=on_response,
+            keeps=True,
         )
-        self.prefill_chunk = prefill_chunk
-        self.share_prefixes = share_prefixes
-        self.cuda_graphs = cuda_graphs
-        self._reader: Reader | None = None
+
+    @classmethod
+    def over(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: ModelFacts,
+        answer: Answer,
+        *,
+        settings: EngineSpec,
+        store: ResponseStore | None = None,
+        store_context: str = "",
+        task_contexts: Mapping[str, str] | None = None,
+        seed: int | None = None,
+    ) -> Engine:
+        """The same LM over a model that is loaded elsewhere: in an executor's workers.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            facts: What the workers found when they loaded the model.
+            answer: Has requests answered, and stores the responses before it emits them.
+            settings: The config's `engine` section.
+            store: Where responses are looked up.
+            store_context: All that responses depend on besides the request.
+            task_contexts: The same for single tasks, by name.
+            seed: The run's seed of drawn replies.
+        """
+        engine = cls.__new__(cls)
+        engine._answerer = None
+        engine._connect(
+            tokenizer,
+            facts,
+            answer,
+            settings=settings,
+            store=store,
+            store_context=store_context,
+            task_contexts=task_contexts,
+            seed=seed,
+            keeps=False,
+        )
+        return engine
+
+    def _connect(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: ModelFacts,
+        answer: Answer,
+        *,
+        settings: EngineSpec,
+        store: ResponseStore | None,
+        store_context: str,
+        task_contexts: Mapping[str, str] | None = None,
+        seed: int | None = None,
+        on_response: Callable[[int], None] | None = None,
+        keeps: bool,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.facts = facts
+        self.settings = settings
+        self.max_length = facts.max_length
+        self.batch_size = settings.batch_size
+        self._device = facts.device
+        self._answer = answer
+        self._context, self._task_contexts, self._seed = store_context, task_contexts, seed
+        self._keeps = keeps
+        self._ledger = Ledger(store, on_response)
+        self._ledger.note(facts.events)
+        self.prompts = PromptEncoder(
+            tokenizer,
+            max_length=facts.max_length,
+            truncation=settings.truncation,
+            add_bos_token=settings.add_bos_token,
+        )
 
     @classmethod
     def create_from_arg_obj(
@@ -134,15 +195,7 @@ class Engine(TemplateLM):
             UserError: A request that can't be asked (too long by policy, nothing to score).
             NonFiniteLogitsError: NaN or infinite logits; what was computed before is stored.
         """
-        call = self._call(requests, "loglikelihood")
-        if not call.complete:
-            tickets = call.first_tickets()
-            prompts = [
-                self.prompts.pair(ticket.arguments[0], ticket.arguments[1], ticket.origin)
-                for ticket in tickets
-            ]
-            self._score(call, tickets, prompts)
-        return [_as_score(response) for response in call.responses()]
+        return [_as_score(response) for response in self._ask(requests, "loglikelihood")]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts in nats, in lm-eval's windows of max_length.
@@ -150,10 +203,8 @@ class Engine(TemplateLM):
         Raises:
             NonFiniteLogitsError: NaN or infinite logits; what was computed before is stored.
         """
-        call = self._call(requests, "loglikelihood_rolling")
-        if not call.complete:
-            self._score_windows(call, call.first_tickets())
-        return [float(response.value) for response in call.responses()]  # type: ignore[arg-type]
+        responses = self._ask(requests, "loglikelihood_rolling")
+        return [float(response.value) for response in responses]  # type: ignore[arg-type]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Replies, each cut before the first of its stop strings.
@@ -164,10 +215,7 @@ class Engine(TemplateLM):
             UserError: A request that can't be asked (too long by policy, an unknown setting).
             NonFiniteLogitsError: NaN or infinite logits; replies finished before are stored.
         """
-        call = self._call(requests, "generate_until")
-        if not call.complete:
-            self._generate(call, call.first_tickets())
-        return [str(response.value) for response in call.responses()]
+        return [str(response.value) for response in self._ask(requests, "generate_until")]
 
     def _loglikelihood_tokens(
         self,
@@ -177,7 +225,9 @@ class Engine(TemplateLM):
         """Score token ids directly, past the store."""
         scores: dict[int, Score] = {}
         units = units_of([(name, context, tail) for name, (_, context, tail) in enumerate(requests)])
-        self._scorer().run(units, wanted=lambda name: True, emit=scores.update)
+        if self._answerer is None:
+            raise NotImplementedError("token ids are scored where the model is loaded: make an Engine of it")
+        self._answerer.scorer().run(units, wanted=lambda name: True, emit=scores.update)
         return [scores[name] for name in range(len(requests))]
 
     def tok_encode(
@@ -239,171 +289,33 @@ class Engine(TemplateLM):
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes beside the results."""
         return {
-            "model_num_parameters": self.model.num_parameters(),
-            "model_dtype": str(self.model.dtype),
+            "model_num_parameters": self.facts.parameters,
+            "model_dtype": self.facts.dtype,
             "model_max_length": self.max_length,
         }
 
-    # --- the work
-    # --------------------------------------------------------------------------------------------
-
-    def _call(self, requests: Sequence[Instance], kind: str) -> Call:
-        return Call(self._ledger, self._ledger.open(requests, kind))
-
-    def _default_max_length(self) -> int:
-        found = int(resolve_max_length(self.model.config, self.tokenizer, default=0))
-        if found:
-            return found
-        self._ledger.note(
-            [
-                AuditEvent(
-                    kind="default_max_length",
-                    detail="neither config nor tokenizer names a maximum length; lm-eval's default is used",
-                    after=DEFAULT_MAX_LENGTH,
-                )
-            ]
+    def _ask(self, instances: list[Instance], kind: RequestKind) -> list[Response]:
+        requests = name_requests(
+            instances, kind, context=self._context, task_contexts=self._task_contexts, seed=self._seed
         )
-        return int(DEFAULT_MAX_LENGTH)
+        call = Call(self._ledger, requests)
+        if call.missing:
+            distinct = call.distinct()
+            arguments = {request.key: request.arguments for request in distinct}
 
-    def _prepared(self) -> tuple[Reader, Limits]:
-        """The reader, made when there is something to compute: a fully stored run never runs the model."""
-        if self._reader is None:
-            self._reader = Reader(self.model, prefill_chunk=self.prefill_chunk)
-        return self._reader, Limits.of(self.model, self.batch_size, prefill_chunk=self.prefill_chunk)
+            def finish(responses: Mapping[str, Response]) -> None:
+                if self._keeps:
+                    call.finish(responses)
+                else:
+                    call.take(responses)
+                for key, response in responses.items():
+                    self.cache_hook.add_partial(kind, arguments[key], response.value)
 
-    def _scorer(self) -> Scorer:
-        reader, limits = self._prepared()
-        return Scorer(reader, limits, share_prefixes=self.share_prefixes)
-
-    def _score(self, call: Call, tickets: list[Ticket], prompts: list[Prompt]) -> None:
-        def emit(scores: list[tuple[int, Score]]) -> None:
-            finite = {
-                tickets[name].key: Response(
-                    value=score,
-                    prompt_tokens=len(prompts[name].context),
-                    new_tokens=len(prompts[name].continuation),
-                    events=prompts[name].events,
-                )
-                for name, score in scores
-                if math.isfinite(score[0])
-            }
-            call.finish(finite)
-            for name, (value, _) in scores:
-                self._check_finite(value, tickets[name])
-            for name, score in scores:
-                self.cache_hook.add_partial("loglikelihood", tickets[name].arguments, score)
-
-        pairs = [(name, prompt.context, prompt.continuation) for name, prompt in enumerate(prompts)]
-        self._guarded(
-            lambda: self._scorer().run(
-                units_of(pairs), wanted=lambda name: call.missing(tickets[name].key), emit=emit
-            )
-        )
-
-    def _score_windows(self, call: Call, tickets: list[Ticket]) -> None:
-        windows = [self.prompts.windows(ticket.arguments[0], ticket.origin) for ticket in tickets]
-        owners = [(index, window) for index, found in enumerate(windows) for window in found]
-        values: list[list[float]] = [[] for _ in tickets]
-
-        def answer(indices: list[int]) -> None:
-            call.finish(
-                {
-                    tickets[i].key: Response(
-                        value=math.fsum(values[i]),
-                        prompt_tokens=1,
-                        new_tokens=sum(len(tail) for _, tail in windows[i]),
-                    )
-                    for i in indices
-                }
-            )
-
-        def emit(scores: list[tuple[int, Score]]) -> None:
-            ready = []
-            for name, (value, _) in scores:
-                index = owners[name][0]
-                self._check_finite(value, tickets[index])
-                values[index].append(value)
-                if len(values[index]) == len(windows[index]):
-                    ready.append(index)
-            answer(ready)
-
-        answer([i for i, found in enumerate(windows) if not found and call.missing(tickets[i].key)])
-        pairs = [(name, context, tail) for name, (_, (context, tail)) in enumerate(owners)]
-        self._guarded(
-            lambda: self._scorer().run(
-                units_of(pairs), wanted=lambda name: call.missing(tickets[owners[name][0]].key), emit=emit
-            )
-        )
-
-    def _generate(self, call: Call, tickets: list[Ticket]) -> None:
-        jobs: list[Job] = []
-        prompts: list[Prompt] = []
-        for name, ticket in enumerate(tickets):
-            text, given = ticket.arguments
-            settings = GenerationSettings.parse(given, ticket.origin)
-            prompt = self.prompts.generation(text, budget=settings.budget, origin=ticket.origin)
-            prompts.append(prompt)
-            jobs.append(Job.of(name, prompt.context, settings, ticket.seed, ticket.origin, ticket.key))
-
-        def emit(replies: list[Reply]) -> None:
-            call.finish(
-                {
-                    tickets[reply.name].key: Response(
-                        value=reply.text,
-                        prompt_tokens=len(prompts[reply.name].context),
-                        new_tokens=reply.new_tokens,
-                        events=prompts[reply.name].events,
-                    )
-                    for reply in replies
-                }
-            )
-            for reply in replies:
-                self.cache_hook.add_partial("generate_until", tickets[reply.name].arguments, reply.text)
-
-        reader, limits = self._prepared()
-        replier = Replier(
-            reader,
-            self.tokenizer,
-            limits,
-            share_prefixes=self.share_prefixes,
-            cuda_graphs=self.cuda_graphs == "auto",
-        )
-        self._guarded(
-            lambda: replier.run(jobs, wanted=lambda name: call.missing(tickets[name].key), emit=emit)
-        )
-
-    def _check_finite(self, value: float, ticket: Ticket) -> None:
-        if not math.isfinite(value):
-            reader, _ = self._prepared()
-            raise NonFiniteLogitsError.at(reader.name, ticket.origin, f"a log-likelihood of {value}")
-
-    def _guarded(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"too little device memory for one request at a time: {str(error).splitlines()[0]} Lower "
-                f"prefill_chunk (now {self.prefill_chunk}) or max_length (now {self.max_length}), or use a "
-                "narrower dtype. Responses finished before are stored"
-            ) from error
+            self._answer(distinct, call.missing, finish)
+        return call.responses()
 
 
 def _as_score(response: Response) -> Score:
     value = response.value
     assert isinstance(value, tuple), "stored under a log-likelihood's key"
     return value
-
-
-def _check(
-    batch_size: int | str, max_length: int | None, truncation: str, prefill_chunk: int, cuda_graphs: str
-) -> None:
-    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
-        raise UserError(f'batch_size must be a whole number from 1 up or "auto", got {batch_size!r}')
-    if max_length is not None and max_length < 2:
-        raise UserError(f"max_length must be at least 2 tokens, got {max_length}")
-    if truncation not in TRUNCATIONS:
-        raise UserError(f"truncation must be one of {', '.join(TRUNCATIONS)}, got {truncation!r}")
-    if prefill_chunk < 1:
-        raise UserError(f"prefill_chunk must be at least 1 token, got {prefill_chunk}")
-    if cuda_graphs not in ("auto", "off"):
-        raise UserError(f"cuda_graphs must be auto or off, got {cuda_graphs!r}")

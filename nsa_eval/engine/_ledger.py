@@ -4,65 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from lm_eval.api.instance import Instance
-
-from nsa_eval.engine._prompts import Origin
-from nsa_eval.store import AuditEvent, Response, ResponseStore, request_key
-
-
-@dataclass(slots=True)
-class Ticket:
-    """One request of a call."""
-
-    arguments: tuple[Any, ...]
-    origin: Origin
-    key: str
-    seed: int
-    """For sampling; the same whatever model answers, so that two models draw the same numbers."""
+from nsa_eval.engine._requests import Request
+from nsa_eval.store import AuditEvent, Response, ResponseStore
 
 
 class Ledger:
     """Asks the store first, and puts each response as soon as it exists."""
 
-    def __init__(
-        self, store: ResponseStore | None, context: str, on_response: Callable[[int], None] | None
-    ) -> None:
+    def __init__(self, store: ResponseStore | None, on_response: Callable[[int], None] | None) -> None:
         """Args are those of the Engine."""
         self._store = store
-        self._context = context
         self._on_response = on_response
         self.answered = 0
         """Requests answered so far, stored ones included."""
         self.from_store = 0
         """How many of them were in the store before."""
         self.audit: list[AuditEvent] = []
-
-    def open(self, requests: Sequence[Instance], kind: str) -> list[Ticket]:
-        """Name every request by its content; equal requests get equal keys."""
-        seen: Counter[int] = Counter()
-        tickets = []
-        for request in requests:
-            # lm-eval asks for k answers by listing the same Instance k times.
-            repeat = seen[id(request)]
-            seen[id(request)] += 1
-            doc = request.doc if isinstance(request.doc, Mapping) else {"doc": request.doc}
-            task = request.task_name or ""
-            key, plain = (
-                request_key(
-                    context=context,
-                    request_type=kind,
-                    task=task,
-                    doc=doc,
-                    arguments=request.args,
-                    repeat=repeat,
-                )
-                for context in (self._context, "")
-            )
-            tickets.append(Ticket(request.args, Origin(task, request.doc_id), key, int(plain[:15], 16)))
-        return tickets
 
     def note(self, events: Iterable[AuditEvent]) -> None:
         """Add events to the audit; the choices of one question give the same event once."""
@@ -76,11 +34,11 @@ class Ledger:
 class Call:
     """The answers of one call, by key."""
 
-    def __init__(self, ledger: Ledger, tickets: list[Ticket]) -> None:
+    def __init__(self, ledger: Ledger, requests: Sequence[Request]) -> None:
         """Look up what is stored already."""
         self._ledger = ledger
-        self.tickets = tickets
-        self._count = Counter(ticket.key for ticket in tickets)
+        self.requests = requests
+        self._count = Counter(request.key for request in requests)
         self._found: dict[str, Response] = {}
         store = ledger._store
         if store is not None:
@@ -88,29 +46,29 @@ class Call:
             self._found = {key: response for key, response in stored if response is not None}
         self._report(self._found, stored=True)
 
-    def missing(self, key: str) -> bool:
-        """Whether this request has no answer yet."""
-        return key not in self._found
-
     @property
-    def complete(self) -> bool:
-        """Whether nothing is missing."""
-        return len(self._found) == len(self._count)
+    def missing(self) -> frozenset[str]:
+        """The keys that have no answer yet."""
+        return frozenset(key for key in self._count if key not in self._found)
 
-    def first_tickets(self) -> list[Ticket]:
-        """One ticket for each distinct request, answered or not, in the order given."""
-        return list({ticket.key: ticket for ticket in reversed(self.tickets)}.values())[::-1]
+    def distinct(self) -> list[Request]:
+        """One of each key, answered or not, in the order given."""
+        return list({request.key: request for request in reversed(self.requests)}.values())[::-1]
 
     def finish(self, responses: Mapping[str, Response]) -> None:
         """Store a batch of responses, then report them."""
         if self._ledger._store is not None:
             self._ledger._store.put_many(responses)
+        self.take(responses)
+
+    def take(self, responses: Mapping[str, Response]) -> None:
+        """Report responses that are stored already, by a worker say."""
         self._found.update(responses)
         self._report(responses, stored=False)
 
     def responses(self) -> list[Response]:
         """The answers in the order of the requests; their events join the audit in that order."""
-        answers = [self._found[ticket.key] for ticket in self.tickets]
+        answers = [self._found[request.key] for request in self.requests]
         self._ledger.note(event for answer in answers for event in answer.events)
         return answers
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from nsa_eval.config import ModelSpec, variants_of
 from nsa_eval.errors import UserError
 from nsa_eval.results._samples import read_samples
 from nsa_eval.results._types import ModelRun, Run, Sample, TaskResult
@@ -204,11 +205,19 @@ def _ordered(samples: list[Sample]) -> tuple[Sample, ...]:
 
 
 def _model_configs(config: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The entry of each variant of each model in run.yaml, by its name, in the order of the file."""
     models = (config or {}).get("models")
-    entries = (
-        [dict(model) for model in models if isinstance(model, Mapping)] if isinstance(models, list) else []
-    )
-    return {str(entry["name"]): entry for entry in entries if "name" in entry}
+    entries = [dict(m) for m in models if isinstance(m, Mapping)] if isinstance(models, list) else []
+    found: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        try:
+            variants = variants_of(ModelSpec.model_validate(entry))
+        except ValueError:  # written by another version
+            found |= {str(entry["name"]): entry} if "name" in entry else {}
+            continue
+        written = {key: value for key, value in entry.items() if key != "variants"}
+        found |= {variant.name: {**written, **variant.settings, "name": variant.name} for variant in variants}
+    return found
 
 
 def _json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds

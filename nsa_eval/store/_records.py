@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict, Field
-
-EventKind = Literal["truncated", "double_bos", "default_max_length"]
 
 
 class AuditEvent(BaseModel):
@@ -14,9 +12,8 @@ class AuditEvent(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: EventKind
-    """`truncated`: tokens cut from a prompt; `double_bos`: the prompt brought its own BOS;
-    `default_max_length`: neither model nor tokenizer says how long a prompt may be."""
+    kind: str
+    """What happened, by a name of `nsa_eval.audit`: `truncated`, `double_bos`, `default_max_length`, ..."""
     task: str = ""
     """Task of the request, "" for an event of the model itself."""
     doc_id: int | None = None
@@ -27,6 +24,43 @@ class AuditEvent(BaseModel):
     """Tokens (or limit) before."""
     after: int | None = None
     """Tokens (or limit) after."""
+
+
+class Cost(BaseModel):
+    """What one response took. Requests of a batch share its time by their tokens.
+
+    Kept beside the responses and never part of what two runs have to agree on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prefill_seconds: float = 0.0
+    """Reading prompts, and scoring them."""
+    decode_seconds: float = 0.0
+    """Tokens of replies, one after another."""
+    prompt_tokens: int = 0
+    """Tokens of the prompt as it was asked, shared parts included."""
+    new_tokens: int = 0
+    """Tokens generated or scored."""
+    peak_bytes: int | None = None
+    """Most device memory in use while its batch ran; None on a CPU."""
+    kv_read: int | None = None
+    """Cached tokens that the reply's decode steps attended to, a layer and head, over all steps; None for
+    scored text."""
+    kv_kept: int | None = None
+    """Cached tokens a layer and head held at the end of the reply."""
+
+    def __add__(self, other: Cost) -> Cost:
+        """The two together; a peak is the larger one."""
+        return Cost(
+            prefill_seconds=self.prefill_seconds + other.prefill_seconds,
+            decode_seconds=self.decode_seconds + other.decode_seconds,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            new_tokens=self.new_tokens + other.new_tokens,
+            peak_bytes=_either(max, self.peak_bytes, other.peak_bytes),
+            kv_read=_either(int.__add__, self.kv_read, other.kv_read),
+            kv_kept=_either(max, self.kv_kept, other.kv_kept),
+        )
 
 
 class Response(BaseModel):
@@ -43,3 +77,19 @@ class Response(BaseModel):
     """Tokens generated (an end-of-text token counts), or scored."""
     events: list[AuditEvent] = Field(default_factory=list)
     """What was done to this request's prompt; stored, so that a resumed run reports the same."""
+    cost: Cost | None = Field(default=None, exclude=True, repr=False)
+    """What it took; stored beside the rest, and not compared."""
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, whatever it took."""
+        if not isinstance(other, Response):
+            return NotImplemented
+        return self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]  # as pydantic's own models with list fields
+
+
+def _either(join: Callable[[int, int], int], a: int | None, b: int | None) -> int | None:
+    if a is None or b is None:
+        return a if b is None else b
+    return join(a, b)

@@ -172,7 +172,7 @@ class TestOtherEnds:
         def interrupt(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("nsa_eval._evaluate.evaluate_model", interrupt)
+        monkeypatch.setattr("nsa_eval._evaluate.evaluate_checkpoint", interrupt)
         code, _, errors = cli("run", config, "-o", "out")
         assert code == 130
         assert errors.strip().splitlines()[-1] == (

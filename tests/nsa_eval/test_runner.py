@@ -58,7 +58,7 @@ class TestFiles:
         names = {name.split("_20")[0] for name in files(finished.output)}
         assert names == {
             "run.yaml", "env.json", "audit.json", "comparison.json", "comparison.md", "report.html",
-            "store/responses.jsonl",
+            "store/responses.jsonl", "store/.lock",
             *(f"{m}/{f}" for m in ("one", "two")
               for f in ("results", "samples_needle_single", "samples_needle_multikey", "audit.json")),
         }  # fmt: skip
@@ -123,15 +123,15 @@ class TestGoingOn:
     @pytest.mark.parametrize("named", ["", "run.yaml"])
     def test_a_runs_own_folder_is_where_it_goes_on(self, tiny_config, tmp_path, count, monkeypatch, named):
         monkeypatch.chdir(tmp_path)
-        evaluate_model = nsa_eval._evaluate.evaluate_model
+        evaluate_checkpoint = nsa_eval._evaluate.evaluate_checkpoint
 
-        def killed(model, *arguments, **options):
-            if model.name == "two":
+        def killed(work, *arguments, **options):
+            if work[0][0].name == "two":
                 raise KeyboardInterrupt
-            return evaluate_model(model, *arguments, **options)
+            return evaluate_checkpoint(work, *arguments, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr("nsa_eval._evaluate.evaluate_model", killed)
+            patch.setattr("nsa_eval._evaluate.evaluate_checkpoint", killed)
             with pytest.raises(KeyboardInterrupt):
                 nsa_eval.run(tiny_config(), output="out/killed", limit=1, progress=False)
         result = nsa_eval.run(Path("out/killed") / named, progress=False)
@@ -429,16 +429,12 @@ class TestFolder:
 
 
 def test_differences_name_each_key():
-    there = {"name": "a", "tasks": [{"task": "x", "lengths": [1, 2]}], "engine": {"batch_size": 1}}
-    here = {
-        "name": "b",
-        "tasks": [{"task": "x", "lengths": [1]}, {"task": "y"}],
-        "engine": {"batch_size": "auto"},
-    }
+    there = {"tasks": [{"task": "x", "lengths": [1, 2]}], "engine": {"truncation": "error"}}
+    here = {"tasks": [{"task": "x", "lengths": [1]}, {"task": "y"}], "engine": {"truncation": "left"}}
     assert list(differences(there, here)) == [
         "tasks[0].lengths: [1, 2] there, [1] here",
         "tasks[1]: not given there, y here",
-        'engine.batch_size: 1 there, "auto" here',
+        'engine.truncation: "error" there, "left" here',
     ]
 
 

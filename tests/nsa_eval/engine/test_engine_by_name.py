@@ -44,9 +44,9 @@ def test_every_argument_arrives(checkpoint):
         {"batch_size": 1, "device": "cpu", "max_batch_size": None},
     )
     assert str(engine.model.dtype) == "torch.bfloat16"
-    assert (engine.batch_size, engine.max_length, engine.prefill_chunk) == (3, 128, 64)
-    assert engine.share_prefixes is False
-    assert engine.cuda_graphs == "off"
+    assert (engine.batch_size, engine.max_length, engine.settings.prefill_chunk) == (3, 128, 64)
+    assert engine.settings.share_prefixes is False
+    assert engine.settings.cuda_graphs == "off"
     assert (engine.prompts.truncation, engine.prompts.add_bos_token) == ("middle", True)
 
 

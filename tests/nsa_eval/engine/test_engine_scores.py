@@ -99,7 +99,7 @@ def test_logits_are_made_for_scored_places_only(llama, tokenizer, toys, monkeypa
     hook = llama.lm_head.register_forward_hook(lambda module, given, out: made.append(out.shape[:-1].numel()))
     try:
         engine = Engine(llama, tokenizer, batch_size=4)
-        engine._prepared()
+        engine._answerer.prepared()
         made.clear()
         requests = [
             toys.request_of("loglikelihood", (toys.make_text(seed, 60 + seed), " gold under"))
@@ -118,7 +118,7 @@ def test_other_ways_to_logits_agree(llama, tokenizer, toys, route):
     requests = toys.choice_requests()
     expected = Engine(llama, tokenizer).loglikelihood(requests)
     engine = Engine(llama, tokenizer)
-    engine._prepared()[0].route = route
+    engine._answerer.prepared()[0].route = route
     assert_same_scores(engine.loglikelihood(requests), expected)
 
 
@@ -129,7 +129,7 @@ def test_logits_over_the_budget_are_made_in_parts(llama, tokenizer, toys):
     hook = llama.lm_head.register_forward_hook(lambda module, given, out: made.append(out.shape[:-1].numel()))
     try:
         engine = Engine(llama, tokenizer)
-        engine._prepared()[0].max_positions = 10
+        engine._answerer.prepared()[0].max_positions = 10
         assert engine.loglikelihood_rolling([text]) == pytest.approx(whole, abs=1e-3)
     finally:
         hook.remove()

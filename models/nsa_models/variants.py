@@ -1,0 +1,135 @@
+"""A loaded checkpoint with fields of its config set anew, on the same weights; and what it runs on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from nsa_kernels import NUMERICS, choose_backend
+from nsa_models.checkpoints import ModelLoadError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningBackend:
+    """What computes a model's attention: not what was asked for, but what runs."""
+
+    name: str
+    """`torch`, `triton` or `reference` for our decoders' NSA; else transformers' attention: `sdpa`, ..."""
+    package: str
+    """The package that it comes from, with its version: `triton 3.7.1`."""
+    numerics: int | None = None
+    """Version of what NSA's kernels compute, raised whenever their results change; None elsewhere."""
+
+    def __str__(self) -> str:
+        """As a report shows it."""
+        return f"{self.name} ({self.package})" + (f", numerics {self.numerics}" if self.numerics else "")
+
+
+def running_backend(model: PreTrainedModel) -> RunningBackend:
+    """Say what computes a loaded model's attention where it is now, in the dtype that it has."""
+    config = model.config
+    if getattr(config, "attention", None) != "nsa":
+        return RunningBackend(
+            name=str(getattr(config, "_attn_implementation", None) or "eager"), package=_versioned("torch")
+        )
+    name = config.nsa_backend
+    if name == "auto":
+        name = choose_backend(
+            model.device,
+            model.dtype,
+            group=config.num_attention_heads // config.num_key_value_heads,
+            width=max(config.head_dim, config.v_head_dim),
+        )
+    return RunningBackend(
+        name=name, package=_versioned("triton" if name == "triton" else "torch"), numerics=NUMERICS
+    )
+
+
+def with_fields(
+    model: PreTrainedModel, fields: Mapping[str, Any], *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Make a model of the same weights whose config has other values in some fields.
+
+    The weights are shared, not copied; everything else (rotary tables, masks, shapes of blocks) is made anew
+    from the config, so it doesn't matter which fields a model reads when.
+
+    Args:
+        model: A loaded model; it stays as it is.
+        fields: Names of its config's fields, with their new values.
+        trust_remote_code: As the model was loaded.
+
+    Returns:
+        The model itself where nothing changes, else another in eval mode on the same device.
+
+    Raises:
+        ModelLoadError: A field that the config doesn't have, a value that it refuses, or a field that the
+            shape of the weights depends on.
+    """
+    changed = changed_fields(model, fields)
+    if not changed:
+        return model
+    said = ", ".join(f"{name} = {value!r}" for name, value in changed.items())
+    plain = {**model.config.to_dict(), **changed}
+    try:
+        config = type(model.config).from_dict(copy.deepcopy(plain))
+        config._name_or_path = model.config._name_or_path
+        config._attn_implementation = model.config._attn_implementation
+        with _without_initial_values():
+            twin: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=model.dtype, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # configs and constructors raise errors of every kind for a value out of range
+        raise ModelLoadError(f"{said}: the model can't be made so: {str(error).splitlines()[0]}") from error
+    weights = model.state_dict()
+    shapes = {name: tuple(weight.shape) for name, weight in twin.state_dict().items()}
+    odd = [
+        name
+        for name in {*weights, *shapes}
+        if tuple(getattr(weights.get(name), "shape", ())) != shapes.get(name)
+    ]
+    if odd:
+        raise ModelLoadError(
+            f"{said}: the weights have another shape than that ({sorted(odd)[0]}); only fields that no "
+            "weight's shape depends on can be set"
+        )
+    twin.load_state_dict(weights, assign=True)
+    twin.tie_weights()
+    twin.generation_config = model.generation_config
+    return twin.to(model.device).eval()  # what the config made is still on the CPU; weights are there already
+
+
+def changed_fields(model: PreTrainedModel, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the fields whose value isn't the model's own already.
+
+    Raises:
+        ModelLoadError: A field that the config doesn't have.
+    """
+    own = model.config.to_dict()
+    for name in fields:
+        if name not in own or name in ("model_type", "architectures", "dtype", "transformers_version"):
+            near = get_close_matches(name, own, n=1)
+            raise ModelLoadError(
+                f"{model.config._name_or_path}: its config has no field {name!r} to set"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    return {name: value for name, value in fields.items() if own[name] != value}
+
+
+def _without_initial_values() -> Any:  # noqa: ANN401  (a context manager)
+    """Random values for weights that are replaced at once would take longer than all the rest."""
+    from transformers.initialization import no_init_weights
+
+    return no_init_weights()
+
+
+def _versioned(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package

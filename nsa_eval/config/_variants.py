@@ -1,0 +1,87 @@
+"""What a model entry stands for: the checkpoint as it is, with fields set, or under a sparse method."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nsa_eval.config._types import variant_name
+from nsa_eval.config.schema import MethodSpec, ModelSpec, RunConfig, VariantSpec
+
+_SYMBOLS = {
+    "nsa_select_count": "n",
+    "nsa_window": "w",
+    "nsa_block": "l",
+    "nsa_stride": "d",
+}
+"""Short names of config fields in the names of variants: the paper's symbols (arXiv 2502.11089, 3.3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One row of a table: a checkpoint, and what is different about it."""
+
+    name: str
+    """Its name in tables, folders and `compare.baseline`."""
+    checkpoint: ModelSpec
+    """The model entry that it belongs to."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the checkpoint's config, with their new values."""
+    method: MethodSpec | None = None
+    """A sparse method with one budget, or None."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What differs from the checkpoint as it is, as plain data; empty for the checkpoint itself."""
+        found: dict[str, Any] = {}
+        if self.changes:
+            found["set"] = dict(self.changes)
+        if self.method is not None:
+            found["method"] = self.method.model_dump(mode="json", exclude_none=True)
+        return found
+
+
+def variants_of(model: ModelSpec) -> tuple[Variant, ...]:
+    """The variants of a model entry, each list of values written out.
+
+    Raises:
+        ValueError: A name that can't become part of file names.
+    """
+    return tuple(found for spec in model.variants for found in _written_out(model, spec))
+
+
+def all_variants(config: RunConfig) -> tuple[Variant, ...]:
+    """The variants of all models, in the order of the config: what a run evaluates."""
+    return tuple(variant for model in config.models for variant in variants_of(model))
+
+
+def _written_out(model: ModelSpec, spec: VariantSpec) -> Iterator[Variant]:
+    lists = [value if isinstance(value, list) else [value] for value in spec.set.values()]
+    for values in itertools.product(*lists):
+        changes = dict(zip(spec.set, values, strict=True))
+        for method in _methods(spec.method):
+            name = spec.name or "".join([model.name, *_parts(changes, method)])
+            yield Variant(name=variant_name(name), checkpoint=model, changes=changes, method=method)
+
+
+def _methods(method: MethodSpec | None) -> list[MethodSpec | None]:
+    if method is None or not isinstance(method.budget, list):
+        return [method]
+    return [method.model_copy(update={"budget": budget}) for budget in method.budget]
+
+
+def _parts(changes: Mapping[str, Any], method: MethodSpec | None) -> Iterator[str]:
+    for key, value in changes.items():
+        yield f"+{_SYMBOLS.get(key, key)}={_short(value)}"
+    if method is not None:
+        yield f"+{method.name}" + (f"@{method.budget}" if method.budget is not None else "")
+        yield from (f",{key}={_short(value)}" for key, value in method.options.items())
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-") or "none"

@@ -1,0 +1,241 @@
+"""A loaded model that answers requests: what a worker holds. It knows no store and no task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lm_eval.models.utils import DEFAULT_MAX_LENGTH, resolve_max_length
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nsa_eval.config import EngineSpec
+from nsa_eval.engine._batching import Limits
+from nsa_eval.engine._generating import Job, Replier, Reply
+from nsa_eval.engine._prompts import Prompt, PromptEncoder
+from nsa_eval.engine._reader import NonFiniteLogitsError, Reader
+from nsa_eval.engine._requests import Request
+from nsa_eval.engine._sampling import GenerationSettings
+from nsa_eval.engine._scoring import Score, Scorer, units_of
+from nsa_eval.errors import UserError
+from nsa_eval.store import AuditEvent, Response
+
+Emit = Callable[[Mapping[str, Response]], None]
+"""Receives finished responses by key, a batch at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What is known of a model once it is loaded, as plain data that travels between processes."""
+
+    max_length: int
+    """Most tokens of prompt and reply together."""
+    parameters: int
+    dtype: str
+    """As torch writes it: torch.bfloat16."""
+    device: str
+    """Its type: cpu, cuda."""
+    events: tuple[AuditEvent, ...] = ()
+    """What was assumed about the model itself."""
+
+
+class Answerer:
+    """Answers requests with one model, in batches that depend on nothing but the requests."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None,
+        settings: EngineSpec,
+    ) -> None:
+        """Take a model that is on its device; set to eval mode here.
+
+        Raises:
+            UserError: A max_length below 2.
+        """
+        if max_length is not None and max_length < 2:
+            raise UserError(f"max_length must be at least 2 tokens, got {max_length}")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self._events: list[AuditEvent] = []
+        self.max_length = max_length or self._default_max_length()
+        self.prompts = PromptEncoder(
+            tokenizer,
+            max_length=self.max_length,
+            truncation=settings.truncation,
+            add_bos_token=settings.add_bos_token,
+        )
+        self._reader: Reader | None = None
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What a reader of the scores has to know of the model."""
+        return ModelFacts(
+            max_length=self.max_length,
+            parameters=self.model.num_parameters(),
+            dtype=str(self.model.dtype),
+            device=self.model.device.type,
+            events=tuple(self._events),
+        )
+
+    def answer(self, requests: Sequence[Request], *, missing: Collection[str], emit: Emit) -> None:
+        """Answer requests of one kind.
+
+        Batches are planned from all of them, missing or not, so that a resumed run computes the rest just as
+        the first one would have.
+
+        Args:
+            requests: Each key once.
+            missing: The keys that need an answer.
+            emit: Called as soon as a batch is finished.
+
+        Raises:
+            UserError: A request that can't be asked (too long by policy, an unknown setting), or too little
+                memory for one request.
+            NonFiniteLogitsError: NaN or infinite logits; what was finished before was emitted.
+        """
+        if not missing:
+            return
+        work = {
+            "loglikelihood": self._score,
+            "loglikelihood_rolling": self._score_windows,
+            "generate_until": self._generate,
+        }[requests[0].kind]
+        try:
+            work(requests, missing, emit)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"too little device memory for one request at a time: {str(error).splitlines()[0]} Lower "
+                f"prefill_chunk (now {self.settings.prefill_chunk}) or max_length (now {self.max_length}), "
+                "or use a narrower dtype. Responses finished before are stored"
+            ) from error
+
+    def prepared(self) -> tuple[Reader, Limits]:
+        """The reader, made when there is something to compute: a fully stored run never runs the model."""
+        if self._reader is None:
+            self._reader = Reader(self.model, prefill_chunk=self.settings.prefill_chunk)
+        limits = Limits.of(self.model, self.settings.batch_size, prefill_chunk=self.settings.prefill_chunk)
+        return self._reader, limits
+
+    def scorer(self) -> Scorer:
+        """What scores token ids."""
+        reader, limits = self.prepared()
+        return Scorer(reader, limits, share_prefixes=self.settings.share_prefixes)
+
+    def _default_max_length(self) -> int:
+        found = int(resolve_max_length(self.model.config, self.tokenizer, default=0))
+        if found:
+            return found
+        self._events.append(
+            AuditEvent(
+                kind="default_max_length",
+                detail="neither config nor tokenizer names a maximum length; lm-eval's default is used",
+                after=DEFAULT_MAX_LENGTH,
+            )
+        )
+        return int(DEFAULT_MAX_LENGTH)
+
+    def _score(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
+        prompts = [
+            self.prompts.pair(request.arguments[0], request.arguments[1], request.origin)
+            for request in requests
+        ]
+
+        def scored(scores: list[tuple[int, Score]]) -> None:
+            emit(
+                {
+                    requests[name].key: _response(score, prompts[name])
+                    for name, score in scores
+                    if math.isfinite(score[0])
+                }
+            )
+            for name, (value, _) in scores:
+                self._check_finite(value, requests[name])
+
+        pairs = [(name, prompt.context, prompt.continuation) for name, prompt in enumerate(prompts)]
+        self.scorer().run(units_of(pairs), wanted=lambda name: requests[name].key in missing, emit=scored)
+
+    def _score_windows(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
+        windows = [self.prompts.windows(request.arguments[0], request.origin) for request in requests]
+        owners = [(index, window) for index, found in enumerate(windows) for window in found]
+        values: list[list[float]] = [[] for _ in requests]
+
+        def answer(indices: list[int]) -> None:
+            emit(
+                {
+                    requests[i].key: Response(
+                        value=math.fsum(values[i]),
+                        prompt_tokens=1,
+                        new_tokens=sum(len(tail) for _, tail in windows[i]),
+                    )
+                    for i in indices
+                }
+            )
+
+        def scored(scores: list[tuple[int, Score]]) -> None:
+            ready = []
+            for name, (value, _) in scores:
+                index = owners[name][0]
+                self._check_finite(value, requests[index])
+                values[index].append(value)
+                if len(values[index]) == len(windows[index]):
+                    ready.append(index)
+            answer(ready)
+
+        answer([i for i, found in enumerate(windows) if not found and requests[i].key in missing])
+        pairs = [(name, context, tail) for name, (_, (context, tail)) in enumerate(owners)]
+        self.scorer().run(
+            units_of(pairs), wanted=lambda name: requests[owners[name][0]].key in missing, emit=scored
+        )
+
+    def _generate(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
+        jobs: list[Job] = []
+        prompts: list[Prompt] = []
+        for name, request in enumerate(requests):
+            text, given = request.arguments
+            settings = GenerationSettings.parse(given, request.origin)
+            prompt = self.prompts.generation(text, budget=settings.budget, origin=request.origin)
+            prompts.append(prompt)
+            jobs.append(Job.of(name, prompt.context, settings, request.seed, request.origin, request.key))
+
+        def replied(replies: list[Reply]) -> None:
+            emit(
+                {
+                    requests[reply.name].key: Response(
+                        value=reply.text,
+                        prompt_tokens=len(prompts[reply.name].context),
+                        new_tokens=reply.new_tokens,
+                        events=prompts[reply.name].events,
+                    )
+                    for reply in replies
+                }
+            )
+
+        reader, limits = self.prepared()
+        replier = Replier(
+            reader,
+            self.tokenizer,
+            limits,
+            share_prefixes=self.settings.share_prefixes,
+            cuda_graphs=self.settings.cuda_graphs == "auto",
+        )
+        replier.run(jobs, wanted=lambda name: requests[name].key in missing, emit=replied)
+
+    def _check_finite(self, value: float, request: Request) -> None:
+        if not math.isfinite(value):
+            reader, _ = self.prepared()
+            raise NonFiniteLogitsError.at(reader.name, request.origin, f"a log-likelihood of {value}")
+
+
+def _response(score: Any, prompt: Prompt) -> Response:  # noqa: ANN401  (a Score, whose tuple pydantic checks)
+    return Response(
+        value=score,
+        prompt_tokens=len(prompt.context),
+        new_tokens=len(prompt.continuation),
+        events=prompt.events,
+    )

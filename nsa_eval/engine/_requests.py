@@ -1,0 +1,73 @@
+"""Requests as they travel: named by content, free of lm-eval's objects, ready for another process."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lm_eval.api.instance import Instance
+
+from nsa_eval.engine._prompts import Origin
+from nsa_eval.store import request_key
+
+RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One thing to ask a model."""
+
+    key: str
+    """What its response is stored under."""
+    kind: RequestKind
+    arguments: tuple[Any, ...]
+    """(context, continuation), (text,) or (prompt, generation settings), as lm-eval gives them."""
+    origin: Origin
+    seed: int
+    """For sampling; the same whatever model answers, so that two models draw the same numbers."""
+
+
+def name_requests(
+    instances: Sequence[Instance],
+    kind: RequestKind,
+    *,
+    context: str,
+    task_contexts: Mapping[str, str] | None = None,
+    seed: int | None = None,
+) -> list[Request]:
+    """Name every request by its content; equal requests get equal keys.
+
+    Args:
+        instances: What lm-eval asks; k replies are asked for by listing the same Instance k times.
+        kind: How they are asked.
+        context: All that responses depend on besides the request.
+        task_contexts: The same for single tasks, by name.
+        seed: The run's seed of drawn replies.
+    """
+    seen: Counter[int] = Counter()
+    drawn = "" if seed is None else f"seed {seed}"
+    requests = []
+    for instance in instances:
+        repeat = seen[id(instance)]
+        seen[id(instance)] += 1
+        doc = instance.doc if isinstance(instance.doc, Mapping) else {"doc": instance.doc}
+        task = instance.task_name or ""
+        of_task = (task_contexts or {}).get(task, "")
+        key, plain = (
+            request_key(
+                context=given, request_type=kind, task=task, doc=doc, arguments=instance.args, repeat=repeat
+            )
+            for given in (context + of_task, drawn)
+        )
+        requests.append(
+            Request(
+                key=key,
+                kind=kind,
+                arguments=instance.args,
+                origin=Origin(task, instance.doc_id),
+                seed=int(plain[:15], 16),
+            )
+        )
+    return requests
