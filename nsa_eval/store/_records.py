@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pydantic import BaseModel, ConfigDict, Field
-
-EventKind = Literal["truncated", "double_bos", "default_max_length"]
+from nsa_eval.audit import KINDS
 
 
 class AuditEvent(BaseModel):
@@ -14,9 +12,8 @@ class AuditEvent(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: EventKind
-    """`truncated`: tokens cut from a prompt; `double_bos`: the prompt brought its own BOS;
-    `default_max_length`: neither model nor tokenizer says how long a prompt may be."""
+    kind: str
+    """A key of `nsa_eval.audit.KINDS`, which says what each means."""
     task: str = ""
     """Task of the request, "" for an event of the model itself."""
     doc_id: int | None = None
@@ -27,6 +24,15 @@ class AuditEvent(BaseModel):
     """Tokens (or limit) before."""
     after: int | None = None
     """Tokens (or limit) after."""
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in KINDS:
+            raise ValueError(
+                f"unknown kind of event {kind!r}: give it an entry in KINDS of nsa_eval/audit.py"
+            )
+        return kind
 
 
 class Response(BaseModel):

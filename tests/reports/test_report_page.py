@@ -8,7 +8,9 @@ import re
 import jinja2
 import pytest
 
-from nsa_reports import Cell, ModelMap, Provenance, Reply, SampleLimits, render, to_html
+import nsa_reports
+from nsa_eval.sections.provenance import Origin
+from nsa_reports import Cell, ModelMap, Reply, SampleLimits
 from nsa_reports._format import MINUS
 from nsa_reports.render import environment
 
@@ -19,6 +21,14 @@ HOSTILE = (
     "\"'><svg onload=alert(1)>",
     "</title></style></textarea></pre>\u2028",
 )
+
+
+def to_html(demo, **options):
+    return nsa_reports.to_html(demo.page(), **options)
+
+
+def render(demo, **options):
+    return nsa_reports.render(demo.page(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +177,7 @@ def test_every_grid_is_also_a_table_with_a_button_per_cell(page, demo):
 
 
 def test_samples_of_both_models_stand_side_by_side(page, demo):
-    bundle = page.json["sections"][0]["cells"]["0,0"]
+    bundle = page.json["samples"]["g0"]["0,0"]
     record = bundle["shown"][0]
     sample = next(s for s in demo.heatmaps[0].samples if s.id == record["id"])
     assert [page.json["models"][reply["model"]] for reply in record["replies"]] == ["nsa", "dense"]
@@ -206,7 +216,7 @@ def _view_full_of(text, make_view, make_group):
         heatmaps=(
             dataclasses.replace(group, samples=(sample,), title=text, description=text, protocol=text),
         ),
-        provenance=Provenance(config=text, command=text, machine={text: text}),
+        provenance=Origin(config=text, command=text, machine={text: text}),
     )
 
 
@@ -217,7 +227,7 @@ def test_hostile_text_stays_text_wherever_it_stands(text, make_view, make_group,
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]  # not one element more
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert page.text.count(" ".join(text.split())) > 10
-    record = page.json["sections"][0]["cells"]["0,0"]["shown"][0]
+    record = page.json["samples"]["g0"]["0,0"]["shown"][0]
     assert record["replies"][0]["text"] == record["prompt"] == record["id"] == text
     assert page.json["charts"] == plain.json["charts"]  # plotly reads HTML in labels: no free text goes there
 

@@ -10,7 +10,7 @@ from plotly.offline import get_plotlyjs
 
 from nsa_reports import _colours
 from nsa_reports import _format as fmt
-from nsa_reports._panels import Panel
+from nsa_reports.panels import Panel
 
 _ROW_HEIGHT = 28
 _FRAME = {"l": 46, "r": 6, "t": 6, "b": 44}
@@ -22,7 +22,7 @@ def library() -> str:
     return source
 
 
-def figure(panel: Panel) -> dict[str, Any]:
+def heatmap_chart(panel: Panel) -> dict[str, Any]:
     """A heatmap as `{"data": ..., "layout": ...}` made of plain lists and numbers.
 
     Axes are cell indices with our own tick texts, so every cell has the same size whatever the lengths are.

@@ -2,16 +2,34 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nsa_eval.compare import compare
 from nsa_eval.errors import UserError
+from nsa_eval.material import Material
 from nsa_eval.report import render_report
-from nsa_eval.view import build_view
+from nsa_eval.sections import build_page
 
 GRID = {"length": [512] * 4 + [1024] * 4, "depth": [0.0, 0.0, 100.0, 100.0] * 2, "seed": list(range(8))}
+
+
+def build_view(runs: Any, comparison: Any = None) -> SimpleNamespace:
+    """What the sections of the page show, by section; nothing of one that isn't there."""
+    page = build_page(Material(runs, comparison))
+    data: dict[str, Any] = {section.id: section.data for section in page.sections}
+    return SimpleNamespace(
+        page=page,
+        headline=data["result"].headline,
+        rows=data["result"].rows,
+        heatmaps=data["heatmaps"].groups if "heatmaps" in data else (),
+        tasks=data["tasks"].tasks if "tasks" in data else (),
+        audit=data["notes"].notes,
+        models=data["provenance"].models,
+        provenance=data["provenance"].origin,
+    )
 
 
 @pytest.fixture
