@@ -146,9 +146,7 @@ class Page:
         ):
             twice = [key for key, count in Counter(ids).items() if count > 1]
             if twice:
-                raise ValueError(
-                    f"two parts of the page have a {what} called {twice[0]!r}; give one another id"
-                )
+                raise ValueError(f"the page has two of a {what} called {twice[0]!r}; rename one")
 
     def _check(self, value: object, where: str) -> None:
         """Check everything of `nsa_reports.view` in a section's data, however deep."""

@@ -57,15 +57,14 @@ class Demo:
     title: str
     headline: str
     models: tuple[ModelCard, ...]
-    rows: tuple[ScoreRow, ...] = ()
-    heatmaps: tuple[HeatmapGroup, ...] = ()
-    tasks: tuple[TaskScores, ...] = ()
-    audit: tuple[AuditNote, ...] = ()
-    provenance: Origin = Origin()
-    subtitle: str = ""
-    created: str = ""
-    method: tuple[str, ...] = ()
-    confidence: float = 0.95
+    rows: tuple[ScoreRow, ...]
+    heatmaps: tuple[HeatmapGroup, ...]
+    tasks: tuple[TaskScores, ...]
+    audit: tuple[AuditNote, ...]
+    provenance: Origin
+    subtitle: str
+    created: str
+    method: tuple[str, ...]
 
     def page(self) -> Page:
         """The page of these sections, with the templates that reports have."""
@@ -81,7 +80,6 @@ class Demo:
             subtitle=self.subtitle,
             created=self.created,
             models=tuple(card.name for card in self.models),
-            confidence=self.confidence,
             sections=tuple(
                 SectionView(
                     id=name,
