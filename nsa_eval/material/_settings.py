@@ -37,8 +37,8 @@ def variant_of(model: ModelRun) -> dict[str, str]:
     found: dict[str, str] = {}
     for source in (model.config or {}, task.settings):
         for key in _VARIANT:
-            found.update(_flat(key, source.get(key)))
-    return {key: value for key, value in found.items() if value}
+            found |= {name: text for name, text in _flat(key, source.get(key)) if text}
+    return found
 
 
 def _flat(key: str, value: object) -> Iterator[tuple[str, str]]:

@@ -42,9 +42,7 @@ def sections() -> dict[str, Section]:
         if module.ispkg:
             section = getattr(_module(module.name), "SECTION", None)
             if not isinstance(section, Section):
-                raise TypeError(
-                    f"nsa_eval/sections/{module.name}/__init__.py: expected SECTION = Section(...)"
-                )
+                raise TypeError(f"section {module.name}: its __init__.py needs SECTION = Section(...)")
             found[module.name] = section
     return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
 

@@ -29,9 +29,7 @@ class AuditEvent(BaseModel):
     @classmethod
     def _known(cls, kind: str) -> str:
         if kind not in KINDS:
-            raise ValueError(
-                f"unknown kind of event {kind!r}: give it an entry in KINDS of nsa_eval/audit.py"
-            )
+            raise ValueError(f"unknown kind of event {kind!r}: it needs an entry in nsa_eval/audit.py")
         return kind
 
 
