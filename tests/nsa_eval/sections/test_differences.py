@@ -88,4 +88,4 @@ def test_the_page_shows_them_before_the_result_with_a_dash_for_none(material):
 
     html = to_html(build_page(material({"a": {}, "b": {"set": {"nsa_window": 64}}})))
     assert html.index('id="differences"') < html.index('id="result"')
-    assert '<th scope="row">nsa_window</th><td>–</td><td>64</td>' in html
+    assert '<th scope="row">nsa_window</th><td>\u2013</td><td>64</td>' in html
