@@ -264,13 +264,14 @@ def _compare(
     config: RunConfig, directory: RunDirectory, results: Callable[[], Run], *, fresh: bool
 ) -> Compared:
     """Compare the models of a run; models that can't be compared are a note, not a failure of the run."""
-    from nsa_eval.compare import Compared, Comparison, compare_run, to_table
+    from nsa_eval.compare import Compared, compare_run, read_comparison, to_table
 
     if len(config.models) < 2:
         return Compared()
     file, table = directory.path / "comparison.json", directory.path / "comparison.md"
-    if not fresh and file.is_file():
-        return Compared(comparison=Comparison.model_validate_json(file.read_text(encoding="utf-8")))
+    stored = None if fresh else read_comparison(file)
+    if stored is not None:
+        return Compared(comparison=stored)
     compared = compare_run(results())
     if compared.comparison is None:
         file.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from nsa_eval.compare._compare import compare, labelled
 from nsa_eval.compare._of_run import Compared, compare_run
+from nsa_eval.compare._stored import read_comparison
 from nsa_eval.compare._types import Comparison, Estimate, ModelInfo, Row, Unit
 from nsa_eval.compare.intervals import Interval
 from nsa_eval.compare.protocol import ProtocolMismatchError
@@ -19,5 +20,6 @@ __all__ = [
     "compare",
     "compare_run",
     "labelled",
+    "read_comparison",
     "to_table",
 ]

@@ -47,6 +47,14 @@ def digest(model: ModelRun) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def read_comparison(file: Path) -> Comparison | None:
+    """The comparison that a file holds; None where there is none, or it can't be read."""
+    try:
+        return Comparison.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValidationError, UnicodeDecodeError):
+        return None
+
+
 def read_stored(
     file: Path, models: Mapping[str, ModelRun], *, baseline: str, settings: Mapping[str, float | int]
 ) -> Comparison | None:
@@ -61,9 +69,8 @@ def read_stored(
     Returns:
         The comparison; None where there is none, it can't be read, or `compare` would find another.
     """
-    try:
-        found = Comparison.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValidationError, UnicodeDecodeError):
+    found = read_comparison(file)
+    if found is None:
         return None
     labels = [model.label for model in found.models]
     wanted = [baseline, *(label for label in models if label != baseline)]

@@ -1,7 +1,10 @@
 """Scores of a report: rows, figures per length, and grids of lengths and depths."""
 
+from __future__ import annotations
+
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,24 @@ _TESTS = {"mcnemar": "exact McNemar", "permutation": "paired permutation"}
 
 Grid = Mapping[tuple[int, float], list[Sample]]
 """Samples by (context length in tokens, depth in percent)."""
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _once(method: Callable[Concatenate[Figures, P], T]) -> Callable[Concatenate[Figures, P], T]:
+    """Keep a method's answers, with the object: functools.cache would keep every report's samples alive."""
+
+    @functools.wraps(method)
+    def answer(self: Figures, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        answers: dict[object, T] = vars(self).setdefault("_answers", {})
+        key = (method.__name__, args, tuple(sorted(kwargs.items())))
+        if key not in answers:
+            answers[key] = method(self, *args, **kwargs)
+        return answers[key]
+
+    return answer
 
 
 class Figures:
@@ -53,7 +74,7 @@ class Figures:
         level = f"{self.confidence * 100:g} %"
         return (f"Intervals ({level}): Wilson for 0/1 scores, the BCa bootstrap over documents for others.",)
 
-    @functools.cache  # noqa: B019 - lives as long as one report is made
+    @_once
     def metrics(self, task: str) -> list[tuple[str, str]]:
         """(metric, filter) of a task, the main metric first."""
         found: dict[tuple[str, str], None] = {}
@@ -72,7 +93,7 @@ class Figures:
         """The task's `metadata.summary`, or nothing."""
         return self._metadata(task, "summary")
 
-    @functools.cache  # noqa: B019 - lives as long as one report is made
+    @_once
     def row(self, task: str, metric: str, filter_name: str) -> ScoreRow:
         """The whole task under one metric."""
         _, unit = self.shape(task, metric, filter_name)
@@ -106,7 +127,7 @@ class Figures:
             )
         return rows
 
-    @functools.cache  # noqa: B019 - lives as long as one report is made
+    @_once
     def shape(self, task: str, metric: str, filter_name: str) -> tuple[bool, Unit]:
         """Whether the task's scores are all 0 or 1, and their unit: one answer for all models and cells."""
         values = [
@@ -123,7 +144,7 @@ class Figures:
         scores = np.array(values, dtype=np.float64)
         return is_binary(scores), unit_of(scores, False not in directions)
 
-    @functools.cache  # noqa: B019 - lives as long as one report is made
+    @_once
     def grids(self, task: str) -> dict[str, Grid] | None:
         """Each model's samples of a task by their cell, under its main metric's filter.
 

@@ -27,6 +27,17 @@ ALL = "all"
 _ID = re.compile(r"[A-Za-z][\w-]*")
 
 
+def check_distinct(what: str, ids: Iterable[str]) -> None:
+    """Check that sections, which don't know each other, chose different ids.
+
+    Raises:
+        ValueError: an id comes twice.
+    """
+    twice = [key for key, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ValueError(f"the page has two of a {what} called {twice[0]!r}; rename one")
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
     """A place that the page's navigation links to."""
@@ -137,16 +148,12 @@ class Page:
             raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence}")
         for section in self.sections:
             self._check(section.data, section.id)
-        # Chosen by sections that don't know each other.
         for what, ids in (
             ("section", [section.id for section in self.sections]),
             ("link target", [anchor.id for section in self.sections for anchor in section.anchors]),
             ("list of samples", [key for section in self.sections for key in section.data.samples()]),
-            ("chart", [key for section in self.sections for key in section.data.charts()]),
         ):
-            twice = [key for key, count in Counter(ids).items() if count > 1]
-            if twice:
-                raise ValueError(f"the page has two of a {what} called {twice[0]!r}; rename one")
+            check_distinct(what, ids)
 
     def _check(self, value: object, where: str) -> None:
         """Check everything of `nsa_reports.view` in a section's data, however deep."""

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from nsa_reports import _colours, _tables, charts, samples
 from nsa_reports import _format as fmt
 from nsa_reports.figures import GroupFigures, save_figures
-from nsa_reports.page import SCRIPT, STYLE, TEMPLATE, Page, SectionView
+from nsa_reports.page import SCRIPT, STYLE, TEMPLATE, Page, SectionView, check_distinct
 from nsa_reports.samples import SampleLimits
 
 _DEFAULT_LIMITS = SampleLimits()
@@ -63,9 +63,13 @@ def to_html(
         page: what to show.
         limits: how many samples to embed, and how much of each.
         figures: files saved by `save_figures`, by the id of the section whose grids they show, to be linked.
+
+    Raises:
+        ValueError: two sections have a chart of the same id, or a script gets what JSON does not have.
     """
     short = fmt.short_names(page.models)
     drawn = {section.id: section.data.charts() for section in page.sections}
+    check_distinct("chart", [key for found in drawn.values() for key in found])
     embedded = samples.embed(page, limits)
     shown, total = samples.left_out(embedded)
     env = environment(page.sections)

@@ -136,8 +136,12 @@ def test_a_folder_without_its_registration_is_named(new_section):
         sections()
 
 
-def test_two_sections_with_one_chart_id_are_refused(new_section, run):
+def test_two_sections_with_the_same_ids_are_refused(new_section, run):
     new_section()
-    new_section(name="again")
+    new_section(name="again", files={**FILES, "__init__.py": MODULE.replace("words-samples", "other")})
+    page = build_page(Material(run))
+    with pytest.raises(ValueError, match="two of a chart called 'words-chart'"):
+        to_html(page)
+    new_section(name="third")
     with pytest.raises(ValueError, match="two of a list of samples called 'words-samples'"):
         build_page(Material(run))

@@ -1,6 +1,7 @@
 """From run directories to what a report shows."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from nsa_eval.errors import UserError
 from nsa_eval.material import Material
 from nsa_eval.report import render_report
 from nsa_eval.sections import build_page
+from nsa_reports import to_html
 
 GRID = {"length": [512] * 4 + [1024] * 4, "depth": [0.0, 0.0, 100.0, 100.0] * 2, "seed": list(range(8))}
 
@@ -203,3 +205,10 @@ def test_unwritable_report_is_one_message(run: Path) -> None:
     (run / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
         render_report(run, out=run / "file" / "report.html")
+
+
+def test_every_link_of_the_navigation_leads_somewhere(run: Path) -> None:
+    html = to_html(build_view(run, compare(run, resamples=200)).page)
+    links = re.findall(r'<li><a href="#([^"]+)">([^<]+)</a>', html)
+    assert [title for _, title in links] == ["needle_single", "qa", "Notes", "Provenance"]
+    assert all(f'id="{target}"' in html for target, _ in links)
