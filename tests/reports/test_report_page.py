@@ -146,6 +146,31 @@ def test_charts_hold_scores_and_hover_texts(page, demo):
     assert difference["zmin"] == -difference["zmax"]
 
 
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ((1, 1), ", 1 sample per cell."),
+        ((4, 4), ", 4 samples per cell."),
+        ((3, 4), ", 3 to 4 samples per cell."),
+    ],
+)
+def test_samples_per_cell_are_counted_in_english(make_view, make_group, parse_page, counts, text):
+    group = make_group(("solo",), lengths=(512,), depths=2)
+    cells = tuple(
+        Cell(length=512, depth=depth, value=0.5, n=n) for depth, n in zip((0.0, 100.0), counts, strict=True)
+    )
+    group = dataclasses.replace(group, maps=(ModelMap(model="solo", cells=cells),))
+    assert text in parse_page(to_html(make_view(("solo",), groups=(group,)))).text
+
+
+def test_a_low_chart_is_high_enough_for_its_axis_label(make_view, make_group, parse_page):
+    page = parse_page(to_html(make_view(("solo",), groups=(make_group(("solo",), depths=2),))))
+    layout = page.json["charts"]["g0-p0"]["layout"]
+    assert (
+        layout["height"] - layout["margin"]["t"] - layout["margin"]["b"] >= 100
+    )  # "Needle depth (%)" in 11 px
+
+
 def test_a_missing_cell_is_blank_and_not_zero(page, demo):
     group = demo.heatmaps[0]
     column, row = len(group.lengths) - 1, 1

@@ -44,11 +44,13 @@ class Part:
 
     @property
     def per_cell(self) -> str:
-        """Samples per cell: `4`, `3 to 4`, or nothing when unknown."""
+        """`4 samples`, `3 to 4 samples`, or nothing when unknown."""
         known = sorted({cell.n for grid in self.group.maps for cell in grid.cells if cell.n})
         if not known:
             return ""
-        return str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
+        if known == [1]:
+            return "1 sample"
+        return f"{known[0]} samples" if len(known) == 1 else f"{known[0]} to {known[-1]} samples"
 
     @property
     def has_blanks(self) -> bool:
