@@ -16,6 +16,8 @@ from nsa_reports._format import finite
 from nsa_reports.page import ALL, Page
 from nsa_reports.view import ShownSample
 
+_MAX_SAFE_INTEGER = 2**53 - 1
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SampleLimits:
@@ -91,7 +93,8 @@ def _record(sample: ShownSample, models: dict[str, int], limits: SampleLimits) -
         replies.append(entry)
     return {
         "id": sample.id,
-        "seed": sample.seed,
+        # JavaScript rounds whole numbers beyond this; as text a seed stays the one to copy.
+        "seed": str(sample.seed) if abs(sample.seed or 0) > _MAX_SAFE_INTEGER else sample.seed,
         "prompt": _tail(sample.prompt_end, limits.prompt_chars),
         "needle": _head(sample.needle, limits.reply_chars),
         "expected": [_head(text, limits.reply_chars) for text in sample.expected],

@@ -1,5 +1,6 @@
 """Capping and embedding of samples."""
 
+import dataclasses
 import json
 
 import pytest
@@ -47,6 +48,17 @@ def test_texts_are_shortened_at_the_uninteresting_end(make_view, make_group):
     assert record["prompt"].endswith(sample.prompt_end[-10:])
     assert "characters before" in record["prompt"]
     assert record["replies"][0]["text"].startswith(sample.replies[0].text[:3] + " […")
+
+
+@pytest.mark.parametrize(
+    ("seed", "embedded"),
+    [(None, None), (7, 7), (2**53 - 1, 2**53 - 1), (5786598234761039877, "5786598234761039877")],
+)
+def test_a_seed_is_shown_to_its_last_digit(make_view, make_group, seed, embedded):
+    group = make_group(("nsa", "dense"), lengths=(512,), depths=2, per_cell=1)
+    samples = tuple(dataclasses.replace(sample, seed=seed) for sample in group.samples)
+    view = make_view(groups=(dataclasses.replace(group, samples=samples),), tasks=False)
+    assert embed(view.page(), SampleLimits())["g0"]["0,0"]["shown"][0]["seed"] == embedded
 
 
 def test_limits_must_be_positive():
