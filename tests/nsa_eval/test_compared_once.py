@@ -175,3 +175,13 @@ def test_a_stored_comparison_equals_the_computed_one(written):
     assert compare_run(run, stored=written / "comparison.json").comparison == stored
     assert compare_run(run).comparison == stored
     assert all(len(model.digest) == 64 for model in stored.models)
+
+
+def test_a_damaged_comparison_of_a_finished_run_is_made_again(tiny_config, tmp_path, pages):
+    first = nsa_eval.run(tiny_config(), output=tmp_path / "run", limit=1, progress=False)
+    file = tmp_path / "run" / "comparison.json"
+    whole = file.read_text()
+    file.write_text(whole[: len(whole) // 2])
+    again = nsa_eval.run(tiny_config(), output=tmp_path / "run", limit=1, progress=False)
+    assert again.comparison == first.comparison
+    assert file.read_text() == whole
