@@ -1,13 +1,22 @@
 """From a run directory to its HTML report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from nsa_eval.compare import Comparison, ProtocolMismatchError, compare
+from nsa_eval.compare import Comparison, compare_run
 from nsa_eval.errors import UserError
 from nsa_eval.results import Run, load_run
 
 
-def render_report(directory: str | Path, *, out: str | Path | None = None, title: str | None = None) -> Path:
+def render_report(
+    directory: str | Path,
+    *,
+    out: str | Path | None = None,
+    title: str | None = None,
+    comparison: Comparison | None = None,
+    refusal: Sequence[str] = (),
+    run: Run | None = None,
+) -> Path:
     """Writes the HTML report of a run directory, and its figures beside it.
 
     The page needs nothing else to be read. Models that can't be compared are shown without differences, and
@@ -19,6 +28,10 @@ def render_report(directory: str | Path, *, out: str | Path | None = None, title
         directory: A run directory, one that lm-eval wrote by itself too; "DIR:model" for one model of it.
         out: The HTML file; by default report.html in the directory.
         title: Heading; by default the title of run.yaml's `report`, else the run's name.
+        comparison: What `compare` found for the run's models. Where neither this nor `refusal` is given, it
+            is read from comparison.json if that was made of the same results, else computed.
+        refusal: Why the models were not compared, a line each.
+        run: What `load_run` read from the directory, if it is at hand; it isn't read again then.
 
     Returns:
         The HTML file.
@@ -27,36 +40,22 @@ def render_report(directory: str | Path, *, out: str | Path | None = None, title
         UserError: Not a run directory, damaged files, or a file that can't be written.
     """
     # Charting libraries take a second to import: not needed to say that a path is wrong.
-    run = load_run(directory)
-    from nsa_eval.view import build_view
+    run = load_run(directory) if run is None else run
+    from nsa_eval.material import Material
+    from nsa_eval.sections import build_page
     from nsa_reports import render
 
-    comparison, refusal = _compare(run)
+    if comparison is None and not refusal:
+        compared = compare_run(run, stored=run.directory / "comparison.json")
+        comparison, refusal = compared.comparison, compared.refusal
     section = (run.config or {}).get("report")
     if title is None and isinstance(section, dict) and section.get("title"):
         title = str(section["title"])
-    view = build_view(run, comparison, title=title, refusal=refusal)
+    page = build_page(Material(run, comparison, refusal), title=title)
     target = Path(out).expanduser() if out is not None else run.directory / "report.html"
     try:
-        return render(view, out=target)
+        return render(page, out=target)
     except OSError as error:
         raise UserError(
             f"{target}: the report can't be written ({error.strerror or error}). Choose another file with -o."
         ) from error
-
-
-def _compare(run: Run) -> tuple[Comparison | None, tuple[str, ...]]:
-    """The comparison as run.yaml wants it, or why there is none."""
-    if len(run.models) < 2:
-        return None, ()
-    section = (run.config or {}).get("compare")
-    settings = section if isinstance(section, dict) else {}
-    options = {
-        key: settings[key] for key in ("confidence", "resamples", "seed") if settings.get(key) is not None
-    }
-    try:
-        return compare(run, **options), ()
-    except ProtocolMismatchError as error:
-        return None, error.differences
-    except UserError as error:
-        return None, (str(error),)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nsa_eval.audit import terminal_notes
 from nsa_eval.config import ConfigLike, RunConfig, Variant, all_variants, load_config
 from nsa_eval.errors import UserError
 from nsa_eval.plan import Plan, make_plan
@@ -27,7 +29,8 @@ from nsa_eval.rundir import (
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-    from nsa_eval.compare import Comparison
+    from nsa_eval.compare import Compared, Comparison
+    from nsa_eval.results import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,18 +195,19 @@ def _run_locked(
     _write_audit(variants, directory)
     fresh = changed or bool(waiting)
     progress.say("comparing and writing the report")
-    comparison, notes = _compare(config, directory, fresh=fresh)
-    report = _report(config, directory, fresh=fresh)
+    results = functools.cache(lambda: _results(config, directory))
+    compared = _compare(config, directory, results, fresh=fresh)
+    report = _report(config, directory, results, compared, fresh=fresh)
     audit = _read_audit(directory)
     return RunResult(
         config=config,
         plan=plan,
         output=directory.path,
         models=tuple(_model_result(variant.name, directory) for variant in variants),
-        comparison=comparison,
+        comparison=compared.comparison,
         report=report,
         audit=audit,
-        notes=(*_audit_notes(audit), *notes),
+        notes=(*terminal_notes(audit), *([f"not compared: {compared.message}"] if compared.message else [])),
     )
 
 
@@ -285,58 +289,57 @@ def _read_audit(directory: RunDirectory) -> tuple[dict[str, Any], ...]:
     return tuple({"model": model, **event} for model, listed in events.items() for event in listed)
 
 
-def _audit_notes(audit: Iterable[dict[str, Any]]) -> list[str]:
-    counts: dict[tuple[str, str], int] = {}
-    for event in audit:
-        key = (event["model"], event["kind"])
-        counts[key] = counts.get(key, 0) + 1
-    said = {
-        "truncated": "{n} prompts were cut to fit",
-        "double_bos": "{n} prompts brought their own beginning-of-sequence token",
-        "default_max_length": "its config names no longest length; a default was taken",
-    }
-    return [
-        f"{model}: {said.get(kind, '{n} x ' + kind).format(n=n)} (audit.json)"
-        for (model, kind), n in counts.items()
-    ]
+def _results(config: RunConfig, directory: RunDirectory) -> Run:
+    """The config's models, in its order: the folder may hold others from before."""
+    from nsa_eval.results import load_run
+
+    run = load_run(directory.path)
+    named = {model.name: run.models[model.name] for model in config.models if model.name in run.models}
+    return run.model_copy(update={"models": named})
 
 
 def _compare(
-    config: RunConfig, directory: RunDirectory, *, fresh: bool
-) -> tuple[Comparison | None, list[str]]:
+    config: RunConfig, directory: RunDirectory, results: Callable[[], Run], *, fresh: bool
+) -> Compared:
     """Compare the models of a run; models that can't be compared are a note, not a failure of the run."""
-    variants = all_variants(config)
-    if len(variants) < 2:
-        return None, []
-    from nsa_eval.compare import Comparison, compare, to_table
+    from nsa_eval.compare import Compared, compare_run, read_comparison, to_table
 
+    if len(all_variants(config)) < 2:
+        return Compared()
     file, table = directory.path / "comparison.json", directory.path / "comparison.md"
-    if not fresh and file.is_file():
-        return Comparison.model_validate_json(file.read_text(encoding="utf-8")), []
-    settings = config.compare
-    try:
-        comparison = compare(
-            [f"{directory.path}:{variant.name}" for variant in variants],
-            baseline=settings.baseline,
-            confidence=settings.confidence,
-            resamples=settings.resamples,
-            seed=settings.seed,
-        )
-    except UserError as error:  # asked differently, no score that both have, ...
+    stored = None if fresh else read_comparison(file)
+    if stored is not None:
+        return Compared(comparison=stored)
+    compared = compare_run(results())
+    if compared.comparison is None:
         file.unlink(missing_ok=True)
         table.unlink(missing_ok=True)
-        return None, [f"not compared: {error}"]
-    write_atomically(file, comparison.model_dump_json(indent=2) + "\n")
-    write_atomically(table, to_table(comparison, "md"))
-    return comparison, []
+    else:
+        write_atomically(file, compared.comparison.model_dump_json(indent=2) + "\n")
+        write_atomically(table, to_table(compared.comparison, "md"))
+    return compared
 
 
-def _report(config: RunConfig, directory: RunDirectory, *, fresh: bool) -> Path:
+def _report(
+    config: RunConfig,
+    directory: RunDirectory,
+    results: Callable[[], Run],
+    compared: Compared,
+    *,
+    fresh: bool,
+) -> Path:
     from nsa_eval.report import render_report
 
     file = directory.path / "report.html"
     if fresh or not file.is_file():
-        render_report(directory.path, out=file, title=config.report.title)
+        render_report(
+            directory.path,
+            out=file,
+            title=config.report.title,
+            comparison=compared.comparison,
+            refusal=compared.refusal,
+            run=results(),
+        )
     return file
 
 

@@ -4,20 +4,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nsa_eval.compare._rows import Draft, RowMaker
+from nsa_eval.compare._stored import digest
 from nsa_eval.compare._types import Comparison, ModelInfo
 from nsa_eval.compare.power import POWER
 from nsa_eval.compare.protocol import ProtocolMismatchError, mismatches, notes
 from nsa_eval.errors import UserError
 from nsa_eval.results import ModelRun, Run, load_run
 
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+SEED = 0
+
 
 def compare(
     runs: Sequence[str | Path | Run] | str | Path | Run,
     *,
     baseline: str | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
     metrics: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
 ) -> Comparison:
@@ -56,7 +61,7 @@ def compare(
             f"a comparison needs two models, got {len(models)} ({', '.join(models) or 'none'}). "
             "Name another run directory, or DIR:model for one model of it."
         )
-    base = _baseline(models, baseline)
+    base = baseline_of(models, baseline)
     base_run = models[base]
     shared = [task for task in base_run.tasks if tasks is None or task in tasks]
     unknown = set(tasks or ()) - {task for model in models.values() for task in model.tasks}
@@ -89,15 +94,22 @@ def compare(
         )
     return Comparison(
         baseline=base,
-        models=[ModelInfo(label=label, name=models[label].name, directory=str(models[label].directory))
-                for label in (base, *candidates)],
+        models=[
+            ModelInfo(
+                label=label,
+                name=models[label].name,
+                directory=str(models[label].directory),
+                digest=digest(models[label]),
+            )
+            for label in (base, *candidates)
+        ],
         confidence=confidence,
         resamples=resamples,
         seed=seed,
         power=POWER,
         rows=maker.finish(drafts),
         notes=list(dict.fromkeys([*remarks, *maker.notes])),
-    )  # fmt: skip
+    )
 
 
 def labelled(runs: Sequence[str | Path | Run]) -> dict[str, ModelRun]:
@@ -122,7 +134,12 @@ def labelled(runs: Sequence[str | Path | Run]) -> dict[str, ModelRun]:
     return dict(zip(labels, found, strict=True))
 
 
-def _baseline(models: dict[str, ModelRun], wanted: str | None) -> str:
+def baseline_of(models: dict[str, ModelRun], wanted: str | None = None) -> str:
+    """Label of the baseline: the one that is wanted, else the one that run.yaml names, else the first.
+
+    Raises:
+        UserError: No model is called so, or several are.
+    """
     if wanted is None:
         for model in models.values():
             section = (model.run_config or {}).get("compare")

@@ -82,6 +82,8 @@ class ModelInfo(BaseModel):
     """Name in the tables: the model's own, with its run directory where two share one."""
     name: str
     directory: str
+    digest: str = ""
+    """Of the results that were compared: tells whether a stored comparison is still theirs."""
 
 
 class Comparison(BaseModel):

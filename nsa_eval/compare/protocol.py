@@ -7,10 +7,10 @@ setting changes (batch size, device, dtype, backend, library versions) is noted.
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from nsa_eval.audit import comparison_notes
 from nsa_eval.config import EngineSpec, ModelSpec, RunConfig
 from nsa_eval.config._marks import Effect, own_keys
 from nsa_eval.errors import UserError
@@ -108,10 +108,7 @@ def notes(a: ModelRun, b: ModelRun, names: tuple[str, str], tasks: Iterable[str]
     for model, name in ((a, names[0]), (b, names[1])):
         if "truncation" not in _engine(model):
             found.append(f"{name}: not written by nsa-eval, so cut prompts were not recorded")
-        kinds = Counter(str(event.get("kind")) for event in model.audit)
-        found += [
-            f"{name}: {kind.replace('_', ' ')} in {count} requests" for kind, count in sorted(kinds.items())
-        ]
+        found += comparison_notes(name, model.audit)
     return list(dict.fromkeys(found))
 
 

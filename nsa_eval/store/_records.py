@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from nsa_eval.audit import KINDS
 
 
 class AuditEvent(BaseModel):
@@ -13,7 +15,7 @@ class AuditEvent(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
-    """What happened, by a name of `nsa_eval.audit`: `truncated`, `double_bos`, `default_max_length`, ..."""
+    """A key of `nsa_eval.audit.KINDS`, which says what each means."""
     task: str = ""
     """Task of the request, "" for an event of the model itself."""
     doc_id: int | None = None
@@ -24,6 +26,13 @@ class AuditEvent(BaseModel):
     """Tokens (or limit) before."""
     after: int | None = None
     """Tokens (or limit) after."""
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind of event {kind!r}: it needs an entry in nsa_eval/audit.py")
+        return kind
 
 
 class Cost(BaseModel):

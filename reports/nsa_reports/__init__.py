@@ -1,42 +1,44 @@
 """HTML reports and paper figures from plain data; knows nothing of how the data was made."""
 
+from nsa_reports.charts import heatmap_chart
+from nsa_reports.page import ALL, Anchor, Page, SectionData, SectionView
+from nsa_reports.panels import Panel, difference_limit, panels_of
 from nsa_reports.render import render, to_html
 from nsa_reports.samples import SampleLimits
 from nsa_reports.view import (
-    AuditNote,
     Cell,
-    Comparison,
     DifferenceMap,
-    Estimate,
     HeatmapGroup,
     LengthRow,
-    ModelCard,
     ModelMap,
-    Provenance,
     Reply,
-    ReportView,
-    Sample,
     ScoreRow,
-    TaskSection,
+    ShownDifference,
+    ShownSample,
+    ShownScore,
 )
 
 __all__ = [
-    "AuditNote",
+    "ALL",
+    "Anchor",
     "Cell",
-    "Comparison",
     "DifferenceMap",
-    "Estimate",
     "HeatmapGroup",
     "LengthRow",
-    "ModelCard",
     "ModelMap",
-    "Provenance",
+    "Page",
+    "Panel",
     "Reply",
-    "ReportView",
-    "Sample",
     "SampleLimits",
     "ScoreRow",
-    "TaskSection",
+    "SectionData",
+    "SectionView",
+    "ShownDifference",
+    "ShownSample",
+    "ShownScore",
+    "difference_limit",
+    "heatmap_chart",
+    "panels_of",
     "render",
     "to_html",
 ]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from nsa_reports import _format as fmt
-from nsa_reports.view import Comparison, Estimate, LengthRow, ScoreRow
+from nsa_reports.view import LengthRow, ScoreRow, ShownDifference, ShownScore
 
 BAR_WIDTH = 120.0
 _BAR_MARGIN = 6.0
@@ -83,7 +83,7 @@ class Table:
     """Half-width of the interval bars of percent rows, such as "20 pp"; empty when there are none."""
 
 
-def _verdict(pair: Comparison, higher_is_better: bool) -> tuple[str, str]:
+def _verdict(pair: ShownDifference, higher_is_better: bool) -> tuple[str, str]:
     """Kind of verdict and, when one model won, its name."""
     if pair.significant is None or fmt.finite(pair.difference) is None:
         return "none", ""
@@ -93,12 +93,12 @@ def _verdict(pair: Comparison, higher_is_better: bool) -> tuple[str, str]:
     return ("candidate", pair.candidate) if ahead else ("baseline", pair.baseline)
 
 
-def _extent(pairs: Iterable[Comparison]) -> float:
+def _extent(pairs: Iterable[ShownDifference]) -> float:
     ends = [fmt.finite(end) for pair in pairs for end in (pair.difference, pair.low, pair.high)]
     return max((abs(end) for end in ends if end is not None), default=0.0)
 
 
-def _bar(pair: Comparison, scale: float) -> Bar | None:
+def _bar(pair: ShownDifference, scale: float) -> Bar | None:
     point = fmt.finite(pair.difference)
     if point is None or scale <= 0:
         return None
@@ -115,7 +115,9 @@ def _bar(pair: Comparison, scale: float) -> Bar | None:
     )
 
 
-def _comparison(pair: Comparison, row: ScoreRow, short: Mapping[str, str], scale: float) -> ComparisonText:
+def _comparison(
+    pair: ShownDifference, row: ScoreRow, short: Mapping[str, str], scale: float
+) -> ComparisonText:
     percent = row.percent
     kind, winner = _verdict(pair, row.higher_is_better)
     detectable = fmt.finite(pair.minimum_detectable)
@@ -134,7 +136,7 @@ def _comparison(pair: Comparison, row: ScoreRow, short: Mapping[str, str], scale
     )
 
 
-def _winners(pairs: Sequence[Comparison], higher_is_better: bool) -> set[str]:
+def _winners(pairs: Sequence[ShownDifference], higher_is_better: bool) -> set[str]:
     won: set[str] = set()
     lost: set[str] = set()
     for pair in pairs:
@@ -147,7 +149,7 @@ def _winners(pairs: Sequence[Comparison], higher_is_better: bool) -> set[str]:
 
 
 def _scores(
-    models: Sequence[str], scores: Sequence[Estimate | None], winners: set[str], percent: bool
+    models: Sequence[str], scores: Sequence[ShownScore | None], winners: set[str], percent: bool
 ) -> tuple[ScoreText, ...]:
     texts = []
     for model, estimate in zip(models, scores, strict=True):
@@ -165,7 +167,7 @@ def _scores(
 
 
 def _sample_count(
-    n: int | None, scores: Sequence[Estimate | None], pairs: Sequence[Comparison]
+    n: int | None, scores: Sequence[ShownScore | None], pairs: Sequence[ShownDifference]
 ) -> int | None:
     if n is not None:
         return n

@@ -22,8 +22,8 @@ from matplotlib.patches import Rectangle
 
 from nsa_reports import _format as fmt
 from nsa_reports._colours import ink_on
-from nsa_reports._panels import Panel, difference_limit, panels_of
-from nsa_reports.view import HeatmapGroup, ReportView
+from nsa_reports.panels import Panel, difference_limit, panels_of
+from nsa_reports.view import HeatmapGroup
 
 STYLE = {
     "font.family": "sans-serif",
@@ -54,23 +54,26 @@ class GroupFigures:
     combined: FigureFiles
     """Every panel in one row."""
     panels: tuple[FigureFiles, ...]
-    """One per panel: the models' in the order of the view, then the differences."""
+    """One per panel: the models' in the order of the group, then the differences."""
 
 
-def save_figures(view: ReportView, folder: Path) -> tuple[GroupFigures, ...]:
-    """Write the figures of a report under `folder`/figures.
+def save_figures(
+    groups: Sequence[HeatmapGroup], folder: Path, *, taken: set[str] | None = None
+) -> tuple[GroupFigures, ...]:
+    """Write the figures of grids under `folder`/figures.
 
     Args:
-        view: the report.
+        groups: the grids of a section; their difference maps share one scale.
         folder: the folder that the HTML file is in.
+        taken: names that files of the page have already; those written now are added.
 
     Returns:
-        The files of every heatmap group, in order.
+        The files of every group, in order.
     """
-    limit = difference_limit(view.heatmaps)
-    taken: set[str] = set()
+    limit = difference_limit(groups)
+    taken = set() if taken is None else taken
     written = []
-    for group in view.heatmaps:
+    for group in groups:
         panels = panels_of(group, limit)
         title = group.title or group.task
         stem = _slug(group.task)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nsa_reports._format import finite
-from nsa_reports.view import HeatmapGroup, ReportView, Sample, TaskSection
+from nsa_reports.page import ALL, Page
+from nsa_reports.view import ShownSample
+
+_MAX_SAFE_INTEGER = 2**53 - 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +59,13 @@ class SampleLimits:
         return None
 
 
-def _interest(sample: Sample) -> tuple[bool, float]:
+def _interest(sample: ShownSample) -> tuple[bool, float]:
     """Sort key: models that disagree first, then the lowest scores. Stable, so ties keep their order."""
     scores = [score for score in (finite(reply.score) for reply in sample.replies) if score is not None]
     return (len(set(scores)) < 2, sum(scores) / len(scores) if scores else 0.0)
 
 
-def pick(samples: Sequence[Sample], limit: int) -> tuple[Sample, ...]:
+def pick(samples: Sequence[ShownSample], limit: int) -> tuple[ShownSample, ...]:
     """At most `limit` samples, the ones most worth reading, in that order."""
     return tuple(sorted(samples, key=_interest)[:limit])
 
@@ -75,7 +78,7 @@ def _tail(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"[{len(text) - limit:,} characters before…] {text[-limit:]}"
 
 
-def _record(sample: Sample, models: dict[str, int], limits: SampleLimits) -> dict[str, Any]:
+def _record(sample: ShownSample, models: dict[str, int], limits: SampleLimits) -> dict[str, Any]:
     replies = []
     for reply in sorted(sample.replies, key=lambda reply: models[reply.model]):
         entry: dict[str, Any] = {
@@ -90,7 +93,8 @@ def _record(sample: Sample, models: dict[str, int], limits: SampleLimits) -> dic
         replies.append(entry)
     return {
         "id": sample.id,
-        "seed": sample.seed,
+        # JavaScript rounds whole numbers beyond this; as text a seed stays the one to copy.
+        "seed": str(sample.seed) if abs(sample.seed or 0) > _MAX_SAFE_INTEGER else sample.seed,
         "prompt": _tail(sample.prompt_end, limits.prompt_chars),
         "needle": _head(sample.needle, limits.reply_chars),
         "expected": [_head(text, limits.reply_chars) for text in sample.expected],
@@ -99,47 +103,38 @@ def _record(sample: Sample, models: dict[str, int], limits: SampleLimits) -> dic
 
 
 def _bundle(
-    samples: Sequence[Sample], limit: int, models: dict[str, int], limits: SampleLimits
+    samples: Sequence[ShownSample], limit: int, models: dict[str, int], limits: SampleLimits
 ) -> dict[str, Any]:
     shown = [_record(sample, models, limits) for sample in pick(samples, limit)]
     return {"total": len(samples), "shown": shown}
 
 
-def _grid(group: HeatmapGroup, models: dict[str, int], limits: SampleLimits) -> dict[str, Any]:
-    """Samples by cell, under the key `row,column`."""
-    cells: dict[str, list[Sample]] = {}
-    for sample in group.samples:
-        if (
-            sample.length is not None and sample.depth is not None
-        ):  # the view has checked that both are on the grid
-            key = f"{group.depths.index(sample.depth)},{group.lengths.index(sample.length)}"
-            cells.setdefault(key, []).append(sample)
-    return {key: _bundle(found, limits.per_cell, models, limits) for key, found in cells.items()}
-
-
-def _list(task: TaskSection, models: dict[str, int], limits: SampleLimits) -> dict[str, Any]:
-    return {"all": _bundle(task.samples, limits.per_task, models, limits)}
-
-
-def embed(view: ReportView, limits: SampleLimits) -> list[dict[str, Any]]:
-    """Samples of every section, heatmap groups first, within the limits.
+def embed(page: Page, limits: SampleLimits) -> dict[str, dict[str, Any]]:
+    """Samples of every section within the limits.
 
     Returns:
-        Per section a dict from cell key (`row,column`, or `all`) to `{"total": int, "shown": [...]}`.
+        By list of samples (as `SectionData.samples` names them) a dict from place (`row,column`, or `all`) to
+        `{"total": int, "shown": [...]}`.
     """
-    models = {model.name: index for index, model in enumerate(view.models)}
+    models = {name: index for index, name in enumerate(page.models)}
+    lists = {key: places for section in page.sections for key, places in section.data.samples().items()}
     while True:
-        sections = [_grid(group, models, limits) for group in view.heatmaps]
-        sections += [_list(task, models, limits) for task in view.tasks]
+        bundles = {
+            key: {
+                place: _bundle(found, limits.per_task if place == ALL else limits.per_cell, models, limits)
+                for place, found in places.items()
+            }
+            for key, places in lists.items()
+        }
         tighter = limits.smaller()
-        if tighter is None or len(script_json(sections)) <= limits.total_bytes:
-            return sections
+        if tighter is None or len(script_json(bundles)) <= limits.total_bytes:
+            return bundles
         limits = tighter
 
 
-def left_out(sections: Sequence[dict[str, Any]]) -> tuple[int, int]:
-    """Samples shown and samples in all, over the sections that `embed` made."""
-    bundles = [bundle for section in sections for bundle in section.values()]
+def left_out(lists: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
+    """Samples shown and samples in all, over the lists that `embed` made."""
+    bundles = [bundle for places in lists.values() for bundle in places.values()]
     return sum(len(bundle["shown"]) for bundle in bundles), sum(bundle["total"] for bundle in bundles)
 
 

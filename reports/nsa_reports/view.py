@@ -1,40 +1,40 @@
-"""What a report shows, as plain data: the one thing a caller has to build.
+"""What sections of a report are made of, as plain data: scores, differences, grids, samples.
 
-Nothing here computes a statistic or formats a number. Whoever owns the results (a run directory, a notebook,
-a test) fills these dataclasses in; `nsa_reports.render` turns them into a page. Three rules hold throughout:
+Nothing here computes a statistic or formats a number. Whoever owns the results fills these dataclasses in and
+puts them into the data of a section (`nsa_reports.page`), and `nsa_reports.render` makes a page of it. Three
+rules hold throughout:
 
-* per-model tuples follow the order of `ReportView.models`, with None where a model has no result;
+* per-model tuples follow the order of `Page.models`, with None where a model has no result;
 * scores with `percent=True` are fractions (0.93 is shown as 93.0 %), and so are their differences;
 * a missing cell is None or absent, never 0, and is drawn blank.
 
-Constructors check that the pieces fit together (`ValueError`), so that a wrong view fails where it is built
-and not inside a template.
+Constructors check that the pieces fit together (`ValueError`), so that wrong data fails where it is made and
+not inside a template.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class ShownScore:
     """One score with its own confidence interval."""
 
     value: float
     low: float | None = None
-    """Lower end of the interval at `ReportView.confidence`; None when no interval is known."""
+    """Lower end of the interval at `Page.confidence`; None when no interval is known."""
     high: float | None = None
     n: int | None = None
     """Documents behind the score."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class ShownDifference:
     """Candidate minus baseline on the same documents."""
 
     candidate: str
-    """Name of a model in `ReportView.models`."""
+    """Name of a model in `Page.models`."""
     baseline: str
     difference: float
     low: float | None = None
@@ -58,9 +58,9 @@ class ScoreRow:
 
     task: str
     metric: str
-    scores: tuple[Estimate | None, ...]
-    """One per model, in the order of `ReportView.models`."""
-    comparisons: tuple[Comparison, ...] = ()
+    scores: tuple[ShownScore | None, ...]
+    """One per model, in the order of `Page.models`."""
+    comparisons: tuple[ShownDifference, ...] = ()
     n: int | None = None
     protocol: str = ""
     """"official", "project", or the name of the tool whose reading of the benchmark is followed."""
@@ -106,8 +106,8 @@ class LengthRow:
     """All depths of one length together."""
 
     length: int
-    scores: tuple[Estimate | None, ...]
-    comparisons: tuple[Comparison, ...] = ()
+    scores: tuple[ShownScore | None, ...]
+    comparisons: tuple[ShownDifference, ...] = ()
     n: int | None = None
 
 
@@ -125,7 +125,7 @@ class Reply:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class ShownSample:
     """One document with every model's reply, shown side by side."""
 
     id: str
@@ -152,7 +152,7 @@ class HeatmapGroup:
     maps: tuple[ModelMap, ...]
     differences: tuple[DifferenceMap, ...] = ()
     by_length: tuple[LengthRow, ...] = ()
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[ShownSample, ...] = ()
     title: str = ""
     """Shown instead of the task's name when set."""
     description: str = ""
@@ -186,125 +186,3 @@ class HeatmapGroup:
                     f"{self.task}: sample {sample.id!r} has length {sample.length} and depth {sample.depth}, "
                     f"which is no cell of the grid"
                 )
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TaskSection:
-    """Any other task: its metrics (and subtasks) as a table, and its samples."""
-
-    task: str
-    rows: tuple[ScoreRow, ...]
-    samples: tuple[Sample, ...] = ()
-    title: str = ""
-    description: str = ""
-    protocol: str = ""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class AuditNote:
-    """One kind of event that a reader of the scores has to know about, with its count."""
-
-    title: str
-    """Such as "Prompts truncated"."""
-    count: int
-    """0 is worth giving: the page then says "none"."""
-    total: int | None = None
-    """Out of how many requests."""
-    details: tuple[str, ...] = ()
-    """One line per model, task or event; the page folds long lists."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCard:
-    """What was evaluated."""
-
-    name: str
-    path: str = ""
-    fingerprint: str = ""
-    attention: str = ""
-    parameters: int | None = None
-    dtype: str = ""
-    backend: str = ""
-    tokenizer: str = ""
-    max_length: int | None = None
-    extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Anything else worth a row: revision, chat template, block geometry."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
-    """Enough to run the same thing again."""
-
-    command: str = ""
-    config: str = ""
-    """The resolved configuration, as YAML text."""
-    seed: int | None = None
-    git_commit: str = ""
-    machine: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Label to value: CPU, GPU, memory, operating system."""
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Package to version."""
-    extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Label to value: run directories, start, duration."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ReportView:
-    """Everything one report shows."""
-
-    title: str
-    headline: str
-    """The outcome in one plain sentence."""
-    models: tuple[ModelCard, ...]
-    """The order of every per-model tuple and column."""
-    rows: tuple[ScoreRow, ...] = ()
-    """The headline table, one row per task."""
-    heatmaps: tuple[HeatmapGroup, ...] = ()
-    tasks: tuple[TaskSection, ...] = ()
-    audit: tuple[AuditNote, ...] = ()
-    provenance: Provenance = dataclasses.field(default_factory=Provenance)
-    subtitle: str = ""
-    created: str = ""
-    """Date and time as it is to be shown, e.g. "2025-11-03 14:20 UTC"."""
-    method: tuple[str, ...] = ()
-    """How the numbers were made, one sentence each: intervals, test, correction, detectable effect."""
-    confidence: float = 0.95
-    """Level of all intervals."""
-
-    def __post_init__(self) -> None:
-        """Check names and per-model tuples.
-
-        Raises:
-            ValueError: no models, repeated or unknown model names, or a per-model tuple of another length.
-        """
-        names = [model.name for model in self.models]
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"a report needs models with distinct names, got {names}")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence}")
-        for row in (*self.rows, *(row for task in self.tasks for row in task.rows)):
-            self._check(row.task, row.scores, row.comparisons)
-        for group in self.heatmaps:
-            for length in group.by_length:
-                self._check(f"{group.task} at {length.length}", length.scores, length.comparisons)
-            self._check_names(group.task, (grid.model for grid in group.maps))
-            self._check_names(group.task, (n for d in group.differences for n in (d.candidate, d.baseline)))
-        for samples in [group.samples for group in self.heatmaps] + [task.samples for task in self.tasks]:
-            for sample in samples:
-                self._check_names(f"sample {sample.id!r}", (reply.model for reply in sample.replies))
-
-    def _check(self, where: str, scores: tuple[Estimate | None, ...], pairs: tuple[Comparison, ...]) -> None:
-        if len(scores) != len(self.models):
-            raise ValueError(
-                f"{where}: {len(scores)} scores for {len(self.models)} models; "
-                "give one per model, None if missing"
-            )
-        self._check_names(where, (name for pair in pairs for name in (pair.candidate, pair.baseline)))
-
-    def _check_names(self, where: str, names: Iterable[str]) -> None:
-        known = {model.name for model in self.models}
-        unknown = sorted(set(names) - known)
-        if unknown:
-            raise ValueError(
-                f"{where}: unknown model {unknown[0]!r}; the report's models are {sorted(known)}"
-            )

@@ -55,7 +55,7 @@ def start(config, output, stall):
 
         nsa_eval._counting.CountingStore.put_many = logged_put_many
         nsa_eval.rundir.RunDirectory.publish = stalling_publish
-        nsa_eval.report.render_report = lambda directory, *, out, title: Path(out).write_text("report")
+        nsa_eval.report.render_report = lambda directory, *, out, **_: Path(out).write_text("report")
         nsa_eval.run(config, output=output, progress=False)
         code = 0
     finally:

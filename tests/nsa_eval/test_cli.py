@@ -41,7 +41,7 @@ def config(tmp_path, tiny_config, monkeypatch):
 def light_report(monkeypatch):
     monkeypatch.setattr(
         "nsa_eval.report.render_report",
-        lambda directory, *, out=None, title=None: Path(out or directory).with_suffix(".html"),
+        lambda directory, *, out=None, title=None, **_: Path(out or directory).with_suffix(".html"),
     )
 
 
@@ -211,7 +211,7 @@ class TestRun:
             monkeypatch.delenv(name, raising=False)
         code = (
             "import nsa_eval.report\nfrom nsa_eval.cli import main\n"
-            "nsa_eval.report.render_report = lambda directory, *, out, title: out.write_text('')\n"
+            "nsa_eval.report.render_report = lambda directory, *, out, **_: out.write_text('')\n"
             f"main(['run', {config!r}, '--limit', '1', '-o', 'out', '-q'])"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

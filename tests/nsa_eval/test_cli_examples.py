@@ -38,7 +38,7 @@ def workplace(tmp_path_factory, tiny_config, tiny_checkpoints):
     shutil.copytree(tiny_checkpoints[0], home / "ckpt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "nsa_eval.report.render_report", lambda directory, *, out, title: Path(out).write_text("page")
+            "nsa_eval.report.render_report", lambda directory, *, out, **_: Path(out).write_text("page")
         )
         nsa_eval.run(config, output=home / "runs" / "quickstart", limit=1, progress=False)
     for name in ("a", "b"):
@@ -55,7 +55,7 @@ def test_every_command_has_examples():
 @pytest.mark.parametrize("line", EXAMPLES)
 def test_it_runs(line, workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr("nsa_reports.render", lambda view, *, out: out)  # charts take seconds
+    monkeypatch.setattr("nsa_reports.render", lambda page, *, out: out)  # charts take seconds
     arguments = shlex.split(line)[1:]
     if arguments[0] in PLANNED and "--dry-run" not in arguments:
         arguments.append("--dry-run")

@@ -20,7 +20,7 @@ def written(tiny_checkpoints, tmp_path_factory):
     """The same model and task: (our results and samples, simple_evaluate's)."""
     home = tmp_path_factory.mktemp("records")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nsa_eval.report.render_report", lambda directory, *, out, title: out.write_text(""))
+        patch.setattr("nsa_eval.report.render_report", lambda directory, *, out, **_: out.write_text(""))
         ours = nsa_eval.evaluate(
             [str(tiny_checkpoints[0])], [TASK], output=home / "ours", limit=1, progress=False
         )
@@ -88,7 +88,7 @@ def test_a_folder_without_a_repository_is_no_complaint(tmp_path, monkeypatch, ca
 
 def test_a_few_shot_count_that_a_task_refuses_is_noted(tiny_checkpoints, tmp_path, monkeypatch):
     notes = []
-    monkeypatch.setattr("nsa_eval.report.render_report", lambda directory, *, out, title: out.write_text(""))
+    monkeypatch.setattr("nsa_eval.report.render_report", lambda directory, *, out, **_: out.write_text(""))
     monkeypatch.setattr("nsa_eval.progress.Progress.note", lambda self, text: notes.append(text))
     (tmp_path / "rows.jsonl").write_text('{"q": "one and one is", "a": "two"}\n' * 2)
     (tmp_path / "sums.yaml").write_text(
@@ -108,7 +108,7 @@ def test_a_chat_model_without_its_template_is_noted(tiny_checkpoints, tmp_path, 
     import shutil
 
     notes = []
-    monkeypatch.setattr("nsa_eval.report.render_report", lambda directory, *, out, title: out.write_text(""))
+    monkeypatch.setattr("nsa_eval.report.render_report", lambda directory, *, out, **_: out.write_text(""))
     monkeypatch.setattr("nsa_eval.progress.Progress.note", lambda self, text: notes.append(text))
     chat = shutil.copytree(tiny_checkpoints[0], tmp_path / "One-Instruct")
     nsa_eval.evaluate([str(chat)], [TASK], output=tmp_path / "run", limit=1, progress=False)

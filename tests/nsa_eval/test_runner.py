@@ -20,7 +20,8 @@ def light_report(monkeypatch, request):
     """Charts take seconds: only the test of the real report draws them."""
     if "real_report" not in request.fixturenames:
         monkeypatch.setattr(
-            "nsa_eval.report.render_report", lambda directory, *, out, title: Path(out).write_text(f"{title}")
+            "nsa_eval.report.render_report",
+            lambda directory, *, out, title, **_: Path(out).write_text(f"{title}"),
         )
 
 
@@ -43,7 +44,7 @@ def finished(tmp_path_factory, tiny_config):
     """A finished run; tests only read it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "nsa_eval.report.render_report", lambda directory, *, out, title: Path(out).write_text("page")
+            "nsa_eval.report.render_report", lambda directory, *, out, **_: Path(out).write_text("page")
         )
         output = tmp_path_factory.mktemp("finished") / "run"
         return nsa_eval.run(tiny_config(report={"title": "Tiny"}), output=output, progress=False)

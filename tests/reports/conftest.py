@@ -1,36 +1,42 @@
-"""A view that looks like a real run (seeded, no models needed), for the tests and for looking at the page.
+"""A page that looks like a real run's (seeded, no models needed), for the tests and for looking at it.
 
 `python tests/reports/conftest.py report.html` writes the demo page.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import sys
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import nsa_eval.sections
+from nsa_eval.sections.heatmaps import Heatmaps
+from nsa_eval.sections.notes import AuditNote, Notes
+from nsa_eval.sections.provenance import ModelCard, Origin, Provenance
+from nsa_eval.sections.result import Result
+from nsa_eval.sections.tasks import Tasks, TaskScores
 from nsa_reports import (
-    AuditNote,
     Cell,
-    Comparison,
     DifferenceMap,
-    Estimate,
     HeatmapGroup,
     LengthRow,
-    ModelCard,
     ModelMap,
-    Provenance,
+    Page,
     Reply,
-    ReportView,
-    Sample,
     ScoreRow,
-    TaskSection,
+    SectionData,
+    SectionView,
+    ShownDifference,
+    ShownSample,
+    ShownScore,
     render,
 )
 
@@ -44,13 +50,56 @@ seed: 0
 """
 
 
-def _estimate(values: Sequence[float]) -> Estimate:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What today's sections show, to be changed one field at a time."""
+
+    title: str
+    headline: str
+    models: tuple[ModelCard, ...]
+    rows: tuple[ScoreRow, ...]
+    heatmaps: tuple[HeatmapGroup, ...]
+    tasks: tuple[TaskScores, ...]
+    audit: tuple[AuditNote, ...]
+    provenance: Origin
+    subtitle: str
+    created: str
+    method: tuple[str, ...]
+
+    def page(self) -> Page:
+        """The page of these sections, with the templates that reports have."""
+        data: dict[str, SectionData] = {
+            "result": Result(headline=self.headline, rows=self.rows, method=self.method),
+            "heatmaps": Heatmaps(groups=self.heatmaps),
+            "tasks": Tasks(tasks=self.tasks),
+            "notes": Notes(notes=self.audit),
+            "provenance": Provenance(models=self.models, origin=self.provenance),
+        }
+        return Page(
+            title=self.title,
+            subtitle=self.subtitle,
+            created=self.created,
+            models=tuple(card.name for card in self.models),
+            sections=tuple(
+                SectionView(
+                    id=name,
+                    title=section.title,
+                    folder=resources.files(f"nsa_eval.sections.{name}"),
+                    data=data[name],
+                )
+                for name, section in nsa_eval.sections.sections().items()
+                if name in data and data[name] not in (Heatmaps(groups=()), Tasks(tasks=()))
+            ),
+        )
+
+
+def _estimate(values: Sequence[float]) -> ShownScore:
     mean = sum(values) / len(values)
     half = 1.96 * (mean * (1 - mean) / len(values)) ** 0.5
-    return Estimate(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), n=len(values))
+    return ShownScore(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), n=len(values))
 
 
-def _compare(names: Sequence[str], values: Sequence[Sequence[float]]) -> tuple[Comparison, ...]:
+def _compare(names: Sequence[str], values: Sequence[Sequence[float]]) -> tuple[ShownDifference, ...]:
     baseline = values[-1]
     made = []
     for name, own in zip(names[:-1], values[:-1], strict=True):
@@ -59,7 +108,7 @@ def _compare(names: Sequence[str], values: Sequence[Sequence[float]]) -> tuple[C
         half = 1.96 * (sum((gap - mean) ** 2 for gap in gaps) / len(gaps) ** 2) ** 0.5
         significant = abs(mean) > half > 0
         made.append(
-            Comparison(
+            ShownDifference(
                 candidate=name,
                 baseline=names[-1],
                 difference=mean,
@@ -111,7 +160,7 @@ def demo_group(
                     )
                     replies.append(Reply(model=name, text=text, score=float(right)))
                 samples.append(
-                    Sample(
+                    ShownSample(
                         id=f"{task}-{length}-{depth:g}-{index}",
                         replies=tuple(replies),
                         expected=(answer,),
@@ -202,14 +251,14 @@ def demo_view(
     groups: Sequence[HeatmapGroup] | None = None,
     tasks: bool = True,
     title: str = "NSA against full attention: needle retrieval up to 2k",
-) -> ReportView:
+) -> Demo:
     """A whole report over `names`, the last of them the baseline."""
     if groups is None:
         groups = (
             demo_group(names, missing=True),
             demo_group(names, task="needle_multikey", lengths=(1024,), weakness=0.1, seed=3),
         )
-    sections: tuple[TaskSection, ...] = ()
+    sections: tuple[TaskScores, ...] = ()
     rows = [_row(group, names) for group in groups]
     if tasks:
         loss = ScoreRow(
@@ -220,11 +269,11 @@ def demo_view(
             percent=False,
             higher_is_better=False,
             scores=tuple(
-                Estimate(value=21.4 + index, low=20.9 + index, high=22.0 + index)
+                ShownScore(value=21.4 + index, low=20.9 + index, high=22.0 + index)
                 for index in range(len(names))
             ),
             comparisons=tuple(
-                Comparison(
+                ShownDifference(
                     candidate=name,
                     baseline=names[-1],
                     difference=-0.62,
@@ -241,13 +290,13 @@ def demo_view(
         )
         rows.append(loss)
         sections = (
-            TaskSection(
+            TaskScores(
                 task="wikitext",
                 rows=(loss,),
                 description="Perplexity by word of the test split.",
                 protocol="lm-eval",
                 samples=tuple(
-                    Sample(
+                    ShownSample(
                         id=str(index),
                         prompt_end=f"A paragraph about the number {index}.",
                         replies=tuple(Reply(model=name, text="", score=None) for name in names),
@@ -256,7 +305,7 @@ def demo_view(
                 ),
             ),
         )
-    return ReportView(
+    return Demo(
         title=title,
         subtitle="Twin decoders of 6 million parameters, equal but for attention",
         created="2025-11-03 14:20 UTC",
@@ -292,7 +341,7 @@ def demo_view(
             "Intervals: paired bootstrap over documents, 10,000 resamples, seed 0.",
             "p: exact McNemar test on 0/1 scores; Holm-adjusted over the tasks of this report.",
         ),
-        provenance=Provenance(
+        provenance=Origin(
             command="nsa-eval run configs/quickstart.yaml -o runs/quickstart",
             config=CONFIG,
             seed=0,
@@ -348,7 +397,7 @@ def parse_page() -> type[ParsedPage]:
 
 
 @pytest.fixture(scope="session")
-def make_view() -> Callable[..., ReportView]:
+def make_view() -> Callable[..., Demo]:
     return demo_view
 
 
@@ -358,4 +407,4 @@ def make_group() -> Callable[..., HeatmapGroup]:
 
 
 if __name__ == "__main__":
-    print(render(demo_view(), out=Path(sys.argv[1])))
+    print(render(demo_view().page(), out=Path(sys.argv[1])))

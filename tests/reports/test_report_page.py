@@ -8,7 +8,9 @@ import re
 import jinja2
 import pytest
 
-from nsa_reports import Cell, ModelMap, Provenance, Reply, SampleLimits, render, to_html
+import nsa_reports
+from nsa_eval.sections.provenance import Origin
+from nsa_reports import Cell, ModelMap, Reply, SampleLimits
 from nsa_reports._format import MINUS
 from nsa_reports.render import environment
 
@@ -19,6 +21,14 @@ HOSTILE = (
     "\"'><svg onload=alert(1)>",
     "</title></style></textarea></pre>\u2028",
 )
+
+
+def to_html(demo, **options):
+    return nsa_reports.to_html(demo.page(), **options)
+
+
+def render(demo, **options):
+    return nsa_reports.render(demo.page(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +146,31 @@ def test_charts_hold_scores_and_hover_texts(page, demo):
     assert difference["zmin"] == -difference["zmax"]
 
 
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ((1, 1), ", 1 sample per cell."),
+        ((4, 4), ", 4 samples per cell."),
+        ((3, 4), ", 3 to 4 samples per cell."),
+    ],
+)
+def test_samples_per_cell_are_counted_in_english(make_view, make_group, parse_page, counts, text):
+    group = make_group(("solo",), lengths=(512,), depths=2)
+    cells = tuple(
+        Cell(length=512, depth=depth, value=0.5, n=n) for depth, n in zip((0.0, 100.0), counts, strict=True)
+    )
+    group = dataclasses.replace(group, maps=(ModelMap(model="solo", cells=cells),))
+    assert text in parse_page(to_html(make_view(("solo",), groups=(group,)))).text
+
+
+def test_a_low_chart_is_high_enough_for_its_axis_label(make_view, make_group, parse_page):
+    page = parse_page(to_html(make_view(("solo",), groups=(make_group(("solo",), depths=2),))))
+    layout = page.json["charts"]["g0-p0"]["layout"]
+    assert (
+        layout["height"] - layout["margin"]["t"] - layout["margin"]["b"] >= 100
+    )  # "Needle depth (%)" in 11 px
+
+
 def test_a_missing_cell_is_blank_and_not_zero(page, demo):
     group = demo.heatmaps[0]
     column, row = len(group.lengths) - 1, 1
@@ -167,7 +202,7 @@ def test_every_grid_is_also_a_table_with_a_button_per_cell(page, demo):
 
 
 def test_samples_of_both_models_stand_side_by_side(page, demo):
-    bundle = page.json["sections"][0]["cells"]["0,0"]
+    bundle = page.json["samples"]["g0"]["0,0"]
     record = bundle["shown"][0]
     sample = next(s for s in demo.heatmaps[0].samples if s.id == record["id"])
     assert [page.json["models"][reply["model"]] for reply in record["replies"]] == ["nsa", "dense"]
@@ -206,7 +241,7 @@ def _view_full_of(text, make_view, make_group):
         heatmaps=(
             dataclasses.replace(group, samples=(sample,), title=text, description=text, protocol=text),
         ),
-        provenance=Provenance(config=text, command=text, machine={text: text}),
+        provenance=Origin(config=text, command=text, machine={text: text}),
     )
 
 
@@ -217,7 +252,7 @@ def test_hostile_text_stays_text_wherever_it_stands(text, make_view, make_group,
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]  # not one element more
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert page.text.count(" ".join(text.split())) > 10
-    record = page.json["sections"][0]["cells"]["0,0"]["shown"][0]
+    record = page.json["samples"]["g0"]["0,0"]["shown"][0]
     assert record["replies"][0]["text"] == record["prompt"] == record["id"] == text
     assert page.json["charts"] == plain.json["charts"]  # plotly reads HTML in labels: no free text goes there
 

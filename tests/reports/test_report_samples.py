@@ -1,15 +1,18 @@
 """Capping and embedding of samples."""
 
+import dataclasses
 import json
 
 import pytest
 
-from nsa_reports import Reply, Sample, SampleLimits
+from nsa_reports import Reply, SampleLimits, ShownSample
 from nsa_reports.samples import embed, left_out, pick, script_json
 
 
 def _sample(name, *scores):
-    return Sample(id=name, replies=tuple(Reply(model=str(i), text="", score=s) for i, s in enumerate(scores)))
+    return ShownSample(
+        id=name, replies=tuple(Reply(model=str(i), text="", score=s) for i, s in enumerate(scores))
+    )
 
 
 def test_disagreements_come_first_then_low_scores():
@@ -20,9 +23,9 @@ def test_disagreements_come_first_then_low_scores():
 def test_at_most_so_many_per_cell_are_kept_and_the_rest_is_counted(make_view, make_group):
     names = ("nsa", "dense")
     view = make_view(names, groups=(make_group(names, per_cell=20),), tasks=False)
-    sections = embed(view, SampleLimits(per_cell=3))
-    assert {len(bundle["shown"]) for bundle in sections[0].values()} == {3}
-    assert {bundle["total"] for bundle in sections[0].values()} == {20}
+    sections = embed(view.page(), SampleLimits(per_cell=3))
+    assert {len(bundle["shown"]) for bundle in sections["g0"].values()} == {3}
+    assert {bundle["total"] for bundle in sections["g0"].values()} == {20}
     assert left_out(sections) == (15 * 3, 15 * 20)
 
 
@@ -31,20 +34,31 @@ def test_ten_thousand_long_samples_fit_into_the_budget(make_view, make_group):
     group = make_group(names, lengths=(1024, 2048, 4096, 8192, 16384, 32768), depths=11, per_cell=152)
     assert len(group.samples) > 10_000
     limits = SampleLimits(total_bytes=400_000)
-    sections = embed(make_view(names, groups=(group,), tasks=False), limits)
+    sections = embed(make_view(names, groups=(group,), tasks=False).page(), limits)
     assert len(script_json(sections)) <= limits.total_bytes
-    assert len(sections[0]) == 66  # every cell still has something to read
-    assert all(bundle["shown"] for bundle in sections[0].values())
+    assert len(sections["g0"]) == 66  # every cell still has something to read
+    assert all(bundle["shown"] for bundle in sections["g0"].values())
 
 
 def test_texts_are_shortened_at_the_uninteresting_end(make_view, make_group):
     view = make_view(tasks=False)
     limits = SampleLimits(prompt_chars=10, reply_chars=3)
-    record = embed(view, limits)[0]["0,0"]["shown"][0]
+    record = embed(view.page(), limits)["g0"]["0,0"]["shown"][0]
     sample = next(s for s in view.heatmaps[0].samples if s.id == record["id"])
     assert record["prompt"].endswith(sample.prompt_end[-10:])
     assert "characters before" in record["prompt"]
     assert record["replies"][0]["text"].startswith(sample.replies[0].text[:3] + " […")
+
+
+@pytest.mark.parametrize(
+    ("seed", "embedded"),
+    [(None, None), (7, 7), (2**53 - 1, 2**53 - 1), (5786598234761039877, "5786598234761039877")],
+)
+def test_a_seed_is_shown_to_its_last_digit(make_view, make_group, seed, embedded):
+    group = make_group(("nsa", "dense"), lengths=(512,), depths=2, per_cell=1)
+    samples = tuple(dataclasses.replace(sample, seed=seed) for sample in group.samples)
+    view = make_view(groups=(dataclasses.replace(group, samples=samples),), tasks=False)
+    assert embed(view.page(), SampleLimits())["g0"]["0,0"]["shown"][0]["seed"] == embedded
 
 
 def test_limits_must_be_positive():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from nsa_reports import Comparison, Estimate, ScoreRow, _colours
+from nsa_reports import ScoreRow, ShownDifference, ShownScore, _colours
 from nsa_reports import _format as fmt
 from nsa_reports._tables import BAR_WIDTH, build_table
 
@@ -12,10 +12,10 @@ MODELS = ("nsa", "dense")
 
 
 def _row(difference, low, high, significant, **changes):
-    pair = Comparison(
+    pair = ShownDifference(
         candidate="nsa", baseline="dense", difference=difference, low=low, high=high, significant=significant
     )
-    scores = (Estimate(value=0.9, low=0.85, high=0.95), Estimate(value=0.875))
+    scores = (ShownScore(value=0.9, low=0.85, high=0.95), ShownScore(value=0.875))
     return ScoreRow(**{"task": "t", "metric": "m", "scores": scores, "comparisons": (pair,), **changes})
 
 

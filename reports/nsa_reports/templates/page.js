@@ -1,7 +1,11 @@
 "use strict";
-// Draws the charts and shows samples. Free text (replies, prompts, names) only ever goes through textContent.
-(() => {
-  const report = JSON.parse(document.getElementById("report-data").textContent);
+// What every section of a report may use: `report`. A section's own script (section.js) is a call of
+// report.section(ID, run): run(data) gets what the section's data hands to its script, once its charts are drawn; a
+// generator function gives the browser a turn at each `yield`. Free text (replies, prompts, names) only ever goes
+// through textContent.
+const report = (() => {
+  const data = JSON.parse(document.getElementById("report-data").textContent);
+  const scripts = new Map();
   document.documentElement.classList.add("js");
 
   /** An element with a class, text and children; text is never parsed as HTML. */
@@ -46,7 +50,7 @@
 
   function replyCard(reply, sample) {
     const score = element("span", `score ${quality(reply.score)}`, percent(reply.score));
-    const head = element("header", "", null, element("b", "name", report.models[reply.model]), score);
+    const head = element("header", "", null, element("b", "name", data.models[reply.model]), score);
     const text = element("pre", "reply");
     if (reply.text) appendMarked(text, reply.text, sample.expected);
     else text.append(element("i", "muted", "(empty reply)"));
@@ -75,7 +79,7 @@
     if (sample.seed !== null) summary.append(element("span", "muted", `seed ${sample.seed}`));
     for (const reply of sample.replies) {
       const chip = element("span", `score ${quality(reply.score)}`);
-      chip.textContent = `${report.short[reply.model]}: ${percent(reply.score)}`;
+      chip.textContent = `${data.short[reply.model]}: ${percent(reply.score)}`;
       summary.append(chip);
     }
     const details = element("details", "sample", null, summary);
@@ -94,7 +98,16 @@
     return details;
   }
 
-  function showBundle(target, bundle, heading) {
+  /**
+   * Shows in `target` what the page holds of a list of samples at a place ("row,column" or "all"), under a heading.
+   * Says so where that is nothing.
+   */
+  function showSamples(target, list, place, heading) {
+    const bundle = (data.samples[list] || {})[place];
+    if (!bundle) {
+      target.replaceChildren(element("h3", "", heading ? `${heading}: no samples` : "no samples"));
+      return;
+    }
     const { total, shown } = bundle;
     const counted = shown.length < total
       ? `${shown.length} of ${total} samples, disagreements and low scores first`
@@ -106,99 +119,59 @@
   }
 
   // ---- charts -------------------------------------------------------------------------------------------------
-  const chartsOf = (section) =>
-    Array.from({ length: section.charts }, (_, index) => document.getElementById(`${section.id}-p${index}`));
-
-  function outline(section, row, column) {
-    const box = (color, width) => ({
-      type: "rect", x0: column - 0.5, x1: column + 0.5, y0: row - 0.5, y1: row + 0.5, line: { color, width },
-    });
-    for (const chart of chartsOf(section)) {
-      if (chart.data) Plotly.relayout(chart, { shapes: [box("#ffffff", 5), box("#d6006c", 2.5)] });
-    }
-  }
-
-  function draw(section, select) {
-    for (const chart of chartsOf(section)) {
-      const { data, layout } = report.charts[chart.id];
-      Plotly.newPlot(chart, data, layout, { displayModeBar: false, responsive: true, doubleClick: false });
-      chart.on("plotly_click", (event) => select(event.points[0].y, event.points[0].x));
-    }
-  }
-
-  // ---- needle grids: choosing a cell ----------------------------------------------------------------------------
-  function needle(section) {
-    const home = document.getElementById(section.id);
-    const browser = home.querySelector(".browser");
-    const [columns, rows] = ["column", "row"].map((axis) => browser.querySelector(`select[data-axis=${axis}]`));
-    const target = browser.querySelector(".samples");
-    for (const list of [columns, rows]) list.add(new Option("–", ""));
-    section.columns.forEach((label, index) => columns.add(new Option(label, index)));
-    section.rows.forEach((label, index) => rows.add(new Option(label, index)));
-
-    function select(row, column) {
-      rows.value = row;
-      columns.value = column;
-      const heading = `${section.columns[column]} tokens, depth ${section.rows[row]}`;
-      const bundle = section.cells[`${row},${column}`];
-      if (bundle) showBundle(target, bundle, heading);
-      else target.replaceChildren(element("h3", "", `${heading}: no samples`));
-      outline(section, row, column);
-    }
-
-    // Number("") is 0: the first choice in one list fills the other with its first entry.
-    const again = () => select(Number(rows.value), Number(columns.value));
-    columns.addEventListener("change", again);
-    rows.addEventListener("change", again);
-    for (const button of browser.querySelectorAll("button[data-step]")) {
-      button.addEventListener("click", () => {
-        const size = section.rows.length * section.columns.length;
-        const here = Number(columns.value) * section.rows.length + Number(rows.value);
-        const next = columns.value === "" ? 0 : (here + Number(button.dataset.step) + size) % size;
-        select(next % section.rows.length, Math.floor(next / section.rows.length));
-      });
-    }
-    home.addEventListener("click", (event) => {
-      const button = event.target.closest("button[data-cell]");
-      if (!button) return;
-      select(...button.dataset.cell.split(",").map(Number));
-      browser.scrollIntoView({ block: "start" });
-      target.focus({ preventScroll: true });
-    });
-
+  /** Draws a chart into the element of its id; a browser that cannot leaves it empty, and the tables say the same. */
+  function draw(id) {
     try {
-      draw(section, select);
-      home.querySelector("details.grids").open = false;
+      const { data: traces, layout } = data.charts[id];
+      Plotly.newPlot(id, traces, layout, { displayModeBar: false, responsive: true, doubleClick: false });
     } catch {
-      // The tables say the same; a browser that cannot draw leaves them open.
-      home.querySelector(".panels").hidden = true;
+      document.getElementById(id)?.replaceChildren();
     }
   }
 
-  /** A task without a grid: its samples are built when they are first asked for. */
-  function plain(section) {
-    const browser = document.querySelector(`.browser[data-section=${section.id}]`);
-    if (!browser) return;
-    browser.addEventListener("toggle", () => {
-      const target = browser.querySelector(".samples");
-      if (!target.childNodes.length) showBundle(target, section.cells.all, "");
-    });
+  /** The element of a chart that was drawn (Plotly's graph div), or null. */
+  function chart(id) {
+    const found = document.getElementById(id);
+    return found && found.data ? found : null;
   }
 
   // Paper has another width than the screen; plotly only follows the window.
-  const resize = () => document.querySelectorAll(".js-plotly-plot").forEach((chart) => Plotly.Plots.resize(chart));
+  const resize = () => document.querySelectorAll(".js-plotly-plot").forEach((drawn) => Plotly.Plots.resize(drawn));
   window.matchMedia("print").addEventListener("change", resize);
 
-  for (const details of document.querySelectorAll("details.config")) details.open = false;
-  // One section per turn, so that a page with many charts answers while it draws.
-  const queue = [...report.sections];
-  (function next() {
-    const section = queue.shift();
-    if (!section) {
-      document.documentElement.dataset.ready = "yes";
-      return;
+  // ---- sections -----------------------------------------------------------------------------------------------
+  function* steps() {
+    for (const [id, section] of Object.entries(data.sections)) {
+      for (const each of section.charts) {
+        draw(each);
+        yield;
+      }
+      const run = scripts.get(id);
+      if (!run) continue;
+      try {
+        yield* run(section.data) || [];
+      } catch (error) {
+        console.error(`section ${id}:`, error); // the other sections still work
+      }
     }
-    (section.charts ? needle : plain)(section);
-    setTimeout(next);
-  })();
+  }
+
+  function start() {
+    for (const details of document.querySelectorAll("details.config")) details.open = false;
+    // Samples without a grid are built when they are first asked for.
+    for (const browser of document.querySelectorAll("details.browser[data-samples]")) {
+      browser.addEventListener("toggle", () => {
+        const target = browser.querySelector(".samples");
+        if (!target.childNodes.length) showSamples(target, browser.dataset.samples, "all", "");
+      });
+    }
+    // One step per turn, so that a page with many charts answers while it draws.
+    const queue = steps();
+    (function next() {
+      if (queue.next().done) document.documentElement.dataset.ready = "yes";
+      else setTimeout(next);
+    })();
+  }
+
+  return { chart, element, section: (id, run) => scripts.set(id, run), showSamples, start };
 })();

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
+from nsa_eval.audit import describe
 from nsa_eval.results import ModelRun, Sample
-from nsa_reports import Reply
-from nsa_reports import Sample as ShownSample
+from nsa_reports import Reply, ShownSample
 
 
 def side_by_side(task: str, models: Mapping[str, ModelRun], key: tuple[str, str]) -> tuple[ShownSample, ...]:
@@ -53,21 +52,12 @@ def side_by_side(task: str, models: Mapping[str, ModelRun], key: tuple[str, str]
     return tuple(shown)
 
 
-def describe_event(event: Mapping[str, Any]) -> str:
-    """An audit event in words: its own sentence, or what it did."""
-    if event.get("detail"):
-        return str(event["detail"])
-    kind = str(event.get("kind", "event")).replace("_", " ")
-    before, after = event.get("before"), event.get("after")
-    return kind if before is None or after is None else f"{kind}: {before:,} to {after:,} tokens"
-
-
 def _events(task: str, model: ModelRun) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for event in model.audit:
         if event.get("task") == task and event.get("doc_id") is not None:
             doc = str(event["doc_id"])
-            found[doc] = (*found.get(doc, ()), describe_event(event))
+            found[doc] = (*found.get(doc, ()), describe(event))
     return found
 
 

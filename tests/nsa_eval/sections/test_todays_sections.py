@@ -1,17 +1,37 @@
 """From run directories to what a report shows."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nsa_eval.compare import compare
 from nsa_eval.errors import UserError
+from nsa_eval.material import Material
 from nsa_eval.report import render_report
-from nsa_eval.view import build_view
+from nsa_eval.sections import build_page
+from nsa_reports import to_html
 
 GRID = {"length": [512] * 4 + [1024] * 4, "depth": [0.0, 0.0, 100.0, 100.0] * 2, "seed": list(range(8))}
+
+
+def build_view(runs: Any, comparison: Any = None) -> SimpleNamespace:
+    """What the sections of the page show, by section; nothing of one that isn't there."""
+    page = build_page(Material(runs, comparison))
+    data: dict[str, Any] = {section.id: section.data for section in page.sections}
+    return SimpleNamespace(
+        page=page,
+        headline=data["result"].headline,
+        rows=data["result"].rows,
+        heatmaps=data["heatmaps"].groups if "heatmaps" in data else (),
+        tasks=data["tasks"].tasks if "tasks" in data else (),
+        audit=data["notes"].notes,
+        models=data["provenance"].models,
+        provenance=data["provenance"].origin,
+    )
 
 
 @pytest.fixture
@@ -185,3 +205,13 @@ def test_unwritable_report_is_one_message(run: Path) -> None:
     (run / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
         render_report(run, out=run / "file" / "report.html")
+
+
+def test_every_link_of_the_navigation_leads_somewhere(run: Path) -> None:
+    html = to_html(build_view(run, compare(run, resamples=200)).page)
+    links = re.findall(r'<li><a href="#([^"]+)">([^<]+)</a>', html)
+    titles = [title for _, title in links]
+    places = [titles.index(title) for title in ("needle_single", "qa", "Notes", "Provenance")]
+    assert places == sorted(places)
+    assert "Result" not in titles  # the section that the links stand in
+    assert all(f'id="{target}"' in html for target, _ in links)

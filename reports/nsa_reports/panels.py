@@ -26,6 +26,21 @@ class Panel:
     """Half-width of the colour scale of a difference; 1 for scores."""
 
     @property
+    def row_labels(self) -> list[str]:
+        """The depths, as they are read: `50 %`."""
+        return [f"{fmt.depth(depth)} %" for depth in self.depths]
+
+    @property
+    def column_labels(self) -> list[str]:
+        """The lengths, as they are read: `64k`."""
+        return [fmt.tokens(length) for length in self.lengths]
+
+    @property
+    def has_blanks(self) -> bool:
+        """Whether a cell of it is unknown."""
+        return any(self.cell_text(cell) == "" for row in self.matrix for cell in row)
+
+    @property
     def colours(self) -> tuple[str, ...]:
         """The stops of this panel's colour map."""
         return _colours.DIFFERENCE if self.is_difference else _colours.SCORE
@@ -62,7 +77,7 @@ def _matrix(
 
 
 def difference_limit(groups: Sequence[HeatmapGroup]) -> float:
-    """One half-width for all difference maps of a report, so that their colours can be compared.
+    """One half-width for all difference maps of these groups, so that their colours can be compared.
 
     The largest difference rounded up to 10 points, and at least 20: smaller ones are mostly noise at the
     usual handful of samples per cell, and should not be drawn in full colour.

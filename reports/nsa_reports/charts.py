@@ -10,9 +10,10 @@ from plotly.offline import get_plotlyjs
 
 from nsa_reports import _colours
 from nsa_reports import _format as fmt
-from nsa_reports._panels import Panel
+from nsa_reports.panels import Panel
 
 _ROW_HEIGHT = 28
+_MIN_HEIGHT = 104  # so that the label of the vertical axis is not cut off
 _FRAME = {"l": 46, "r": 6, "t": 6, "b": 44}
 
 
@@ -22,7 +23,7 @@ def library() -> str:
     return source
 
 
-def figure(panel: Panel) -> dict[str, Any]:
+def heatmap_chart(panel: Panel) -> dict[str, Any]:
     """A heatmap as `{"data": ..., "layout": ...}` made of plain lists and numbers.
 
     Axes are cell indices with our own tick texts, so every cell has the same size whatever the lengths are.
@@ -55,7 +56,7 @@ def figure(panel: Panel) -> dict[str, Any]:
     axis = {"showgrid": False, "zeroline": False, "fixedrange": True, "ticks": "", "automargin": False}
     layout = go.Layout(
         template="none",
-        height=_ROW_HEIGHT * len(panel.depths) + _FRAME["t"] + _FRAME["b"],
+        height=max(_ROW_HEIGHT * len(panel.depths), _MIN_HEIGHT) + _FRAME["t"] + _FRAME["b"],
         margin=_FRAME,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",

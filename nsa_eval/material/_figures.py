@@ -1,23 +1,43 @@
-"""Scores of a report: rows, figures per length, and needle grids."""
+"""Scores of a report: rows, figures per length, and grids of lengths and depths."""
+
+from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-import nsa_reports as view
-from nsa_eval.compare import Comparison, Estimate, Interval, Row, Unit
-from nsa_eval.compare.intervals import bootstrap, tango
+from nsa_eval.compare import Comparison, Estimate, Row, Unit
 from nsa_eval.compare.scores import document_scores, is_binary, score_estimate, unit_of
 from nsa_eval.results import ModelRun, Sample
-from nsa_eval.view._samples import side_by_side
+from nsa_reports import LengthRow, ScoreRow, ShownDifference, ShownScore
 
 Floats = NDArray[np.float64]
 
 _TESTS = {"mcnemar": "exact McNemar", "permutation": "paired permutation"}
-# A cell holds a handful of documents: more resamples than this would only look precise.
-_CELL_RESAMPLES = 1000
+
+Grid = Mapping[tuple[int, float], list[Sample]]
+"""Samples by (context length in tokens, depth in percent)."""
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _once(method: Callable[Concatenate[Figures, P], T]) -> Callable[Concatenate[Figures, P], T]:
+    """Keep a method's answers, with the object: functools.cache would keep every report's samples alive."""
+
+    @functools.wraps(method)
+    def answer(self: Figures, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        answers: dict[object, T] = vars(self).setdefault("_answers", {})
+        key = (method.__name__, args, tuple(sorted(kwargs.items())))
+        if key not in answers:
+            answers[key] = method(self, *args, **kwargs)
+        return answers[key]
+
+    return answer
 
 
 class Figures:
@@ -54,6 +74,7 @@ class Figures:
         level = f"{self.confidence * 100:g} %"
         return (f"Intervals ({level}): Wilson for 0/1 scores, the BCa bootstrap over documents for others.",)
 
+    @_once
     def metrics(self, task: str) -> list[tuple[str, str]]:
         """(metric, filter) of a task, the main metric first."""
         found: dict[tuple[str, str], None] = {}
@@ -72,16 +93,17 @@ class Figures:
         """The task's `metadata.summary`, or nothing."""
         return self._metadata(task, "summary")
 
-    def row(self, task: str, metric: str, filter_name: str) -> view.ScoreRow:
+    @_once
+    def row(self, task: str, metric: str, filter_name: str) -> ScoreRow:
         """The whole task under one metric."""
         _, unit = self.shape(task, metric, filter_name)
         scores = self._scores(task, metric, filter_name, None)
         higher = [
             m.tasks[task].higher_is_better.get(metric) for m in self._models.values() if task in m.tasks
         ]
-        return view.ScoreRow(
+        return ScoreRow(
             task=task,
-            metric=metric if filter_name == "none" else f"{metric}, {filter_name}",
+            metric=metric_label(metric, filter_name),
             scores=scores,
             comparisons=self._comparisons(task, metric, filter_name, None),
             n=max((score.n or 0 for score in scores if score), default=None),
@@ -90,15 +112,13 @@ class Figures:
             higher_is_better=False not in higher,
         )
 
-    def by_length(
-        self, task: str, metric: str, filter_name: str, lengths: Iterable[int]
-    ) -> list[view.LengthRow]:
+    def by_length(self, task: str, metric: str, filter_name: str, lengths: Iterable[int]) -> list[LengthRow]:
         """All depths of each length together."""
         rows = []
         for length in lengths:
             scores = self._scores(task, metric, filter_name, length)
             rows.append(
-                view.LengthRow(
+                LengthRow(
                     length=length,
                     scores=scores,
                     comparisons=self._comparisons(task, metric, filter_name, length),
@@ -107,7 +127,7 @@ class Figures:
             )
         return rows
 
-    @functools.cache  # noqa: B019 - lives as long as one report is made
+    @_once
     def shape(self, task: str, metric: str, filter_name: str) -> tuple[bool, Unit]:
         """Whether the task's scores are all 0 or 1, and their unit: one answer for all models and cells."""
         values = [
@@ -124,6 +144,25 @@ class Figures:
         scores = np.array(values, dtype=np.float64)
         return is_binary(scores), unit_of(scores, False not in directions)
 
+    @_once
+    def grids(self, task: str) -> dict[str, Grid] | None:
+        """Each model's samples of a task by their cell, under its main metric's filter.
+
+        None if the task is no grid: a sample has no length or depth, or scores are no fractions.
+        """
+        metric, filter_name = self.metrics(task)[0]
+        grids: dict[str, Grid] = {}
+        for label, model in self._models.items():
+            samples = model.tasks[task].filters.get(filter_name, ()) if task in model.tasks else ()
+            grid: dict[tuple[int, float], list[Sample]] = {}
+            for sample in samples:
+                if sample.length is None or sample.depth is None:
+                    return None
+                grid.setdefault((sample.length, sample.depth), []).append(sample)
+            grids[label] = grid
+        _, unit = self.shape(task, metric, filter_name)
+        return grids if any(grids.values()) and unit == "points" else None
+
     def _metadata(self, task: str, key: str) -> str:
         for model in self._models.values():
             metadata = model.tasks[task].config.get("metadata") if task in model.tasks else None
@@ -133,20 +172,20 @@ class Figures:
 
     def _scores(
         self, task: str, metric: str, filter_name: str, length: int | None
-    ) -> tuple[view.Estimate | None, ...]:
+    ) -> tuple[ShownScore | None, ...]:
         rows = self._rows.get((task, metric, filter_name, length), [])
         known = {row.candidate: row.candidate_score for row in rows}
         known |= {row.baseline: row.baseline_score for row in rows}
-        found: list[view.Estimate | None] = []
+        found: list[ShownScore | None] = []
         for label, model in self._models.items():
             samples = model.tasks[task].filters.get(filter_name, ()) if task in model.tasks else ()
             at = [sample for sample in samples if length is None or sample.length == length]
-            values = _finite(document_scores(at, metric).values())
+            values = finite(document_scores(at, metric).values())
             if not len(values):
                 found.append(None)
                 continue
             found.append(
-                _estimate(known.get(label) or self.estimate(values, task, metric, filter_name), len(values))
+                _shown(known.get(label) or self.estimate(values, task, metric, filter_name), len(values))
             )
         return tuple(found)
 
@@ -166,9 +205,9 @@ class Figures:
 
     def _comparisons(
         self, task: str, metric: str, filter_name: str, length: int | None
-    ) -> tuple[view.Comparison, ...]:
+    ) -> tuple[ShownDifference, ...]:
         return tuple(
-            view.Comparison(
+            ShownDifference(
                 candidate=row.candidate,
                 baseline=row.baseline,
                 difference=row.difference,
@@ -185,89 +224,17 @@ class Figures:
         )
 
 
-def heatmap(task: str, models: Mapping[str, ModelRun], figures: Figures) -> view.HeatmapGroup | None:
-    """The needle grid of a task under its main metric, or None if the task is no grid of lengths and
-    depths."""
-    metric, filter_name = figures.metrics(task)[0]
-    grids: dict[str, dict[tuple[int, float], list[Sample]]] = {}
-    for label, model in models.items():
-        samples = model.tasks[task].filters.get(filter_name, ()) if task in model.tasks else ()
-        grid: dict[tuple[int, float], list[Sample]] = {}
-        for sample in samples:
-            if sample.length is None or sample.depth is None:
-                return None
-            grid.setdefault((sample.length, sample.depth), []).append(sample)
-        grids[label] = grid
-    places = {place for grid in grids.values() for place in grid}
-    binary, unit = figures.shape(task, metric, filter_name)
-    if not places or unit != "points":
-        return None
-    lengths = tuple(sorted({length for length, _ in places}))
-    maps = []
-    for label, grid in grids.items():
-        cells = []
-        for (length, depth), inside in sorted(grid.items()):
-            values = _finite(document_scores(inside, metric).values())
-            if len(values):
-                found = figures.estimate(values, task, metric, filter_name, _CELL_RESAMPLES)
-                cells.append(_cell(length, depth, found.mean, found.interval, len(values)))
-        maps.append(view.ModelMap(model=label, cells=tuple(cells)))
-    differences = [
-        view.DifferenceMap(
-            candidate=candidate,
-            baseline=baseline,
-            cells=tuple(
-                _difference_cells(grids[candidate], grids[baseline], metric, binary, figures.confidence)
-            ),
-        )
-        for candidate, baseline in figures.pairs
-        if any(row.candidate == candidate for row in figures.row(task, metric, filter_name).comparisons)
-    ]
-    return view.HeatmapGroup(
-        task=task,
-        lengths=lengths,
-        depths=tuple(sorted({depth for _, depth in places})),
-        maps=tuple(maps),
-        differences=tuple(differences),
-        by_length=tuple(figures.by_length(task, metric, filter_name, lengths)),
-        samples=side_by_side(task, models, (metric, filter_name)),
-        description=figures.description(task),
-        protocol=figures.protocol(task),
-    )
-
-
-def _difference_cells(
-    candidate: Mapping[tuple[int, float], list[Sample]],
-    baseline: Mapping[tuple[int, float], list[Sample]],
-    metric: str,
-    binary: bool,
-    confidence: float,
-) -> Iterable[view.Cell]:
-    for place in sorted(candidate.keys() & baseline.keys()):
-        a, b = (document_scores(grid[place], metric) for grid in (candidate, baseline))
-        shared = [doc for doc in b if doc in a]
-        values = _finite(a[doc] - b[doc] for doc in shared)
-        if not len(values):
-            continue
-        if binary:
-            wins, losses = int((values > 0).sum()), int((values < 0).sum())
-            interval: Interval | None = tango(wins, losses, len(values), confidence)
-        else:
-            rng = np.random.default_rng([0, *map(int, place)])
-            interval = bootstrap(values, confidence, resamples=_CELL_RESAMPLES, rng=rng, bounds=(-1.0, 1.0))
-        yield _cell(*place, float(values.mean()), interval, len(values))
-
-
-def _cell(length: int, depth: float, value: float, interval: Interval | None, n: int) -> view.Cell:
-    low, high = (interval.low, interval.high) if interval else (None, None)
-    return view.Cell(length=length, depth=depth, value=value, low=low, high=high, n=n)
-
-
-def _estimate(found: Estimate, n: int) -> view.Estimate:
+def _shown(found: Estimate, n: int) -> ShownScore:
     low, high = (found.interval.low, found.interval.high) if found.interval else (None, None)
-    return view.Estimate(value=found.mean, low=low, high=high, n=n)
+    return ShownScore(value=found.mean, low=low, high=high, n=n)
 
 
-def _finite(values: Iterable[float]) -> Floats:
+def metric_label(metric: str, filter_name: str) -> str:
+    """A metric as tables name it."""
+    return metric if filter_name == "none" else f"{metric}, {filter_name}"
+
+
+def finite(values: Iterable[float]) -> Floats:
+    """Those that are numbers."""
     found = np.array(list(values), dtype=np.float64)
     return found[np.isfinite(found)]

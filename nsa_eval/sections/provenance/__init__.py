@@ -1,23 +1,69 @@
-"""Where a report's numbers come from: models, machine, config, and what was done to prompts."""
+"""Where the numbers come from: models, machine, config, command."""
+
+from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import yaml
 
+from nsa_eval.material import Material
 from nsa_eval.results import ModelRun
-from nsa_eval.view._samples import describe_event
-from nsa_reports import AuditNote, ModelCard, Provenance
-
-_TITLES = {
-    "truncated": "Prompts cut to fit the model's length",
-    "double_bos": "Prompts that brought their own beginning-of-sequence token",
-    "default_max_length": "Models whose longest length was assumed",
-}
+from nsa_eval.sections import Section
+from nsa_reports import SectionData
 
 
-def model_card(label: str, model: ModelRun) -> ModelCard:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What was evaluated."""
+
+    name: str
+    path: str = ""
+    fingerprint: str = ""
+    attention: str = ""
+    parameters: int | None = None
+    dtype: str = ""
+    backend: str = ""
+    tokenizer: str = ""
+    max_length: int | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Anything else worth a row: revision, chat template, a variant's fields, a method's parameters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Enough to run the same thing again."""
+
+    command: str = ""
+    config: str = ""
+    """The resolved configuration, as YAML text."""
+    seed: int | None = None
+    git_commit: str = ""
+    machine: Mapping[str, str] = field(default_factory=dict)
+    """Label to value: CPU, GPU, memory, operating system."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Package to version."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Label to value: run directories, start, duration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance(SectionData):
+    """What the section shows."""
+
+    models: tuple[ModelCard, ...]
+    """In the page's order."""
+    origin: Origin = field(default_factory=Origin)
+
+
+def build(material: Material) -> Provenance:
+    """A card per model, and the first run directory's config, command, versions and machine."""
+    cards = tuple(_model_card(label, model, material) for label, model in material.models.items())
+    return Provenance(models=cards, origin=_origin(material))
+
+
+def _model_card(label: str, model: ModelRun, material: Material) -> ModelCard:
     """What was evaluated, as far as the run directory says."""
     task = next(iter(model.tasks.values()))
     settings, entry = task.settings, model.config or {}
@@ -26,6 +72,7 @@ def model_card(label: str, model: ModelRun) -> ModelCard:
         "revision": entry.get("revision") or settings.get("model_revision"),
         "chat template": entry.get("chat_template") or None,
         "weights (sha)": settings.get("model_sha") or None,
+        **material.variant(label),
     }
     parameters = settings.get("model_num_parameters")
     length = task.context.get("max_length")
@@ -42,43 +89,17 @@ def model_card(label: str, model: ModelRun) -> ModelCard:
     )
 
 
-def audit_notes(models: Mapping[str, ModelRun]) -> list[AuditNote]:
-    """One note per kind of event, "none" included; a note for models whose requests were not recorded."""
-    recorded = {label: model for label, model in models.items() if model.run_config is not None}
-    notes = []
-    if recorded:
-        events = [(label, event) for label, model in recorded.items() for event in model.audit]
-        kinds = [*_TITLES, *sorted({str(event.get("kind")) for _, event in events} - set(_TITLES))]
-        documents = sum(_documents(model) for model in recorded.values())
-        for kind in kinds:
-            found = [(label, event) for label, event in events if event.get("kind") == kind]
-            notes.append(
-                AuditNote(
-                    title=_TITLES.get(kind, kind.replace("_", " ")),
-                    count=len(found),
-                    total=len(recorded) if kind == "default_max_length" else documents,
-                    details=tuple(_detail(label, event) for label, event in found),
-                )
-            )
-    missing = tuple(label for label in models if label not in recorded)
-    if missing:
-        title = "Models not run by nsa-eval: cut prompts were not recorded"
-        notes.append(AuditNote(title=title, count=len(missing), total=len(models), details=missing))
-    return notes
-
-
-def provenance(models: Sequence[ModelRun]) -> Provenance:
+def _origin(material: Material) -> Origin:
     """Config, command, versions and machine of the first run directory; all directories by name."""
-    first = models[0]
-    env, config = first.env or {}, first.run_config or {}
-    task = next(iter(first.tasks.values()))
+    env, config = material.env, material.run_config
+    task = next(iter(material.first.tasks.values()))
     git = env.get("git") if isinstance(env.get("git"), dict) else {}
     seed = config.get("seed")
     versions = dict(env.get("versions") or {})
     for key in ("lm_eval_version", "transformers_version"):
         if task.context.get(key):
             versions.setdefault(key.removesuffix("_version").replace("_", "-"), task.context[key])
-    directories = list(dict.fromkeys(str(model.directory) for model in models))
+    directories = list(dict.fromkeys(str(model.directory) for model in material.models.values()))
     extra = {
         "run directory": ", ".join(directories),
         "started": env.get("started"),
@@ -86,7 +107,7 @@ def provenance(models: Sequence[ModelRun]) -> Provenance:
         "uncommitted changes": "yes" if (git or {}).get("changed") else None,
     }
     command = env.get("command")
-    return Provenance(
+    return Origin(
         command=shlex.join(map(str, command)) if isinstance(command, list) else str(command or ""),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
         seed=seed[0] if isinstance(seed, list) and seed else seed if isinstance(seed, int) else None,
@@ -118,10 +139,4 @@ def _gpu(gpu: object) -> str:
     return f"{gpu.get('name', 'unknown')}{memory}"
 
 
-def _detail(label: str, event: Mapping[str, Any]) -> str:
-    where = f"{event['task']}, document {event.get('doc_id')}" if event.get("task") else ""
-    return ": ".join(part for part in (label, where, describe_event(event)) if part)
-
-
-def _documents(model: ModelRun) -> int:
-    return sum(len(next(iter(task.filters.values()), ())) for task in model.tasks.values())
+SECTION = Section(title="Provenance", order=90, build=build)

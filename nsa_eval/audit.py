@@ -1,0 +1,90 @@
+"""What can be done to a prompt or assumed of a model that moves a score, and how it is said, in one place.
+
+A kind of event is one entry of `KINDS`: the engine may then record it (`nsa_eval.store.AuditEvent`), and the
+terminal, the comparison's notes and the report say it in its words. A kind that isn't here, from the run
+directory of another version, is shown by its name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditKind:
+    """One kind of event."""
+
+    title: str
+    """What the report counts: a plural noun."""
+    sentence: str
+    """What the terminal says of a model; `{n}` is the number of events."""
+    of_model: bool = False
+    """Happens once to a model, not to each prompt."""
+    always_shown: bool = True
+    """The report says "none" where there was none: for what a reader would ask about."""
+
+
+KINDS: dict[str, AuditKind] = {
+    "truncated": AuditKind(
+        title="Prompts cut to fit the model's length",
+        sentence="{n} prompts were cut to fit",
+    ),
+    "double_bos": AuditKind(
+        title="Prompts that brought their own beginning-of-sequence token",
+        sentence="{n} prompts brought their own beginning-of-sequence token",
+    ),
+    "default_max_length": AuditKind(
+        title="Models whose longest length was assumed",
+        sentence="its config names no longest length; a default was taken",
+        of_model=True,
+    ),
+}
+
+
+def kind_of(name: str) -> AuditKind:
+    """The kind of that name, or one made of the name where there is none."""
+    words = name.replace("_", " ")
+    return KINDS.get(name) or AuditKind(title=words, sentence="{n} x " + words, always_shown=False)
+
+
+def describe(event: Mapping[str, Any]) -> str:
+    """An event in words: its own sentence, or what it did."""
+    if event.get("detail"):
+        return str(event["detail"])
+    words = _name(event).replace("_", " ")
+    before, after = event.get("before"), event.get("after")
+    return words if before is None or after is None else f"{words}: {before:,} to {after:,} tokens"
+
+
+def describe_with_place(model: str, event: Mapping[str, Any]) -> str:
+    """An event as a line of its own: the model, the document, and what was done."""
+    where = f"{event['task']}, document {event.get('doc_id')}" if event.get("task") else ""
+    return ": ".join(part for part in (model, where, describe(event)) if part)
+
+
+def terminal_notes(events: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line per model and kind.
+
+    Args:
+        events: Each with its `model`.
+    """
+    counts = Counter((str(event["model"]), _name(event)) for event in events)
+    return [
+        f"{model}: {kind_of(kind).sentence.format(n=n)} (audit.json)" for (model, kind), n in counts.items()
+    ]
+
+
+def comparison_notes(model: str, events: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line per kind for the notes of a comparison, sorted by kind."""
+    counts = Counter(_name(event) for event in events)
+    return [
+        f"{model}: {kind.replace('_', ' ')}" + ("" if kind_of(kind).of_model else f" in {n} requests")
+        for kind, n in sorted(counts.items())
+    ]
+
+
+def _name(event: Mapping[str, Any]) -> str:
+    return str(event.get("kind", "event"))

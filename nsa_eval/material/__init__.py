@@ -1,0 +1,7 @@
+"""What the sections of a report are built from: the runs, and everything that was found out about them."""
+
+from nsa_eval.material._figures import Figures, Grid, finite, metric_label
+from nsa_eval.material._material import Material
+from nsa_eval.material._samples import side_by_side
+
+__all__ = ["Figures", "Grid", "Material", "finite", "metric_label", "side_by_side"]

@@ -1,0 +1,201 @@
+"""Needle grids: score by context length and depth, a map per model and per difference, with their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nsa_eval.compare import Interval
+from nsa_eval.compare.intervals import bootstrap, tango
+from nsa_eval.compare.scores import document_scores
+from nsa_eval.material import Grid, Material, finite, side_by_side
+from nsa_eval.sections import Section
+from nsa_reports import (
+    Anchor,
+    Cell,
+    DifferenceMap,
+    HeatmapGroup,
+    ModelMap,
+    Panel,
+    SectionData,
+    ShownSample,
+    difference_limit,
+    heatmap_chart,
+    panels_of,
+)
+
+# A cell holds a handful of documents: more resamples than this would only look precise.
+_CELL_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One task's grid as the template places it."""
+
+    id: str
+    group: HeatmapGroup
+    panels: tuple[Panel, ...]
+    """The models' maps in the page's order, then the differences."""
+    difference_limit: int
+    """Half-width of the differences' colour scale in points; one for all tasks."""
+
+    @property
+    def per_cell(self) -> str:
+        """`4 samples`, `3 to 4 samples`, or nothing when unknown."""
+        known = sorted({cell.n for grid in self.group.maps for cell in grid.cells if cell.n})
+        if not known:
+            return ""
+        if known == [1]:
+            return "1 sample"
+        return f"{known[0]} samples" if len(known) == 1 else f"{known[0]} to {known[-1]} samples"
+
+    @property
+    def has_blanks(self) -> bool:
+        """Whether a cell of a map is unknown."""
+        return any(panel.has_blanks for panel in self.panels)
+
+    def chart_ids(self) -> list[str]:
+        """Ids of the panels' charts."""
+        return [f"{self.id}-p{index}" for index in range(len(self.panels))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heatmaps(SectionData):
+    """What the section shows."""
+
+    groups: tuple[HeatmapGroup, ...]
+    """One per task."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The groups laid out."""
+        limit = difference_limit(self.groups)
+        return tuple(
+            Part(
+                id=f"g{index}",
+                group=group,
+                panels=panels_of(group, limit),
+                difference_limit=round(100 * limit),
+            )
+            for index, group in enumerate(self.groups)
+        )
+
+    def anchors(self) -> tuple[Anchor, ...]:
+        """One per task."""
+        return tuple(Anchor(id=part.id, title=part.group.title or part.group.task) for part in self.parts)
+
+    def charts(self) -> dict[str, Mapping[str, Any]]:
+        """One per panel."""
+        return {
+            key: heatmap_chart(panel)
+            for part in self.parts
+            for key, panel in zip(part.chart_ids(), part.panels, strict=True)
+        }
+
+    def samples(self) -> dict[str, dict[str, list[ShownSample]]]:
+        """By the row and column of their cell."""
+        return {part.id: _by_cell(part.group) for part in self.parts}
+
+    def grids(self) -> tuple[HeatmapGroup, ...]:
+        """All of them."""
+        return self.groups
+
+    def script(self) -> list[dict[str, Any]]:
+        """What the lists of lengths and depths offer."""
+        return [
+            {
+                "id": part.id,
+                "charts": part.chart_ids(),
+                "rows": part.panels[0].row_labels if part.panels else [],
+                "columns": part.panels[0].column_labels if part.panels else [],
+            }
+            for part in self.parts
+        ]
+
+
+def build(material: Material) -> Heatmaps | None:
+    """The tasks whose samples all have a length and a depth."""
+    groups = tuple(
+        _group(task, material, grids)
+        for task in material.tasks
+        if (grids := material.figures.grids(task)) is not None
+    )
+    return Heatmaps(groups=groups) if groups else None
+
+
+def _by_cell(group: HeatmapGroup) -> dict[str, list[ShownSample]]:
+    cells: dict[str, list[ShownSample]] = {}
+    for sample in group.samples:
+        if sample.length is not None and sample.depth is not None:  # the group has checked it
+            key = f"{group.depths.index(sample.depth)},{group.lengths.index(sample.length)}"
+            cells.setdefault(key, []).append(sample)
+    return cells
+
+
+def _group(task: str, material: Material, grids: Mapping[str, Grid]) -> HeatmapGroup:
+    figures = material.figures
+    metric, filter_name = figures.metrics(task)[0]
+    places = {place for grid in grids.values() for place in grid}
+    lengths = tuple(sorted({length for length, _ in places}))
+    binary, _ = figures.shape(task, metric, filter_name)
+    maps = []
+    for label, grid in grids.items():
+        cells = []
+        for (length, depth), inside in sorted(grid.items()):
+            values = finite(document_scores(inside, metric).values())
+            if len(values):
+                found = figures.estimate(values, task, metric, filter_name, _CELL_RESAMPLES)
+                cells.append(_cell(length, depth, found.mean, found.interval, len(values)))
+        maps.append(ModelMap(model=label, cells=tuple(cells)))
+    compared = {pair.candidate for pair in figures.row(task, metric, filter_name).comparisons}
+    differences = [
+        DifferenceMap(
+            candidate=candidate,
+            baseline=baseline,
+            cells=tuple(
+                _difference_cells(grids[candidate], grids[baseline], metric, binary, figures.confidence)
+            ),
+        )
+        for candidate, baseline in figures.pairs
+        if candidate in compared
+    ]
+    return HeatmapGroup(
+        task=task,
+        lengths=lengths,
+        depths=tuple(sorted({depth for _, depth in places})),
+        maps=tuple(maps),
+        differences=tuple(differences),
+        by_length=tuple(figures.by_length(task, metric, filter_name, lengths)),
+        samples=side_by_side(task, material.models, (metric, filter_name)),
+        description=figures.description(task),
+        protocol=figures.protocol(task),
+    )
+
+
+def _difference_cells(
+    candidate: Grid, baseline: Grid, metric: str, binary: bool, confidence: float
+) -> Iterable[Cell]:
+    for place in sorted(candidate.keys() & baseline.keys()):
+        a, b = (document_scores(grid[place], metric) for grid in (candidate, baseline))
+        shared = [doc for doc in b if doc in a]
+        values = finite(a[doc] - b[doc] for doc in shared)
+        if not len(values):
+            continue
+        if binary:
+            wins, losses = int((values > 0).sum()), int((values < 0).sum())
+            interval: Interval | None = tango(wins, losses, len(values), confidence)
+        else:
+            rng = np.random.default_rng([0, *map(int, place)])
+            interval = bootstrap(values, confidence, resamples=_CELL_RESAMPLES, rng=rng, bounds=(-1.0, 1.0))
+        yield _cell(*place, float(values.mean()), interval, len(values))
+
+
+def _cell(length: int, depth: float, value: float, interval: Interval | None, n: int) -> Cell:
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    return Cell(length=length, depth=depth, value=value, low=low, high=high, n=n)
+
+
+SECTION = Section(title="Heatmaps", order=30, build=build)

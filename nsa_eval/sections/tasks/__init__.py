@@ -1,0 +1,75 @@
+"""The tasks without a grid, and all metrics of those that have several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nsa_eval.material import Material, side_by_side
+from nsa_eval.sections import Section
+from nsa_reports import ALL, Anchor, ScoreRow, SectionData, ShownSample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskScores:
+    """One task: its metrics (and subtasks) as a table, and its samples."""
+
+    task: str
+    rows: tuple[ScoreRow, ...]
+    samples: tuple[ShownSample, ...] = ()
+    title: str = ""
+    """Shown instead of the task's name when set."""
+    description: str = ""
+    protocol: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One task as the template places it."""
+
+    id: str
+    task: TaskScores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tasks(SectionData):
+    """What the section shows."""
+
+    tasks: tuple[TaskScores, ...]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The tasks with their ids."""
+        return tuple(Part(id=f"t{index}", task=task) for index, task in enumerate(self.tasks))
+
+    def anchors(self) -> tuple[Anchor, ...]:
+        """One per task."""
+        return tuple(Anchor(id=part.id, title=part.task.title or part.task.task) for part in self.parts)
+
+    def samples(self) -> dict[str, dict[str, tuple[ShownSample, ...]]]:
+        """One list per task."""
+        return {part.id: {ALL: part.task.samples} for part in self.parts}
+
+
+def build(material: Material) -> Tasks | None:
+    """Every task that the heatmaps don't show in full."""
+    figures = material.figures
+    found = []
+    for task in material.tasks:
+        metrics = figures.metrics(task)
+        is_grid = figures.grids(task) is not None
+        if is_grid and len(metrics) == 1:
+            continue
+        found.append(
+            TaskScores(
+                task=task,
+                rows=tuple(figures.row(task, metric, name) for metric, name in metrics),
+                # The samples of a grid are read by clicking its cells.
+                samples=() if is_grid else side_by_side(task, material.models, metrics[0]),
+                protocol=figures.protocol(task),
+                description=figures.description(task),
+            )
+        )
+    return Tasks(tasks=tuple(found)) if found else None
+
+
+SECTION = Section(title="Other tasks", order=40, build=build)

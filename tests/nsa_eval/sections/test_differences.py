@@ -1,0 +1,91 @@
+"""What differs between the models of a run."""
+
+import json
+
+import pytest
+import yaml
+
+from nsa_eval.material import Material
+from nsa_eval.sections import differences, provenance
+from nsa_reports import to_html
+
+BASE = {"path": "zoo:a", "dtype": "auto", "backend": "auto", "device": "auto", "max_length": None,
+        "chat_template": False, "revision": None}  # fmt: skip
+
+
+@pytest.fixture
+def material(tmp_path, write_model, scored):
+    """Models by their entries in run.yaml, and by what their results recorded."""
+
+    def build(entries, recorded=None, **top):
+        for name in entries:
+            settings = {"device": "cpu", **(recorded or {}).get(name, {})}
+            lengths = {"max_length": 2048, **top.get(name, {})}
+            write_model(tmp_path, name, {"t": scored([1.0, 0.0])}, **lengths)
+            [file] = (tmp_path / name).glob("results_*.json")
+            content = json.loads(file.read_text())
+            content["config"].update(settings)
+            file.write_text(json.dumps(content))
+        models = [{"name": name, **BASE, **entry} for name, entry in entries.items()]
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump({"name": "r", "models": models}))
+        return Material(tmp_path)
+
+    return build
+
+
+def shown(material):
+    found = differences.build(material)
+    return {setting.name: setting.values for setting in found.settings} if found else None
+
+
+def test_models_that_differ_in_name_and_checkpoint_alone_have_no_such_section(material):
+    found = material({"a": {}, "b": {"path": "zoo:b", "revision": "main"}})
+    assert differences.build(found) is None
+
+
+def test_a_row_per_setting_and_a_column_per_model(material):
+    found = material({"a": {}, "b": {"dtype": "float16", "chat_template": True}, "c": {"max_length": 512}},
+                     c={"max_length": 512})  # fmt: skip
+    assert shown(found) == {
+        "dtype": ("auto", "float16", "auto"),
+        "chat template": ("", "yes", ""),
+        "max length": ("2048", "2048", "512"),
+    }
+
+
+def test_what_the_results_recorded_counts_before_what_was_asked_for(material):
+    entries = {"a": {"dtype": "auto"}, "b": {"dtype": "bfloat16"}}
+    alike = {name: {"model_dtype": "torch.bfloat16", "backend": "triton"} for name in entries}
+    assert shown(material(entries, alike)) is None
+    assert shown(material(entries, {**alike, "b": {"model_dtype": "torch.float32", "backend": "torch"}})) == {
+        "dtype": ("bfloat16", "float32"),
+        "backend": ("triton", "torch"),
+    }
+
+
+def test_variants_of_a_checkpoint_show_their_fields_and_their_method(material):
+    found = material(
+        {
+            "nsa": {},
+            "nsa+n=8": {"set": {"nsa_select_count": 8}},
+            "dense+quest@2560": {"method": {"name": "quest", "budget": 2560, "page": 16}},
+        }
+    )
+    assert shown(found) == {
+        "nsa_select_count": ("", "8", ""),
+        "method": ("", "", "quest"),
+        "method budget": ("", "", "2560"),
+        "method page": ("", "", "16"),
+    }
+    cards = {card.name: card.extra for card in provenance.build(found).models}
+    assert cards["nsa+n=8"]["nsa_select_count"] == "8"
+    assert cards["dense+quest@2560"]["method budget"] == "2560"
+    assert "method" not in cards["nsa"]
+
+
+def test_the_page_shows_them_before_the_result_with_a_dash_for_none(material):
+    from nsa_eval.sections import build_page
+
+    html = to_html(build_page(material({"a": {}, "b": {"set": {"nsa_window": 64}}})))
+    assert html.index('id="differences"') < html.index('id="result"')
+    assert '<th scope="row">nsa_window</th><td>\u2013</td><td>64</td>' in html

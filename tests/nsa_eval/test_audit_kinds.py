@@ -1,0 +1,97 @@
+"""Kinds of audit events: one entry each, said everywhere in its words."""
+
+import pytest
+from pydantic import ValidationError
+
+from nsa_eval import audit
+from nsa_eval.audit import KINDS, AuditKind, comparison_notes, describe, kind_of, terminal_notes
+from nsa_eval.material import Material
+from nsa_eval.sections import notes
+from nsa_eval.store import AuditEvent
+
+
+@pytest.fixture
+def uncached(monkeypatch):
+    """A kind that another room adds: one entry."""
+    kind = AuditKind(
+        title="Models read without a cache",
+        sentence="read without a cache: every token reads the whole prompt again",
+        of_model=True,
+        always_shown=False,
+    )
+    monkeypatch.setitem(KINDS, "uncached", kind)
+    return kind
+
+
+@pytest.fixture
+def recorded(tmp_path, write_model, scored):
+    """The material of a run with these events of its one model."""
+    import json
+
+    def build(*events):
+        write_model(tmp_path, "m", {"t": scored([1.0, 0.0])})
+        (tmp_path / "run.yaml").write_text("name: r\nmodels: [{name: m, path: p}]\n")
+        (tmp_path / "audit.json").write_text(json.dumps({"m": list(events)}))
+        return Material(tmp_path)
+
+    return build
+
+
+def test_the_terminal_counts_by_model_and_kind():
+    cut = {"model": "a", "kind": "truncated"}
+    events = [cut, cut, {"model": "b", "kind": "truncated"}, {"model": "a", "kind": "odd_thing"}]
+    assert terminal_notes(events) == [
+        "a: 2 prompts were cut to fit (audit.json)",
+        "b: 1 prompts were cut to fit (audit.json)",
+        "a: 1 x odd thing (audit.json)",
+    ]
+
+
+def test_a_comparison_says_how_many_requests_or_that_it_is_the_model():
+    events = [{"kind": "truncated"}, {"kind": "truncated"}, {"kind": "default_max_length"}]
+    assert comparison_notes("a", events) == ["a: default max length", "a: truncated in 2 requests"]
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        ({"kind": "truncated", "before": 9000, "after": 64}, "truncated: 9,000 to 64 tokens"),
+        ({"kind": "truncated", "detail": "its middle"}, "its middle"),
+        ({"kind": "odd_thing"}, "odd thing"),
+        ({}, "event"),
+    ],
+)
+def test_an_event_says_its_own_sentence_or_what_it_did(event, words):
+    assert describe(event) == words
+
+
+def test_a_new_kind_is_one_entry(uncached, recorded):
+    event = AuditEvent(kind="uncached", detail="no cache is known for this model")
+    found = recorded(event.model_dump())
+    [note] = [note for note in notes.build(found).notes if note.title == uncached.title]
+    assert (note.count, note.total) == (1, 1)
+    assert note.details == ("m: no cache is known for this model",)
+    assert terminal_notes([{"model": "m", **event.model_dump()}]) == [f"m: {uncached.sentence} (audit.json)"]
+
+
+def test_none_is_said_only_of_what_a_reader_would_ask_about(uncached, recorded):
+    titles = [note.title for note in notes.build(recorded()).notes]
+    assert titles == [kind.title for kind in KINDS.values() if kind.always_shown]
+    assert uncached.title not in titles
+
+
+def test_an_unknown_kind_of_another_version_is_still_shown(recorded):
+    found = recorded({"kind": "from_the_future", "task": "t", "doc_id": 1})
+    [note] = [note for note in notes.build(found).notes if note.title == "from the future"]
+    assert (note.count, note.total) == (1, 2)
+    assert note.details == ("m: t, document 1: from the future",)
+
+
+def test_the_engine_records_no_kind_without_an_entry():
+    with pytest.raises(ValidationError, match=r"needs an entry in nsa_eval/audit\.py"):
+        AuditEvent(kind="trunkated")
+    assert [AuditEvent(kind=kind).kind for kind in KINDS] == list(KINDS)
+
+
+def test_a_kind_that_is_in_the_table_is_that_entry():
+    assert kind_of("truncated") is audit.KINDS["truncated"]
