@@ -40,7 +40,7 @@ class Placement:
 
         Returns:
             None for a mask that isn't causal attention over each row's tokens: packed rows, a window, a prefix
-            that sees itself whole.
+            that sees itself whole, or the columns of a cache of fixed size behind the queries' own.
         """
         mask = mask[:, 0]
         queries, keys = mask.shape[1:]
@@ -52,13 +52,16 @@ class Placement:
             causal = seen[:, None] & (rank[:, None] <= positions[:, part, None])
             if not torch.equal(causal, mask[:, part]):
                 return None
+        # A query that is a token is the last one that it sees; padding doesn't see its own column.
+        real = mask.diagonal(offset=keys - queries, dim1=1, dim2=2)
+        if not bool(real.any()) or not torch.equal(positions[real], rank[:, keys - queries :][real].long()):
+            return None
         lengths = seen.sum(-1, keepdim=True)
         extent = int(lengths.max())
         in_front = torch.arange(keys, device=mask.device) < lengths
         columns = None
         if not torch.equal(seen, in_front):
             columns = torch.argsort(~seen, dim=-1, stable=True)[:, :extent]
-        real = mask.diagonal(offset=keys - queries, dim1=1, dim2=2)
         return cls(positions=positions, columns=columns, real=None if bool(real.all()) else real)
 
     def in_order(self, x: Tensor) -> Tensor:

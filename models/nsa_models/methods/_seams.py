@@ -155,8 +155,8 @@ class StockAttached(Attached):
         if place is None:
             raise MethodError(
                 f"{self.method.name}: the attention mask ({mask.dtype}, {list(mask.shape)}) isn't plain causal "
-                "attention over each row's tokens (packed rows, a prefix seen whole, or weights of one's own); "
-                "give a 2-D mask of tokens and padding"
+                "attention over each row's tokens (packed rows, a prefix seen whole, weights of one's own, a cache of "
+                "fixed size); give a 2-D mask of tokens and padding, and a cache that grows"
             )
         if place.positions.shape[0] != rows:
             place = Placement.from_mask(mask.expand(rows, -1, -1, -1))
