@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -24,8 +24,8 @@ class Attached(ABC):
     """A method on a model. `attach` makes it; leaving its `with` block, or `detach()`, takes the method off.
 
     **The phase has to be told.** A prompt's last piece may be one token and a step may follow a piece of any
-    length, so neither shapes nor the cache say whether a forward reads a prompt or decodes. It is "prefill" until
-    `decoding()` says otherwise; whoever decodes wraps each step in it.
+    length, so neither shapes nor the cache say whether a forward reads a prompt or decodes. It is "prefill"
+    until `decoding()` says otherwise; whoever decodes wraps each step in it.
 
     Attributes:
         method: The method.
@@ -66,11 +66,16 @@ class Attached(ABC):
         self._model = weakref.ref(model)
         self.method = method
         self.auto_phase = auto_phase
+        self._unfit = unfit
         asked = [layer for layer in method.dense_layers if layer < num_layers]
         self.dense_layers = tuple(sorted({*asked, *unfit}))
         self.layers = tuple(layer for layer in range(num_layers) if layer not in self.dense_layers)
         if not self.layers:
-            why = f"{method.name} leaves {_numbers(asked)} dense" if asked else "none of its layers is full attention"
+            why = (
+                f"{method.name} leaves {_numbers(asked)} dense"
+                if asked
+                else "none of its layers is full attention"
+            )
             raise MethodError(
                 f"{method.name}: nothing would be sparse in {_name(model)} of {num_layers} "
                 f"layer{'s' if num_layers > 1 else ''}: {why}; set dense_layers (none leaves no layer dense)"
@@ -208,8 +213,8 @@ def attach(
         model: The model; its weights aren't touched.
         method: From `make_method` or `parse_method`.
         auto_phase: "generate" takes each one-token forward that continues a cache for a decode step: a
-            convenience for `model.generate()` in a notebook. It is wrong for prompts read in pieces of which one
-            has a single token. Default: the phase is told, see `Attached`.
+            convenience for `model.generate()` in a notebook. It is wrong for prompts read in pieces of which
+            one has a single token. Default: the phase is told, see `Attached`.
 
     Returns:
         The handle, also a context manager.
@@ -227,10 +232,10 @@ def attach(
     other = attached_to(model)
     if other is not None:
         raise MethodError(
-            f"{method.name}: {other.method.label} is on this {_name(model)} already, or on one that shares its "
-            "config; detach it first"
+            f"{method.name}: {other.method.label} is on this {_name(model)} already, or on one that shares "
+            "its config; detach it first"
         )
-    attached = _seam(model)(model, method, auto_phase)
+    attached: Attached = _seam(model)(model, method, auto_phase)
     _attached[model] = attached
     try:
         attached._install(model)
@@ -254,7 +259,7 @@ def _seam(model: PreTrainedModel) -> type[Any]:
     from nsa_models.methods._seams import DecoderAttached, StockAttached
 
     own = getattr(model.config, "model_type", None) == "nsa_decoder"
-    return cast(type[Any], DecoderAttached if own else StockAttached)
+    return DecoderAttached if own else StockAttached
 
 
 def _name(model: PreTrainedModel) -> str:

@@ -24,9 +24,9 @@ class MethodError(ValueError):
 class Method(ABC):
     """A sparse attention method with all of its parameters.
 
-    A subclass is one public module of this package: a frozen, keyword-only dataclass whose docstring says what
-    the method is, its paper, and each parameter with unit and default. It sets the class variables below,
-    `select`, `kv_reads`, and whatever else differs from a method that keeps the whole cache.
+    A subclass is one public module of this package: a frozen, keyword-only dataclass whose docstring says
+    what the method is, its paper, and each parameter with unit and default. It sets the class variables
+    below, `select`, `kv_reads`, and whatever else differs from a method that keeps the whole cache.
 
     House rules, where papers are silent: ties go to the lower index, a key counts once in the softmax,
     page and block grids begin at a sequence's own first token.
@@ -106,7 +106,10 @@ class Method(ABC):
 
     @abstractmethod
     def kv_reads(self, tokens: int) -> int:
-        """KV tokens that the query at position tokens - 1 reads, per head and layer; at most, where heads differ."""
+        """KV tokens that the query at position tokens - 1 reads, per head and layer.
+
+        Where heads differ it is the most that one can read.
+        """
 
     def kv_reads_least(self, tokens: int) -> int:
         """As `kv_reads`, for the head that reads least; the same number unless the method says otherwise."""
@@ -117,7 +120,7 @@ class Method(ABC):
         return tokens
 
     def index_reads(self, tokens: int) -> int:
-        """Vectors of a key's width that the query at position tokens - 1 reads to choose, per head and layer."""
+        """What choosing costs besides: vectors of a key's width, read by the query at position tokens - 1."""
         return 0
 
     # --- names and records ---

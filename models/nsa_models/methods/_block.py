@@ -15,8 +15,8 @@ from nsa_models.methods._placement import Placement
 if TYPE_CHECKING:
     from nsa_models.methods._base import Method
 
-# Cells [B, H, queries, S] of one block: some four tensors of so many float32 are alive at once, 64 MiB each on
-# a CPU and 512 MiB each on a GPU.
+# Cells [B, H, queries, S] of one block: some four tensors of so many float32 are alive at once, 64 MiB each
+# on a CPU and 512 MiB each on a GPU.
 _CELLS_CPU = 2**24
 _CELLS_CUDA = 2**27
 
@@ -64,7 +64,8 @@ def grouped(x: Tensor, of_group: Tensor) -> Tensor:
     """x [B, H, n, a] @ of_group [B, H_kv, a, b] -> [B, H, n, b], without a copy of a group for each head."""
     heads, groups, n = x.shape[1], of_group.shape[1], x.shape[2]
     folded = x.unflatten(1, (groups, heads // groups)).flatten(2, 3)
-    return (folded @ of_group).unflatten(2, (heads // groups, n)).flatten(1, 2)
+    product: Tensor = (folded @ of_group).unflatten(2, (heads // groups, n)).flatten(1, 2)
+    return product
 
 
 def keep_top(scores: Tensor, count: int | Tensor, among: Tensor) -> Tensor:
@@ -120,8 +121,8 @@ def attend(
         rotate: See `QueryBlock`.
 
     Returns:
-        [B, H, n, d_v] in q's dtype, 0 for a query that sees nothing; and the KV tokens read by all real queries
-        over all heads, a 0-d LongTensor.
+        [B, H, n, d_v] in q's dtype, 0 for a query that sees nothing; and the KV tokens read by all real
+        queries over all heads, a 0-d LongTensor.
     """
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     k, v = k.to(dtype), v.to(dtype)

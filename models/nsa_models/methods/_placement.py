@@ -39,8 +39,8 @@ class Placement:
         padding stands on its left, on its right, or as a hole in the cache.
 
         Returns:
-            None for a mask that isn't causal attention over each row's tokens: packed rows, a window, a prefix
-            that sees itself whole, or the columns of a cache of fixed size behind the queries' own.
+            None for a mask that isn't causal attention over each row's tokens: packed rows, a window, a
+            prefix that sees itself whole, or the columns of a cache of fixed size behind the queries' own.
         """
         mask = mask[:, 0]
         queries, keys = mask.shape[1:]

@@ -42,8 +42,8 @@ class LayerReads:
 class Reads:
     """Reads since the method was attached, or since `reset()`.
 
-    Counts stay on the device until somebody asks, so that counting doesn't make a GPU wait. A forward that was
-    broken off, or repeated with a smaller batch, has read what it has read.
+    Counts stay on the device until somebody asks, so that counting doesn't make a GPU wait. A forward that
+    was broken off, or repeated with a smaller batch, has read what it has read.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,15 @@ class Reads:
         self._last: list[tuple[int, Now, bool, Tensor]] = []
 
     def add(
-        self, *, layer: int, phase: Now, sparse: bool, heads: int, queries: Tensor, read: Tensor, dense: Tensor
+        self,
+        *,
+        layer: int,
+        phase: Now,
+        sparse: bool,
+        heads: int,
+        queries: Tensor,
+        read: Tensor,
+        dense: Tensor,
     ) -> None:
         """Count one layer of a forward.
 

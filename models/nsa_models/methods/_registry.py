@@ -38,8 +38,8 @@ def methods() -> Mapping[str, type[Method]]:
         ]
         if len(own) != 1:
             raise MethodError(
-                f"{loaded.__name__} must define one method, got {len(own)}: a file that isn't a method starts "
-                "its name with an underscore"
+                f"{loaded.__name__} must define one method, got {len(own)}: the name of a file that isn't a "
+                "method starts with an underscore"
             )
         if own[0].name in found:
             raise MethodError(f"{loaded.__name__}: the method {own[0].name!r} is defined twice")
@@ -69,7 +69,9 @@ def make_method(name: str, budget: int | str, **options: Any) -> Method:  # noqa
     values: dict[str, Any] = {"budget": budget, **options}
     for key, value in values.items():
         if key not in kinds:
-            raise MethodError(f"{name}: unknown option {key!r}{_hint(key, [k for k in kinds if k != 'budget'])}")
+            raise MethodError(
+                f"{name}: unknown option {key!r}{_hint(key, [k for k in kinds if k != 'budget'])}"
+            )
         if isinstance(value, str):
             values[key] = _read(name, key, value, kinds[key])
         elif isinstance(value, list):

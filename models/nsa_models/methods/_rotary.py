@@ -52,7 +52,7 @@ def unmoved(q: Tensor, moved: Tensor) -> Tensor:
 
 
 def moving_type(parameters: object) -> str | None:
-    """The rope_type in a config's `rope_parameters` (one, or one a layer type) that changes with the length."""
+    """The rope_type in a config's `rope_parameters` (or of a layer type) that changes with the length."""
     if not isinstance(parameters, Mapping):
         return None
     for key, value in parameters.items():
@@ -79,8 +79,8 @@ def frequencies(model: nn.Module) -> list[Tensor]:
 def measured(start: Tensor, moved: Tensor, by: int, candidates: Iterable[Tensor]) -> Rotation | None:
     """The rotation that takes queries `start` to `moved`, `by` positions on.
 
-    Half-split and interleaved pairs, at either end of a head, are tried on each frequency vector: what a model
-    does is seen in its queries, whatever its code calls it.
+    Half-split and interleaved pairs, at either end of a head, are tried on each frequency vector: what a
+    model does is seen in its queries, whatever its code calls it.
 
     Args:
         start: [1, H, 1, d] queries of one token.

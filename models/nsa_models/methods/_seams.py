@@ -50,10 +50,7 @@ def _attention(
     """Find the handle of a module; one without (a config shared between models) is dense."""
     handle = _handles.get(module)
     if handle is None:
-        out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, **kwargs
-        )
-        return out
+        return _dense(module, query, key, value, attention_mask, **kwargs)
     return handle.forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -113,14 +110,14 @@ class StockAttached(Attached):
         attention_mask: Tensor | None,
         **kwargs: Any,  # noqa: ANN401 - as in `_attention`
     ) -> tuple[Tensor, Tensor | None]:
-        """transformers' attention function: query [B, H, n, d], key and value [B, H_kv, S, ...], mask or None."""
+        """transformers' attention function: query [B, H, n, d], key and value [B, H_kv, S, ...], a mask."""
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         if self._looks is not None:
             self._looks[layer] = query.detach()
             return _dense(module, query, key, value, attention_mask, **kwargs)
-        self._refuse_call(kwargs)
+        self._refuse_call(layer, kwargs)
         phase = self._now(query.shape[2], key.shape[2])
-        if layer not in self.layers and layer not in self.method.dense_layers:  # dense by its kind
+        if layer in self._unfit:
             place = _windowed(query, key, attention_mask).counted(self._counts)
         else:
             place = self._place(query, key, attention_mask).counted(self._counts)
@@ -154,9 +151,9 @@ class StockAttached(Attached):
         place = Placement.from_mask(mask) if mask.dtype == torch.bool and mask.shape[1] == 1 else None
         if place is None:
             raise MethodError(
-                f"{self.method.name}: the attention mask ({mask.dtype}, {list(mask.shape)}) isn't plain causal "
-                "attention over each row's tokens (packed rows, a prefix seen whole, weights of one's own, a cache of "
-                "fixed size); give a 2-D mask of tokens and padding, and a cache that grows"
+                f"{self.method.name}: the attention mask ({mask.dtype}, {list(mask.shape)}) isn't plain "
+                "causal attention over each row's tokens (packed rows, a prefix seen whole, weights of one's "
+                "own, a cache of fixed size); give a 2-D mask of tokens and padding, and a cache that grows"
             )
         if place.positions.shape[0] != rows:
             place = Placement.from_mask(mask.expand(rows, -1, -1, -1))
@@ -164,7 +161,7 @@ class StockAttached(Attached):
         self._seen = (weakref.ref(mask), place)
         return place
 
-    def _refuse_call(self, kwargs: dict[str, Any]) -> None:
+    def _refuse_call(self, layer: int, kwargs: dict[str, Any]) -> None:
         """Refuse what changes the attention beyond q, k, v and a mask."""
         changing = {
             "softcap": "soft-capped logits",
@@ -175,6 +172,8 @@ class StockAttached(Attached):
         for name, what in changing.items():
             if kwargs.get(name) is not None:
                 raise MethodError(f"{self.method.name}: this model's attention has {what} ({name}), refused")
+        if layer in self.layers and kwargs.get("sliding_window") is not None:
+            raise MethodError(f"{self.method.name}: layer {layer} has a sliding window that its config hides")
         if kwargs.get("is_causal") is False:
             raise MethodError(f"{self.method.name}: this model's attention isn't causal")
         if kwargs.get("output_attentions"):
@@ -186,8 +185,8 @@ class StockAttached(Attached):
     def _find_rotations(self, model: PreTrainedModel) -> None:
         """Look at the queries of one token at two positions.
 
-        Alone, a token attends to itself only, so its state is the same in every layer wherever it stands, and a
-        layer's two queries differ by its rotation and nothing else.
+        Alone, a token attends to itself only, so its state is the same in every layer wherever it stands, and
+        a layer's two queries differ by its rotation and nothing else.
         """
         moving = moving_type(getattr(model.config, "rope_parameters", None))
         if moving is not None:
@@ -212,8 +211,8 @@ class StockAttached(Attached):
             rotation = measured(start, end, moved, candidates)
             if rotation is None:
                 raise MethodError(
-                    f"{self.method.name}: it moves queries to other positions, and layer {layer} of {_name(model)} "
-                    "has no rotary embedding that explains how its queries change with theirs"
+                    f"{self.method.name}: it moves queries to other positions, and layer {layer} of "
+                    f"{_name(model)} has no rotary embedding that explains how its queries change with theirs"
                 )
             self._rotations[layer] = rotation
 
@@ -231,8 +230,8 @@ class DecoderAttached(Attached):
         """
         if model.config.attention != "full":
             raise MethodError(
-                f"{method.name}: {_name(model)} has {model.config.attention!r} attention and is sparse already; "
-                "attach methods to a dense model"
+                f"{method.name}: {_name(model)} has {model.config.attention!r} attention and is sparse "
+                "already; attach methods to a dense model"
             )
         super().__init__(
             model, method, num_layers=model.config.num_hidden_layers, unfit={}, auto_phase=auto_phase
@@ -279,7 +278,12 @@ def _full_attentions(model: PreTrainedModel) -> list[FullAttention]:
 
 
 def _dense(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    **kwargs: Any,  # noqa: ANN401 - as in `_attention`
 ) -> tuple[Tensor, Tensor | None]:
     out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     return out
@@ -321,8 +325,8 @@ def _refuse_model(model: PreTrainedModel, method: Method) -> None:
         raise MethodError(f"{who} has layers that aren't softmax attention ({kind})")
     if not getattr(model, "_supports_attention_backend", False):
         raise MethodError(
-            f"{who} ({type(model).__name__}) has an attention of its own that can't be replaced: transformers' "
-            "AttentionInterface doesn't reach it (_supports_attention_backend)"
+            f"{who} ({type(model).__name__}) has an attention of its own that can't be replaced: "
+            "transformers' AttentionInterface doesn't reach it (_supports_attention_backend)"
         )
     if getattr(config, "attn_logit_softcapping", None) is not None:
         raise MethodError(f"{who} caps its logits softly (attn_logit_softcapping), which methods don't")

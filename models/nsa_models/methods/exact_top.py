@@ -14,11 +14,13 @@ from nsa_models.methods._block import QueryBlock, keep_top
 
 @dataclass(frozen=True, kw_only=True)
 class ExactTop(Method):
-    """Exact-Top: full attention scores choose, sparse attention reads (arXiv 2502.11089, section 5, a baseline).
+    """Exact-Top: full attention scores choose, sparse attention reads (a baseline of
+    arXiv 2502.11089, Table 2).
 
-    Query t reads the first `first` keys, the last `local` ones with its own, and the keys of highest q.k among
-    the rest, `budget` in all. It reads every key to choose, so it bounds what choosing by q.k can reach and saves
-    nothing by itself. The paper doesn't say whether heads share a choice; here each query head has its own.
+    Query t reads the first `first` keys, the last `local` ones with its own, and the keys of highest q.k
+    among the rest, `budget` in all. It reads every key to choose, so it bounds what choosing by q.k can reach
+    and saves nothing by itself. The paper doesn't say whether heads share a choice; here each query head has
+    its own.
 
     Attributes:
         budget: KV tokens a query reads per layer and head, the first and local ones among them.
@@ -54,7 +56,7 @@ class ExactTop(Method):
         if self.budget < self.first + self.local:
             self.refuse(
                 "budget",
-                f"must be at least first + local = {self.first + self.local} KV tokens, which are always read",
+                f"must be at least first + local = {self.first + self.local} KV tokens: they are always read",
             )
 
     def select(self, block: QueryBlock) -> Tensor:
@@ -87,6 +89,6 @@ def select(scores: Tensor, positions: Tensor, *, budget: int, first: int, local:
     s = torch.arange(scores.shape[-1], device=scores.device)
     visible = s <= t
     always = visible & ((s < first) | (s > t - local))
-    # Beyond the budget, first and local keys don't overlap: the rest of the budget is the same for each query.
+    # Beyond the budget, first and local keys don't overlap: what is left of it is the same for all queries.
     chosen = keep_top(scores, budget - first - local, visible & ~always)
     return torch.where(t < budget, visible, always | chosen)

@@ -21,12 +21,12 @@ _LEAST_PAGES = 3
 class Quest(Method):
     """Quest: query-aware choice of KV pages while decoding (arXiv 2406.10774).
 
-    Keys stand in pages of `page` tokens, the last one incomplete. A page scores sum_d max(q_d max_d, q_d min_d)
-    over its keys after RoPE, an upper bound of their q.k, and the query reads the pages of highest score whole.
-    Prompts are read dense. The authors' two programs read the paper differently:
+    Keys stand in pages of `page` tokens, the last one incomplete. Over its keys after RoPE, a page
+    scores sum_d max(q_d max_d, q_d min_d), an upper bound of their q.k, and the query reads the pages of
+    highest score whole. Prompts are read dense. The authors' two programs read the paper differently:
 
-    - `eval`, their evaluation: max(3, min(budget, N) // page) of all pages; the last page is not forced, so that
-      a head may leave out the newest tokens, and reads fewer than the budget when it takes the last one.
+    - `eval`, their evaluation: max(3, min(budget, N) // page) of all pages; the last page is not forced, so
+      that a head may leave out the newest tokens, and reads fewer than the budget when it takes the last one.
     - `kernel`, their CUDA kernels: budget // page pages, of which the last is always one and isn't scored.
 
     Attributes:
@@ -70,7 +70,9 @@ class Quest(Method):
 
     def select(self, block: QueryBlock) -> Tensor:
         """[B, H, 1, S]."""
-        return select(block.q, block.k, block.positions, budget=self.budget, page=self.page, reading=self.reading)
+        return select(
+            block.q, block.k, block.positions, budget=self.budget, page=self.page, reading=self.reading
+        )
 
     def kv_reads(self, tokens: int) -> int:
         """Tokens of the chosen pages; with "eval", of a head that doesn't take an incomplete last page."""
@@ -103,9 +105,7 @@ class Quest(Method):
         return min(self.budget // self.page, pages)
 
 
-def select(
-    q: Tensor, k: Tensor, positions: Tensor, *, budget: int, page: int, reading: Reading
-) -> Tensor:
+def select(q: Tensor, k: Tensor, positions: Tensor, *, budget: int, page: int, reading: Reading) -> Tensor:
     """The keys that one query a row reads.
 
     Args:

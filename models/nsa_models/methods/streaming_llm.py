@@ -16,14 +16,14 @@ from nsa_models.methods._block import QueryBlock
 class StreamingLLM(Method):
     """StreamingLLM: the first tokens and the latest, whatever they say (arXiv 2309.17453).
 
-    Token by token, query t reads the first `first` keys, the `budget - first` keys before it and its own; what
-    falls out of the window is gone. A key's position is its slot in the cache and the query's is min(t, budget):
-    distances to recent keys are true, a sink s stands at distance min(t, budget) - s.
+    Token by token, query t reads the first `first` keys, the `budget - first` keys before it and its own;
+    what falls out of the window is gone. A key's position is its slot in the cache and the query's is min(t,
+    budget): distances to recent keys are true, a sink s stands at distance min(t, budget) - s.
 
-    Here keys keep the positions that the model gave them, and the query is turned by min(t, budget) - t for the
-    sinks instead, which is the same product. So the rotary embedding must be known, and must not change its
-    frequencies with the length. Prompts roll through the window too; the authors' demonstration cuts a long prompt
-    first and reads the rest dense, which is another method.
+    Here keys keep the positions that the model gave them, and the query is turned by min(t, budget) - t for
+    the sinks instead, which is the same product. So the rotary embedding must be known, and must not change
+    its frequencies with the length. Prompts roll through the window too; the authors' demonstration cuts a
+    long prompt first and reads the rest dense, which is another method.
 
     Attributes:
         budget: KV tokens kept per layer and head, sinks among them; a query reads its own token besides.
@@ -55,7 +55,9 @@ class StreamingLLM(Method):
         if self.first < 0:
             self.refuse("first", "must be at least 0 tokens")
         if self.budget <= self.first:
-            self.refuse("budget", f"must be above first = {self.first}: the rest is what a query sees before it")
+            self.refuse(
+                "budget", f"must be above first = {self.first}: the rest is what a query sees before it"
+            )
 
     def select(self, block: QueryBlock) -> Tensor:
         """[B, 1, n, S]."""

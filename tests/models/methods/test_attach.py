@@ -156,7 +156,7 @@ def test_masks_that_are_not_causal_are_refused(llama: PreTrainedModel) -> None:
         for mask in (prefix, packed):
             with pytest.raises(MethodError, match="isn't plain causal attention over each row's tokens"):
                 llama(ids, attention_mask=mask[None, None])
-        with pytest.raises(MethodError, match="torch.float64"):
+        with pytest.raises(MethodError, match=r"torch\.float64"):
             llama(ids, attention_mask=torch.zeros(1, 1, 6, 6, dtype=torch.float64))
         assert llama(ids, attention_mask=causal[None, None]).logits.isfinite().all()
 
@@ -179,7 +179,7 @@ def test_cache_of_fixed_size_is_refused(llama: PreTrainedModel) -> None:
 
 
 def test_unknown_auto_phase_is_refused(llama: PreTrainedModel) -> None:
-    with pytest.raises(MethodError, match='auto_phase must be None or "generate", got \'steps\''):
+    with pytest.raises(MethodError, match="auto_phase must be None or \"generate\", got 'steps'"):
         attach(llama, METHOD, auto_phase="steps")  # type: ignore[arg-type]
 
 
@@ -230,7 +230,7 @@ def test_steps_of_fixed_shapes_equal_ordinary_steps(make_model: Callable[..., Pr
         return read
 
     with attach(model, METHOD) as attached:
-        expected = torch.cat([logits for logits in prompts(attached).feed([tokens(1), tokens(1)], decode=True)])
+        expected = torch.cat(prompts(attached).feed([tokens(1), tokens(1)], decode=True))
         decoder = StaticDecoder(model, prompts(attached).cache, max_new_tokens=3)
         with attached.decoding():
             torch.testing.assert_close(decoder.step([int(tokens(1))] * 2), expected)

@@ -19,7 +19,14 @@ def test_two_best_of_four_share_the_softmax() -> None:
     block_k, q = logits[None, None, :, None], torch.ones(1, 1, 1, 1, dtype=torch.float64)
     place = Placement.bottom_right(1, 1, 4, q.device)
     weights, read = attend(
-        method, q, block_k, torch.eye(4, dtype=torch.float64)[None, None], place, scaling=1.0, layer=0, rotate=None
+        method,
+        q,
+        block_k,
+        torch.eye(4, dtype=torch.float64)[None, None],
+        place,
+        scaling=1.0,
+        layer=0,
+        rotate=None,
     )
     expected = torch.tensor([0.2689, 0.0, 0.0, 0.7311], dtype=torch.float64)
     torch.testing.assert_close(weights[0, 0, 0], expected, atol=5e-5, rtol=0)
@@ -32,7 +39,9 @@ def chosen_by_definition(scores: list[float], t: int, budget: int, first: int, l
     return always | set(rest[: max(0, budget - len(always))])
 
 
-@pytest.mark.parametrize(("budget", "first", "local"), [(9, 2, 3), (5, 2, 3), (4, 0, 0), (6, 5, 0), (40, 2, 3)])
+@pytest.mark.parametrize(
+    ("budget", "first", "local"), [(9, 2, 3), (5, 2, 3), (4, 0, 0), (6, 5, 0), (40, 2, 3)]
+)
 def test_sets_follow_the_definition_with_ties_to_the_lower_index(budget: int, first: int, local: int) -> None:
     scores = torch.randint(0, 4, (2, 3, 20, 20), generator=torch.Generator().manual_seed(0)).double()
     positions = torch.stack([torch.arange(20), torch.arange(20).flip(0)])
@@ -46,7 +55,10 @@ def test_sets_follow_the_definition_with_ties_to_the_lower_index(budget: int, fi
 
 def test_permuting_cached_pairs_leaves_a_step_unchanged() -> None:
     maker = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, heads, n, 8, generator=maker, dtype=torch.float64) for heads, n in ((4, 1), (2, 20), (2, 20)))
+    q, k, v = (
+        torch.randn(1, heads, n, 8, generator=maker, dtype=torch.float64)
+        for heads, n in ((4, 1), (2, 20), (2, 20))
+    )
     order = torch.randperm(20, generator=maker)
     method, place = ExactTop(budget=5, first=0, local=0), Placement.bottom_right(1, 1, 20, q.device)
 
@@ -77,7 +89,10 @@ def test_keep_top_counts_differ_between_rows() -> None:
 
 def test_blocks_of_queries_give_what_one_block_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     maker = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, heads, n, 8, generator=maker, dtype=torch.float64) for heads, n in ((4, 9), (2, 20), (2, 20)))
+    q, k, v = (
+        torch.randn(2, heads, n, 8, generator=maker, dtype=torch.float64)
+        for heads, n in ((4, 9), (2, 20), (2, 20))
+    )
     method, place = ExactTop(budget=5, first=1, local=1), Placement.bottom_right(2, 9, 20, q.device)
 
     def run() -> tuple[torch.Tensor, int]:
@@ -112,13 +127,17 @@ def test_half_precision_chooses_in_float32() -> None:
 def test_query_without_keys_gives_zero() -> None:
     place = Placement(positions=torch.tensor([[-1]]), real=torch.tensor([[False]]))
     q = k = v = torch.ones(1, 1, 1, 2)
-    out, read = attend(ExactTop(budget=1, first=0, local=0), q, k, v, place, scaling=1.0, layer=0, rotate=None)
+    out, read = attend(
+        ExactTop(budget=1, first=0, local=0), q, k, v, place, scaling=1.0, layer=0, rotate=None
+    )
     assert out.tolist() == [[[[0.0, 0.0]]]]
     assert int(read) == 0
 
 
 def test_budget_below_what_is_always_read_is_refused() -> None:
-    with pytest.raises(MethodError, match=r"exact-top: budget must be at least first \+ local = 640 .*got 639"):
+    with pytest.raises(
+        MethodError, match=r"exact-top: budget must be at least first \+ local = 640 .*got 639"
+    ):
         make_method("exact-top", 639)
     assert make_method("exact-top", 640).kv_reads(10_000) == 640
     with pytest.raises(MethodError, match="exact-top: local must be at least 0 tokens, got -1"):

@@ -84,7 +84,9 @@ def test_selection_is_causal(model: PreTrainedModel, method: Method) -> None:
 
 
 def test_pieces_equal_the_whole_prompt(model: PreTrainedModel, method: Method) -> None:
-    assert method.chunked_prefill, "a method that needs the whole prompt must refuse pieces, which nothing tests yet"
+    assert method.chunked_prefill, (
+        "a method that needs the whole prompt must refuse pieces, which nothing tests yet"
+    )
     row = tokens(40)
     with attach(model, method) as attached:
         whole = read_alone(model, attached, row, 6)
@@ -144,7 +146,9 @@ def test_reads_are_as_stated(model: PreTrainedModel, method: Method) -> None:
             ends = [start + len(piece) for start, piece in zip(seen, pieces, strict=True)]
             spans = [per_token(method, start, end) for start, end in zip(seen, ends, strict=True)]
             least, most = (heads * sum(span[side] for span in spans) for side in (0, 1))
-            dense = heads * sum(t + 1 for start, end in zip(seen, ends, strict=True) for t in range(start, end))
+            dense = heads * sum(
+                t + 1 for start, end in zip(seen, ends, strict=True) for t in range(start, end)
+            )
             assert [layer.layer for layer in attached.reads.last] == [0, 1, 2]
             for layer in attached.reads.last:
                 acts = method.phase in ("both", "decode" if decode else "prefill")
@@ -185,7 +189,10 @@ def test_two_models_do_not_mix(
     with attach(model, method) as attached:
         expected = read_alone(model, attached, row, 2)
         counted = attached.reads.decode
-    with attach(model, method) as attached, attach(neighbour, make_method("exact-top", 5, first=0, local=1)) as two:
+    with (
+        attach(model, method) as attached,
+        attach(neighbour, make_method("exact-top", 5, first=0, local=1)) as two,
+    ):
         read_alone(neighbour, two, row, 2)
         assert torch.equal(read_alone(model, attached, row, 2), expected)
         assert torch.equal(read_alone(plain, None, row, 2), dense)
@@ -221,7 +228,9 @@ def test_heads_share_a_selection_as_declared(method: Method) -> None:
 def test_selection_ignores_the_scale_of_queries(method: Method) -> None:
     block = random_block(22)
     for factor in (0.01, 7.0):
-        assert torch.equal(method.select(dataclasses.replace(block, q=factor * block.q)), method.select(block))
+        assert torch.equal(
+            method.select(dataclasses.replace(block, q=factor * block.q)), method.select(block)
+        )
 
 
 @pytest.mark.parametrize("position", [0, 1, 5, 11, 12, 23])

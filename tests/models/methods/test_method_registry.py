@@ -76,7 +76,9 @@ def test_a_name_is_given_once(with_nearest: Path) -> None:
 
 def test_texts_are_read() -> None:
     assert parse_method(" quest:2560 ") == make_method("quest", 2560)
-    assert parse_method("quest:4k, reading=kernel,page=32") == make_method("quest", 4096, reading="kernel", page=32)
+    assert parse_method("quest:4k, reading=kernel,page=32") == make_method(
+        "quest", 4096, reading="kernel", page=32
+    )
     assert make_method("quest", "2k", page="8", dense_layers=[0]).parameters()["dense_layers"] == (0,)
     assert parse_method("quest:64,dense_layers=none").label == "quest@64-dense_layers=none"
 
@@ -84,18 +86,27 @@ def test_texts_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("quset:2560", r"unknown method 'quset', did you mean quest\? \(known: exact-top, quest, streaming-llm\)"),
+        (
+            "quset:2560",
+            r"unknown method 'quset', did you mean quest\? \(known: exact-top, quest, streaming-llm\)",
+        ),
         ("zzzz:1", r"unknown method 'zzzz' \(known: "),
         ("quest", r"NAME:BUDGET\[,OPTION=VALUE...\], such as quest:2560,page=16; got 'quest'"),
         ("quest:page=16", "NAME:BUDGET"),
         (":2560", "NAME:BUDGET"),
         ("quest:2560,page", "'page' isn't OPTION=VALUE"),
-        ("quest:2560,pages=16", r"quest: unknown option 'pages', did you mean page\? \(known: dense_layers, page, "),
+        (
+            "quest:2560,pages=16",
+            r"quest: unknown option 'pages', did you mean page\? \(known: dense_layers, page, ",
+        ),
         ("quest:2560,page=16,page=8", "quest: page is given twice"),
         ("quest:2560,budget=8", "quest: budget is given twice"),
-        ("quest:2.5k", 'quest: budget must be a whole number such as 512 or "4k", got \'2.5k\''),
+        ("quest:2.5k", "quest: budget must be a whole number such as 512 or \"4k\", got '2.5k'"),
         ("quest:-5", "quest: budget must be a whole number"),
-        ("quest:2560,dense_layers=1+0", r"quest: dense_layers must be rising layer numbers from 0, got \(1, 0\)"),
+        (
+            "quest:2560,dense_layers=1+0",
+            r"quest: dense_layers must be rising layer numbers from 0, got \(1, 0\)",
+        ),
         ("quest:2560,reading=Eval", "quest: reading must be one of eval, kernel, got 'Eval'"),
         ("exact-top:0,first=0,local=0", "exact-top: budget must be at least 1 KV token, got 0"),
     ],
@@ -107,7 +118,11 @@ def test_unreadable_texts_are_refused(text: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "wanted"),
-    [("page", 2.0, "a whole number"), ("page", True, "a whole number"), ("dense_layers", ("0",), "a tuple of whole")],
+    [
+        ("page", 2.0, "a whole number"),
+        ("page", True, "a whole number"),
+        ("dense_layers", ("0",), "a tuple of whole"),
+    ],
 )
 def test_values_of_another_type_are_refused(field: str, value: object, wanted: str) -> None:
     with pytest.raises(MethodError, match=f"quest: {field} must be {wanted}"):
@@ -123,6 +138,11 @@ def test_fields_are_listed_with_their_types() -> None:
 def test_records_tell_variants_apart() -> None:
     one, two = make_method("quest", 2560), make_method("quest", 2560, reading="kernel")
     assert one.describe() != two.describe()
-    assert one.describe()["parameters"] == {"budget": 2560, "dense_layers": [0, 1], "page": 16, "reading": "eval"}
+    assert one.describe()["parameters"] == {
+        "budget": 2560,
+        "dense_layers": [0, 1],
+        "page": 16,
+        "reading": "eval",
+    }
     assert one.describe()["declarations"]["phase"] == "decode"
     assert isinstance(one, Method)

@@ -49,7 +49,10 @@ def test_keys_behind_a_row_do_not_move_its_pages() -> None:
     longer = k.clone()
     longer[:, :, 14:] = 1e6
     for reading in ("eval", "kernel"):
-        sets = [select(q, keys, positions, budget=12, page=4, reading=reading) for keys in (k, longer, k[:, :, :14])]
+        sets = [
+            select(q, keys, positions, budget=12, page=4, reading=reading)
+            for keys in (k, longer, k[:, :, :14])
+        ]
         assert torch.equal(sets[0], sets[1])
         assert torch.equal(sets[0][..., :14], sets[2])
 
@@ -132,7 +135,9 @@ def test_prompts_stay_dense_and_the_phase_is_not_guessed(
 
 
 @pytest.mark.parametrize("kind", ["llama", "decoder"])
-def test_generate_decodes_by_the_method_when_asked_to(make_model: Callable[..., PreTrainedModel], kind: str) -> None:
+def test_generate_decodes_by_the_method_when_asked_to(
+    make_model: Callable[..., PreTrainedModel], kind: str
+) -> None:
     model, row = make_model(kind), tokens(30)
     with attach(model, small(), auto_phase="generate") as attached:
         out = model.generate(row[None], max_new_tokens=6, min_new_tokens=6, do_sample=False)
@@ -159,8 +164,14 @@ def test_first_two_layers_are_dense_by_default(make_model: Callable[..., PreTrai
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": 47}, "budget must be at least 48 KV tokens: the eval reading takes 3 pages of 16 at least, got 47"),
-        ({"budget": 15, "reading": "kernel"}, "budget must be at least 16 KV tokens: the kernel reading takes 1 page of"),
+        (
+            {"budget": 47},
+            "budget must be at least 48 KV tokens: the eval reading takes 3 pages of 16 at least, got 47",
+        ),
+        (
+            {"budget": 15, "reading": "kernel"},
+            "budget must be at least 16 KV tokens: the kernel reading takes 1 page of",
+        ),
         ({"budget": 64, "page": 0}, "page must be at least 1 token, got 0"),
         ({"budget": 64, "reading": "paper"}, "reading must be one of eval, kernel, got 'paper'"),
     ],

@@ -50,7 +50,11 @@ def by_slots(model: PreTrainedModel, row: Tensor, first: int, recent: int) -> Te
 @pytest.mark.parametrize(("first", "recent"), [(2, 5), (0, 6), (4, 1)])
 @pytest.mark.parametrize("rope", [None, YARN])
 def test_equals_a_cache_of_slots(
-    make_model: Callable[..., PreTrainedModel], kind: str, first: int, recent: int, rope: dict[str, Any] | None
+    make_model: Callable[..., PreTrainedModel],
+    kind: str,
+    first: int,
+    recent: int,
+    rope: dict[str, Any] | None,
 ) -> None:
     model = make_model(kind, num_hidden_layers=1, **({"rope_parameters": rope} if rope else {}))
     row = tokens(30)
@@ -98,12 +102,16 @@ def test_layers_without_positions_are_not_turned() -> None:
     assert turned == ["Rotation", "function", "Rotation", "function"]
 
 
-def test_sink_distance_matters(make_model: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sink_distance_matters(
+    make_model: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, row = make_model("llama", num_hidden_layers=1), tokens(30)
     method = make_method("streaming-llm", 7, first=3)
     with attach(model, method) as attached:
         slots = read_alone(model, attached, row, 0)
-        monkeypatch.setattr("nsa_models.methods.streaming_llm.slot_position", lambda positions, budget: positions)
+        monkeypatch.setattr(
+            "nsa_models.methods.streaming_llm.slot_position", lambda positions, budget: positions
+        )
         kept = read_alone(model, attached, row, 0)
     assert torch.equal(slots[:8], kept[:8])
     assert (slots[8:] - kept[8:]).abs().amax(-1).min() > 1e-3
@@ -131,7 +139,9 @@ def test_half_precision_models_are_looked_at_too(make_model: Callable[..., PreTr
 def test_frequencies_that_move_are_refused(make_model: Callable[..., PreTrainedModel], kind: str) -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     model = make_model(kind, rope_parameters=rope)
-    with pytest.raises(MethodError, match=r"streaming-llm: .*\(dynamic\) changes its frequencies with the length"):
+    with pytest.raises(
+        MethodError, match=r"streaming-llm: .*\(dynamic\) changes its frequencies with the length"
+    ):
         attach(model, make_method("streaming-llm", 8))
     before = read_alone(model, None, tokens(10), 0)
     with attach(model, make_method("exact-top", 8, first=1, local=2)):  # needs no rotation
@@ -150,13 +160,18 @@ def test_model_without_rotary_embedding_is_refused_and_left_as_it_was() -> None:
 
 
 def test_sliding_layers_stay_dense_and_are_named() -> None:
-    config = Cohere2Config(**SHAPE, sliding_window=8, layer_types=["sliding_attention", "sliding_attention", "full_attention"])
+    config = Cohere2Config(
+        **SHAPE, sliding_window=8, layer_types=["sliding_attention", "sliding_attention", "full_attention"]
+    )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).to(torch.float64).eval()
     row = tokens(30)
-    with attach(model, make_method("streaming-llm", 7)) as attached:
+    with attach(model, make_method("streaming-llm", 7, dense_layers=(1,))) as attached:
         assert attached.layers == (2,)
-        assert attached.notes == ("layers 0, 1 dense: sliding window",)
+        assert attached.notes == (
+            "layer 1 dense, as streaming-llm asks",
+            "layers 0, 1 dense: sliding window",
+        )
         read_alone(model, attached, row, 1)
         reads = [layer.counts.read for layer in attached.reads.last]
     assert reads == [4 * 8, 4 * 8, 4 * 8]  # the window, the window, sinks + recent + own
