@@ -89,12 +89,14 @@ def keep_top(scores: Tensor, count: int | Tensor, among: Tensor) -> Tensor:
         return torch.zeros_like(among)
     values = candidates.topk(most, dim=-1).values
     bar = values.gather(-1, (wanted - 1).clamp(min=0))
-    # topk has no rule for ties: take what is above the bar, then equal ones from the left.
-    above = candidates > bar
-    equal = (candidates == bar) & among
+    reaching = (candidates >= bar) & among & (wanted > 0)
+    if bool((reaching.sum(-1, keepdim=True) <= wanted).all()):
+        return reaching
+    # topk has no rule for ties: of those at the bar, take from the left while there is room.
+    above = reaching & (candidates > bar)
+    equal = reaching & ~above
     room = wanted - above.sum(-1, keepdim=True)
-    kept = above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
-    return kept & (wanted > 0)
+    return above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
 
 
 def attend(

@@ -60,7 +60,7 @@ class ExactTop(Method):
             )
 
     def select(self, block: QueryBlock) -> Tensor:
-        """[B, H, n, S]; all visible keys while there are no more than the budget."""
+        """[B, H or 1, n, S]; all visible keys while there are no more than the budget."""
         return select(block.logits, block.positions, budget=self.budget, first=self.first, local=self.local)
 
     def kv_reads(self, tokens: int) -> int:
@@ -83,11 +83,13 @@ def select(scores: Tensor, positions: Tensor, *, budget: int, first: int, local:
         local: Keys t - local < s <= t are read.
 
     Returns:
-        Booleans [B, H, n, S].
+        Booleans [B, H, n, S], or [B, 1, n, S] where all queries read everything.
     """
     t = positions[:, None, :, None]
     s = torch.arange(scores.shape[-1], device=scores.device)
     visible = s <= t
+    if bool((t < budget).all()):
+        return visible
     always = visible & ((s < first) | (s > t - local))
     # Beyond the budget, first and local keys don't overlap: what is left of it is the same for all queries.
     chosen = keep_top(scores, budget - first - local, visible & ~always)

@@ -45,7 +45,7 @@ def chosen_by_definition(scores: list[float], t: int, budget: int, first: int, l
 def test_sets_follow_the_definition_with_ties_to_the_lower_index(budget: int, first: int, local: int) -> None:
     scores = torch.randint(0, 4, (2, 3, 20, 20), generator=torch.Generator().manual_seed(0)).double()
     positions = torch.stack([torch.arange(20), torch.arange(20).flip(0)])
-    keep = select(scores, positions, budget=budget, first=first, local=local)
+    keep = select(scores, positions, budget=budget, first=first, local=local).expand(2, 3, 20, 20)
     for row in range(2):
         for head in range(3):
             for query, t in enumerate(positions[row].tolist()):
