@@ -61,7 +61,7 @@ class Placement:
         in_front = torch.arange(keys, device=mask.device) < lengths
         columns = None
         if not torch.equal(seen, in_front):
-            columns = torch.argsort(~seen, dim=-1, stable=True)[:, :extent]
+            columns = torch.argsort((~seen).byte(), dim=-1, stable=True)[:, :extent]
         return cls(positions=positions, columns=columns, real=None if bool(real.all()) else real)
 
     def in_order(self, x: Tensor) -> Tensor:

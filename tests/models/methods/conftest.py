@@ -111,18 +111,23 @@ class Rows:
         """Read a piece of each row; each row's logits [tokens, V]."""
         counts = [len(piece) for piece in pieces]
         width = max(counts)
+        device = self.model.device
         ids = torch.zeros(len(pieces), width, dtype=torch.long)
         for row, piece in enumerate(pieces):
             ids[row, : len(piece)] = piece
         new = torch.arange(width) < torch.tensor(counts)[:, None]
-        given: dict[str, Any] = {"input_ids": ids, "past_key_values": self.cache, "use_cache": True}
+        given: dict[str, Any] = {
+            "input_ids": ids.to(device),
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
         if self.own:
-            given["attention_mask"] = new
+            given["attention_mask"] = new.to(device)
         elif not bool(torch.cat([self.mask, new], 1).all()):
-            given["attention_mask"] = torch.cat([self.mask, torch.ones_like(new)], 1)
+            given["attention_mask"] = torch.cat([self.mask, torch.ones_like(new)], 1).to(device)
             first = torch.tensor(self.lengths)[:, None]
             last = first + torch.tensor(counts)[:, None].clamp(min=1) - 1
-            given["position_ids"] = torch.minimum(first + torch.arange(width), last)
+            given["position_ids"] = torch.minimum(first + torch.arange(width), last).to(device)
         told: Any = contextlib.nullcontext()
         if self.attached is not None:
             told = self.attached.decoding(counts) if decode else self.attached.prefilling(counts)
