@@ -60,7 +60,7 @@ class Attached(ABC):
             auto_phase: See `attach`.
 
         Raises:
-            MethodError: No layer is left for the method.
+            MethodError: No layer is left for the method, or it names one that the model doesn't have.
         """
         # Not the model itself: the map from modules to handles would keep it alive for ever.
         self._model = weakref.ref(model)
@@ -79,6 +79,12 @@ class Attached(ABC):
             raise MethodError(
                 f"{method.name}: nothing would be sparse in {_name(model)} of {num_layers} "
                 f"layer{'s' if num_layers > 1 else ''}: {why}; set dense_layers (none leaves no layer dense)"
+            )
+        beyond = [layer for layer in method.dense_layers if layer >= num_layers]
+        if beyond:
+            raise MethodError(
+                f"{method.name}: dense_layers names {_numbers(beyond)}, and {_name(model)} has {num_layers} "
+                "layers, counted from 0"
             )
         notes = [f"{_numbers(asked)} dense, as {method.name} asks"] if asked else []
         for kind in sorted(set(unfit.values())):

@@ -178,6 +178,12 @@ def test_cache_of_fixed_size_is_refused(llama: PreTrainedModel) -> None:
             llama(piece[None], past_key_values=cache, use_cache=True)
 
 
+def test_dense_layer_that_does_not_exist_is_refused(model: PreTrainedModel) -> None:
+    method = make_method("exact-top", 9, first=2, local=3, dense_layers=(1, 3))
+    with pytest.raises(MethodError, match=r"exact-top: dense_layers names layer 3, and .* has 3 layers"):
+        attach(model, method)
+
+
 def test_unknown_auto_phase_is_refused(llama: PreTrainedModel) -> None:
     with pytest.raises(MethodError, match="auto_phase must be None or \"generate\", got 'steps'"):
         attach(llama, METHOD, auto_phase="steps")  # type: ignore[arg-type]
