@@ -45,7 +45,12 @@ class HeadRMSNorm(nn.Module):
 
 
 class FullAttention(nn.Module):
-    """Causal softmax attention with grouped K/V heads: the dense twin."""
+    """Causal softmax attention with grouped K/V heads: the dense twin.
+
+    Attributes:
+        attend: What stands between the projections, called as `causal_attention`, which it is unless a sparse
+            method is attached (`nsa_models.methods`).
+    """
 
     def __init__(self, config: NSADecoderConfig) -> None:
         """Projections of `config`'s shape."""
@@ -59,6 +64,7 @@ class FullAttention(nn.Module):
         self.o_proj = nn.Linear(heads * d_v, config.hidden_size, bias=False)
         self.q_norm = HeadRMSNorm(d_k, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = HeadRMSNorm(d_k, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.attend: Callable[[Tensor, Tensor, Tensor, RaggedBatch], Tensor] = causal_attention
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, batch: RaggedBatch, cache: NSACacheLayer | None
@@ -69,7 +75,7 @@ class FullAttention(nn.Module):
         v = self.v_proj(x).unflatten(-1, (-1, self.config.v_head_dim))
         if cache is not None:
             k, v = cache.append("k", k, batch), cache.append("v", v, batch)
-        out = causal_attention(q, k, v, batch)
+        out = self.attend(q, k, v, batch)
         projected: Tensor = self.o_proj(out.flatten(-2))
         return projected
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels import num_blocks
+from nsa_models.attention import FullAttention, causal_attention
 from nsa_models.batch import SteadyBatch
 from nsa_models.cache import NSACache
 from nsa_models.configuration import NSADecoderConfig
@@ -40,6 +41,8 @@ def why_not_captured(model: NSADecoderForCausalLM) -> str | None:
         return f"rope_type {rope!r} changes its frequencies with the length"
     if config.attention == "nsa" and config.nsa_backend == "reference":
         return "the reference backend runs on the host"
+    if any(isinstance(m, FullAttention) and m.attend is not causal_attention for m in model.modules()):
+        return "a sparse method is attached, whose reference asks the device for numbers"
     return None
 
 

@@ -1,0 +1,38 @@
+"""Sparse attention methods on dense models: one a file, attached to a loaded model and taken off again.
+
+They are references in plain torch: every key stays in the cache and unread ones are masked, so they show a
+method's quality and count its reads exactly, and save neither time nor memory.
+
+Example:
+    >>> method = parse_method("quest:2560,reading=kernel")
+    >>> with attach(model, method) as attached:
+    ...     cache = model(prompt, use_cache=True).past_key_values
+    ...     with attached.decoding():
+    ...         model(token, past_key_values=cache)
+    ...     attached.reads.decode
+"""
+
+from nsa_models.methods._attach import Attached, attach, attached_to
+from nsa_models.methods._base import DECLARATIONS, Method, MethodError, Phase, field_types
+from nsa_models.methods._block import QueryBlock, keep_top
+from nsa_models.methods._reads import LayerReads, ReadCounts, Reads
+from nsa_models.methods._registry import make_method, methods, parse_method
+
+__all__ = [
+    "DECLARATIONS",
+    "Attached",
+    "LayerReads",
+    "Method",
+    "MethodError",
+    "Phase",
+    "QueryBlock",
+    "ReadCounts",
+    "Reads",
+    "attach",
+    "attached_to",
+    "field_types",
+    "keep_top",
+    "make_method",
+    "methods",
+    "parse_method",
+]

@@ -1,0 +1,206 @@
+"""What a sparse attention method is: its parameters, what it declares, and which keys a query reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+from nsa_models.methods._block import QueryBlock
+
+Phase: TypeAlias = Literal["prefill", "decode", "both"]
+
+
+class MethodError(ValueError):
+    """A method, a parameter of one, or a model that a method can't be attached to; the message says which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A sparse attention method with all of its parameters.
+
+    A subclass is one public module of this package: a frozen, keyword-only dataclass whose docstring says
+    what the method is, its paper, and each parameter with unit and default. It sets the class variables
+    below, `select`, `kv_reads`, and whatever else differs from a method that keeps the whole cache.
+
+    House rules, where papers are silent: ties go to the lower index, a key counts once in the softmax,
+    page and block grids begin at a sequence's own first token.
+
+    Attributes:
+        budget: KV tokens that a query reads per layer and head; `budget_unit` says what else it means.
+        dense_layers: Layers that are left dense, by index from 0.
+    """
+
+    name: ClassVar[str]
+    """How configs and tables call it; its module may be spelled with underscores."""
+    title: ClassVar[str]
+    """One line for lists."""
+    paper: ClassVar[str]
+    """arXiv number."""
+    phase: ClassVar[Phase]
+    """Where it acts: "decode" leaves prompts dense, "prefill" leaves decode steps dense."""
+    budget_unit: ClassVar[str]
+    """What one unit of the budget is."""
+    per: ClassVar[Literal["query head", "KV head", "layer"]]
+    """Who shares one selection: each query head has its own, a KV head's group one, or all heads one."""
+    chunked_prefill: ClassVar[bool]
+    """A prompt read in pieces gives what it gives as a whole."""
+    shared_prefixes: ClassVar[bool]
+    """What was read of a prefix holds whatever follows it, so that prompts may share it."""
+    lm_scores: ClassVar[bool]
+    """Log-likelihoods of prompt tokens are a language model's: no choice looks at later tokens."""
+    simulated: ClassVar[bool]
+    """Quality only: the full cache is kept and masked, so neither time nor memory is saved."""
+    needs_rotary: ClassVar[bool] = False
+    """It moves queries to other positions, so the model must have a rotary embedding that is understood."""
+    version: ClassVar[int] = 1
+    """Raise it when the same parameters can give another response than before."""
+
+    budget: int
+    dense_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the fields that all methods share.
+
+        Raises:
+            MethodError: A field is of another type or out of its range.
+        """
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            if not _fits(getattr(self, field.name), hints[field.name]):
+                self.refuse(field.name, f"must be {_wanted(hints[field.name])}")
+        if self.budget < 1:
+            self.refuse("budget", "must be at least 1 KV token")
+        if list(self.dense_layers) != sorted(set(self.dense_layers)) or min(self.dense_layers, default=0) < 0:
+            self.refuse("dense_layers", "must be rising layer numbers from 0")
+
+    def refuse(self, field: str, what: str) -> None:
+        """Raise the error for a field.
+
+        Raises:
+            MethodError: Always: "quest: page must be at least 1, got 0".
+        """
+        raise MethodError(f"{self.name}: {field} {what}, got {getattr(self, field)!r}")
+
+    # --- what a query reads ---
+
+    @abstractmethod
+    def select(self, block: QueryBlock) -> Tensor:
+        """The keys that a block of queries reads.
+
+        Args:
+            block: Queries and all keys of their rows. In a decode-only method it holds one query a row.
+
+        Returns:
+            Booleans [B, H or 1, n, S]: the set of each query (and head), within `block.visible`.
+        """
+
+    def logits(self, block: QueryBlock) -> Tensor:
+        """Logits [B, H, n, S] of the softmax; only those of selected keys count."""
+        return block.logits
+
+    @abstractmethod
+    def kv_reads(self, tokens: int) -> int:
+        """KV tokens that the query at position tokens - 1 reads, per head and layer.
+
+        Where heads differ it is the most that one can read.
+        """
+
+    def kv_reads_least(self, tokens: int) -> int:
+        """As `kv_reads`, for the head that reads least; the same number unless the method says otherwise."""
+        return self.kv_reads(tokens)
+
+    def kv_kept(self, tokens: int) -> int:
+        """KV tokens that the method keeps after `tokens` tokens, per KV head and layer. All by default."""
+        return tokens
+
+    def index_reads(self, tokens: int) -> int:
+        """What choosing costs besides: vectors of a key's width, read by the query at position tokens - 1."""
+        return 0
+
+    # --- names and records ---
+
+    def parameters(self) -> dict[str, Any]:
+        """All fields by name, with the budget first."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @property
+    def label(self) -> str:
+        """`quest@2560`, with every parameter that isn't at its default: `quest@2560-reading=kernel`.
+
+        Letters, digits and `. _ - @ + =` only, so that it can name a file.
+        """
+        parts = [f"{self.name}@{self.budget}"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "budget" and value != field.default:
+                parts.append(f"{field.name}={_written(value)}")
+        return "-".join(parts)
+
+    def describe(self) -> dict[str, Any]:
+        """Every parameter and declaration as plain JSON: what a stored response depends on."""
+        parameters = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in self.parameters().items()
+        }
+        declarations = {key: getattr(self, key) for key in DECLARATIONS}
+        return {
+            "method": self.name,
+            "label": self.label,
+            "parameters": parameters,
+            "declarations": declarations,
+        }
+
+
+DECLARATIONS = (
+    "title",
+    "paper",
+    "phase",
+    "budget_unit",
+    "per",
+    "chunked_prefill",
+    "shared_prefixes",
+    "lm_scores",
+    "simulated",
+    "version",
+)
+"""Class variables of a method that records carry."""
+
+
+def field_types(method: type[Method]) -> Mapping[str, Any]:
+    """A method's fields and their types, in the order in which they are shown."""
+    hints = get_type_hints(method)
+    return MappingProxyType({field.name: hints[field.name] for field in dataclasses.fields(method)})
+
+
+def _fits(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type, or a form of `typing`
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is Union:
+        return any(_fits(value, one) for one in get_args(kind))
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _wanted(kind: Any) -> str:  # noqa: ANN401 - as in `_fits`
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "a tuple of whole numbers"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
+        kind, str(kind)
+    )
+
+
+def _written(value: object) -> str:
+    if isinstance(value, tuple):
+        return "+".join(map(str, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,109 @@
+"""Exact counts of the KV tokens that queries read under a method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Now: TypeAlias = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadCounts:
+    """KV tokens read; a query of each head of each layer counts on its own."""
+
+    queries: int
+    """Queries x heads x layers."""
+    read: int
+    """KV tokens that they read."""
+    dense: int
+    """KV tokens that dense attention would have read."""
+
+    @property
+    def per_query(self) -> float:
+        """KV tokens a query read per head and layer, on average; 0 where nothing was counted."""
+        return self.read / self.queries if self.queries else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerReads:
+    """What one layer read in one forward."""
+
+    layer: int
+    phase: Now
+    sparse: bool
+    """Whether the method chose the keys: False in dense layers and in a phase that it leaves alone."""
+    counts: ReadCounts
+
+
+class Reads:
+    """Reads since the method was attached, or since `reset()`.
+
+    Counts stay on the device until somebody asks, so that counting doesn't make a GPU wait. A forward that
+    was broken off, or repeated with a smaller batch, has read what it has read.
+    """
+
+    def __init__(self) -> None:
+        """Nothing read yet."""
+        self._totals: dict[Now, Tensor] = {}
+        self._last: list[tuple[int, Now, bool, Tensor]] = []
+
+    def add(
+        self,
+        *,
+        layer: int,
+        phase: Now,
+        sparse: bool,
+        heads: int,
+        queries: Tensor,
+        read: Tensor,
+        dense: Tensor,
+    ) -> None:
+        """Count one layer of a forward.
+
+        Args:
+            layer: Its index. One that isn't above the last begins a forward.
+            phase: What the caller says it is.
+            sparse: Whether the method chose.
+            heads: H, query heads.
+            queries: Real queries.
+            read: KV tokens read over all heads.
+            dense: KV tokens that dense attention reads in one head.
+        """
+        counts = torch.stack([queries * heads, read, dense * heads])
+        if self._last and layer <= self._last[-1][0]:
+            self._last = []
+        self._last.append((layer, phase, sparse, counts))
+        before = self._totals.get(phase)
+        # Layers of one model may live on several devices.
+        self._totals[phase] = counts if before is None else before + counts.to(before.device)
+
+    @property
+    def last(self) -> list[LayerReads]:
+        """The last forward, layer by layer."""
+        return [
+            LayerReads(layer=layer, phase=phase, sparse=sparse, counts=_counts(counts))
+            for layer, phase, sparse, counts in self._last
+        ]
+
+    @property
+    def prefill(self) -> ReadCounts:
+        """All prefill so far."""
+        return _counts(self._totals.get("prefill"))
+
+    @property
+    def decode(self) -> ReadCounts:
+        """All decode steps so far."""
+        return _counts(self._totals.get("decode"))
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._totals, self._last = {}, []
+
+
+def _counts(tensor: Tensor | None) -> ReadCounts:
+    queries, read, dense = tensor.tolist() if tensor is not None else (0, 0, 0)
+    return ReadCounts(queries=queries, read=read, dense=dense)

@@ -1,0 +1,156 @@
+"""Quest: pages of keys, chosen by an upper bound of q.k from each page's extremes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from nsa_models.methods._base import Method, Phase
+from nsa_models.methods._block import QueryBlock, grouped, keep_top
+
+Reading = Literal["eval", "kernel"]
+
+# The evaluation code of the paper never chooses fewer pages.
+_LEAST_PAGES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quest(Method):
+    """Quest: query-aware choice of KV pages while decoding (arXiv 2406.10774).
+
+    Keys stand in pages of `page` tokens, the last one incomplete. Over its keys after RoPE, a page
+    scores sum_d max(q_d max_d, q_d min_d), an upper bound of their q.k, and the query reads the pages of
+    highest score whole. Prompts are read dense. The authors' two programs read the paper differently:
+
+    - `eval`, their evaluation: max(3, min(budget, N) // page) of all pages; the last page is not forced, so
+      that a head may leave out the newest tokens, and reads fewer than the budget when it takes the last one.
+    - `kernel`, their CUDA kernels: budget // page pages, of which the last is always one and isn't scored.
+
+    Attributes:
+        budget: KV tokens a query reads per layer and head while decoding, rounded down to whole pages.
+        page: Tokens of a page. Default 16 (the authors').
+        reading: "eval" (default) or "kernel".
+        dense_layers: Layers left dense. Default 0 and 1 (the authors').
+    """
+
+    name: ClassVar[str] = "quest"
+    title: ClassVar[str] = "Quest: pages of highest upper bound of q.k, in decode"
+    paper: ClassVar[str] = "2406.10774"
+    phase: ClassVar[Phase] = "decode"
+    budget_unit: ClassVar[str] = "KV tokens read per decoded query, layer and head, in whole pages"
+    per: ClassVar[Literal["query head", "KV head", "layer"]] = "query head"
+    chunked_prefill: ClassVar[bool] = True
+    shared_prefixes: ClassVar[bool] = True
+    lm_scores: ClassVar[bool] = True
+    simulated: ClassVar[bool] = True
+
+    page: int = 16
+    reading: Reading = "eval"
+    dense_layers: tuple[int, ...] = (0, 1)
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            MethodError: An empty page, an unknown reading, or a budget of fewer pages than the reading takes.
+        """
+        super().__post_init__()
+        if self.page < 1:
+            self.refuse("page", "must be at least 1 token")
+        pages = _LEAST_PAGES if self.reading == "eval" else 1
+        if self.budget < pages * self.page:
+            self.refuse(
+                "budget",
+                f"must be at least {pages * self.page} KV tokens: the {self.reading} reading takes {pages} "
+                f"page{'s' if pages > 1 else ''} of {self.page} at least",
+            )
+
+    def select(self, block: QueryBlock) -> Tensor:
+        """[B, H, 1, S]."""
+        return select(
+            block.q, block.k, block.positions, budget=self.budget, page=self.page, reading=self.reading
+        )
+
+    def kv_reads(self, tokens: int) -> int:
+        """Tokens of the chosen pages; with "eval", of a head that doesn't take an incomplete last page."""
+        pages, last = self._pages(tokens)
+        chosen = self._chosen(tokens)
+        if chosen == pages:
+            return tokens
+        return chosen * self.page if self.reading == "eval" else (chosen - 1) * self.page + last
+
+    def kv_reads_least(self, tokens: int) -> int:
+        """As `kv_reads`, of a head that takes the last page."""
+        pages, last = self._pages(tokens)
+        chosen = self._chosen(tokens)
+        return tokens if chosen == pages else (chosen - 1) * self.page + last
+
+    def index_reads(self, tokens: int) -> int:
+        """Both extremes of every page that is scored."""
+        pages, _ = self._pages(tokens)
+        return 2 * pages if self.reading == "eval" else 2 * (pages - 1)
+
+    def _pages(self, tokens: int) -> tuple[int, int]:
+        """Pages, and tokens of the last one."""
+        pages = -(-tokens // self.page)
+        return pages, tokens - (pages - 1) * self.page
+
+    def _chosen(self, tokens: int) -> int:
+        pages, _ = self._pages(tokens)
+        if self.reading == "eval":
+            return min(max(_LEAST_PAGES, min(self.budget, tokens) // self.page), pages)
+        return min(self.budget // self.page, pages)
+
+
+def select(q: Tensor, k: Tensor, positions: Tensor, *, budget: int, page: int, reading: Reading) -> Tensor:
+    """The keys that one query a row reads.
+
+    Args:
+        q: [B, H, 1, d].
+        k: [B, H_kv, S, d], key s at position s.
+        positions: [B, 1] of the queries.
+        budget: KV tokens.
+        page: Tokens of a page.
+        reading: See `Quest`.
+
+    Returns:
+        Booleans [B, H, 1, S].
+    """
+    tokens = (positions + 1)[:, None, :, None]  # [B, 1, 1, 1]
+    scores = page_scores(q, k, positions, page)
+    pages = (tokens + page - 1).div(page, rounding_mode="floor")
+    index = torch.arange(scores.shape[-1], device=q.device)
+    if reading == "eval":
+        count = tokens.clamp(max=budget).div(page, rounding_mode="floor").clamp(min=_LEAST_PAGES)
+        chosen = keep_top(scores, count, index < pages)
+    else:
+        last = index == pages - 1
+        chosen = last | keep_top(scores, budget // page - 1, index < pages - 1)
+    s = torch.arange(k.shape[2], device=q.device)
+    return chosen.repeat_interleave(page, dim=-1)[..., : k.shape[2]] & (s < tokens)
+
+
+def page_scores(q: Tensor, k: Tensor, positions: Tensor, page: int) -> Tensor:
+    """An upper bound of q.k over the keys of each page, [B, H, 1, pages]; 0 for a page that isn't visible.
+
+    Args:
+        q: [B, H, 1, d].
+        k: [B, H_kv, S, d], key s at position s.
+        positions: [B, 1] of the queries; a page holds no key behind its row's query.
+        page: Tokens of a page.
+    """
+    width = k.shape[2]
+    pages = -(-width // page)
+    hidden = (torch.arange(width, device=k.device) > positions)[:, None, :, None]  # [B, 1, S, 1]
+    extremes = []
+    for fill, reduce in ((float("-inf"), torch.amax), (float("inf"), torch.amin)):
+        filled = k.masked_fill(hidden, fill)
+        filled = torch.nn.functional.pad(filled, (0, 0, 0, pages * page - width), value=fill)
+        extreme = reduce(filled.unflatten(2, (pages, page)), dim=3)
+        extremes.append(extreme.masked_fill(extreme.isinf(), 0.0))  # pages without a visible key
+    high, low = extremes
+    # max(q max, q min) is q max where q > 0, and q min elsewhere.
+    return grouped(q.clamp(min=0), high.transpose(-1, -2)) + grouped(q.clamp(max=0), low.transpose(-1, -2))

@@ -1,0 +1,148 @@
+"""Small dense models of three kinds in float64, and a list of methods small enough to leave most keys out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
+from nsa_models.methods import Attached, Method, make_method
+
+VOCAB = 61
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "initializer_range": 0.3,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+
+MODELS: dict[str, Callable[..., PreTrainedModel]] = {
+    "llama": lambda **changes: LlamaForCausalLM(LlamaConfig(**{**SHAPE, **changes})),
+    "qwen3": lambda **changes: Qwen3ForCausalLM(Qwen3Config(**{**SHAPE, **changes})),
+    "decoder": lambda **changes: NSADecoderForCausalLM(
+        NSADecoderConfig(**{**SHAPE, "attention": "full", **changes})
+    ),
+}
+
+# A method is tested by standing here: options under which a row of 40 tokens has far more than it reads. The
+# same options with a large budget must read everything.
+LISTED: dict[str, list[dict[str, Any]]] = {
+    "exact-top": [
+        {"budget": 9, "first": 2, "local": 3},
+        {"budget": 6, "first": 0, "local": 0, "dense_layers": (1,)},
+    ],
+    "quest": [
+        {"budget": 12, "page": 4, "dense_layers": (0,)},
+        {"budget": 12, "page": 4, "dense_layers": (), "reading": "kernel"},
+    ],
+    "streaming-llm": [{"budget": 9, "first": 2}, {"budget": 7, "first": 0}],
+}
+
+
+def small_methods() -> list[Method]:
+    """All methods of the list."""
+    return [make_method(name, **options) for name, many in LISTED.items() for options in many]
+
+
+@pytest.fixture(params=small_methods(), ids=lambda method: method.label)
+def method(request: pytest.FixtureRequest) -> Method:
+    """Each method of the list in turn."""
+    return request.param
+
+
+@pytest.fixture
+def make_model() -> Callable[..., PreTrainedModel]:
+    """Make a model in float64: make_model("llama", num_hidden_layers=1)."""
+
+    def make(kind: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+        torch.manual_seed(seed)
+        return MODELS[kind](**changes).to(torch.float64).eval()
+
+    return make
+
+
+@pytest.fixture(params=list(MODELS))
+def model(request: pytest.FixtureRequest, make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """Each kind of model in turn."""
+    return make_model(request.param)
+
+
+def tokens(count: int, seed: int = 1) -> Tensor:
+    """[count] random tokens."""
+    return torch.randint(3, VOCAB, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+class Rows:
+    """Rows of a batch, read in right-padded pieces as the engine does: holes stay in transformers' caches."""
+
+    def __init__(self, model: PreTrainedModel, count: int, attached: Attached | None = None) -> None:
+        self.model, self.attached = model, attached
+        self.own = isinstance(model, NSADecoderForCausalLM)
+        self.cache = None if self.own else DynamicCache(config=model.config)
+        self.lengths = [0] * count
+        self.mask = torch.zeros(count, 0, dtype=torch.bool)
+
+    @torch.no_grad()
+    def feed(self, pieces: list[Tensor], *, decode: bool = False) -> list[Tensor]:
+        """Read a piece of each row; each row's logits [tokens, V]."""
+        counts = [len(piece) for piece in pieces]
+        width = max(counts)
+        device = self.model.device
+        ids = torch.zeros(len(pieces), width, dtype=torch.long)
+        for row, piece in enumerate(pieces):
+            ids[row, : len(piece)] = piece
+        new = torch.arange(width) < torch.tensor(counts)[:, None]
+        given: dict[str, Any] = {
+            "input_ids": ids.to(device),
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+        if self.own:
+            given["attention_mask"] = new.to(device)
+        elif not bool(torch.cat([self.mask, new], 1).all()):
+            given["attention_mask"] = torch.cat([self.mask, torch.ones_like(new)], 1).to(device)
+            first = torch.tensor(self.lengths)[:, None]
+            last = first + torch.tensor(counts)[:, None].clamp(min=1) - 1
+            given["position_ids"] = torch.minimum(first + torch.arange(width), last).to(device)
+        told: Any = contextlib.nullcontext()
+        if self.attached is not None:
+            told = self.attached.decoding(counts) if decode else self.attached.prefilling(counts)
+        with told:
+            output = self.model(**given)
+        self.cache = output.past_key_values
+        self.mask = torch.cat([self.mask, new], 1)
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        return [logits[:count] for logits, count in zip(output.logits, counts, strict=True)]
+
+
+def read_alone(model: PreTrainedModel, attached: Attached | None, row: Tensor, steps: int) -> Tensor:
+    """Logits [tokens, V] of one row: all but the last `steps` tokens as one prompt, those one by one."""
+    rows = Rows(model, 1, attached)
+    parts = rows.feed([row[: len(row) - steps]])
+    for token in row[len(row) - steps :]:
+        parts += rows.feed([token[None]], decode=True)
+    return torch.cat(parts)
