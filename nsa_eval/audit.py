@@ -41,6 +41,12 @@ KINDS: dict[str, AuditKind] = {
         sentence="its config names no longest length; a default was taken",
         of_model=True,
     ),
+    "method": AuditKind(
+        title="What a sparse method does beside its definition",
+        sentence="its sparse method comes with {n} remarks",
+        of_model=True,
+        always_shown=False,
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from nsa_eval._suggest import did_you_mean
 from nsa_eval.errors import UserError
@@ -82,6 +84,30 @@ def zoo_names() -> list[str]:
     """The bundled checkpoints as `zoo:NAME`, by their folders alone: for checking names."""
     home = _models_package() / "zoo"
     return [f"zoo:{file.parent.name}" for file in sorted(home.glob("*/config.json"))]
+
+
+def checkpoint_config(path: str) -> dict[str, Any] | None:
+    """The config.json of a bundled or local checkpoint, unchecked; None where it isn't at hand."""
+    folder = _models_package() / "zoo" / path.removeprefix("zoo:") if path.startswith("zoo:") else Path(path)
+    try:
+        content = json.loads((folder.expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):  # said in full when the checkpoint is loaded
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def list_methods() -> list[CatalogEntry]:
+    """The sparse-attention methods (importing them takes seconds: they import torch)."""
+    from nsa_models.methods import methods
+
+    return [
+        CatalogEntry(
+            name=name,
+            kind=f"{method.phase if method.phase != 'both' else 'prefill and decode'}, arXiv {method.paper}",
+            description=f"{method.title}; budget: {method.budget_unit}",
+        )
+        for name, method in methods().items()
+    ]
 
 
 def _models_package() -> Path:

@@ -290,11 +290,12 @@ def _read_audit(directory: RunDirectory) -> tuple[dict[str, Any], ...]:
 
 
 def _results(config: RunConfig, directory: RunDirectory) -> Run:
-    """The config's models, in its order: the folder may hold others from before."""
+    """The config's variants, in its order: the folder may hold others from before."""
     from nsa_eval.results import load_run
 
     run = load_run(directory.path)
-    named = {model.name: run.models[model.name] for model in config.models if model.name in run.models}
+    names = [variant.name for variant in all_variants(config)]
+    named = {name: run.models[name] for name in names if name in run.models}
     return run.model_copy(update={"models": named})
 
 

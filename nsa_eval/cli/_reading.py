@@ -27,6 +27,7 @@ class Kind(StrEnum):
 
     models = "models"
     tasks = "tasks"
+    methods = "methods"
     configs = "configs"
 
 
@@ -132,6 +133,7 @@ def report_command(
         "nsa-eval ls models",
         "nsa-eval ls tasks",
         "nsa-eval ls tasks --lm-eval --match arc",
+        "nsa-eval ls methods",
         "nsa-eval ls configs",
     ),
 )
@@ -143,7 +145,7 @@ def ls_command(
     ] = False,
     match: Annotated[str, typer.Option("--match", help="Only names that contain this.")] = "",
 ) -> None:
-    """List bundled checkpoints, tasks or configs."""
+    """List bundled checkpoints, tasks, sparse-attention methods or configs."""
     from nsa_eval import catalog
     from nsa_eval.cli._output import print_entries
 
@@ -153,6 +155,7 @@ def ls_command(
     lists = {
         Kind.models: catalog.list_models,
         Kind.tasks: catalog.list_tasks,
+        Kind.methods: catalog.list_methods,
         Kind.configs: catalog.list_configs,
     }
     print_entries([entry for entry in lists[kind]() if match in entry.name])

@@ -99,11 +99,11 @@ def _check_variants(config: RunConfig) -> Iterator[Problem]:
 
 
 def _check_method(method: MethodSpec) -> Iterator[Problem]:
-    from nsa_models import methods
+    from nsa_models.methods import MethodError, make_method
 
     try:
-        methods.make_method(method.name, method.budget, **method.options)
-    except methods.MethodError as error:
+        make_method(method.name, method.single_budget, **method.options)
+    except MethodError as error:
         yield (), str(error)
 
 

@@ -48,6 +48,14 @@ def _name(value: object) -> str:
     )
 
 
+def _budget(value: object) -> Any:  # noqa: ANN401  (int | list[int])
+    if not isinstance(value, list):
+        return parse_length(value)
+    if not value or len({parse_length(item) for item in value}) < len(value):
+        raise ValueError(f"expected a budget in tokens, or a list of them, each once, got {value!r}")
+    return [parse_length(item) for item in value]
+
+
 def variant_name(value: object) -> str:
     """Check the name of a variant, which may hold `+`, `=`, `@` and `,` too.
 
@@ -104,6 +112,8 @@ Length = Annotated[int, BeforeValidator(parse_length)]
 """Tokens: a whole number, or text such as 4k."""
 Name = Annotated[str, BeforeValidator(_name)]
 """A name that may become part of a file name."""
+Budget = Annotated[int | list[int], BeforeValidator(_budget)]
+"""KV tokens: one budget, or a list of them."""
 VariantName = Annotated[str, BeforeValidator(variant_name)]
 """A variant's name, which may become part of a file name."""
 Limit = Annotated[int | float, BeforeValidator(_limit)]

@@ -78,7 +78,7 @@ def _parts(changes: Mapping[str, Any], method: MethodSpec | None) -> Iterator[st
     for key, value in changes.items():
         yield f"+{_SYMBOLS.get(key, key)}={_short(value)}"
     if method is not None:
-        yield f"+{method.name}" + (f"@{method.budget}" if method.budget is not None else "")
+        yield f"+{method.name}@{method.budget}"
         yield from (f",{key}={_short(value)}" for key, value in method.options.items())
 
 

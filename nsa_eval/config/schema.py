@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from nsa_eval.config._marks import Neutral, Request, Source
 from nsa_eval.config._types import (
     BatchSize,
+    Budget,
     ChatTemplate,
     Length,
     Limit,
@@ -38,8 +39,19 @@ class MethodSpec(_Section):
 
     name: str = Field(min_length=1)
     """Which method: `nsa-eval ls methods` lists them."""
-    budget: Length | list[Length] | None = None
-    """KV tokens that a query reads (the method says in which unit); a list makes one variant of each."""
+    budget: Budget
+    """KV tokens that a query reads (the method says what counts); a list makes one variant of each."""
+
+    @property
+    def single_budget(self) -> int:
+        """The budget of a variant, in which lists are written out.
+
+        Raises:
+            ValueError: A list.
+        """
+        if isinstance(self.budget, list):
+            raise ValueError(f"{self.name}: one budget, not a list, makes a method: {self.budget}")
+        return self.budget
 
     @property
     def options(self) -> dict[str, Any]:

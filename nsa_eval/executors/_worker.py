@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nsa_eval.config import EngineSpec, ModelSpec, Variant
+from nsa_eval.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from nsa_eval.engine import Answerer, Emit, ModelFacts, Request
     from nsa_models import RunningBackend
+    from nsa_models.methods import Attached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,7 @@ class Worker:
         self._weights: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._answerer: Answerer | None = None
+        self._attached: Attached | None = None
 
     def load(self, checkpoint: ModelSpec) -> None:
         """Load a checkpoint; the one before is let go first.
@@ -80,10 +83,13 @@ class Worker:
         assert self._weights is not None, "load comes first"
         assert self._tokenizer is not None
         assert self._checkpoint is not None
+        self._detach()
         changes = nsa_models.changed_fields(self._weights, variant.changes)
         model = nsa_models.with_fields(
             self._weights, changes, trust_remote_code=self._checkpoint.trust_remote_code
         )
+        if variant.method is not None:
+            self._attached = _attach(model, variant)
         self._answerer = Answerer(
             model, self._tokenizer, max_length=self._checkpoint.max_length, settings=self._settings
         )
@@ -92,6 +98,7 @@ class Worker:
             backend=nsa_models.running_backend(model),
             attention=str(getattr(model.config, "attention", "full")),
             changes=changes,
+            method=self._attached.method.describe() if self._attached is not None else None,
         )
 
     def answer(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
@@ -111,7 +118,29 @@ class Worker:
 
         if self._weights is None:
             return
+        self._detach()
         self._weights = self._tokenizer = self._answerer = self._checkpoint = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _detach(self) -> None:
+        if self._attached is not None:
+            self._attached.detach()
+            self._attached = None
+
+
+def _attach(model: PreTrainedModel, variant: Variant) -> Attached:
+    """Put a variant's method on its model.
+
+    Raises:
+        UserError: The model can't take it.
+    """
+    from nsa_models.methods import MethodError, attach, make_method
+
+    method = variant.method
+    assert method is not None
+    try:
+        return attach(model, make_method(method.name, method.single_budget, **method.options))
+    except MethodError as error:
+        raise UserError(f"{variant.name}: {error}") from None
