@@ -51,9 +51,10 @@ def load_task_yaml(path: Path, *, resolve: bool) -> dict[str, Any]:
 
 @cache
 def task_files() -> dict[str, Path]:
-    """Map each task's name to its YAML, in the order of the families' folders."""
+    """Map each task's name to its YAML, in the order of the task families' folders."""
     files = {}
-    for path in sorted(TASKS_DIR.glob("*/*.yaml")):
-        if not path.name.startswith("_"):
-            files[str(load_task_yaml(path, resolve=False)["task"])] = path
+    for root in map(Path, importlib.import_module("nsa_tasks").__path__):
+        for path in sorted(root.glob("*/*.yaml")):
+            if not path.name.startswith("_"):
+                files[str(load_task_yaml(path, resolve=False)["task"])] = path
     return files
