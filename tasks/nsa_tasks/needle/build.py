@@ -159,6 +159,7 @@ def _fill(
     probe = stretch_of(4000)[0][:4000]
     ratio = len(probe) / max(len(tokens.encode(probe, special=False).ids), 1)
     characters = int(max(budget, 1) * ratio * 1.1) + 500
+    before = 0
     while True:
         text, complete = stretch_of(characters)
         try:
@@ -170,8 +171,8 @@ def _fill(
                 f"{error.args[0]} of this tokenizer's tokens, and the reply {params.new_tokens}. "
                 f"Use lengths of at least {shortest}, better a few hundred more, or a smaller new_tokens."
             ) from None
-        if not filled.exhausted:
-            return filled
+        if not filled.exhausted or filled.request.tokens == before:
+            return filled  # where more filler makes no longer request, more of it never will
         if complete:
             missing = budget - filled.request.tokens
             raise TaskParameterError(
@@ -180,4 +181,5 @@ def _fill(
                 f"{filled.filler_tokens + missing:,}. Add text, use shorter lengths, or take "
                 "haystack = generated; the text is never repeated."
             )
+        before = filled.request.tokens
         characters = int(characters * 1.5)
