@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,9 @@ def evaluate_model(
             model.path, dtype=model.dtype, device=model.device, backend=model.backend, **options
         )
         fingerprint = nsa_models.fingerprint(model.path, revision=model.revision)
-        engine = _make_engine(weights, tokenizer, fingerprint, model, config, store, progress)
+        engine = _make_engine(
+            weights, tokenizer, fingerprint, model, config, store, progress, truncations=tasks.truncations
+        )
         progress.say(model.name)
         planned = progress.done + guessed + sum(job.tokens or 0 for job in jobs)
         results = evaluate_tasks(engine, tasks, model, config)
@@ -106,6 +108,8 @@ def _make_engine(
     config: RunConfig,
     store: ResponseStore,
     progress: Progress,
+    *,
+    truncations: Mapping[str, Any],
 ) -> Any:  # noqa: ANN401  (Engine)
     from nsa_eval._counting import CountingStore
     from nsa_eval.engine import Engine
@@ -117,6 +121,7 @@ def _make_engine(
         batch_size=settings.batch_size,
         max_length=model.max_length,
         truncation=settings.truncation,
+        truncations=truncations,
         prefill_chunk=settings.prefill_chunk,
         share_prefixes=settings.share_prefixes,
         cuda_graphs=settings.cuda_graphs,

@@ -24,7 +24,7 @@ class CatalogEntry:
     name: str
     """What to write in a config or on the command line."""
     kind: str
-    """Its family: attention of a model, protocol of a task, ..."""
+    """What sort it is: attention of a model, task family and protocol of a task, ..."""
     description: str
     """One line."""
     path: Path | None = None
@@ -82,6 +82,11 @@ def zoo_names() -> list[str]:
     """The bundled checkpoints as `zoo:NAME`, by their folders alone: for checking names."""
     home = _models_package() / "zoo"
     return [f"zoo:{file.parent.name}" for file in sorted(home.glob("*/config.json"))]
+
+
+def zoo_folder(name: str) -> Path:
+    """The folder of `zoo:NAME`; it need not exist."""
+    return _models_package() / "zoo" / name.removeprefix("zoo:")
 
 
 def _models_package() -> Path:

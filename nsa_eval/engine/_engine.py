@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -47,6 +47,7 @@ class Engine(TemplateLM):
         batch_size: int | Literal["auto"] = "auto",
         max_length: int | None = None,
         truncation: Truncation = "error",
+        truncations: Mapping[str, Truncation] | None = None,
         prefill_chunk: int = 8192,
         share_prefixes: bool = True,
         cuda_graphs: Literal["auto", "off"] = "auto",
@@ -65,6 +66,7 @@ class Engine(TemplateLM):
             max_length: Most tokens of prompt and reply together; default: what config or tokenizer say.
             truncation: What to do with a longer prompt: "error" stops with a message, "left" drops its start
                 as lm-eval does, "middle" keeps the first and the last half (LongBench). Cuts are in `audit`.
+            truncations: The same for single tasks, by name; where a task is named, this counts.
             prefill_chunk: Tokens of a prompt per forward; bounds the memory for activations.
             share_prefixes: Compute prefixes that several requests share once.
             cuda_graphs: "auto" replays the decode step of the project's own decoder from a CUDA graph on a
@@ -79,7 +81,8 @@ class Engine(TemplateLM):
             UserError: A setting out of range.
         """
         super().__init__()
-        _check(batch_size, max_length, truncation, prefill_chunk, cuda_graphs)
+        for policy in (truncation, *(truncations or {}).values()):
+            _check(batch_size, max_length, policy, prefill_chunk, cuda_graphs)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -87,7 +90,11 @@ class Engine(TemplateLM):
         self._ledger = Ledger(store, store_context, on_response)
         self.max_length = max_length or self._default_max_length()
         self.prompts = PromptEncoder(
-            tokenizer, max_length=self.max_length, truncation=truncation, add_bos_token=add_bos_token
+            tokenizer,
+            max_length=self.max_length,
+            truncation=truncation,
+            truncations=truncations,
+            add_bos_token=add_bos_token,
         )
         self.prefill_chunk = prefill_chunk
         self.share_prefixes = share_prefixes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,11 +48,13 @@ class PromptEncoder:
         max_length: int,
         truncation: Truncation,
         add_bos_token: bool | None,
+        truncations: Mapping[str, Truncation] | None = None,
     ) -> None:
         """Args are those of the Engine."""
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.truncation = truncation
+        self.truncations = dict(truncations or {})
         self.add_bos_token = add_bos_token
         bos = tokenizer.bos_token_id
         self._adds_bos = bos is not None and list(tokenizer.encode("a"))[:1] == [bos]
@@ -188,20 +191,21 @@ class PromptEncoder:
         size = len(prompt.context)
         if size <= room:
             return
-        if self.truncation == "error":
+        truncation = self.truncations.get(origin.task, self.truncation)
+        if truncation == "error":
             beside = f"{budget} new tokens" if budget else f"{len(prompt.continuation)} tokens to score"
             raise UserError(
                 f"{origin}: the prompt has {size} tokens, and with {beside} only {room} fit the limit of "
                 f"{self.max_length}; ask for shorter prompts, raise max_length, or choose truncation: left "
                 "or middle (every cut is then reported)"
             )
-        prompt.context = cut_tokens(prompt.context, room, self.truncation)
+        prompt.context = cut_tokens(prompt.context, room, truncation)
         prompt.events.append(
             AuditEvent(
                 kind="truncated",
                 task=origin.task,
                 doc_id=origin.doc_id,
-                detail=f"{self.truncation}: {size - len(prompt.context)} of {size} prompt tokens cut",
+                detail=f"{truncation}: {size - len(prompt.context)} of {size} prompt tokens cut",
                 before=size,
                 after=len(prompt.context),
             )

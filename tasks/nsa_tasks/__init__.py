@@ -11,7 +11,7 @@ such tasks), `sampling` (seeds, several replies a document), `data` (local files
 
 from nsa_tasks._api import TaskInfo, families, family_of, list_tasks, resolve, task_spec
 from nsa_tasks._errors import TaskDataError, TaskError, TaskParameterError
-from nsa_tasks._parameters import ParameterInfo, read_token_count
+from nsa_tasks._parameters import Parameter, ParameterInfo, read_token_count
 from nsa_tasks._suggest import closest
 from nsa_tasks._yaml import TASKS_DIR
 from nsa_tasks.family import FamilyCommand, Params, Size, TaskFamily, Truncation
@@ -19,6 +19,7 @@ from nsa_tasks.family import FamilyCommand, Params, Size, TaskFamily, Truncation
 __all__ = [
     "TASKS_DIR",
     "FamilyCommand",
+    "Parameter",
     "ParameterInfo",
     "Params",
     "Size",

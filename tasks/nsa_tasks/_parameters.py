@@ -35,6 +35,9 @@ class Parameter:
     write: Callable[[Any], Any] = lambda value: value
     """Turns that form into what a config holds, where people write it shorter: 11 for eleven even depths."""
 
+    parse: Callable[[str], object] = str
+    """Turns a flag's text into what a config would hold. Raises ValueError for what no config could hold."""
+
     scheme: str | None = None
     """Set where a value `SCHEME:PATH` names a file or folder of the user's. Results then carry a hash of its
     content under `SCHEME_hash`, so that the path counts for nothing."""
@@ -67,13 +70,7 @@ def read_parameters(
     Raises:
         TaskParameterError: An unknown name, or a value that its parameter cannot use.
     """
-    names = [parameter.name for parameter in known]
-    for name in given:
-        if name not in names:
-            raise TaskParameterError(
-                f"{task}: unknown parameter {name!r}{_hint(str(name), names)}. "
-                f"It takes: {', '.join(names)}."
-            )
+    _refuse_unknown(task, [parameter.name for parameter in known], given)
     values = {}
     for parameter in known:
         values[parameter.name] = _read(task, parameter, given.get(parameter.name, defaults[parameter.name]))
@@ -86,15 +83,22 @@ def write_parameters(task: str, known: Sequence[Parameter], given: Mapping[str, 
     Args:
         task: Task name, for messages.
         known: The parameters that the task takes.
-        given: What the user gave; every key is a known parameter.
+        given: What the user gave. Every key must be a known parameter.
 
     Raises:
-        TaskParameterError: A value that its parameter cannot use.
+        TaskParameterError: An unknown name, or a value that its parameter cannot use.
     """
     by_name = {parameter.name: parameter for parameter in known}
-    return {
-        name: by_name[name].write(_read(task, by_name[name], value)) for name, value in given.items()
-    }
+    _refuse_unknown(task, list(by_name), given)
+    return {name: by_name[name].write(_read(task, by_name[name], value)) for name, value in given.items()}
+
+
+def _refuse_unknown(task: str, names: Sequence[str], given: Mapping[str, Any]) -> None:
+    for name in given:
+        if name not in names:
+            raise TaskParameterError(
+                f"{task}: unknown parameter {name!r}{_hint(str(name), names)}. It takes: {', '.join(names)}."
+            )
 
 
 def _read(task: str, parameter: Parameter, value: object) -> Any:  # noqa: ANN401  (any JSON value)
@@ -187,11 +191,9 @@ def read_depths(value: object) -> list[float]:
         raise ValueError(expected)
     if isinstance(value, str):
         try:
-            numbers = [float(part.strip().removesuffix("%")) for part in value.split(",") if part.strip()]
+            value = parse_depths(value)
         except ValueError:
             raise ValueError(expected) from None
-        count = "," not in value and "%" not in value and numbers and numbers[0].is_integer()
-        value = int(numbers[0]) if count else numbers
     if isinstance(value, int):
         if not 1 <= value <= _MOST_DEPTHS:
             raise ValueError(expected)
@@ -204,6 +206,20 @@ def read_depths(value: object) -> list[float]:
     if not all(0 <= depth <= 100 for depth in depths) or len(set(depths)) < len(depths):
         raise ValueError(expected)
     return depths
+
+
+def parse_depths(text: str) -> int | list[float]:
+    """Read depths given as text: a whole number is a count; with a comma or % they are percentages.
+
+    Raises:
+        ValueError: A word that is no number.
+    """
+    try:
+        numbers = [float(part.strip().removesuffix("%")) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"expected numbers separated by commas, got {text.strip()!r}") from None
+    one = "," not in text and "%" not in text and bool(numbers) and numbers[0].is_integer()
+    return int(numbers[0]) if one else numbers
 
 
 def write_depths(depths: list[float]) -> int | list[float]:

@@ -158,7 +158,8 @@ def check_sha256(path: Path, expected: str | None) -> str:
     found = file_sha256(path)
     if expected is not None and found != expected:
         raise TaskDataError(
-            f"{path}: another file than the one that was checked: its SHA-256 is {found}, expected {expected}."
+            f"{path}: another file than the one that was checked: its SHA-256 is {found}, "
+            f"expected {expected}."
         )
     return found
 
@@ -209,14 +210,13 @@ def _from_hub(source: DataSource, looked: str) -> Data:
     import datasets  # seconds to import, and not needed for local files
 
     try:
-        rows = datasets.load_dataset(
-            source.hub, source.config, split=source.split, revision=source.revision
-        )
+        rows = datasets.load_dataset(source.hub, source.config, split=source.split, revision=source.revision)
         records = [dict(row) for row in rows]
     except Exception as error:  # the hub's libraries raise dozens of kinds, and none is a bug of ours
         reason = " ".join(str(error).split())[:200]
         raise TaskDataError(
-            f"{looked}, and the hub's {source.hub} can't be had ({type(error).__name__}: {reason}). {source.how}"
+            f"{looked}, and the hub's {source.hub} can't be had ({type(error).__name__}: {reason}). "
+            f"{source.how}"
         ) from None
     for number, record in enumerate(records, 1):
         _check_fields(f"{source.hub} ({source.split}), record {number}", record, source.fields)

@@ -49,6 +49,9 @@ class EveryReply(_Task):
     The class's `process_results` is asked for each reply as if it were the only one.
     """
 
+    scores_every_reply = True
+    """Tells whoever sets `repeats` that it changes the score."""
+
     def apply_filters(self) -> Any:  # noqa: ANN401  (lm-eval's signature)
         """Filter replies by the task's own filters; where it has none, keep all of them."""
         from lm_eval.filters import build_filter_ensemble

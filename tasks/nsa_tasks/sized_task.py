@@ -104,9 +104,7 @@ class SizedTask(EveryReply, ConfigurableTask):
         sent = self.fewshot_context(doc, num_fewshot=0, gen_prefix=doc["gen_prefix"], **wording)
         if sent != self._tokens.render(doc["input"], doc["gen_prefix"]):
             template = chat_template if apply_chat_template else None
-            self._make(
-                replace(self._tokens, chat_template=template, system_instruction=system_instruction)
-            )
+            self._make(replace(self._tokens, chat_template=template, system_instruction=system_instruction))
             self.task_docs = self.eval_docs
         super().build_all_requests(**wording, **kwargs)
 

@@ -117,7 +117,7 @@ def check_filled(what: str, *, tokens: int, budget: int, piece: int) -> None:
     """
     if tokens > budget or budget - tokens > piece + ROUNDING:
         raise TaskParameterError(
-            f"{what}: the finished prompt has {tokens:,} of this tokenizer's tokens where {budget:,} are asked "
-            f"for (up to {piece + ROUNDING} fewer are rounding): the filler can't be cut to the length. Take "
+            f"{what}: the finished prompt has {tokens:,} of this tokenizer's tokens where {budget:,} are "
+            f"asked for (up to {piece + ROUNDING} fewer are rounding): the filler can't be cut to it. Take "
             "another haystack or tokenizer, or run the model without its chat template."
         )

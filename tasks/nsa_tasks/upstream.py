@@ -33,7 +33,8 @@ def package_file(package: str, path: str) -> Path:
     file = Path(spec.origin).parent / path
     if not file.is_file():
         raise TaskDataError(
-            f"the installed {package} has no {path} (looked for {file}): this task needs a version that has it."
+            f"the installed {package} has no {path} (looked for {file}): this task needs a version that "
+            "has it."
         )
     return file
 

@@ -2,8 +2,15 @@
 
 import pytest
 
-from nsa_tasks import TASKS_DIR, TaskParameterError, family_of, list_tasks, read_token_count, resolve, task_spec
-from nsa_tasks._parameters import read_depths, read_lengths, write_depths
+from nsa_tasks import (
+    TASKS_DIR,
+    TaskParameterError,
+    list_tasks,
+    read_token_count,
+    resolve,
+    task_spec,
+)
+from nsa_tasks._parameters import read_depths, read_lengths
 from nsa_tasks._tokens import request_tokens
 from nsa_tasks.needle import FAMILY
 

@@ -97,8 +97,8 @@ def document(
     start = request.text.find(request.layout.context)
     if start < 0:
         raise TaskParameterError(
-            f"{params.task}: the chat template changes the text of messages, so the needle's place cannot be told; "
-            "run this model without its chat template."
+            f"{params.task}: the chat template changes the text of messages, so the needle's place cannot be "
+            "told; run this model without its chat template."
         )
     count, spans = tokens.spans(request.text, [(start + a, start + b) for a, b in request.layout.spans])
     name = f"{params.task}:L{length}:D{depth:g}:S{sample}"

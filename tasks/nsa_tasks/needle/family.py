@@ -28,7 +28,8 @@ class NeedleFamily(TaskFamily):
         },
         examples=(
             "nsa-eval needle --model zoo:twin-full-v0 --model zoo:twin-nsa-v0 --lengths 1k,2k --depths 5",
-            "nsa-eval needle --model ./ckpt --lengths 4k,64k --depths 0,50,100 --haystack noise -o runs/noise",
+            "nsa-eval needle --model ./ckpt --lengths 4k,64k --depths 0,50,100 --haystack noise "
+            "-o runs/noise",
             "nsa-eval needle --model ./ckpt --task needle_multikey --lengths 8k --dry-run",
         ),
     )

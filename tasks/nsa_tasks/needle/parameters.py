@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from nsa_tasks._parameters import (
     Parameter,
     one_of,
+    parse_depths,
     read_depths,
     read_lengths,
     whole_number,
@@ -94,6 +95,7 @@ _COMMON = (
         help="where the needle stands: a count of even steps from 0 to 100, or a list",
         read=read_depths,
         write=write_depths,
+        parse=parse_depths,
     ),
     Parameter(
         name="samples",
@@ -110,7 +112,7 @@ _COMMON = (
     Parameter(
         name="haystack",
         unit="name",
-        help="generated | noise | needles | text:PATH (.txt or folder)",
+        help="filler: generated | noise | needles | text:PATH (.txt or folder)",
         read=_read_haystack,
         scheme="text",
     ),
