@@ -242,7 +242,9 @@ def _add_family_command(family: TaskFamily, command: FamilyCommand) -> None:
         shared = _model_keys(
             device=device, dtype=dtype, chat_template="true" if apply_chat_template else None
         )
-        given = {name: _parsed(known[name], text) for name, text in params.items() if text is not None}
+        given: dict[str, Any] = {
+            name: _parsed(known[name], text) for name, text in params.items() if text is not None
+        }
         data = family_config(family.name, [{"path": path} | shared for path in model], task=task, **given)
         engine = _engine(batch_size, truncation)
         if engine:

@@ -50,6 +50,7 @@ class SizedTask(EveryReply, ConfigurableTask):
             **fields["generation_kwargs"],
             "max_gen_toks": self.reply_budget(),
         }
+        fields["repeats"] = self.family.repeats(self.params)
         super().__init__(config=fields)
 
     @abstractmethod
