@@ -10,7 +10,7 @@ from nsa_tasks import (
     resolve,
     task_spec,
 )
-from nsa_tasks._parameters import read_depths, read_lengths
+from nsa_tasks._parameters import read_depths, read_lengths, write_depths
 from nsa_tasks._tokens import request_tokens
 from nsa_tasks.needle import FAMILY
 
@@ -23,7 +23,9 @@ def test_token_counts_are_read(given, tokens):
     assert read_token_count(given) == tokens
 
 
-@pytest.mark.parametrize("given", [0, -1, "0k", 1.5, "1.5k", "k", "", "4 k", None, True, [4096], "\u0664k"])
+@pytest.mark.parametrize(
+    "given", [0, -1, "0k", 1.5, "1.5k", "k", "", "4 k", None, True, [4096], "\u0664k", "9" * 5000, 2**40]
+)
 def test_other_token_counts_are_refused(given):
     with pytest.raises(ValueError, match="whole number of tokens"):
         read_token_count(given)
@@ -39,13 +41,24 @@ def test_other_token_counts_are_refused(given):
         (7, [0, 16.67, 33.33, 50, 66.67, 83.33, 100]),
         ([0, 12.5, 100], [0, 12.5, 100]),
         ("0,50", [0, 50]),
+        ("50%", [50]),
+        ("0%, 12.5%", [0, 12.5]),
     ],
 )
 def test_depths_are_a_count_or_a_list(given, depths):
     assert read_depths(given) == depths
 
 
-@pytest.mark.parametrize("given", [0, -3, True, [], [50, 50], [-1], [101], ["10"], "deep", 2.5, None])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 11, 1001])
+def test_even_depths_are_written_as_their_count(steps):
+    assert write_depths(read_depths(steps)) == steps
+    assert write_depths([0.0, 50.0]) == [0.0, 50.0]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [0, -3, True, [], [50, 50], [-1], [101], ["10"], "deep", 2.5, None, "nan", "inf", 1002, "101%", ""],
+)
 def test_other_depths_are_refused(given):
     with pytest.raises(ValueError, match="percentages from 0 to 100"):
         read_depths(given)
