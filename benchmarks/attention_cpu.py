@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nsa_kernels import BlockGeometry, compress_mean, nsa_attention
+from nsa_kernels.bench import parse_lengths
 
 LONG = 65536
 """Tokens from which each is timed once."""
@@ -104,17 +105,12 @@ def _setting(args: argparse.Namespace) -> dict[str, str | int]:
     }
 
 
-def _lengths(text: str) -> list[int]:
-    """Reads "4k,16k": k = 1024 tokens."""
-    return [int(x[:-1]) * 1024 if x.endswith("k") else int(x) for x in text.split(",")]
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--lengths", type=_lengths, default="4k,16k,64k", help="tokens, with commas; k = 1024"
+        "--lengths", type=parse_lengths, default="4k,16k,64k", help="tokens, with commas; k = 1024"
     )
     parser.add_argument("--heads", type=int, default=16, help="query heads")
     parser.add_argument("--kv-heads", type=int, default=1, help="KV heads; must divide the query heads")

@@ -115,6 +115,7 @@ def _evaluate_variant(
             store=store,
             store_context=store_context(variant, facts, fingerprint, config),
             task_contexts=tasks.contexts(),
+            truncations=tasks.truncations,
             seed=config.seed[2],
         )
         results = evaluate_tasks(engine, tasks, model, config)

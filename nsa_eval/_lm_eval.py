@@ -8,11 +8,11 @@ public half of it that asks and scores; the records around it are made here, by 
 from __future__ import annotations
 
 import functools
-import random
 import subprocess
 import time
 from typing import Any
 
+from nsa_eval._seeds import set_seeds
 from nsa_eval._tasks import LoadedTasks
 from nsa_eval.config import ModelSpec, RunConfig
 
@@ -37,7 +37,7 @@ def evaluate_tasks(engine: Any, loaded: LoadedTasks, model: ModelSpec, config: R
 
     started = time.time()
     python_seed, numpy_seed, torch_seed, fewshot_seed = config.seed
-    _seed(python_seed, numpy_seed, torch_seed)
+    set_seeds(python_seed, numpy_seed, torch_seed)
     limits = loaded.limits()
     results = evaluate(
         lm=engine,
@@ -80,18 +80,6 @@ def describe_environment() -> dict[str, Any]:
     found: dict[str, Any] = {}
     add_env_info(found)
     return found
-
-
-def _seed(python: int | None, numpy: int | None, torch: int | None) -> None:
-    import numpy as np
-    from lm_eval.utils import set_torch_seed
-
-    if python is not None:
-        random.seed(python)
-    if numpy is not None:
-        np.random.seed(numpy)
-    if torch is not None:
-        set_torch_seed(torch)
 
 
 def _git_hash() -> str | None:

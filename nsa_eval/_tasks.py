@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nsa_eval._seeds import set_seeds
 from nsa_eval.catalog import task_names
 from nsa_eval.config import ModelSpec, RunConfig, TaskSpec
 from nsa_eval.config._marks import Effect, own_values
 from nsa_eval.errors import UserError
-from nsa_eval.plan import Job, limited, own_tasks
+from nsa_eval.plan import Job, limited, repeats_of
+from nsa_tasks import TaskDataError, TaskParameterError, Truncation, family_of, task_spec
 
 _NOT_FOUND = {
     "ConnectError",
@@ -35,6 +37,8 @@ class LoadedTasks:
     """Every group (lm_eval.api.group.Group) by name, groups of groups included."""
     specs: dict[str, TaskSpec] = field(default_factory=dict)
     """For every single task, the config's entry that asked for it."""
+    truncations: dict[str, Truncation] = field(default_factory=dict)
+    """What becomes of prompts that are too long, for single tasks that say so themselves."""
     notes: list[str] = field(default_factory=list)
     """Settings that a task didn't take."""
 
@@ -50,7 +54,7 @@ class LoadedTasks:
         """Of each single task, what its entry in the config says that can change a response to a request."""
         found = {}
         for name, spec in self.specs.items():
-            values = own_values(spec, Effect.RESPONSE)
+            values = own_values(spec, Effect.RESPONSE) | {"truncation": self.truncations.get(name)}
             given = {key: value for key, value in values.items() if value is not None}
             if given:
                 found[name] = json.dumps(given, sort_keys=True)
@@ -80,34 +84,37 @@ def load_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> Load
         UserError: Data that can't be had, a setting that a task refuses, a task asked for twice.
         TaskParameterError: A parameter of one of our tasks.
     """
-    own = own_tasks()
-    manager = _task_manager({job.task.task for job in jobs} - own, config.include_path)
+    manager = _task_manager({job.task.task for job in jobs if job.params is None}, config.include_path)
     loaded = LoadedTasks()
     for job in jobs:
         spec = job.task
-        found = _load(manager, spec, model, config, own=spec.task in own)
+        # A task that draws its documents as it is loaded draws the same ones in every process and company.
+        set_seeds(*config.seed[:3])
+        found = _load(manager, job, model, config)
         for name, task in found["tasks"].items():
             if name in loaded.specs:
                 raise UserError(
                     f"task {name} is asked for twice (by {loaded.specs[name].label} and {spec.label}): "
                     "keep one"
                 )
-            loaded.notes += _configure(task, spec, fewshot_seed=config.seed[3])
+            loaded.notes += _configure(task, job, fewshot_seed=config.seed[3])
             loaded.tasks[name], loaded.specs[name] = task, spec
+            if (policy := _truncation(spec)) is not None:
+                loaded.truncations[name] = policy
         loaded.groups |= found.get("groups", {})
     return loaded
 
 
-def _load(manager: Any, spec: TaskSpec, model: ModelSpec, config: RunConfig, *, own: bool) -> dict[str, Any]:  # noqa: ANN401
+def _load(manager: Any, job: Job, model: ModelSpec, config: RunConfig) -> dict[str, Any]:  # noqa: ANN401
     import nsa_models
-    import nsa_tasks
 
+    spec = job.task
     try:
         wanted: Any = spec.task
-        if own:
-            wanted = nsa_tasks.task_spec(
+        if job.params is not None:
+            wanted = task_spec(
                 spec.task,
-                spec.params,
+                job.params,
                 tokenizer=nsa_models.resolve(model.path),
                 apply_chat_template=bool(model.chat_template),
                 alias=spec.alias,
@@ -116,8 +123,10 @@ def _load(manager: Any, spec: TaskSpec, model: ModelSpec, config: RunConfig, *, 
                 add_bos_token=config.engine.add_bos_token,
             )
         return dict(manager.load([wanted]))
-    except (UserError, nsa_tasks.TaskParameterError):
+    except (UserError, TaskParameterError):
         raise
+    except TaskDataError as error:
+        raise UserError(f"task {spec.label}: {error}") from error
     except Exception as error:
         raise _task_error(spec, error) from error
 
@@ -140,8 +149,18 @@ def _default_task_manager() -> Any:  # noqa: ANN401  (TaskManager)
     return TaskManager()
 
 
-def _configure(task: Any, spec: TaskSpec, *, fewshot_seed: int | None) -> list[str]:  # noqa: ANN401  (Task)
-    """Give a task its few-shot count, few-shot seed and generation settings, by `simple_evaluate`'s rules."""
+def _truncation(spec: TaskSpec) -> Truncation | None:
+    """The task's own policy: what the config says, else what its family's protocol says."""
+    family = family_of(spec.task)
+    return spec.truncation or (family.truncation if family is not None else None)
+
+
+def _configure(task: Any, job: Job, *, fewshot_seed: int | None) -> list[str]:  # noqa: ANN401  (Task)
+    """Give a task its few-shot count and seed, generation settings, repeats and truncation policy.
+
+    The first three by `simple_evaluate`'s rules, which knows no others.
+    """
+    spec = job.task
     notes = []
     if task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=spec.num_fewshot or 0)
@@ -155,7 +174,25 @@ def _configure(task: Any, spec: TaskSpec, *, fewshot_seed: int | None) -> list[s
     task.set_fewshot_seed(seed=fewshot_seed)
     if spec.gen_kwargs and task.get_config("output_type") == "generate_until":
         task.set_config(key="generation_kwargs", value=dict(spec.gen_kwargs), update=True)
+    repeats = repeats_of(spec, job.params)
+    if repeats is not None:
+        notes += _set_repeats(task, spec, repeats)
+    if spec.truncation is not None:
+        # In the metadata it reaches the results, where a comparison looks for what was asked differently.
+        metadata = {**(task.get_config("metadata") or {}), "truncation": spec.truncation}
+        task.set_config(key="metadata", value=metadata)
     return notes
+
+
+def _set_repeats(task: Any, spec: TaskSpec, repeats: int) -> list[str]:  # noqa: ANN401  (Task)
+    """Ask each document several times, and say so where that can't change the score."""
+    if repeats > 1 and task.get_config("output_type") != "generate_until":
+        return [f"{spec.label}: repeats {repeats} doesn't apply: the task asks for no replies"]
+    task.set_config(key="repeats", value=repeats)
+    every = getattr(task, "scores_every_reply", False) or task.get_config("filter_list") is not None
+    if repeats > 1 and not every:
+        return [f"{spec.label}: the task scores the first of {repeats} replies alone; all are in its samples"]
+    return []
 
 
 def _task_error(spec: TaskSpec, error: Exception) -> Exception:

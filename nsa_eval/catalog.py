@@ -18,6 +18,9 @@ from typing import Any
 from nsa_eval._suggest import did_you_mean
 from nsa_eval.errors import UserError
 
+_LARGEST_CONFIG = 16 * 2**20
+"""Bytes. A larger file is no config.json."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogEntry:
@@ -26,7 +29,7 @@ class CatalogEntry:
     name: str
     """What to write in a config or on the command line."""
     kind: str
-    """Its family: attention of a model, protocol of a task, ..."""
+    """What sort it is: attention of a model, task family and protocol of a task, ..."""
     description: str
     """One line."""
     path: Path | None = None
@@ -88,9 +91,12 @@ def zoo_names() -> list[str]:
 
 def checkpoint_config(path: str) -> dict[str, Any] | None:
     """The config.json of a bundled or local checkpoint, unchecked; None where it isn't at hand."""
-    folder = _models_package() / "zoo" / path.removeprefix("zoo:") if path.startswith("zoo:") else Path(path)
+    folder = zoo_folder(path) if path.startswith("zoo:") else Path(path)
     try:
-        content = json.loads((folder.expanduser() / "config.json").read_text(encoding="utf-8"))
+        file = folder.expanduser() / "config.json"
+        if not file.is_file() or file.stat().st_size > _LARGEST_CONFIG:
+            return None
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError):  # said in full when the checkpoint is loaded
         return None
     return content if isinstance(content, dict) else None
@@ -108,6 +114,11 @@ def list_methods() -> list[CatalogEntry]:
         )
         for name, method in methods().items()
     ]
+
+
+def zoo_folder(name: str) -> Path:
+    """The folder of `zoo:NAME`; it need not exist."""
+    return _models_package() / "zoo" / name.removeprefix("zoo:")
 
 
 def _models_package() -> Path:

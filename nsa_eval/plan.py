@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from nsa_eval.config import ModelSpec, RunConfig, TaskSpec, Variant, all_variants
 from nsa_eval.config._marks import Effect, own_values, without_neutral
+from nsa_tasks import Params, family_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,8 @@ class Job:
     """What is asked."""
     task: TaskSpec
     """The task, with the run's seed and limit filled in."""
+    params: Params | None
+    """The task's own parameters, resolved once for all models; None for lm-eval's tasks, which take none."""
     samples: int | None
     """Documents; None for lm-eval's own tasks, whose data isn't loaded for a plan."""
     tokens: int | None
@@ -73,34 +76,44 @@ def make_plan(config: RunConfig) -> Plan:
         'nsa-needle_single-...'
     """
     tasks = [resolve_task(task, config) for task in config.tasks]
-    sizes = [_size(task) for task in tasks]
+    params = [resolve_params(task) for task in tasks]
+    sizes = [_size(task, own) for task, own in zip(tasks, params, strict=True)]
     return Plan(
         jobs=tuple(
-            Job(id=_job_id(variant, task, config), variant=variant, task=task, samples=samples, tokens=tokens)
+            Job(
+                id=_job_id(variant, task, config),
+                variant=variant,
+                task=task,
+                params=own,
+                samples=samples,
+                tokens=tokens,
+            )
             for variant in all_variants(config)
-            for task, (samples, tokens) in zip(tasks, sizes, strict=True)
+            for task, own, (samples, tokens) in zip(tasks, params, sizes, strict=True)
         )
     )
 
 
-def own_tasks() -> frozenset[str]:
-    """Names of the project's own tasks, which take parameters."""
-    from nsa_tasks import list_tasks
-
-    return frozenset(info.name for info in list_tasks())
-
-
 def resolve_task(task: TaskSpec, config: RunConfig) -> TaskSpec:
     """Fill in what a task takes from the run: its `limit`, and for the project's own tasks the `seed`."""
-    from nsa_tasks import list_tasks
-
     update: dict[str, object] = {}
     if config.limit is not None and (task.limit is None or (task.limit > config.limit and config.limit >= 1)):
         update["limit"] = config.limit  # of two counts the smaller
-    takes = {p.name for info in list_tasks() if info.name == task.task for p in info.parameters}
+    family = family_of(task.task)
+    takes = {p.name for p in family.parameters(task.task)} if family else set()
     if "seed" in takes and "seed" not in task.params and config.seed[0] is not None:
         update["seed"] = config.seed[0]
     return TaskSpec.model_validate(task.model_dump() | update) if update else task
+
+
+def resolve_params(task: TaskSpec) -> Params | None:
+    """Resolve the task's own parameters; the only place of a run that does.
+
+    Raises:
+        TaskParameterError: A value that the task can't use (a checked config has none).
+    """
+    family = family_of(task.task)
+    return None if family is None else family.resolve(task.task, task.params)
 
 
 def limited(samples: int, limit: int | float | None) -> int:
@@ -110,14 +123,22 @@ def limited(samples: int, limit: int | float | None) -> int:
     return min(samples, math.ceil(samples * limit) if limit < 1 else int(limit))
 
 
-def _size(task: TaskSpec) -> tuple[int | None, int | None]:
-    if task.task not in own_tasks():
-        return None, None
-    from nsa_tasks import estimate
+def repeats_of(task: TaskSpec, params: Params | None) -> int | None:
+    """Replies to each document: what the config says, else the task family; None leaves it to the task."""
+    family = family_of(task.task)
+    if task.repeats is not None or family is None or params is None:
+        return task.repeats
+    return family.repeats(params)
 
-    samples, tokens = estimate(task.task, task.params)
-    kept = limited(samples, task.limit)
-    return kept, round(tokens * kept / samples) if samples else 0
+
+def _size(task: TaskSpec, params: Params | None) -> tuple[int | None, int | None]:
+    family = family_of(task.task)
+    if family is None or params is None:
+        return None, None
+    documents, tokens = family.size(params)
+    kept = limited(documents, task.limit)
+    tokens *= repeats_of(task, params) or 1
+    return kept, round(tokens * kept / documents) if documents else 0
 
 
 def _job_id(variant: Variant, task: TaskSpec, config: RunConfig) -> str:

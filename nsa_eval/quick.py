@@ -1,11 +1,15 @@
-"""Runs without a config file, a needle grid or a list of tasks: they build the same config in memory."""
+"""Runs without a config file, of one task family or a list of tasks: they build the same config in memory."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from nsa_eval._suggest import did_you_mean
+from nsa_eval.errors import UserError
 
 if TYPE_CHECKING:
     from nsa_eval.runner import RunResult
@@ -15,41 +19,43 @@ ModelLike = str | Mapping[str, Any]
 "bfloat16"}`)."""
 
 
-def needle_config(
+def family_config(
+    family: str,
     models: ModelLike | Sequence[ModelLike],
     *,
-    lengths: Sequence[int | str] | int | str = ("512", "1k", "2k"),
-    depths: int | Sequence[float] = 11,
-    samples: int = 4,
-    task: str = "needle_single",
+    task: str | None = None,
     name: str | None = None,
     **params: Any,  # noqa: ANN401  (the task's own parameters)
 ) -> dict[str, Any]:
-    """Build the config of a needle grid.
+    """Build the config of one task of a task family.
 
     Args:
+        family: A task family with a command of its own.
         models: One checkpoint or several; the first is the baseline of the comparison.
-        lengths: Lengths of the whole request, in tokens of each model's own tokenizer; `"4k"` is 4096.
-        depths: How many depths from 0 to 100 %, or the depths themselves in percent.
-        samples: Samples of each cell (a length at a depth).
-        task: Which needle task: `needle_single`, `needle_multikey`, ...
-        name: Name of the run. Default: `needle-` and a hash of the config, so the same call finds the same
-            folder.
-        **params: Other parameters of the task (`haystack`, `needle`, `seed`, ...); None means its default.
+        task: Which of its tasks. Default: what its command runs.
+        name: Name of the run. Default: the family's name and a hash of the config, so the same call finds the
+            same folder.
+        **params: Parameters of the task; None means its command's default.
 
     Returns:
         What a YAML config would hold.
+
+    Raises:
+        UserError: No such family, or one without a command.
     """
-    own = {key: value for key, value in params.items() if value is not None}
-    one_length = isinstance(lengths, int | str)
-    entry = {
-        "task": task,
-        "lengths": [lengths] if one_length else list(lengths),  # type: ignore[arg-type]
-        "depths": depths if isinstance(depths, int) else list(depths),
-        "samples": samples,
-        **own,
-    }
-    return named({"models": model_entries(models), "tasks": [entry]}, "needle", name)
+    from nsa_tasks import TaskParameterError, families
+
+    found = families().get(family)
+    if found is None or found.command is None:
+        known = [listed.name for listed in families().values() if listed.command is not None]
+        raise UserError(f"no task family {family!r} with a command of its own{did_you_mean(family, known)}")
+    defaults = {key: value for key, value in found.command.options.items() if value is not None}
+    given = defaults | {key: value for key, value in params.items() if value is not None}
+    chosen = task or found.command.task
+    if chosen in found.tasks:
+        with contextlib.suppress(TaskParameterError):  # the config's check tells it, with its key
+            given = found.normal(chosen, given)
+    return named({"models": model_entries(models), "tasks": [{"task": chosen, **given}]}, family, name)
 
 
 def evaluate_config(
@@ -116,10 +122,7 @@ def named(data: dict[str, Any], prefix: str, name: str | None) -> dict[str, Any]
 def needle(
     models: ModelLike | Sequence[ModelLike],
     *,
-    lengths: Sequence[int | str] | int | str = ("512", "1k", "2k"),
-    depths: int | Sequence[float] = 11,
-    samples: int = 4,
-    task: str = "needle_single",
+    task: str | None = None,
     output: str | None = None,
     name: str | None = None,
     engine: Mapping[str, Any] | None = None,
@@ -133,10 +136,7 @@ def needle(
 
     Args:
         models: Checkpoints; the first is the baseline of the comparison.
-        lengths: Lengths of the whole request in tokens; `"4k"` is 4096.
-        depths: How many depths from 0 to 100 %, or the depths themselves in percent.
-        samples: Samples of each cell.
-        task: Which needle task.
+        task: Which needle task. Default: `needle_single`.
         output: Folder of the run. Default: `runs/` and the run's name.
         name: Name of the run.
         engine: Keys of a config's `engine`.
@@ -144,7 +144,8 @@ def needle(
         dry_run: Only plan.
         overwrite: Replace another run's results in `output`.
         progress: Show progress. Default: yes.
-        **params: Other parameters of the task.
+        **params: The task's parameters: what `nsa-eval needle --help` lists with its defaults, and the others
+            of tasks/nsa_tasks/needle/README.md.
 
     Returns:
         The same as `run`.
@@ -154,9 +155,7 @@ def needle(
     """
     from nsa_eval.runner import run
 
-    data = needle_config(
-        models, lengths=lengths, depths=depths, samples=samples, task=task, name=name, **params
-    )
+    data = family_config("needle", models, task=task, name=name, **params)
     if engine:
         data["engine"] = dict(engine)
     return run(data, output=output, limit=limit, dry_run=dry_run, overwrite=overwrite, progress=progress)

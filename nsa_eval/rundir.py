@@ -21,9 +21,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from nsa_eval.config import RunConfig, all_variants, dump_yaml, load_config, to_plain
+from nsa_eval.config import RunConfig, TaskSpec, all_variants, dump_yaml, load_config, to_plain
 from nsa_eval.config._marks import without_neutral
 from nsa_eval.errors import UserError
+from nsa_tasks import family_of
 
 _NEEDED_BYTES = 16 * 2**20
 """Free space asked for before a run starts: results and samples of a small grid take a few MiB."""
@@ -203,21 +204,15 @@ def portable(config: RunConfig) -> RunConfig:
         expanded = Path(path).expanduser()
         return str(expanded.resolve()) if expanded.exists() else path
 
-    def haystack(value: Any) -> Any:  # noqa: ANN401  (a task's own parameter)
-        if isinstance(value, str) and value.startswith("text:"):
-            return "text:" + absolute(value.removeprefix("text:"))
-        return value
+    def task(spec: TaskSpec) -> TaskSpec:
+        family = family_of(spec.task)
+        return spec if family is None else spec.with_params(family.portable(spec.task, spec.params))
 
     models = [
         m.model_copy(update={"path": absolute(m.path)}) if Path(m.path).expanduser().is_dir() else m
         for m in config.models
     ]
-    tasks = [
-        type(t).model_validate({**t.model_dump(), "haystack": haystack(t.params["haystack"])})
-        if "haystack" in t.params
-        else t
-        for t in config.tasks
-    ]
+    tasks = [task(t) for t in config.tasks]
     return config.model_copy(
         update={"models": models, "tasks": tasks, "include_path": [absolute(p) for p in config.include_path]}
     )

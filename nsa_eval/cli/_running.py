@@ -1,7 +1,8 @@
-"""Commands that evaluate: run, eval, needle, validate."""
+"""Commands that evaluate: run, eval, one for each task family that has its own, validate."""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from nsa_eval.cli._app import app, examples
 from nsa_eval.cli._errors import guarded
 from nsa_eval.errors import UserError
+from nsa_tasks import FamilyCommand, Parameter, TaskFamily, families
 
 _CONFIG = typer.Argument(
     help="A YAML file, a folder of an earlier run, or the name of a bundled config.", show_default=False
@@ -83,6 +85,18 @@ ChatTemplateOption = Annotated[
         help="Put prompts through the tokenizer's chat template (or the one of this name).",
         show_default=False,
     ),
+]
+_FamilyModels = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        "-m",
+        help="A checkpoint: zoo:NAME, a folder or a hub id; the first of several is the baseline.",
+        show_default=False,
+    ),
+]
+_WithTemplate = Annotated[
+    bool, typer.Option("--apply_chat_template", help="Put prompts through the tokenizer's chat template.")
 ]
 
 
@@ -203,76 +217,96 @@ def eval_command(
     _run(data, output, overrides, limit=limit, dry_run=dry_run, overwrite=overwrite, quiet=quiet)
 
 
-@app.command(
-    "needle",
-    epilog=examples(
-        "nsa-eval needle --model zoo:twin-full-v0 --model zoo:twin-nsa-v0 --lengths 1k,2k --depths 5",
-        "nsa-eval needle --model ./ckpt --lengths 4k,64k --depths 0,50,100 --haystack noise -o runs/noise",
-        "nsa-eval needle --model ./ckpt --task needle_multikey --lengths 8k --dry-run",
-    ),
-)
-@guarded
-def needle_command(
-    model: Annotated[
-        list[str],
-        typer.Option(
-            "--model",
-            "-m",
-            help="A checkpoint: zoo:NAME, a folder or a hub id; the first of several is the baseline.",
-            show_default=False,
-        ),
-    ],
-    lengths: Annotated[
-        str, typer.Option("--lengths", help="Request lengths in tokens (1k = 1024).")
-    ] = "512,1k,2k",
-    depths: Annotated[str, typer.Option("--depths", help="How many depths, or percentages: 0,25,50.")] = "11",
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Samples of each cell.")] = 4,
-    task: Annotated[
-        str, typer.Option("--task", help="Which needle task (nsa-eval ls tasks).")
-    ] = "needle_single",
-    haystack: Annotated[
-        str | None,
-        typer.Option("--haystack", help="generated, noise, needles or text:PATH.", show_default=False),
-    ] = None,
-    needle: Annotated[
-        str | None, typer.Option("--needle", help="number, uuid, word or sentence.", show_default=False)
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Seed of the grid.", show_default=False)
-    ] = None,
-    batch_size: BatchSizeOption = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    apply_chat_template: Annotated[
-        bool, typer.Option("--apply_chat_template", help="Put prompts through the tokenizer's chat template.")
-    ] = False,
-    truncation: Truncation = None,
-    limit: LimitOption = None,
-    output: Output = None,
-    overrides: Set = None,
-    dry_run: DryRun = False,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Draw a needle heatmap: hide a fact in texts of several lengths, at several depths, and ask for it."""
-    from nsa_eval.quick import needle_config
+def _add_family_command(family: TaskFamily, command: FamilyCommand) -> None:
+    """Register a task family's own command: its parameters are flags, the rest is the same for all."""
+    known = {p.name: p for task in family.tasks for p in family.parameters(task)}
 
-    shared = _model_keys(device=device, dtype=dtype, chat_template="true" if apply_chat_template else None)
-    listed = [_number(part, "--depths") for part in depths.split(",") if part.strip()]
-    data = needle_config(
-        [{"path": path} | shared for path in model],
-        lengths=[part.strip() for part in lengths.split(",") if part.strip()],
-        depths=int(listed[0]) if len(listed) == 1 and "," not in depths else listed,
-        samples=samples,
-        task=task,
-        haystack=haystack,
-        needle=needle,
-        seed=seed,
+    def run_family(
+        model: list[str],
+        task: str,
+        batch_size: str | None,
+        device: str | None,
+        dtype: str | None,
+        apply_chat_template: bool,
+        truncation: str | None,
+        limit: float | None,
+        output: Path | None,
+        overrides: list[str] | None,
+        dry_run: bool,
+        overwrite: bool,
+        quiet: bool,
+        **params: str | None,
+    ) -> None:
+        from nsa_eval.quick import family_config
+
+        shared = _model_keys(
+            device=device, dtype=dtype, chat_template="true" if apply_chat_template else None
+        )
+        given: dict[str, Any] = {
+            name: _parsed(known[name], text) for name, text in params.items() if text is not None
+        }
+        data = family_config(family.name, [{"path": path} | shared for path in model], task=task, **given)
+        engine = _engine(batch_size, truncation)
+        if engine:
+            data["engine"] = engine
+        _run(data, output, overrides, limit=limit, dry_run=dry_run, overwrite=overwrite, quiet=quiet)
+
+    flags: dict[str, tuple[Any, Any]] = {
+        "model": (_FamilyModels, inspect.Parameter.empty),
+        **{
+            name: (
+                Annotated[
+                    str | None,
+                    typer.Option(f"--{name}", help=_sentence(known[name]), show_default=default is not None),
+                ],
+                default,
+            )
+            for name, default in command.options.items()
+        },
+        "task": (
+            Annotated[str, typer.Option("--task", help=f"Which of its tasks: {', '.join(family.tasks)}.")],
+            command.task,
+        ),
+        "batch_size": (BatchSizeOption, None),
+        "device": (Device, None),
+        "dtype": (Dtype, None),
+        "apply_chat_template": (_WithTemplate, False),
+        "truncation": (Truncation, None),
+        "limit": (LimitOption, None),
+        "output": (Output, None),
+        "overrides": (Set, None),
+        "dry_run": (DryRun, False),
+        "overwrite": (Overwrite, False),
+        "quiet": (Quiet, False),
+    }
+    # typer reads a function's signature; this one is known only now.
+    run_family.__doc__ = command.summary
+    run_family.__annotations__ = {name: annotation for name, (annotation, _) in flags.items()}
+    run_family.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in flags.items()
+        ]
     )
-    engine = _engine(batch_size, truncation)
-    if engine:
-        data["engine"] = engine
-    _run(data, output, overrides, limit=limit, dry_run=dry_run, overwrite=overwrite, quiet=quiet)
+    app.command(family.name, epilog=examples(*command.examples))(guarded(run_family))
+
+
+def _parsed(parameter: Parameter, text: str) -> object:
+    try:
+        return parameter.parse(text)
+    except ValueError as error:
+        raise UserError(f"--{parameter.name}: {error}") from None
+
+
+def _sentence(parameter: Parameter) -> str:
+    """A parameter's line of help as the command line writes them."""
+    text = parameter.help[:1].upper() + parameter.help[1:]
+    return f"{text} ({parameter.unit})." if parameter.unit not in ("name", "number") else f"{text}."
+
+
+for _family in families().values():
+    if _family.command is not None:
+        _add_family_command(_family, _family.command)
 
 
 @app.command(

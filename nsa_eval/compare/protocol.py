@@ -253,12 +253,22 @@ def _comparable(result: TaskResult) -> dict[str, Any]:
     if isinstance(arguments, str):
         arguments = dict(part.partition("=")[::2] for part in arguments.split(","))
     skipped = {*_MODEL_KEYS, *(arguments or ()), "version"}
-    if isinstance(metadata, Mapping) and "text_hash" in metadata:
-        skipped.add("haystack")  # the path of a text, whose hash stands beside it
+    if isinstance(metadata, Mapping):
+        skipped |= _named_by_content(metadata)
     for key, value in metadata.items() if isinstance(metadata, Mapping) else ():
         if key not in skipped:
             config[f"metadata.{key}"] = value
     return {key: _canonical(value) for key, value in config.items()}
+
+
+def _named_by_content(metadata: Mapping[str, Any]) -> set[str]:
+    """Parameters `SCHEME:PATH` beside whose path the content's hash stands, as `SCHEME_hash`."""
+    schemes = tuple(f"{key.removesuffix('_hash')}:" for key in metadata if key.endswith("_hash"))
+    return {
+        key
+        for key, value in metadata.items()
+        if isinstance(value, str) and value.startswith(schemes) and not key.endswith("_hash")
+    }
 
 
 def _canonical(value: Any) -> str:  # noqa: ANN401 - any JSON value

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from nsa_eval._limits import declared_max_length
 from nsa_eval._suggest import did_you_mean
 from nsa_eval.catalog import lm_eval_tasks, zoo_names
 from nsa_eval.config._source import Source
@@ -125,22 +126,25 @@ def _check_model(model: ModelSpec) -> Iterator[Problem]:
 
 
 def _check_task(task: TaskSpec, config: RunConfig) -> Iterator[Problem]:
-    from nsa_tasks import TaskParameterError, estimate, list_tasks
+    from nsa_tasks import TaskParameterError, families, family_of
 
-    own = {info.name: info for info in list_tasks()}
-    if task.task not in own:
-        yield from _check_lm_eval_task(task, config, list(own))
+    family = family_of(task.task)
+    if family is None:
+        yield from _check_lm_eval_task(task, config, [name for f in families().values() for name in f.tasks])
         return
-    known = [parameter.name for parameter in own[task.task].parameters]
+    known = [parameter.name for parameter in family.parameters(task.task)]
     common = [name for name in TaskSpec.model_fields if name != "task"]
     unknown = [key for key in task.params if key not in known]
     for key in unknown:
         yield (key,), f"unknown key{did_you_mean(key, [*known, *common])}"
-    if task.num_fewshot:
+    if task.num_fewshot and not family.fewshot:
         yield ("num_fewshot",), f"{task.task} has no solved examples to show: leave num_fewshot out"
     if not unknown:
         try:
-            estimate(task.task, task.params)
+            params = family.resolve(task.task, task.params)
+            policy = task.truncation or family.truncation or config.engine.truncation
+            if policy == "error":
+                yield from _check_lengths(family.max_request_tokens(params), config)
         except TaskParameterError as error:
             # "needle_single: depths = 0: expected ..." stands at the key that it names.
             text = str(error).removeprefix(f"{task.task}: ")
@@ -149,6 +153,22 @@ def _check_task(task: TaskSpec, config: RunConfig) -> Iterator[Problem]:
                 yield (match[1],), f"{text[match.end() :]}, got {task.params[match[1]]!r}"
             else:
                 yield (), text
+
+
+def _check_lengths(longest: int | None, config: RunConfig) -> Iterator[Problem]:
+    """Requests that a model's own config rules out, where none of them may be cut."""
+    if longest is None:
+        return
+    for model in config.models:
+        declared = declared_max_length(model.path)
+        limit, where = (model.max_length, "max_length") if model.max_length else (declared, "its config.json")
+        if limit is not None and longest > limit:
+            yield (
+                (),
+                f"its longest request takes {longest:,} tokens, model {model.name} at most {limit:,} "
+                f"({where}): ask for shorter ones, set the model's max_length if it can take more, or leave "
+                "this model out",
+            )
 
 
 def _check_lm_eval_task(task: TaskSpec, config: RunConfig, own: list[str]) -> Iterator[Problem]:

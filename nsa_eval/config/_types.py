@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-_LENGTH = re.compile(r"([0-9]+)\s*([kKmM]?)")
+from nsa_tasks import read_token_count
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@,-]*")
 _LONGEST_NAME = 80
@@ -31,13 +32,10 @@ def parse_length(value: object) -> int:
     Raises:
         ValueError: Neither a whole number above 0 nor one with a k or m behind it.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    if isinstance(value, str) and (match := _LENGTH.fullmatch(value.strip())):
-        tokens = int(match[1]) * {"": 1, "k": 1024, "m": 1024 * 1024}[match[2].lower()]
-        if tokens > 0:
-            return tokens
-    raise ValueError(f"expected a length in tokens such as 512 or 4k (= 4096), got {value!r}")
+    try:
+        return read_token_count(value)
+    except ValueError:
+        raise ValueError(f"expected a length in tokens such as 512 or 4k (= 4096), got {value!r}") from None
 
 
 def _name(value: object) -> str:

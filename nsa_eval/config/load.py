@@ -18,7 +18,7 @@ from nsa_eval.config._overrides import apply_override
 from nsa_eval.config._source import Source
 from nsa_eval.config._variants import all_variants
 from nsa_eval.config._yaml import YamlError, parse_yaml
-from nsa_eval.config.schema import RunConfig, VariantSpec, default_model_name
+from nsa_eval.config.schema import RunConfig, TaskSpec, VariantSpec, default_model_name
 from nsa_eval.errors import ConfigError, UserError
 
 ConfigLike = str | os.PathLike[str] | Mapping[str, Any] | RunConfig
@@ -53,6 +53,7 @@ def load_config(config: ConfigLike, overrides: Iterable[str] = (), *, check_name
         raise ConfigError(explain(error, source)) from None
     if check_names:
         check(resolved, source)
+        resolved = resolved.model_copy(update={"tasks": [normal_task(task) for task in resolved.tasks]})
     try:
         names = [variant.name for variant in all_variants(resolved)]
     except ValueError as error:
@@ -61,6 +62,14 @@ def load_config(config: ConfigLike, overrides: Iterable[str] = (), *, check_name
         compare = resolved.compare.model_copy(update={"baseline": names[0]})
         resolved = resolved.model_copy(update={"compare": compare})
     return resolved
+
+
+def normal_task(task: TaskSpec) -> TaskSpec:
+    """Write a checked task's own parameters in one form, so that 1k and 1024 are one run."""
+    from nsa_tasks import family_of
+
+    family = family_of(task.task)
+    return task if family is None else task.with_params(family.normal(task.task, task.params))
 
 
 def _read(config: ConfigLike) -> tuple[dict[str, Any], Source]:
@@ -115,7 +124,7 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
     return data
 
 
-TASK_DEFAULTS = ("alias", "num_fewshot", "limit", "gen_kwargs")
+TASK_DEFAULTS = tuple(name for name, info in TaskSpec.model_fields.items() if info.default is None)
 """Keys of a task that are left out of run.yaml when they aren't set: most tasks set none of them."""
 
 

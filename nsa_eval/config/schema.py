@@ -24,7 +24,6 @@ from nsa_eval.config._types import (
     Name,
     Seeds,
     VariantName,
-    parse_length,
 )
 
 
@@ -116,19 +115,17 @@ class TaskSpec(_Section):
     alias: Request[Name | None] = None
     """Name in tables and file names. Default: the task's name. Needed where a task is used twice."""
     num_fewshot: Request[int | None] = Field(default=None, ge=0)
-    """Solved examples before each question. Default: what the task says. The needle tasks have none."""
+    """Solved examples before each question. Default: what the task says; some have none."""
     limit: Request[Limit | None] = None
     """Only the first samples: a count, or a fraction below 1. Default: the run's `limit`."""
     gen_kwargs: Request[dict[str, Any] | None] = None
     """Generation settings that replace the task's, such as {temperature: 0.7}. Default: the task's."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_lengths(cls, data: Any) -> Any:  # noqa: ANN401  (raw input)
-        """Write `lengths` as tokens, so that 1k and 1024 are one run; the task itself judges odd values."""
-        if isinstance(data, dict) and "lengths" in data:
-            return {**data, "lengths": _tokens(data["lengths"])}
-        return data
+    repeats: Request[int | None] = Field(default=None, ge=1, le=100_000)
+    """Replies to each document. The project's tasks score a document by their mean; of lm-eval's tasks some
+    use all replies, others the first. Default: what the task says, mostly 1."""
+    truncation: Literal["error", "left", "middle"] | None = None
+    """What becomes of this task's prompts over the model's length. Default: what the task's protocol says,
+    else the engine's `truncation`."""
 
     @property
     def label(self) -> str:
@@ -139,6 +136,11 @@ class TaskSpec(_Section):
     def params(self) -> dict[str, Any]:
         """The task's own parameters, as given."""
         return dict(self.model_extra or {})
+
+    def with_params(self, params: Mapping[str, Any]) -> TaskSpec:
+        """The same task with other parameters of its own."""
+        kept = self.model_dump(include=set(type(self).model_fields))
+        return TaskSpec.model_validate({**kept, **params})
 
 
 class EngineSpec(_Section):
@@ -230,12 +232,3 @@ def default_model_name(path: str) -> str:
 def section_keys(section: type[BaseModel]) -> Mapping[str, str]:
     """The keys of a section and what each means (its docstring, on one line)."""
     return {name: " ".join((info.description or "").split()) for name, info in section.model_fields.items()}
-
-
-def _tokens(value: object) -> object:
-    if isinstance(value, list | tuple):
-        return [_tokens(v) for v in value]
-    try:
-        return parse_length(value)
-    except ValueError:
-        return value

@@ -142,7 +142,12 @@ class Answerer:
 
     def _score(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
         prompts = [
-            self.prompts.pair(request.arguments[0], request.arguments[1], request.origin)
+            self.prompts.pair(
+                request.arguments[0],
+                request.arguments[1],
+                request.origin,
+                truncation=request.truncation,
+            )
             for request in requests
         ]
 
@@ -199,7 +204,9 @@ class Answerer:
         for name, request in enumerate(requests):
             text, given = request.arguments
             settings = GenerationSettings.parse(given, request.origin)
-            prompt = self.prompts.generation(text, budget=settings.budget, origin=request.origin)
+            prompt = self.prompts.generation(
+                text, budget=settings.budget, origin=request.origin, truncation=request.truncation
+            )
             prompts.append(prompt)
             jobs.append(Job.of(name, prompt.context, settings, request.seed, request.origin, request.key))
 

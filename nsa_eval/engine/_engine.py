@@ -14,7 +14,7 @@ from nsa_eval.config import EngineSpec
 from nsa_eval.engine._answerer import Answerer, Emit, ModelFacts
 from nsa_eval.engine._building import build
 from nsa_eval.engine._ledger import Call, Ledger
-from nsa_eval.engine._prompts import PromptEncoder
+from nsa_eval.engine._prompts import PromptEncoder, Truncation
 from nsa_eval.engine._requests import Request, RequestKind, name_requests
 from nsa_eval.engine._sampling import DEFAULT_NEW_TOKENS
 from nsa_eval.engine._scoring import Score, units_of
@@ -93,6 +93,7 @@ class Engine(TemplateLM):
         store: ResponseStore | None = None,
         store_context: str = "",
         task_contexts: Mapping[str, str] | None = None,
+        truncations: Mapping[str, Truncation] | None = None,
         seed: int | None = None,
     ) -> Engine:
         """The same LM over a model that is loaded elsewhere: in an executor's workers.
@@ -105,6 +106,7 @@ class Engine(TemplateLM):
             store: Where responses are looked up.
             store_context: All that responses depend on besides the request.
             task_contexts: The same for single tasks, by name.
+            truncations: What becomes of prompts that are too long, for tasks that say so themselves.
             seed: The run's seed of drawn replies.
         """
         engine = cls.__new__(cls)
@@ -117,6 +119,7 @@ class Engine(TemplateLM):
             store=store,
             store_context=store_context,
             task_contexts=task_contexts,
+            truncations=truncations,
             seed=seed,
             keeps=False,
         )
@@ -132,6 +135,7 @@ class Engine(TemplateLM):
         store: ResponseStore | None,
         store_context: str,
         task_contexts: Mapping[str, str] | None = None,
+        truncations: Mapping[str, Truncation] | None = None,
         seed: int | None = None,
         on_response: Callable[[int], None] | None = None,
         keeps: bool,
@@ -145,6 +149,7 @@ class Engine(TemplateLM):
         self._device = facts.device
         self._answer = answer
         self._context, self._task_contexts, self._seed = store_context, task_contexts, seed
+        self._truncations = truncations
         self._keeps = keeps
         self._ledger = Ledger(store, on_response)
         self._ledger.note(facts.events)
@@ -296,7 +301,12 @@ class Engine(TemplateLM):
 
     def _ask(self, instances: list[Instance], kind: RequestKind) -> list[Response]:
         requests = name_requests(
-            instances, kind, context=self._context, task_contexts=self._task_contexts, seed=self._seed
+            instances,
+            kind,
+            context=self._context,
+            task_contexts=self._task_contexts,
+            truncations=self._truncations,
+            seed=self._seed,
         )
         call = Call(self._ledger, requests)
         if call.missing:

@@ -72,8 +72,10 @@ class PromptEncoder:
             add_special_tokens = False
         return self._ids(text, add_special_tokens)
 
-    def pair(self, context: str, continuation: str, origin: Origin) -> Prompt:
-        """A context and the continuation to score.
+    def pair(
+        self, context: str, continuation: str, origin: Origin, *, truncation: Truncation | None = None
+    ) -> Prompt:
+        """A context and the continuation to score; `truncation` counts before the engine's own.
 
         Raises:
             UserError: An empty context without any prefix token, nothing to score, or too long by policy.
@@ -103,11 +105,13 @@ class PromptEncoder:
                 f"limit is {self.max_length}; raise max_length or drop the document"
             )
         # The last token is only predicted, never read: one more than max_length fits.
-        self._cut(prompt, self.max_length + 1 - len(prompt.continuation), origin)
+        self._cut(prompt, self.max_length + 1 - len(prompt.continuation), origin, truncation)
         return prompt
 
-    def generation(self, text: str, *, budget: int, origin: Origin) -> Prompt:
-        """A prompt to go on from, with room for `budget` new tokens.
+    def generation(
+        self, text: str, *, budget: int, origin: Origin, truncation: Truncation | None = None
+    ) -> Prompt:
+        """A prompt to go on from, with room for `budget` new tokens; `truncation` as in `pair`.
 
         Raises:
             UserError: No token at all, no room for a prompt, or too long by policy.
@@ -124,7 +128,7 @@ class PromptEncoder:
                 f"{origin}: {budget} new tokens leave no room for a prompt within the model's "
                 f"{self.max_length}; lower max_gen_toks or raise max_length"
             )
-        self._cut(prompt, room, origin, budget=budget)
+        self._cut(prompt, room, origin, truncation, budget=budget)
         return prompt
 
     def windows(self, text: str, origin: Origin) -> list[tuple[list[int], list[int]]]:
@@ -184,24 +188,33 @@ class PromptEncoder:
             )
         )
 
-    def _cut(self, prompt: Prompt, room: int, origin: Origin, *, budget: int = 0) -> None:
+    def _cut(
+        self,
+        prompt: Prompt,
+        room: int,
+        origin: Origin,
+        truncation: Truncation | None,
+        *,
+        budget: int = 0,
+    ) -> None:
         size = len(prompt.context)
         if size <= room:
             return
-        if self.truncation == "error":
+        truncation = truncation or self.truncation
+        if truncation == "error":
             beside = f"{budget} new tokens" if budget else f"{len(prompt.continuation)} tokens to score"
             raise UserError(
                 f"{origin}: the prompt has {size} tokens, and with {beside} only {room} fit the limit of "
                 f"{self.max_length}; ask for shorter prompts, raise max_length, or choose truncation: left "
                 "or middle (every cut is then reported)"
             )
-        prompt.context = cut_tokens(prompt.context, room, self.truncation)
+        prompt.context = cut_tokens(prompt.context, room, truncation)
         prompt.events.append(
             AuditEvent(
                 kind="truncated",
                 task=origin.task,
                 doc_id=origin.doc_id,
-                detail=f"{self.truncation}: {size - len(prompt.context)} of {size} prompt tokens cut",
+                detail=f"{truncation}: {size - len(prompt.context)} of {size} prompt tokens cut",
                 before=size,
                 after=len(prompt.context),
             )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lm_eval.api.instance import Instance
 
-from nsa_eval.engine._prompts import Origin
+from nsa_eval.engine._prompts import Origin, Truncation
 from nsa_eval.store import request_key
 
 RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
@@ -27,6 +27,8 @@ class Request:
     origin: Origin
     seed: int
     """For sampling; the same whatever model answers, so that two models draw the same numbers."""
+    truncation: Truncation | None = None
+    """What to do with a prompt that is too long, where its task says so; None leaves it to the engine."""
 
 
 def name_requests(
@@ -35,6 +37,7 @@ def name_requests(
     *,
     context: str,
     task_contexts: Mapping[str, str] | None = None,
+    truncations: Mapping[str, Truncation] | None = None,
     seed: int | None = None,
 ) -> list[Request]:
     """Name every request by its content; equal requests get equal keys.
@@ -44,6 +47,7 @@ def name_requests(
         kind: How they are asked.
         context: All that responses depend on besides the request.
         task_contexts: The same for single tasks, by name.
+        truncations: Policies of single tasks for prompts that are too long, by name.
         seed: The run's seed of drawn replies.
     """
     seen: Counter[int] = Counter()
@@ -68,6 +72,7 @@ def name_requests(
                 arguments=instance.args,
                 origin=Origin(task, instance.doc_id),
                 seed=int(plain[:15], 16),
+                truncation=(truncations or {}).get(task),
             )
         )
     return requests

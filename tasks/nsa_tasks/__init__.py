@@ -1,20 +1,39 @@
 """Long-context tasks for lm-eval: YAML, prompt builders and scorers.
 
-A task family is one folder (`needle/`): its YAMLs, a README, and a package whose `__init__` offers
-`parameters`, `resolve` and `estimate`. The YAMLs work in three ways: through `task_spec()`, through lm-eval's
-own `--include_path`, and from a notebook.
+A task family is one folder (`needle/`): its YAMLs, a README, and a package whose `__init__` offers a
+`TaskFamily` as `FAMILY`. The YAMLs work in three ways: through `task_spec()`, through lm-eval's own
+`--include_path`, and from a notebook.
+
+What families share: `sizing` (documents as long as a request should be), `sized_task` (the lm-eval class of
+such tasks), `sampling` (seeds, several replies a document), `data` (local files and the hub), `upstream`
+(prompts of others, checked by hash), `haystack` (filler).
 """
 
-from nsa_tasks._api import TaskInfo, estimate, list_tasks, task_spec
-from nsa_tasks._parameters import ParameterInfo, TaskParameterError
+from nsa_tasks._api import TaskInfo, families, family_of, list_tasks, resolve, task_spec
+from nsa_tasks._errors import TaskDataError, TaskError, TaskParameterError
+from nsa_tasks._parameters import Parameter, ParameterInfo, read_token_count
+from nsa_tasks._suggest import closest
 from nsa_tasks._yaml import TASKS_DIR
+from nsa_tasks.family import FamilyCommand, Params, Size, TaskFamily, Truncation
 
 __all__ = [
     "TASKS_DIR",
+    "FamilyCommand",
+    "Parameter",
     "ParameterInfo",
+    "Params",
+    "Size",
+    "TaskDataError",
+    "TaskError",
+    "TaskFamily",
     "TaskInfo",
     "TaskParameterError",
-    "estimate",
+    "Truncation",
+    "closest",
+    "families",
+    "family_of",
     "list_tasks",
+    "read_token_count",
+    "resolve",
     "task_spec",
 ]

@@ -1,29 +1,15 @@
-"""The package's functions: list tasks, make a task for lm-eval, estimate its size."""
+"""The package's functions: list tasks, find their families, make a task for lm-eval."""
 
 import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any
 
-from nsa_tasks._parameters import Parameter, ParameterInfo, TaskParameterError
+from nsa_tasks._errors import TaskParameterError
+from nsa_tasks._parameters import ParameterInfo
 from nsa_tasks._yaml import load_task_yaml, task_files
-
-
-class Family(Protocol):
-    """What the package of a task family (a folder beside this file) offers."""
-
-    def parameters(self, task: str) -> tuple[Parameter, ...]:
-        """List what a task takes."""
-        ...
-
-    def resolve(self, task: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Read given parameters into their plain form, defaults filled in; raise TaskParameterError."""
-        ...
-
-    def estimate(self, values: Mapping[str, Any]) -> tuple[int, int]:
-        """Count samples and, at most, tokens."""
-        ...
+from nsa_tasks.family import Params, TaskFamily
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +24,53 @@ class TaskInfo:
     parameters: tuple[ParameterInfo, ...]
 
 
+def families() -> dict[str, TaskFamily]:
+    """Every task family by name: each folder beside this file that holds a task's YAML."""
+    names = dict.fromkeys(path.parent.name for path in task_files().values())
+    return {name: _load(name) for name in names}
+
+
+def family_of(task: str) -> TaskFamily | None:
+    """The family of a task, or None where the task is not of this package."""
+    path = task_files().get(task)
+    return None if path is None else _load(path.parent.name)
+
+
+def resolve(task: str, given: Mapping[str, Any] | None = None) -> Params:
+    """Resolve a task's parameters.
+
+    Args:
+        task: Task name.
+        given: Its parameters; the YAML's defaults stand for those that are not given.
+
+    Raises:
+        TaskParameterError: An unknown task or parameter, or a value that cannot be used.
+    """
+    family = family_of(task)
+    if family is None:
+        raise TaskParameterError(f"unknown task {task!r}. There are: {', '.join(task_files())}.")
+    return family.resolve(task, given or {})
+
+
 def list_tasks() -> list[TaskInfo]:
     """List every task of this package, read from the YAMLs."""
     infos = []
-    for name, path in task_files().items():
-        metadata = load_task_yaml(path, resolve=False)["metadata"]
-        parameters = tuple(
-            ParameterInfo(parameter.name, metadata[parameter.name], parameter.unit, parameter.help)
-            for parameter in _family(name).parameters(name)
-        )
-        infos.append(
-            TaskInfo(name, metadata["family"], metadata["protocol"], metadata["summary"], parameters)
-        )
+    for family in families().values():
+        for name in family.tasks:
+            metadata = family.metadata(name)
+            parameters = tuple(
+                ParameterInfo(parameter.name, metadata[parameter.name], parameter.unit, parameter.help)
+                for parameter in family.parameters(name)
+            )
+            infos.append(
+                TaskInfo(name, metadata["family"], metadata["protocol"], metadata["summary"], parameters)
+            )
     return infos
 
 
 def task_spec(
     name: str,
-    params: Mapping[str, Any] | None = None,
+    params: Params | Mapping[str, Any] | None = None,
     *,
     tokenizer: str,
     apply_chat_template: bool = False,
@@ -71,7 +86,7 @@ def task_spec(
 
     Args:
         name: Task name, such as "needle_single".
-        params: Its parameters; the YAML's defaults stand for those that are not given.
+        params: Its parameters: resolved ones are taken as they are, a mapping is resolved here.
         tokenizer: Folder or hub id of the model's tokenizer, which lengths are counted with.
         apply_chat_template: Count the chat template's tokens too. Say the same to `simple_evaluate`.
         alias: Another name for the task in results, for a task that is used twice. The documents do not
@@ -81,7 +96,8 @@ def task_spec(
         add_bos_token: As the model's `add_bos_token` in lm-eval; None leaves it to the tokenizer.
 
     Returns:
-        The YAML as a dict, its functions resolved, with resolved parameters in `metadata`.
+        The YAML as a dict, its functions resolved, with resolved parameters in `metadata`, and under `params`
+        for the task's class.
 
     Raises:
         TaskParameterError: An unknown task or parameter, or a value that cannot be used.
@@ -91,7 +107,9 @@ def task_spec(
         >>> manager = TaskManager(include_defaults=False)
         >>> simple_evaluate(model=lm, tasks=[spec], task_manager=manager)
     """
-    values = _resolve(name, params or {})
+    resolved = params if isinstance(params, Params) else resolve(name, params)
+    if resolved.task != name:
+        raise TaskParameterError(f"{name}: was given the parameters of {resolved.task}.")
     if alias is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", alias):
         raise TaskParameterError(
             f"{name}: alias {alias!r}: expected letters, digits, '.', '_' and '-', "
@@ -106,32 +124,12 @@ def task_spec(
     ):
         if value != default:
             settings[key] = value
-    return {**config, "task": alias or name, "metadata": {**config["metadata"], **values, **settings}}
+    metadata = {**config["metadata"], **resolved.plain(), **settings}
+    return {**config, "task": alias or name, "metadata": metadata, "params": resolved}
 
 
-def estimate(name: str, params: Mapping[str, Any] | None = None) -> tuple[int, int]:
-    """Say how much a task asks of a model, without loading a tokenizer.
-
-    Args:
-        name: Task name.
-        params: Its parameters.
-
-    Returns:
-        (samples, tokens of all requests with their replies, at most).
-
-    Raises:
-        TaskParameterError: An unknown task or parameter, or a value that cannot be used.
-    """
-    return _family(name).estimate(_resolve(name, params or {}))
-
-
-def _family(name: str) -> Family:
-    path = task_files().get(name)
-    if path is None:
-        raise TaskParameterError(f"unknown task {name!r}. There are: {', '.join(task_files())}.")
-    return cast("Family", importlib.import_module(f"nsa_tasks.{path.parent.name}"))
-
-
-def _resolve(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    family = _family(name)
-    return family.resolve(name, load_task_yaml(task_files()[name], resolve=False)["metadata"], params)
+def _load(folder: str) -> TaskFamily:
+    family: object = getattr(importlib.import_module(f"nsa_tasks.{folder}"), "FAMILY", None)
+    if not isinstance(family, TaskFamily) or family.name != folder:
+        raise TypeError(f"nsa_tasks/{folder}/__init__.py must offer FAMILY, a TaskFamily named {folder!r}")
+    return family

@@ -1,15 +1,16 @@
-"""Task parameters: what a task takes, how a given value is read, and the one error for a bad one."""
+"""Task parameters: what a task takes, and how a given value is read."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nsa_tasks._errors import TaskParameterError
+from nsa_tasks._suggest import closest
+
 K = 1024  # "4k" means 4096 tokens, as in the names of the benchmarks' cells
-
-
-class TaskParameterError(ValueError):
-    """A parameter that a task cannot use: one message with task, parameter, value and what is allowed."""
+_MOST_TOKENS = 1 << 32
+"""More than any model reads: a slip of the keyboard must not start to build text."""
+_MOST_DEPTHS = 1001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,16 @@ class Parameter:
 
     read: Callable[[object], Any]
     """Turns a given value into its one plain (JSON) form. Raises ValueError saying what is allowed."""
+
+    write: Callable[[Any], Any] = lambda value: value
+    """Turns that form into what a config holds, where people write it shorter: 11 for eleven even depths."""
+
+    parse: Callable[[str], object] = str
+    """Turns a flag's text into what a config would hold. Raises ValueError for what no config could hold."""
+
+    scheme: str | None = None
+    """Set where a value `SCHEME:PATH` names a file or folder of the user's. Results then carry a hash of its
+    content under `SCHEME_hash`, so that the path counts for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +70,42 @@ def read_parameters(
     Raises:
         TaskParameterError: An unknown name, or a value that its parameter cannot use.
     """
-    names = [parameter.name for parameter in known]
+    _refuse_unknown(task, [parameter.name for parameter in known], given)
+    values = {}
+    for parameter in known:
+        values[parameter.name] = _read(task, parameter, given.get(parameter.name, defaults[parameter.name]))
+    return values
+
+
+def write_parameters(task: str, known: Sequence[Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Write given parameters in the one form that a config keeps them in, and leave the others out.
+
+    Args:
+        task: Task name, for messages.
+        known: The parameters that the task takes.
+        given: What the user gave. Every key must be a known parameter.
+
+    Raises:
+        TaskParameterError: An unknown name, or a value that its parameter cannot use.
+    """
+    by_name = {parameter.name: parameter for parameter in known}
+    _refuse_unknown(task, list(by_name), given)
+    return {name: by_name[name].write(_read(task, by_name[name], value)) for name, value in given.items()}
+
+
+def _refuse_unknown(task: str, names: Sequence[str], given: Mapping[str, Any]) -> None:
     for name in given:
         if name not in names:
             raise TaskParameterError(
-                f"{task}: unknown parameter {name!r}{_did_you_mean(str(name), names)}. "
-                f"It takes: {', '.join(names)}."
+                f"{task}: unknown parameter {name!r}{_hint(str(name), names)}. It takes: {', '.join(names)}."
             )
-    values = {}
-    for parameter in known:
-        value = given.get(parameter.name, defaults[parameter.name])
-        try:
-            values[parameter.name] = parameter.read(value)
-        except ValueError as error:
-            raise TaskParameterError(f"{task}: {parameter.name} = {value!r}: {error}") from None
-    return values
+
+
+def _read(task: str, parameter: Parameter, value: object) -> Any:  # noqa: ANN401  (any JSON value)
+    try:
+        return parameter.read(value)
+    except ValueError as error:
+        raise TaskParameterError(f"{task}: {parameter.name} = {value!r}: {error}") from None
 
 
 def pick_parameters(
@@ -98,18 +130,25 @@ def pick_parameters(
     for key, value in metadata.items():
         if key in names:
             picked[key] = value
-        elif key not in siblings and (hint := _did_you_mean(key, names)):
+        elif key not in siblings and (hint := _hint(key, names)):
             raise TaskParameterError(f"{task}: unknown parameter {key!r} in the metadata{hint}.")
     return picked
 
 
-def _did_you_mean(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def _hint(name: str, names: Sequence[str]) -> str:
+    near = closest(name, names, strict=True)
+    return f" (did you mean {near!r}?)" if near else ""
 
 
 def read_token_count(value: object) -> int:
-    """Read a number of tokens: 4096, "4096", "4k" (k = 1024) or "1m" (1024 * 1024)."""
+    """Read a number of tokens: 4096, "4096", "4k" (k = 1024) or "1m" (1024 * 1024).
+
+    The project's one reader of lengths; the kernels' benchmark, which may import nothing of ours, reads the
+    same words.
+
+    Raises:
+        ValueError: Anything else, or more tokens than any model reads.
+    """
     expected = 'expected a whole number of tokens such as 4096, "4k" or "64k" (k = 1024)'
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(expected)
@@ -117,12 +156,12 @@ def read_token_count(value: object) -> int:
         text = value.strip().lower()
         factor = {"k": K, "m": K * K}.get(text[-1:], 1)
         digits = text[:-1] if factor > 1 else text
-        if not (digits.isascii() and digits.isdigit()):
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 20):
             raise ValueError(expected)
         value = int(digits) * factor
-    if value < 1:
+    if not 1 <= value <= _MOST_TOKENS:
         raise ValueError(expected)
-    return int(value)
+    return value
 
 
 def read_lengths(value: object) -> list[int]:
@@ -140,20 +179,25 @@ def read_lengths(value: object) -> list[int]:
 
 
 def read_depths(value: object) -> list[float]:
-    """Read depths: a count (even steps from 0 to 100 percent; 1 is the middle) or a list of percentages."""
-    expected = "expected a count of depths (such as 11) or a list of percentages from 0 to 100, each once"
+    """Read depths: a count (even steps from 0 to 100 percent; 1 is the middle) or a list of percentages.
+
+    As text, "11" is a count, "0,50" and "50%" are percentages.
+    """
+    expected = (
+        "expected a count of depths (such as 11) or a list of percentages from 0 to 100, each once "
+        '(one alone: "50%")'
+    )
     if isinstance(value, bool):
         raise ValueError(expected)
     if isinstance(value, str):
         try:
-            numbers = [float(part) for part in value.split(",") if part.strip()]
+            value = parse_depths(value)
         except ValueError:
             raise ValueError(expected) from None
-        value = int(numbers[0]) if "," not in value and numbers and numbers[0].is_integer() else numbers
     if isinstance(value, int):
-        if not 1 <= value <= 1001:
+        if not 1 <= value <= _MOST_DEPTHS:
             raise ValueError(expected)
-        return [50.0] if value == 1 else [round(100 * step / (value - 1), 2) for step in range(value)]
+        return _even_depths(value)
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(expected)
     if any(isinstance(item, bool) or not isinstance(item, int | float) for item in value):
@@ -164,11 +208,34 @@ def read_depths(value: object) -> list[float]:
     return depths
 
 
+def parse_depths(text: str) -> int | list[float]:
+    """Read depths given as text: a whole number is a count; with a comma or % they are percentages.
+
+    Raises:
+        ValueError: A word that is no number.
+    """
+    try:
+        numbers = [float(part.strip().removesuffix("%")) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"expected numbers separated by commas, got {text.strip()!r}") from None
+    one = "," not in text and "%" not in text and bool(numbers) and numbers[0].is_integer()
+    return int(numbers[0]) if one else numbers
+
+
+def write_depths(depths: list[float]) -> int | list[float]:
+    """Write depths as people do: even steps from 0 to 100 percent as their count."""
+    return len(depths) if depths == _even_depths(len(depths)) else depths
+
+
+def _even_depths(count: int) -> list[float]:
+    return [50.0] if count == 1 else [round(100 * step / (count - 1), 2) for step in range(count)]
+
+
 def whole_number(minimum: int, maximum: int) -> Callable[[object], int]:
     """Make a reader of whole numbers in a range (both ends allowed)."""
 
     def read(value: object) -> int:
-        if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+        if isinstance(value, str) and len(value) <= 30 and value.strip().removeprefix("-").isdecimal():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
             raise ValueError(f"expected a whole number from {minimum} to {maximum}")

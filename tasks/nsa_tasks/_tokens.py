@@ -3,18 +3,22 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nsa_tasks._parameters import TaskParameterError
+from nsa_tasks._errors import TaskParameterError
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 ChatTemplate = Callable[..., str]
 """`apply_chat_template(messages, add_generation_prompt=...) -> str`, as lm-eval's models have it."""
+
+# The name under which each backend's model arguments hold the tokenizer: lm-eval merges them into the
+# metadata.
+_TOKENIZER_KEYS = ("tokenizer", "pretrained", "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,3 +175,29 @@ def tokenizer_template(tokenizer: "PreTrainedTokenizerBase") -> ChatTemplate:
         )
 
     return apply
+
+
+def request_tokens(task: str, metadata: Mapping[str, Any]) -> RequestTokens:
+    """Load what counts a request's tokens, as a task's metadata says.
+
+    Args:
+        task: Task name, for the message.
+        metadata: The task's own, with whatever lm-eval merged in.
+
+    Raises:
+        TaskParameterError: No tokenizer is named, or it cannot be used.
+    """
+    names = [metadata[key] for key in _TOKENIZER_KEYS if isinstance(metadata.get(key), str) and metadata[key]]
+    if not names:
+        raise TaskParameterError(
+            f"{task} counts its lengths in the model's own tokens and was told no tokenizer: give "
+            "--metadata tokenizer=PATH (or --model_args pretrained=PATH) to lm-eval, or tokenizer=PATH to "
+            "task_spec()."
+        )
+    return RequestTokens.load(
+        names[0],
+        apply_chat_template=bool(metadata.get("apply_chat_template", False)),
+        revision=metadata.get("revision"),
+        trust_remote_code=bool(metadata.get("trust_remote_code", False)),
+        add_bos_token=metadata.get("add_bos_token"),
+    )

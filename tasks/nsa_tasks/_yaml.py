@@ -23,15 +23,15 @@ def _function(loader: _Loader, node: yaml.ScalarNode) -> object:
 _Loader.add_constructor("!function", _function)
 
 
-class _PlainLoader(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):
     """The same YAML with functions left as their names: listing tasks imports nothing."""
 
 
-def _function_name(loader: _PlainLoader, node: yaml.ScalarNode) -> str:
+def _function_name(loader: PlainLoader, node: yaml.ScalarNode) -> str:
     return str(loader.construct_scalar(node))
 
 
-_PlainLoader.add_constructor("!function", _function_name)
+PlainLoader.add_constructor("!function", _function_name)
 
 
 def load_task_yaml(path: Path, *, resolve: bool) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def load_task_yaml(path: Path, *, resolve: bool) -> dict[str, Any]:
         path: The YAML file.
         resolve: Import what `!function` names; otherwise leave the names.
     """
-    loader = _Loader if resolve else _PlainLoader
+    loader = _Loader if resolve else PlainLoader
     config: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     include = config.pop("include", None)
     if include is None:
@@ -51,9 +51,10 @@ def load_task_yaml(path: Path, *, resolve: bool) -> dict[str, Any]:
 
 @cache
 def task_files() -> dict[str, Path]:
-    """Map each task's name to its YAML, in the order of the families' folders."""
+    """Map each task's name to its YAML, in the order of the task families' folders."""
     files = {}
-    for path in sorted(TASKS_DIR.glob("*/*.yaml")):
-        if not path.name.startswith("_"):
-            files[str(load_task_yaml(path, resolve=False)["task"])] = path
+    for root in map(Path, importlib.import_module("nsa_tasks").__path__):
+        for path in sorted(root.glob("*/*.yaml")):
+            if not path.name.startswith("_"):
+                files[str(load_task_yaml(path, resolve=False)["task"])] = path
     return files

@@ -30,12 +30,12 @@ def workplace(tmp_path_factory, tiny_config, tiny_checkpoints):
     """A folder with what the examples name: a config, a checkpoint, finished runs."""
     home = tmp_path_factory.mktemp("workplace")
     models = [
-        {"name": name, "path": str(path)}
+        {"name": name, "path": str(_with_long_window(path, home / "checkpoints" / name))}
         for name, path in zip(("nsa", "dense"), tiny_checkpoints, strict=True)
     ]
     config = tiny_config(models=models, compare={"resamples": 200})
     (home / "my.yaml").write_text(yaml.safe_dump(config))
-    shutil.copytree(tiny_checkpoints[0], home / "ckpt")
+    _with_long_window(tiny_checkpoints[0], home / "ckpt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "nsa_eval.report.render_report", lambda directory, *, out, **_: Path(out).write_text("page")
@@ -44,6 +44,14 @@ def workplace(tmp_path_factory, tiny_config, tiny_checkpoints):
     for name in ("a", "b"):
         shutil.copytree(home / "runs" / "quickstart", home / "runs" / name)
     return home
+
+
+def _with_long_window(checkpoint, folder):
+    """A copy that takes 128k tokens by its config, since the examples ask for as much as real models take."""
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 131072}))
+    return folder
 
 
 def test_every_command_has_examples():

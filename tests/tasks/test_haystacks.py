@@ -1,5 +1,6 @@
 """Filler texts: generated prose, noise, distractors, text files."""
 
+import os
 import re
 
 import pytest
@@ -83,6 +84,15 @@ def test_unusable_text_is_one_clear_error(tmp_path, name, content, message):
 def test_missing_text_and_empty_folder_are_named(tmp_path):
     with pytest.raises(TaskParameterError, match="no such file or folder"):
         load_text(str(tmp_path / "nowhere.txt"))
+    with pytest.raises(TaskParameterError, match=r"holds no \.txt file"):
+        load_text(str(tmp_path))
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_a_texts_place_is_refused_and_not_waited_on(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(TaskParameterError, match=r"expected a \.txt file or a folder"):
+        load_text(str(tmp_path / "pipe.txt"))
     with pytest.raises(TaskParameterError, match=r"holds no \.txt file"):
         load_text(str(tmp_path))
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nsa_tasks import TaskParameterError
+from nsa_tasks import TaskParameterError, resolve
 from nsa_tasks._tokens import RequestTokens
 from nsa_tasks.needle import build
 from nsa_tasks.needle.parameters import COUNTS
@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "needle" / "documents.json"
 
 def make(task, tokenizer, **params):
     tokens = RequestTokens.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    return list(build.documents(task, build.settings(task, params), tokens)), tokens
+    return build.documents(resolve(task, params), tokens), tokens
 
 
 def request_ids(doc, tokens):

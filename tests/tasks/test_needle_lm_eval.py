@@ -108,7 +108,7 @@ def test_samples_carry_what_a_report_needs(bpe_tokenizer):
     config = results["configs"]["needle_single"]
     assert config["metadata"]["lengths"] == [600, 800]
     assert results["higher_is_better"]["needle_single"] == {"score": True}
-    assert results["versions"]["needle_single"] == 1.0
+    assert results["versions"]["needle_single"] == 1.1
 
 
 def test_results_name_a_text_by_path_and_content(bpe_tokenizer, tmp_path):

@@ -2,9 +2,17 @@
 
 import pytest
 
-from nsa_tasks import TASKS_DIR, TaskParameterError, estimate, list_tasks, task_spec
-from nsa_tasks._parameters import read_depths, read_lengths, read_token_count
-from nsa_tasks.needle import build
+from nsa_tasks import (
+    TASKS_DIR,
+    TaskParameterError,
+    list_tasks,
+    read_token_count,
+    resolve,
+    task_spec,
+)
+from nsa_tasks._parameters import read_depths, read_lengths, write_depths
+from nsa_tasks._tokens import request_tokens
+from nsa_tasks.needle import FAMILY
 
 
 @pytest.mark.parametrize(
@@ -15,7 +23,9 @@ def test_token_counts_are_read(given, tokens):
     assert read_token_count(given) == tokens
 
 
-@pytest.mark.parametrize("given", [0, -1, "0k", 1.5, "1.5k", "k", "", "4 k", None, True, [4096], "\u0664k"])
+@pytest.mark.parametrize(
+    "given", [0, -1, "0k", 1.5, "1.5k", "k", "", "4 k", None, True, [4096], "\u0664k", "9" * 5000, 2**40]
+)
 def test_other_token_counts_are_refused(given):
     with pytest.raises(ValueError, match="whole number of tokens"):
         read_token_count(given)
@@ -31,13 +41,24 @@ def test_other_token_counts_are_refused(given):
         (7, [0, 16.67, 33.33, 50, 66.67, 83.33, 100]),
         ([0, 12.5, 100], [0, 12.5, 100]),
         ("0,50", [0, 50]),
+        ("50%", [50]),
+        ("0%, 12.5%", [0, 12.5]),
     ],
 )
 def test_depths_are_a_count_or_a_list(given, depths):
     assert read_depths(given) == depths
 
 
-@pytest.mark.parametrize("given", [0, -3, True, [], [50, 50], [-1], [101], ["10"], "deep", 2.5, None])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 11, 1001])
+def test_even_depths_are_written_as_their_count(steps):
+    assert write_depths(read_depths(steps)) == steps
+    assert write_depths([0.0, 50.0]) == [0.0, 50.0]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [0, -3, True, [], [50, 50], [-1], [101], ["10"], "deep", 2.5, None, "nan", "inf", 1002, "101%", ""],
+)
 def test_other_depths_are_refused(given):
     with pytest.raises(ValueError, match="percentages from 0 to 100"):
         read_depths(given)
@@ -94,7 +115,7 @@ def test_bad_parameters_are_one_clear_error(name, params, message):
     with pytest.raises(TaskParameterError, match=message):
         task_spec(name, params, tokenizer="anywhere")
     with pytest.raises(TaskParameterError, match=message):
-        estimate(name, params)
+        resolve(name, params)
 
 
 def test_alias_names_the_task_and_has_to_suit_file_names():
@@ -115,12 +136,11 @@ def test_spec_holds_resolved_parameters():
     assert metadata["apply_chat_template"] is False
 
 
-def test_estimate_needs_no_tokenizer():
-    assert estimate("needle_single", {"lengths": ["1k", "4k"], "depths": 5, "samples": 2}) == (
-        20,
-        10 * (1024 + 4096),
-    )
-    assert estimate("needle_single", {}) == (44, 44 * 4096)
+def test_size_needs_no_tokenizer():
+    grid = {"lengths": ["1k", "4k"], "depths": 5, "samples": 2}
+    assert FAMILY.size(resolve("needle_single", grid)) == (20, 10 * (1024 + 4096))
+    assert FAMILY.size(resolve("needle_single")) == (44, 44 * 4096)
+    assert FAMILY.max_request_tokens(resolve("needle_single", grid)) == 4096
 
 
 def test_tasks_are_listed_from_their_yamls():
@@ -139,18 +159,18 @@ def test_tasks_are_listed_from_their_yamls():
 
 def test_metadata_may_hold_the_models_arguments_but_no_misspelt_parameter():
     metadata = {"pretrained": "m", "dtype": "auto", "max_length": 4096, "num_values": 2, "config_source": "x"}
-    assert build.settings("needle_single", {**metadata, "samples": 1})["samples"] == 1
+    assert FAMILY.from_metadata("needle_single", {**metadata, "samples": 1}).samples == 1
     with pytest.raises(
         TaskParameterError, match=r"unknown parameter 'sample' in the metadata \(did you mean 'samples'\?\)"
     ):
-        build.settings("needle_single", {**metadata, "sample": 1})
+        FAMILY.from_metadata("needle_single", {**metadata, "sample": 1})
 
 
 def test_missing_and_unusable_tokenizers_are_named(tmp_path, bpe_tokenizer, byte_tokenizer):
     with pytest.raises(TaskParameterError, match="was told no tokenizer"):
-        build.request_tokens("needle_single", {})
+        request_tokens("needle_single", {})
     with pytest.raises(TaskParameterError, match="cannot be loaded"):
-        build.request_tokens("needle_single", {"tokenizer": str(tmp_path)})
+        request_tokens("needle_single", {"tokenizer": str(tmp_path)})
     with pytest.raises(TaskParameterError, match="has no chat template"):
-        build.request_tokens("needle_single", {"tokenizer": byte_tokenizer, "apply_chat_template": True})
-    assert build.request_tokens("needle_single", {"pretrained": bpe_tokenizer}).tokenizer.is_fast
+        request_tokens("needle_single", {"tokenizer": byte_tokenizer, "apply_chat_template": True})
+    assert request_tokens("needle_single", {"pretrained": bpe_tokenizer}).tokenizer.is_fast

@@ -91,7 +91,7 @@ class Settings:
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:
-    """Reads "8k,16k,100": token counts with commas, k = 1024.
+    """Reads "8k,16k,100": token counts with commas, k = 1024, m = 1024 * 1024 (as everywhere else).
 
     Raises:
         ValueError: A word that is no length.
@@ -119,10 +119,10 @@ def length_name(tokens: int) -> str:
 
 
 def _length(word: str) -> int:
-    match = re.fullmatch(r"(\d+)(k?)", word.lower())
+    match = re.fullmatch(r"([0-9]{1,20})([km]?)", word.lower())
     if match is None:
         raise ValueError(word)
-    return int(match[1]) * (1024 if match[2] else 1)
+    return int(match[1]) * {"": 1, "k": 1024, "m": 1024 * 1024}[match[2]]
 
 
 def _words(text: str, read: Callable[[str], _T], expected: str) -> tuple[_T, ...]:

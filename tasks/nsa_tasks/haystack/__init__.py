@@ -1,5 +1,6 @@
 """Filler text for long-context tasks."""
 
+from nsa_tasks.haystack.cuts import LONGEST_WORD, close_sentence, cut_points, sentence_ends, word_ends
 from nsa_tasks.haystack.generator import generate_text, sentences
 from nsa_tasks.haystack.sources import (
     NOISE,
@@ -10,12 +11,11 @@ from nsa_tasks.haystack.sources import (
     Stretch,
     TextHaystack,
     load_text,
-    sentence_ends,
     text_files,
-    word_ends,
 )
 
 __all__ = [
+    "LONGEST_WORD",
     "NOISE",
     "DistractorHaystack",
     "GeneratedHaystack",
@@ -23,6 +23,8 @@ __all__ = [
     "NoiseHaystack",
     "Stretch",
     "TextHaystack",
+    "close_sentence",
+    "cut_points",
     "generate_text",
     "load_text",
     "sentence_ends",

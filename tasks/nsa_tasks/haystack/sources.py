@@ -11,32 +11,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nsa_tasks._parameters import TaskParameterError
+from nsa_tasks._errors import TaskParameterError
 from nsa_tasks._random import Draw
+from nsa_tasks.haystack.cuts import LONGEST_WORD, sentence_ends
 from nsa_tasks.haystack.generator import generate_text
 
 # RULER's noise, one unit of it (arXiv 2404.06654, section 3).
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-
-# Closing quotes and brackets, and full-width stops (escaped, since they look like ASCII ones).
-_CLOSING = "\"'\u201d\u2019)\\]"
-_WIDE_STOP, _WIDE_CLOSING = "\u3002\uff01\uff1f", "\u201d\u2019\u300d\u300f\uff09"
-_SENTENCE_END = re.compile(rf"[.!?]+[{_CLOSING}]*(?=\s|$)|[{_WIDE_STOP}]+[{_WIDE_CLOSING}]*|(?<=\S)(?=\n)")
-_WORD_END = re.compile(r"\S(?=\s|$)")
-
-
-def sentence_ends(text: str) -> npt.NDArray[np.int64]:
-    """Find the positions right after each sentence.
-
-    A sentence ends at . ! ? before white space (closing quotes and brackets included), at their full-width
-    forms, and at a line break, so that verse and lists have ends too.
-    """
-    return np.unique(np.fromiter((m.end() for m in _SENTENCE_END.finditer(text)), dtype=np.int64))
-
-
-def word_ends(text: str) -> npt.NDArray[np.int64]:
-    """Find the positions right after each word (run of non-space characters)."""
-    return np.fromiter((m.end() for m in _WORD_END.finditer(text)), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +36,7 @@ class Haystack(Protocol):
     """What stands between the filler and a needle."""
 
     whole_sentences: bool
-    """Cut the filler only after a sentence; otherwise after any word, closing it with a full stop."""
+    """Cut the filler only after a sentence; otherwise wherever `cut_points` allows, with a full stop."""
 
     @property
     def name(self) -> str:
@@ -142,8 +123,10 @@ class TextHaystack:
             return Stretch(self.text, complete=True)
         starts = _sentence_starts(self.text)
         start = int(starts[draw.below(int(np.searchsorted(starts, latest, side="right")))])
-        whole_words = self.text[start : start + characters + 1].rsplit(None, 1)[0]
-        return Stretch(whole_words, complete=False)
+        piece = self.text[start : start + characters + 1]
+        *words, last = piece.rsplit(None, 1)
+        # The last word may be cut in half; a text without spaces has no words to lose.
+        return Stretch(words[0] if words and len(last) <= LONGEST_WORD else piece, complete=False)
 
 
 @lru_cache(maxsize=4)
@@ -176,7 +159,7 @@ def text_files(path: str) -> list[Path]:
         raise TaskParameterError(
             f"haystack text:{path}: no such file or folder (looked for {root.absolute()})."
         )
-    if root.suffix.lower() != ".txt":
+    if root.suffix.lower() != ".txt" or not root.is_file():  # a pipe would be waited on for ever
         raise TaskParameterError(f"haystack text:{path}: expected a .txt file or a folder of them.")
     return [root]
 

@@ -1,5 +1,5 @@
 """Needle in a haystack: single, multi-key, multi-value and multi-query. See README.md in this folder."""
 
-from nsa_tasks.needle.parameters import estimate, parameters, resolve
+from nsa_tasks.needle.family import FAMILY
 
-__all__ = ["estimate", "parameters", "resolve"]
+__all__ = ["FAMILY"]

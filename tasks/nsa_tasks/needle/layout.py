@@ -8,13 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nsa_tasks._tokens import RequestTokens
-from nsa_tasks.haystack import Haystack, sentence_ends, word_ends
-
-# A request this much below its length is full: the next word may take more tokens than are left.
-SLACK = 2
-
-# What a cut sentence must not end with before its full stop: commas and the like, dashes, opening quotes.
-_OPEN_END = " \n,;:-\u2013\u2014(\"'\u201c\u2018"
+from nsa_tasks.haystack import Haystack, close_sentence, cut_points, sentence_ends
+from nsa_tasks.sizing import largest_that_fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +80,29 @@ def lay_out(
 
 
 @dataclass(frozen=True, slots=True)
-class Filled:
-    """A request cut to its length, or the best that the filler allows."""
+class Request:
+    """A needle request at one size of its filler."""
 
     layout: Layout
     text: str
     """The request's text, as the model gets it."""
     tokens: int
     """Exact token count of the text."""
+    filler: int
+    """Characters of filler in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A request cut to its length, or the best that the filler allows."""
+
+    request: Request
     exhausted: bool
     """The filler ended before the request was full."""
     filler_tokens: int
     """Tokens of filler that were there to use."""
-
-
-class TooShortError(Exception):
-    """Even without filler the request does not fit. `args[0]` is its token count."""
+    piece: int
+    """Tokens of the next piece of filler, which did not fit any more, with what was dropped before it."""
 
 
 def fill(
@@ -110,13 +112,9 @@ def fill(
     depths: Sequence[float],
     budget: int,
     tokens: RequestTokens,
-    request: Callable[[str], str],
+    render: Callable[[str], str],
 ) -> Filled:
     """Use as much of a stretch of filler as fits a request's budget.
-
-    The filler is tokenised once to know roughly where to cut; each trial is then counted exactly as a whole
-    request, and the cut moves by the tokens that were missing or too many. That takes two or three counts,
-    and bisection bounds it when a tokenizer behaves oddly.
 
     Args:
         stretch: Filler to cut from.
@@ -125,44 +123,31 @@ def fill(
         depths: Percent, one for each needle.
         budget: Tokens for the whole request without its reply.
         tokens: Counts tokens.
-        request: Turns a context into the request's text.
+        render: Turns a context into the request's text.
 
     Raises:
         TooShortError: The budget cannot hold needles and question alone.
     """
     ends = sentence_ends(stretch)
-    cuts = np.concatenate([[0], ends if haystack.whole_sentences else word_ends(stretch)])
+    cuts = np.concatenate([[0], ends if haystack.whole_sentences else cut_points(stretch)])
     token_at = _token_positions(stretch, cuts, tokens)
 
-    def trial(index: int) -> Filled:
-        filler = stretch[: cuts[index]]
+    def request(size: int) -> Request:
+        filler = stretch[: cuts[size]]
         if filler and not haystack.whole_sentences:
-            filler = _close(filler)
+            filler = close_sentence(filler)
         layout = lay_out(
             filler, needles, depths, ends[: int(np.searchsorted(ends, len(filler)))], haystack.joiner
         )
-        text = request(layout.context)
-        return Filled(layout, text, tokens.count(text), False, int(token_at[-1]))
+        text = render(layout.context)
+        return Request(layout, text, tokens.count(text), len(filler))
 
-    best = trial(0)
-    if best.tokens > budget:
-        raise TooShortError(best.tokens)
-    low, high = 0, len(cuts)  # cuts[low] fits; cuts[high] does not, or is past the end
-    wanted = float(budget - best.tokens)
-    steps = 0
-    while high - low > 1 and budget - best.tokens > SLACK:
-        # Proportional steps close in at once on ordinary text; after a few, bisection makes sure of the end.
-        index = int(np.searchsorted(token_at, wanted, side="right")) - 1 if steps < 8 else (low + high) // 2
-        index = min(max(index, low + 1), high - 1)
-        attempt = trial(index)
-        if attempt.tokens <= budget:
-            low, best = index, attempt
-        else:
-            high = index
-        wanted = float(token_at[index]) + budget - attempt.tokens
-        steps += 1
-    exhausted = low == len(cuts) - 1 and budget - best.tokens > SLACK
-    return Filled(best.layout, best.text, best.tokens, exhausted, best.filler_tokens)
+    fit = largest_that_fits(request, token_at, budget)
+    # From what was kept (closing a sentence drops dashes and the like before its stop) to the next cut.
+    piece = stretch[fit.document.filler : cuts[min(fit.size + 1, len(cuts) - 1)]]
+    return Filled(
+        fit.document, fit.exhausted, int(token_at[-1]), len(tokens.encode(piece, special=False).ids)
+    )
 
 
 def _token_positions(
@@ -173,9 +158,3 @@ def _token_positions(
     if encoding.ends is None:
         return np.asarray(cuts * (len(encoding.ids) / max(len(stretch), 1)), dtype=np.float64)
     return np.searchsorted(encoding.ends, cuts, side="right").astype(np.float64)
-
-
-def _close(filler: str) -> str:
-    """End a cut sentence with a full stop."""
-    closed = filler.rstrip(_OPEN_END)
-    return closed if not closed or closed.endswith((".", "!", "?", ".”", '."', "。")) else f"{closed}."

@@ -1,18 +1,17 @@
 """What the needle tasks take."""
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from nsa_tasks._parameters import (
     Parameter,
-    TaskParameterError,
     one_of,
+    parse_depths,
     read_depths,
     read_lengths,
-    read_parameters,
     whole_number,
+    write_depths,
 )
-from nsa_tasks.haystack import text_files
+from nsa_tasks.family import Params
 
 # Reply budget in tokens for one answer. Digits may be one token each and short words two or three, and a chat
 # model likes to put a few tokens around the answer: 7 digits, 36 characters of a uuid, two words, eleven
@@ -25,6 +24,42 @@ COUNTS = {
     "needle_multivalue": "num_values",
     "needle_multiquery": "num_queries",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeedleParams(Params):
+    """Resolved parameters of a needle task."""
+
+    lengths: tuple[int, ...]
+    """Tokens of whole requests."""
+    depths: tuple[float, ...]
+    """Percent."""
+    samples: int
+    """Of each length and depth."""
+    seed: int
+    haystack: str
+    needle: str
+    key: str
+    new_tokens: int
+    """The reply's budget, inside the lengths."""
+    num_keys: int | None = None
+    num_values: int | None = None
+    num_queries: int | None = None
+
+    @property
+    def keys(self) -> int:
+        """Keys hidden."""
+        return self.num_keys or self.num_queries or 1
+
+    @property
+    def values(self) -> int:
+        """Values hidden for each key."""
+        return self.num_values or 1
+
+    @property
+    def queries(self) -> int:
+        """Keys asked for."""
+        return self.num_queries or 1
 
 
 def _read_haystack(value: object) -> str:
@@ -59,6 +94,8 @@ _COMMON = (
         unit="percent",
         help="where the needle stands: a count of even steps from 0 to 100, or a list",
         read=read_depths,
+        write=write_depths,
+        parse=parse_depths,
     ),
     Parameter(
         name="samples",
@@ -75,8 +112,9 @@ _COMMON = (
     Parameter(
         name="haystack",
         unit="name",
-        help="generated | noise | needles | text:PATH (.txt or folder)",
+        help="filler: generated | noise | needles | text:PATH (.txt or folder)",
         read=_read_haystack,
+        scheme="text",
     ),
     Parameter(
         name="needle",
@@ -115,38 +153,3 @@ def parameters(task: str) -> tuple[Parameter, ...]:
         *_COMMON,
         Parameter(name=name, unit="needles", help=_COUNT_HELP[name], read=whole_number(1, 10_000)),
     )
-
-
-def resolve(task: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a task's parameters, fill in defaults, and check what they say together.
-
-    Returns:
-        Plain values: lengths as ints, depths as percentages, new_tokens as a number.
-
-    Raises:
-        TaskParameterError: One message for the first thing wrong.
-    """
-    values = read_parameters(task, parameters(task), defaults, given)
-    if values["needle"] == "sentence":
-        if task != "needle_single":
-            raise TaskParameterError(
-                f"{task}: needle = 'sentence': only needle_single hides a sentence; "
-                "take number, uuid or word."
-            )
-        if values["haystack"] == "needles":
-            raise TaskParameterError(
-                f"{task}: needle = 'sentence' has no distractors, so haystack = 'needles' "
-                "does not go with it; take another haystack."
-            )
-    if values["haystack"].startswith("text:"):
-        text_files(values["haystack"].removeprefix("text:"))  # a wrong path is told before a model loads
-    if values["new_tokens"] == "auto":
-        answers = values[COUNTS[task]] if task in ("needle_multivalue", "needle_multiquery") else 1
-        values["new_tokens"] = ANSWER_TOKENS[values["needle"]] * answers
-    return values
-
-
-def estimate(values: Mapping[str, Any]) -> tuple[int, int]:
-    """Count samples, and the tokens that they take at most (each request with its reply fills its length)."""
-    cells = len(values["depths"]) * values["samples"]
-    return len(values["lengths"]) * cells, sum(values["lengths"]) * cells

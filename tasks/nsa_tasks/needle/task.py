@@ -1,85 +1,32 @@
 """The lm-eval task class of the needle YAMLs."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
-from lm_eval.api.task import ConfigurableTask
-
-from nsa_tasks._parameters import TaskParameterError
-from nsa_tasks._tokens import ChatTemplate
-from nsa_tasks.needle import build
+from nsa_tasks._tokens import RequestTokens
+from nsa_tasks.needle import FAMILY, build
+from nsa_tasks.needle.parameters import NeedleParams
+from nsa_tasks.sized_task import SizedTask
 
 
-class NeedleTask(ConfigurableTask):
-    """A YAML task whose requests never exceed their length, however lm-eval is called.
+class NeedleTask(SizedTask):
+    """A needle task: its documents are built, scored by what their replies contain."""
 
-    Plain `ConfigurableTask` reads `generation_kwargs` from the YAML alone and learns of a chat template only
-    after the documents are made. Here the reply budget follows `new_tokens`, and the documents are made again
-    if the requests turn out to be worded differently from what they were sized for (a chat template or a
-    system instruction given to lm-eval's own command line).
-    """
+    family = FAMILY
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        """Read the parameters and build the documents.
+    @property
+    def needle(self) -> NeedleParams:
+        """The task's parameters."""
+        return cast("NeedleParams", self.params)
 
-        Args:
-            config: The YAML's keys, with the run's metadata merged in.
+    def reply_budget(self) -> int:
+        """New tokens inside each request's length."""
+        return self.needle.new_tokens
 
-        Raises:
-            TaskParameterError: A parameter, length, haystack or tokenizer that cannot be used.
-        """
-        fields = {key: value for key, value in config.items() if key != "class"}
-        self.form: str = fields["dataset_kwargs"]["form"]
-        self.values = build.settings(self.form, fields["metadata"])
-        # Results show what ran, not what was written; of a text also which it was, wherever it lay.
-        haystack = build.open_haystack(self.values).name
-        text = {"text_hash": haystack} if haystack.startswith("text:") else {}
-        fields["metadata"] = {**fields["metadata"], **self.values, **text}
-        fields["generation_kwargs"] = {
-            **fields["generation_kwargs"],
-            "max_gen_toks": self.values["new_tokens"],
-        }
-        super().__init__(config=fields)
+    def build(self, tokens: RequestTokens) -> list[dict[str, Any]]:
+        """Build every document of the grid."""
+        return build.documents(self.needle, tokens)
 
-    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: object) -> None:
-        """Build the documents (the base class does the same, with a warning at every load)."""
-        self.dataset = self.config.custom_dataset(**self.config.metadata, **(dataset_kwargs or {}))
-
-    def build_all_requests(
-        self,
-        *,
-        apply_chat_template: bool = False,
-        chat_template: ChatTemplate | None = None,
-        system_instruction: str | None = None,
-        cache_requests: bool = False,
-        rewrite_requests_cache: bool = False,
-        **kwargs: object,
-    ) -> None:
-        """Build the requests, after making sure that the documents were sized for them.
-
-        lm-eval's request cache is not used: its key knows the task's name and not its lengths.
-
-        Raises:
-            TaskParameterError: `gen_kwargs` asked for more new tokens than the lengths leave room for.
-        """
-        asked = int(self.config.generation_kwargs["max_gen_toks"])
-        if asked > self.values["new_tokens"]:
-            raise TaskParameterError(
-                f"{self.form}: max_gen_toks = {asked} in gen_kwargs exceeds the {self.values['new_tokens']} "
-                f"tokens inside each length; set new_tokens = {asked} in the task's parameters instead."
-            )
-        wording = {
-            "apply_chat_template": apply_chat_template,
-            "chat_template": chat_template,
-            "system_instruction": system_instruction,
-        }
-        doc = self.dataset["test"][0]
-        sized_for = build.request_tokens(self.form, self.config.metadata)
-        sent = self.fewshot_context(doc, num_fewshot=0, gen_prefix=doc["gen_prefix"], **wording)
-        if sent != sized_for.render(doc["input"], doc["gen_prefix"]):
-            template = chat_template if apply_chat_template else None
-            tokens = replace(sized_for, chat_template=template, system_instruction=system_instruction)
-            self.dataset = {"test": build.documents(self.form, self.values, tokens)}
-            self.task_docs = self.eval_docs
-        super().build_all_requests(**wording, **kwargs)
+    def content_hashes(self) -> dict[str, str]:
+        """Which text it was, wherever it lay."""
+        name = build.open_haystack(self.needle).name
+        return {"text_hash": name} if name.startswith("text:") else {}

@@ -1,0 +1,174 @@
+"""What a task family is: one object that says all that anybody else has to know of it.
+
+A family is a folder beside this file: YAMLs, a builder of documents, a scorer, a README, and an `__init__`
+that offers the object as `FAMILY`. Neither this package nor the harness above it names a family anywhere:
+they find the folder and ask the object.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from nsa_tasks._parameters import Parameter, pick_parameters, read_parameters, write_parameters
+from nsa_tasks._yaml import load_task_yaml, task_files
+
+Truncation = Literal["error", "left", "middle"]
+"""What becomes of a prompt that is too long: refused, or its start or middle cut."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """A task's parameters, resolved: read, defaults filled in, checked together.
+
+    A family's own class adds one field for each parameter, of the parameter's name. Made once (a run's plan
+    does it) and handed on; nothing reads the given values again.
+    """
+
+    task: str
+    """The task that they belong to."""
+
+    def plain(self) -> dict[str, Any]:
+        """The parameters as JSON values; those that the task does not take (None) are left out."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "task"}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value is not None
+        }
+
+
+class Size(NamedTuple):
+    """How much a task asks of a model."""
+
+    documents: int
+    tokens: int
+    """Of all requests with one reply each, at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyCommand:
+    """A family's own command, `nsa-eval NAME`, for runs without a config."""
+
+    summary: str
+    """What `--help` says."""
+    task: str
+    """The task that runs when none is named."""
+    options: Mapping[str, str | None]
+    """Parameters that are flags, each with the text it defaults to; None leaves it to the task."""
+    examples: tuple[str, ...]
+    """Command lines for the end of the help."""
+
+
+class TaskFamily(ABC):
+    """Tasks that share parameters, documents and scoring.
+
+    A family overrides what is abstract, and of the rest what is not true of it.
+    """
+
+    name: str
+    """Its folder's name."""
+    title: str
+    """What it is called in prose: "Needle in a haystack"."""
+    fewshot: bool = False
+    """Whether `num_fewshot` applies: solved examples before each question."""
+    truncation: Truncation | None = None
+    """What becomes of prompts that are too long; None: what the run says. A family that cuts its own prompts
+    (by a protocol of its own) says "error": nothing else may be cut off."""
+    command: FamilyCommand | None = None
+    """Its own command on the command line, if it has one."""
+
+    @abstractmethod
+    def parameters(self, task: str) -> tuple[Parameter, ...]:
+        """List what a task takes. The defaults stand in its YAML."""
+
+    @abstractmethod
+    def check(self, task: str, values: Mapping[str, Any]) -> Params:
+        """Check values that were read one by one for what they say together.
+
+        Args:
+            task: Task name.
+            values: Every parameter of the task, in its plain form.
+
+        Raises:
+            TaskParameterError: One message for the first thing wrong.
+        """
+
+    @abstractmethod
+    def size(self, params: Params) -> Size:
+        """Count documents and tokens without a tokenizer and without data."""
+
+    def max_request_tokens(self, params: Params) -> int | None:
+        """Tokens of the longest request with its reply; None where the data decides."""
+        return None
+
+    def repeats(self, params: Params) -> int:
+        """Replies asked for each document, unless the run says otherwise."""
+        return 1
+
+    def document_identity(self, document: Mapping[str, Any]) -> str:
+        """What a document is known by: unlike any other of its task, and alike in every run."""
+        return str(document["id"])
+
+    # What follows is the same for all families.
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the family's tasks, from its YAMLs."""
+        return tuple(name for name, path in task_files().items() if path.parent.name == self.name)
+
+    def resolve(self, task: str, given: Mapping[str, Any]) -> Params:
+        """Read what was given, fill in the YAML's defaults, and check it.
+
+        Args:
+            task: One of `tasks`.
+            given: What the user gave. Every key must be a parameter.
+
+        Raises:
+            TaskParameterError: An unknown parameter, or a value that cannot be used.
+        """
+        values = read_parameters(task, self.parameters(task), self.metadata(task), given)
+        return self.check(task, values)
+
+    def from_metadata(self, task: str, metadata: Mapping[str, Any]) -> Params:
+        """Resolve the parameters out of lm-eval's metadata, where the model's arguments stand among them.
+
+        Raises:
+            TaskParameterError: A misspelt parameter, or a value that cannot be used.
+        """
+        siblings = [parameter.name for other in self.tasks for parameter in self.parameters(other)]
+        return self.resolve(task, pick_parameters(task, self.parameters(task), siblings, metadata))
+
+    def normal(self, task: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Write given parameters in the form that configs are compared in: 1k as 1024, "11" as 11.
+
+        Raises:
+            TaskParameterError: A value that cannot be used.
+        """
+        return write_parameters(task, self.parameters(task), given)
+
+    def metadata(self, task: str) -> dict[str, Any]:
+        """The metadata of a task's YAML: version, protocol, defaults of the parameters."""
+        return dict(load_task_yaml(task_files()[task], resolve=False)["metadata"])
+
+    def local_files(self, params: Params) -> tuple[Path, ...]:
+        """Files and folders of the user's that the parameters name, as absolute paths."""
+        found = (self._local(p, getattr(params, p.name)) for p in self.parameters(params.task))
+        return tuple(path for path in found if path is not None)
+
+    def portable(self, task: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Write local files by their absolute paths, so that given parameters mean the same from anywhere."""
+        made = dict(given)
+        for parameter in self.parameters(task):
+            path = self._local(parameter, given.get(parameter.name))
+            if path is not None and path.exists():
+                made[parameter.name] = f"{parameter.scheme}:{path}"
+        return made
+
+    @staticmethod
+    def _local(parameter: Parameter, value: object) -> Path | None:
+        if parameter.scheme is None or not isinstance(value, str):
+            return None
+        scheme, colon, path = value.partition(":")
+        return Path(path).expanduser().resolve() if colon and scheme == parameter.scheme else None
