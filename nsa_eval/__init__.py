@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from nsa_eval.compare import compare as compare
     from nsa_eval.config import RunConfig, load_config
     from nsa_eval.errors import ConfigError, UserError
+    from nsa_eval.from_arguments import evaluate, needle
     from nsa_eval.plan import make_plan
-    from nsa_eval.quick import evaluate, needle
     from nsa_eval.report import render_report
     from nsa_eval.results import load_run
     from nsa_eval.runner import RunResult, run
@@ -35,11 +35,11 @@ _HOMES = {
     "RunResult": "runner",
     "UserError": "errors",
     "compare": "compare",
-    "evaluate": "quick",
+    "evaluate": "from_arguments",
     "load_config": "config",
     "load_run": "results",
     "make_plan": "plan",
-    "needle": "quick",
+    "needle": "from_arguments",
     "render_report": "report",
     "run": "runner",
 }

@@ -227,6 +227,7 @@ def _evaluate(
 
     with contextlib.closing(ResponseStore.open(directory.store_path, lock=lock)) as opened:
         store = CountingStore(opened, progress)
+        _check_variants(waiting)
         progress.start(sum(job.tokens or 0 for variant in waiting for job in plan.of(variant.name)))
         _write_env(config, directory)
         executor = make_executor(config.executor, settings=config.engine, store=store)
@@ -240,6 +241,19 @@ def _evaluate(
                     executor=executor,
                     progress=progress,
                 )
+
+
+def _check_variants(variants: Iterable[Variant]) -> None:
+    """Refuse config fields that can't be set before anything is computed: sweeps come last otherwise."""
+    import nsa_models
+
+    for variant in variants:
+        if variant.changes:
+            model = variant.checkpoint
+            config = nsa_models.load_config(
+                model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+            nsa_models.config_with(config, variant.changes)
 
 
 def _check_fingerprint(variant: Variant, directory: RunDirectory) -> None:

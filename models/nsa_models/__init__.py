@@ -10,7 +10,7 @@ from nsa_models.configuration import NSADecoderConfig
 from nsa_models.loading import load_config, load_model, load_tokenizer
 from nsa_models.modeling import NSADecoderForCausalLM, NSADecoderModel
 from nsa_models.static import DecodeGraph, StaticDecoder, why_not_captured
-from nsa_models.variants import RunningBackend, changed_fields, running_backend, with_fields
+from nsa_models.variants import RunningBackend, changed_fields, config_with, running_backend, with_fields
 
 __all__ = [
     "DecodeGraph",
@@ -23,6 +23,7 @@ __all__ = [
     "StaticDecoder",
     "ZooEntry",
     "changed_fields",
+    "config_with",
     "fingerprint",
     "load_config",
     "load_model",

@@ -9,10 +9,13 @@ from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from nsa_kernels import NUMERICS, choose_backend
 from nsa_models.checkpoints import ModelLoadError
+
+_NOT_SETTINGS = ("model_type", "architectures", "dtype", "transformers_version")
+"""Entries of config.json that say what a checkpoint is, and not how it works."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,21 +74,19 @@ def with_fields(
         ModelLoadError: A field that the config doesn't have, a value that it refuses, or a field that the
             shape of the weights depends on.
     """
-    changed = changed_fields(model, fields)
+    changed = changed_fields(model.config, fields)
     if not changed:
         return model
-    said = ", ".join(f"{name} = {value!r}" for name, value in changed.items())
-    plain = {**model.config.to_dict(), **changed}
+    said = _said(changed)
+    config = config_with(model.config, changed)
+    config._attn_implementation = model.config._attn_implementation
     try:
-        config = type(model.config).from_dict(copy.deepcopy(plain))
-        config._name_or_path = model.config._name_or_path
-        config._attn_implementation = model.config._attn_implementation
         with _without_initial_values():
             twin: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=model.dtype, trust_remote_code=trust_remote_code
             )
-    except Exception as error:  # configs and constructors raise errors of every kind for a value out of range
-        raise ModelLoadError(f"{said}: the model can't be made so: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # constructors too
+        raise _impossible(changed, error) from error
     weights = model.state_dict()
     shapes = {name: tuple(weight.shape) for name, weight in twin.state_dict().items()}
     odd = [
@@ -104,21 +105,44 @@ def with_fields(
     return twin.to(model.device).eval()  # what the config made is still on the CPU; weights are there already
 
 
-def changed_fields(model: PreTrainedModel, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the fields whose value isn't the model's own already.
+def config_with(config: PreTrainedConfig, fields: Mapping[str, Any]) -> PreTrainedConfig:
+    """A config with other values in some fields; the given one stays as it is.
+
+    Raises:
+        ModelLoadError: A field that the config doesn't have, or a value that it refuses.
+    """
+    changed = changed_fields(config, fields)
+    try:
+        made = type(config).from_dict(copy.deepcopy({**config.to_dict(), **changed}))
+    except Exception as error:  # configs raise errors of every kind for a value out of range
+        raise _impossible(changed, error) from error
+    made._name_or_path = config._name_or_path
+    return made
+
+
+def changed_fields(config: PreTrainedConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the fields whose value isn't the config's own already.
 
     Raises:
         ModelLoadError: A field that the config doesn't have.
     """
-    own = model.config.to_dict()
+    own = config.to_dict()
     for name in fields:
-        if name not in own or name in ("model_type", "architectures", "dtype", "transformers_version"):
+        if name not in own or name in _NOT_SETTINGS:
             near = get_close_matches(name, own, n=1)
             raise ModelLoadError(
-                f"{model.config._name_or_path}: its config has no field {name!r} to set"
+                f"{config._name_or_path}: its config has no field {name!r} to set"
                 + (f"; did you mean {near[0]!r}?" if near else "")
             )
     return {name: value for name, value in fields.items() if own[name] != value}
+
+
+def _said(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value!r}" for name, value in fields.items())
+
+
+def _impossible(fields: Mapping[str, Any], error: Exception) -> ModelLoadError:
+    return ModelLoadError(f"{_said(fields)}: the model can't be made so: {str(error).splitlines()[0]}")
 
 
 def _without_initial_values() -> Any:  # noqa: ANN401  (a context manager)

@@ -84,7 +84,7 @@ class Worker:
         assert self._tokenizer is not None
         assert self._checkpoint is not None
         self._detach()
-        changes = nsa_models.changed_fields(self._weights, variant.changes)
+        changes = nsa_models.changed_fields(self._weights.config, variant.changes)
         model = nsa_models.with_fields(
             self._weights, changes, trust_remote_code=self._checkpoint.trust_remote_code
         )

@@ -1,0 +1,193 @@
+"""The flags that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nsa_eval.errors import UserError
+
+CONFIG = typer.Argument(
+    help="A YAML file, a folder of an earlier run, or the name of a bundled config.", show_default=False
+)
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output_path",
+        "-o",
+        help="Folder of the run. Default: runs/ and the run's name, or the earlier run that is named.",
+        show_default=False,
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key of the config: engine.batch_size=4.",
+        show_default=False,
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print jobs, samples and tokens; load nothing.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the results of another config in the output folder.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table: only the report's path.")]
+LimitOption = Annotated[
+    float | None,
+    typer.Option(
+        "--limit",
+        "-L",
+        help="Only the first samples of each task: a count, or a fraction below 1.",
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ... (default: auto)", show_default=False)
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="auto, float32, float16 or bfloat16. (default: auto)", show_default=False),
+]
+BatchSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--batch_size", "-b", help="Rows that run together, or auto. (default: auto)", show_default=False
+    ),
+]
+Truncation = Annotated[
+    str | None,
+    typer.Option(
+        "--truncation",
+        help="For prompts that are too long: error, left or middle. (default: error)",
+        show_default=False,
+    ),
+]
+Seed = Annotated[
+    str | None,
+    typer.Option(
+        "--seed",
+        help="One seed for everything, or four: python,numpy,torch,fewshot. (default: 0,1234,1234,1234)",
+        show_default=False,
+    ),
+]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--apply_chat_template",
+        metavar="[NAME]",
+        help="Put prompts through the tokenizer's chat template (or the one of this name).",
+        show_default=False,
+    ),
+]
+Models = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        "-m",
+        help="A checkpoint: zoo:NAME, a folder or a hub id; the first of several is the baseline.",
+        show_default=False,
+    ),
+]
+WithTemplate = Annotated[
+    bool, typer.Option("--apply_chat_template", help="Put prompts through the tokenizer's chat template.")
+]
+MethodOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="NAME:BUDGET",
+        help="Evaluate the dense models under a sparse-attention method too (nsa-eval ls methods): "
+        "quest:2560, or with more budgets and options quest:1k,2k,reading=kernel.",
+        show_default=False,
+    ),
+]
+SweepOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        metavar="KEY=V1,V2",
+        help="Evaluate the models with a field of their config.json set too: nsa_select_count=4,8.",
+        show_default=False,
+    ),
+]
+ExecutorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--executor",
+        help="Who answers: local (this process) or ray (workers on all GPUs). (default: local)",
+        show_default=False,
+    ),
+]
+
+
+def models_given(names: list[str], model_args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The models of `eval`: `--model PATH`, or `--model hf --model_args pretrained=PATH` as in lm-eval."""
+    pretrained = model_args.pop("pretrained", None)
+    entries = []
+    for name in names:
+        if name in {"hf", "hf-auto", "huggingface", "nsa-eval"}:
+            if pretrained is None:
+                raise UserError(
+                    f"--model {name} names no checkpoint: give --model_args pretrained=PATH or --model PATH"
+                )
+            name = str(pretrained)
+        elif pretrained is not None:
+            raise UserError(
+                f"the checkpoint is named twice: --model {name} and --model_args pretrained={pretrained}"
+            )
+        entries.append({"path": name} | model_args)
+    return entries
+
+
+def model_keys_given(*, chat_template: str | None, **keys: str | None) -> dict[str, Any]:
+    given: dict[str, Any] = {key: value for key, value in keys.items() if value is not None}
+    if chat_template is not None:
+        given["chat_template"] = {"true": True, "false": False}.get(chat_template.lower(), chat_template)
+    return given
+
+
+def engine_given(batch_size: str | None, truncation: str | None) -> dict[str, Any] | None:
+    keys: dict[str, Any] = {}
+    if batch_size is not None:
+        keys["batch_size"] = int(batch_size) if batch_size.isdigit() else batch_size
+    if truncation is not None:
+        keys["truncation"] = truncation
+    return keys or None
+
+
+def pairs_given(text: str | None, flag: str) -> dict[str, Any]:
+    """Read `a=1,b=[2,3]` with YAML's idea of numbers and lists."""
+    from nsa_eval.config._yaml import YamlError, parse_yaml
+
+    pairs: dict[str, Any] = {}
+    for part in re.split(r",(?=\s*[\w.]+=)", text or ""):
+        if not part.strip():
+            continue
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"{flag} {text}: expected KEY=VALUE pairs separated by commas, got {part!r}")
+        try:
+            pairs[key.strip()] = parse_yaml(value)[0]
+        except YamlError as error:
+            raise UserError(f"{flag} {part}: {error.message}") from None
+    return pairs
+
+
+def seed_given(text: str | None) -> int | list[int | None] | None:
+    if text is None:
+        return None
+    parts = [None if part.strip() == "None" else number_given(part, "--seed") for part in text.split(",")]
+    whole = [part if part is None else int(part) for part in parts]
+    return whole[0] if len(whole) == 1 else whole
+
+
+def number_given(text: str, flag: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"{flag}: expected numbers separated by commas, got {text.strip()!r}") from None
+    return int(value) if value.is_integer() else value
