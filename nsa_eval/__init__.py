@@ -15,12 +15,10 @@ Everything is imported when it is first used, so that `nsa-eval --help` and a ty
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nsa_eval.compare import compare as compare
+    from nsa_eval.comparison import compare as compare
     from nsa_eval.config import RunConfig, load_config
     from nsa_eval.errors import ConfigError, UserError
     from nsa_eval.from_arguments import evaluate, needle
@@ -34,7 +32,7 @@ _HOMES = {
     "RunConfig": "config",
     "RunResult": "runner",
     "UserError": "errors",
-    "compare": "compare",
+    "compare": "comparison",
     "evaluate": "from_arguments",
     "load_config": "config",
     "load_run": "results",
@@ -58,17 +56,6 @@ __all__ = [
     "render_report",
     "run",
 ]
-
-
-class _Package(types.ModuleType):
-    """Keeps `nsa_eval.compare` the function: importing the folder of that name would put a module there."""
-
-    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
-        if not (name in _HOMES and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

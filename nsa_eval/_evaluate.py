@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsa_eval.config import ModelSpec, RunConfig, Variant
-from nsa_eval.config._marks import Effect, own_values
+from nsa_eval.config.marks import Effect, own_values
 from nsa_eval.errors import UserError
 from nsa_eval.plan import Job
 from nsa_eval.progress import Progress

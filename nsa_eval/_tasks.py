@@ -12,7 +12,7 @@ from typing import Any
 from nsa_eval._seeds import set_seeds
 from nsa_eval.catalog import task_names
 from nsa_eval.config import ModelSpec, RunConfig, TaskSpec
-from nsa_eval.config._marks import Effect, own_values
+from nsa_eval.config.marks import Effect, own_values
 from nsa_eval.errors import UserError
 from nsa_eval.plan import Job, limited, repeats_of
 from nsa_tasks import TaskDataError, TaskParameterError, Truncation, family_of, task_spec

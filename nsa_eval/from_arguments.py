@@ -159,7 +159,7 @@ def _method(text: str) -> dict[str, Any]:
 
 def _value(text: str) -> Any:  # noqa: ANN401  (a number, text, ...)
     """A value as YAML reads it, so that a run from arguments is the one from a config."""
-    from nsa_eval.config._yaml import YamlError, parse_yaml
+    from nsa_eval.config import YamlError, parse_yaml
 
     try:
         return parse_yaml(text)[0]
@@ -168,7 +168,7 @@ def _value(text: str) -> Any:  # noqa: ANN401  (a number, text, ...)
 
 
 def _sweep(text: str) -> dict[str, Any]:
-    from nsa_eval.config._yaml import YamlError, parse_yaml
+    from nsa_eval.config import YamlError, parse_yaml
 
     key, equals, values = text.partition("=")
     if not key.strip() or not equals or not values.strip():

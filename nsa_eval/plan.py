@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from nsa_eval.config import ModelSpec, RunConfig, TaskSpec, Variant, all_variants
-from nsa_eval.config._marks import Effect, own_values, without_neutral
+from nsa_eval.config.marks import Effect, own_values, without_neutral
 from nsa_tasks import Params, family_of
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from nsa_eval.compare import Comparison, compare_run
+from nsa_eval.comparison import Comparison, compare_run
 from nsa_eval.errors import UserError
 from nsa_eval.results import Run, load_run
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from nsa_eval.config import RunConfig, TaskSpec, all_variants, dump_yaml, load_config, to_plain
-from nsa_eval.config._marks import without_neutral
+from nsa_eval.config.marks import without_neutral
 from nsa_eval.errors import UserError
 from nsa_tasks import family_of
 

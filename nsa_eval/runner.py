@@ -29,7 +29,7 @@ from nsa_eval.rundir import (
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-    from nsa_eval.compare import Compared, Comparison
+    from nsa_eval.comparison import Compared, Comparison
     from nsa_eval.results import Run
 
 
@@ -317,7 +317,7 @@ def _compare(
     config: RunConfig, directory: RunDirectory, results: Callable[[], Run], *, fresh: bool
 ) -> Compared:
     """Compare the models of a run; models that can't be compared are a note, not a failure of the run."""
-    from nsa_eval.compare import Compared, compare_run, read_comparison, to_table
+    from nsa_eval.comparison import Compared, compare_run, read_comparison, to_table
 
     if len(all_variants(config)) < 2:
         return Compared()

@@ -161,7 +161,7 @@ def engine_given(batch_size: str | None, truncation: str | None) -> dict[str, An
 
 def pairs_given(text: str | None, flag: str) -> dict[str, Any]:
     """Read `a=1,b=[2,3]` with YAML's idea of numbers and lists."""
-    from nsa_eval.config._yaml import YamlError, parse_yaml
+    from nsa_eval.config import YamlError, parse_yaml
 
     pairs: dict[str, Any] = {}
     for part in re.split(r",(?=\s*[\w.]+=)", text or ""):

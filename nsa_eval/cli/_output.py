@@ -12,7 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from nsa_eval.catalog import CatalogEntry
-    from nsa_eval.compare import Comparison
+    from nsa_eval.comparison import Comparison
     from nsa_eval.plan import Plan
     from nsa_eval.runner import RunResult
     from nsa_kernels.bench import Sheet
@@ -51,7 +51,7 @@ def show_plan(plan: Plan) -> None:
 
 def print_comparison(comparison: Comparison) -> None:
     """The comparison as a table for a terminal."""
-    from nsa_eval.compare import to_table
+    from nsa_eval.comparison import to_table
 
     _console().print(to_table(comparison))
 

@@ -93,7 +93,7 @@ def compare_command(
     if output is None and format is TableFormat.table:
         print_comparison(comparison)
         return
-    from nsa_eval.compare import to_table
+    from nsa_eval.comparison import to_table
 
     # In a file a table for the terminal would be empty lines and colours: write Markdown there.
     text = str(to_table(comparison, "md" if format is TableFormat.table else format.value))

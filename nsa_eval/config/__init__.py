@@ -1,8 +1,9 @@
 """The config of a run: strict, read from YAML with line numbers."""
 
+from nsa_eval.config._load import ConfigLike, dump_yaml, load_config, to_plain
 from nsa_eval.config._types import parse_length
 from nsa_eval.config._variants import Variant, all_variants, variants_of
-from nsa_eval.config.load import ConfigLike, dump_yaml, load_config, to_plain
+from nsa_eval.config._yaml import YamlError, parse_yaml
 from nsa_eval.config.schema import (
     CompareSpec,
     EngineSpec,
@@ -28,10 +29,12 @@ __all__ = [
     "TaskSpec",
     "Variant",
     "VariantSpec",
+    "YamlError",
     "all_variants",
     "dump_yaml",
     "load_config",
     "parse_length",
+    "parse_yaml",
     "section_keys",
     "to_plain",
     "variants_of",

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nsa_eval.config._marks import Neutral, Request, Source
 from nsa_eval.config._types import (
     BatchSize,
     Budget,
@@ -25,6 +24,7 @@ from nsa_eval.config._types import (
     Seeds,
     VariantName,
 )
+from nsa_eval.config.marks import Neutral, Request, Source
 
 
 class _Section(BaseModel):

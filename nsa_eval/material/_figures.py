@@ -9,8 +9,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nsa_eval.compare import Comparison, Estimate, Row, Unit
-from nsa_eval.compare.scores import document_scores, is_binary, score_estimate, unit_of
+from nsa_eval.comparison import Comparison, Estimate, Row, Unit
+from nsa_eval.comparison.scores import document_scores, is_binary, score_estimate, unit_of
 from nsa_eval.results import ModelRun, Sample
 from nsa_reports import LengthRow, ScoreRow, ShownDifference, ShownScore
 

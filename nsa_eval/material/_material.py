@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nsa_eval.compare import Comparison, labelled
+from nsa_eval.comparison import Comparison, labelled
 from nsa_eval.material._figures import Figures
 from nsa_eval.material._settings import settings_of, variant_of
 from nsa_eval.results import ModelRun, Run

@@ -356,7 +356,7 @@ class TestLists:
 
 
 def test_the_package_offers_functions_not_modules():
-    import nsa_eval.compare
+    import nsa_eval.comparison
 
     assert callable(nsa_eval.compare)
     assert all(callable(getattr(nsa_eval, name)) for name in nsa_eval.__all__)

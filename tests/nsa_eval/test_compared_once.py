@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import nsa_eval
-from nsa_eval.compare import Comparison, _of_run, _rows, compare, compare_run
+from nsa_eval.comparison import Comparison, _of_run, _rows, compare, compare_run
 from nsa_eval.report import render_report
 from nsa_eval.results import _load, load_run
 

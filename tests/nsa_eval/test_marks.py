@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from nsa_eval._evaluate import store_context
-from nsa_eval.compare import protocol
+from nsa_eval.comparison import _protocol as protocol
 from nsa_eval.config import EngineSpec, ModelSpec, RunConfig, all_variants, load_config, to_plain
-from nsa_eval.config._marks import Effect, effect, walk
+from nsa_eval.config.marks import Effect, effect, walk
 from nsa_eval.engine import ModelFacts
 from nsa_eval.errors import UserError
 from nsa_eval.executors import VariantFacts

@@ -77,13 +77,13 @@ class Attached(ABC):
                 else "none of its layers is full attention"
             )
             raise MethodError(
-                f"{method.name}: nothing would be sparse in {_name(model)} of {num_layers} "
+                f"{method.name}: nothing would be sparse in {name_of(model)} of {num_layers} "
                 f"layer{'s' if num_layers > 1 else ''}: {why}; set dense_layers (none leaves no layer dense)"
             )
         beyond = [layer for layer in method.dense_layers if layer >= num_layers]
         if beyond:
             raise MethodError(
-                f"{method.name}: dense_layers names {_numbers(beyond)}, and {_name(model)} has {num_layers} "
+                f"{method.name}: dense_layers names {_numbers(beyond)}, and {name_of(model)} has {num_layers} "
                 "layers, counted from 0"
             )
         notes = [f"{_numbers(asked)} dense, as {method.name} asks"] if asked else []
@@ -238,7 +238,7 @@ def attach(
     other = attached_to(model)
     if other is not None:
         raise MethodError(
-            f"{method.name}: {other.method.label} is on this {_name(model)} already, or on one that shares "
+            f"{method.name}: {other.method.label} is on this {name_of(model)} already, or on one that shares "
             "its config; detach it first"
         )
     attached: Attached = _seam(model)(model, method, auto_phase)
@@ -268,7 +268,7 @@ def _seam(model: PreTrainedModel) -> type[Any]:
     return DecoderAttached if own else StockAttached
 
 
-def _name(model: PreTrainedModel) -> str:
+def name_of(model: PreTrainedModel) -> str:
     return str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
 
 

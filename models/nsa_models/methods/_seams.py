@@ -15,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 
 from nsa_models.attention import FullAttention, causal_attention
 from nsa_models.batch import RaggedBatch
-from nsa_models.methods._attach import Attached, _name
+from nsa_models.methods._attach import Attached, name_of
 from nsa_models.methods._base import Method, MethodError
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._reads import Now
@@ -89,7 +89,7 @@ class StockAttached(Attached):
         self._before = model.config._attn_implementation
         model.set_attn_implementation(IMPLEMENTATION)
         if model.config._attn_implementation != IMPLEMENTATION:
-            raise MethodError(f"{self.method.name}: {_name(model)} doesn't let its attention be replaced")
+            raise MethodError(f"{self.method.name}: {name_of(model)} doesn't let its attention be replaced")
         if self.method.needs_rotary:
             self._find_rotations(model)
 
@@ -212,7 +212,7 @@ class StockAttached(Attached):
             if rotation is None:
                 raise MethodError(
                     f"{self.method.name}: it moves queries to other positions, and layer {layer} of "
-                    f"{_name(model)} has no rotary embedding that explains how its queries change with theirs"
+                    f"{name_of(model)} has no rotary embedding that explains how its queries change with theirs"
                 )
             self._rotations[layer] = rotation
 
@@ -230,7 +230,7 @@ class DecoderAttached(Attached):
         """
         if model.config.attention != "full":
             raise MethodError(
-                f"{method.name}: {_name(model)} has {model.config.attention!r} attention and is sparse "
+                f"{method.name}: {name_of(model)} has {model.config.attention!r} attention and is sparse "
                 "already; attach methods to a dense model"
             )
         super().__init__(
@@ -313,7 +313,7 @@ def _refuse_model(model: PreTrainedModel, method: Method) -> None:
     Raises:
         MethodError: Saying which of its traits stands against it.
     """
-    config, who = model.config, f"{method.name}: {_name(model)}"
+    config, who = model.config, f"{method.name}: {name_of(model)}"
     if getattr(config, "is_encoder_decoder", False):
         raise MethodError(f"{who} is an encoder and a decoder; a method needs a decoder alone")
     if config.get_text_config() is not config:
@@ -338,6 +338,6 @@ def _refuse_model(model: PreTrainedModel, method: Method) -> None:
 
 def _why_moving(method: Method, model: PreTrainedModel, rope_type: str) -> str:
     return (
-        f"{method.name}: it moves queries to other positions, and the rotary embedding of {_name(model)} "
+        f"{method.name}: it moves queries to other positions, and the rotary embedding of {name_of(model)} "
         f"({rope_type}) changes its frequencies with the length"
     )

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nsa_eval.compare import Interval
-from nsa_eval.compare.intervals import bootstrap, tango
-from nsa_eval.compare.scores import document_scores
+from nsa_eval.comparison import Interval
+from nsa_eval.comparison.intervals import bootstrap, tango
+from nsa_eval.comparison.scores import document_scores
 from nsa_eval.material import Grid, Material, finite, side_by_side
 from nsa_eval.sections import Section
 from nsa_reports import (

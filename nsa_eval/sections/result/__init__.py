@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nsa_eval.compare import Comparison
+from nsa_eval.comparison import Comparison
 from nsa_eval.material import Material, metric_label
 from nsa_eval.sections import Section
 from nsa_reports import ScoreRow, SectionData

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import nsa_eval.sections
-from nsa_eval.compare import compare
+from nsa_eval.comparison import compare
 from nsa_eval.material import Material
 from nsa_eval.sections import build_page, sections
 from nsa_reports import to_html

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nsa_eval.compare import compare
+from nsa_eval.comparison import compare
 from nsa_eval.errors import UserError
 from nsa_eval.material import Material
 from nsa_eval.report import render_report

@@ -7,9 +7,9 @@ marked "[raw]". JSON keeps the metric's own scale.
 
 from typing import Literal, overload
 
-from nsa_eval.compare._terminal import TerminalTable
-from nsa_eval.compare._types import Comparison
-from nsa_eval.compare._written import to_csv, to_latex, to_markdown
+from nsa_eval.comparison._terminal import TerminalTable
+from nsa_eval.comparison._types import Comparison
+from nsa_eval.comparison._written import to_csv, to_latex, to_markdown
 from nsa_eval.errors import UserError
 
 Format = Literal["table", "md", "latex", "csv", "json"]

@@ -5,8 +5,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from nsa_eval.compare._format import Line, legend, lines, printable
-from nsa_eval.compare._types import Comparison
+from nsa_eval.comparison._format import Line, legend, lines, printable
+from nsa_eval.comparison._types import Comparison
 
 # Columns that the one-line form needs with ordinary names.
 _WIDE = 160

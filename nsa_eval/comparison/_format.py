@@ -4,8 +4,8 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nsa_eval.compare._types import Comparison, Estimate, Row
-from nsa_eval.compare.intervals import Interval
+from nsa_eval.comparison._types import Comparison, Estimate, Row
+from nsa_eval.comparison.intervals import Interval
 
 
 def format_p(p: float) -> str:

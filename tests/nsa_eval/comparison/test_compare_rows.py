@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsa_eval.compare import Comparison, compare
-from nsa_eval.compare._rows import RowMaker
+from nsa_eval.comparison import Comparison, compare
+from nsa_eval.comparison._rows import RowMaker
 from nsa_eval.errors import UserError
 from nsa_eval.results import Sample, TaskResult, load_run
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from nsa_eval.compare._rows import Draft, RowMaker
-from nsa_eval.compare._stored import digest
-from nsa_eval.compare._types import Comparison, ModelInfo
-from nsa_eval.compare.power import POWER
-from nsa_eval.compare.protocol import ProtocolMismatchError, mismatches, notes
+from nsa_eval.comparison._power import POWER
+from nsa_eval.comparison._protocol import ProtocolMismatchError, mismatches, notes
+from nsa_eval.comparison._rows import Draft, RowMaker
+from nsa_eval.comparison._stored import digest
+from nsa_eval.comparison._types import Comparison, ModelInfo
 from nsa_eval.errors import UserError
 from nsa_eval.results import ModelRun, Run, load_run
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from nsa_eval.compare.intervals import Interval
+from nsa_eval.comparison.intervals import Interval
 
 Verdict = Literal["better", "worse", "higher", "lower", "not distinguishable"]
 Unit = Literal["points", "raw"]

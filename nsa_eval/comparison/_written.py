@@ -3,9 +3,9 @@
 import csv
 import io
 
-from nsa_eval.compare._format import Line, legend, lines, printable, verdict_text
-from nsa_eval.compare._types import Comparison, Row
-from nsa_eval.compare.intervals import Interval
+from nsa_eval.comparison._format import Line, legend, lines, printable, verdict_text
+from nsa_eval.comparison._types import Comparison, Row
+from nsa_eval.comparison.intervals import Interval
 
 _CSV_COLUMNS = (
     *("task", "metric", "filter", "length", "baseline", "candidate", "n", "samples", "unit"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nsa_eval.compare._compare import CONFIDENCE, RESAMPLES, SEED, baseline_of, compare, labelled
-from nsa_eval.compare._stored import read_stored
-from nsa_eval.compare._types import Comparison
-from nsa_eval.compare.protocol import ProtocolMismatchError
+from nsa_eval.comparison._compare import CONFIDENCE, RESAMPLES, SEED, baseline_of, compare, labelled
+from nsa_eval.comparison._protocol import ProtocolMismatchError
+from nsa_eval.comparison._stored import read_stored
+from nsa_eval.comparison._types import Comparison
 from nsa_eval.errors import UserError
 from nsa_eval.results import Run
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from nsa_eval.audit import comparison_notes
 from nsa_eval.config import EngineSpec, ModelSpec, RunConfig
-from nsa_eval.config._marks import Effect, own_keys
+from nsa_eval.config.marks import Effect, own_keys
 from nsa_eval.errors import UserError
 from nsa_eval.results import ModelRun, Sample, TaskResult
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nsa_eval.compare import ProtocolMismatchError, compare
+from nsa_eval.comparison import ProtocolMismatchError, compare
 
 FAST = {"resamples": 200}
 

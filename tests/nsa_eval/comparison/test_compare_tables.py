@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nsa_eval.compare import Comparison, compare, to_table
-from nsa_eval.compare._format import format_p, format_score
+from nsa_eval.comparison import Comparison, compare, to_table
+from nsa_eval.comparison._format import format_p, format_score
 from nsa_eval.errors import UserError
 
 HOSTILE = r"x_1 & 50% $a^b$ #{~} \input{y} <b>|*`[l](u)"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nsa_eval.compare._types import Estimate, Unit
-from nsa_eval.compare.intervals import bootstrap, wilson
+from nsa_eval.comparison._types import Estimate, Unit
+from nsa_eval.comparison.intervals import bootstrap, wilson
 from nsa_eval.results import Sample
 
 Floats = NDArray[np.float64]

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nsa_eval.compare._types import Row, Verdict
-from nsa_eval.compare.intervals import bootstrap, tango
-from nsa_eval.compare.power import mde_means, mde_proportions
-from nsa_eval.compare.scores import Floats, document_scores, is_binary, score_estimate, unit_of
-from nsa_eval.compare.significance import holm, mcnemar, sign_flip
+from nsa_eval.comparison._power import mde_means, mde_proportions
+from nsa_eval.comparison._significance import holm, mcnemar, sign_flip
+from nsa_eval.comparison._types import Row, Verdict
+from nsa_eval.comparison.intervals import bootstrap, tango
+from nsa_eval.comparison.scores import Floats, document_scores, is_binary, score_estimate, unit_of
 from nsa_eval.results import Sample, TaskResult
 
 # Below this many documents a bootstrap interval is known to come out too narrow.

@@ -7,9 +7,9 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from nsa_eval.compare.intervals import bootstrap, tango, unanimous, wilson
-from nsa_eval.compare.power import mcnemar_power, mde_means, mde_proportions
-from nsa_eval.compare.significance import holm, mcnemar, sign_flip
+from nsa_eval.comparison._power import mcnemar_power, mde_means, mde_proportions
+from nsa_eval.comparison._significance import holm, mcnemar, sign_flip
+from nsa_eval.comparison.intervals import bootstrap, tango, unanimous, wilson
 
 Z = NormalDist().inv_cdf(0.975)  # 1.959964
 

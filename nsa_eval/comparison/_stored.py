@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from nsa_eval.compare._types import Comparison
+from nsa_eval.comparison._types import Comparison
 from nsa_eval.results import ModelRun
 
 
