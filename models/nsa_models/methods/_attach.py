@@ -83,8 +83,8 @@ class Attached(ABC):
         beyond = [layer for layer in method.dense_layers if layer >= num_layers]
         if beyond:
             raise MethodError(
-                f"{method.name}: dense_layers names {_numbers(beyond)}, and {name_of(model)} has {num_layers} "
-                "layers, counted from 0"
+                f"{method.name}: dense_layers names {_numbers(beyond)}, and {name_of(model)} has "
+                f"{num_layers} layers, counted from 0"
             )
         notes = [f"{_numbers(asked)} dense, as {method.name} asks"] if asked else []
         for kind in sorted(set(unfit.values())):

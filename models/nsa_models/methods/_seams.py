@@ -212,7 +212,8 @@ class StockAttached(Attached):
             if rotation is None:
                 raise MethodError(
                     f"{self.method.name}: it moves queries to other positions, and layer {layer} of "
-                    f"{name_of(model)} has no rotary embedding that explains how its queries change with theirs"
+                    f"{name_of(model)} has no rotary embedding that explains how its queries change "
+                    "with theirs"
                 )
             self._rotations[layer] = rotation
 
