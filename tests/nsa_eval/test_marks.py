@@ -4,12 +4,15 @@ import copy
 from pathlib import Path
 
 import pytest
+from lm_eval.api.instance import Instance
 
 from nsa_eval._evaluate import store_context
+from nsa_eval._tasks import LoadedTasks
 from nsa_eval.comparison import _protocol as protocol
-from nsa_eval.config import EngineSpec, ModelSpec, RunConfig, all_variants, load_config, to_plain
+from nsa_eval.config import EngineSpec, ModelSpec, RunConfig, TaskSpec, all_variants, load_config, to_plain
 from nsa_eval.config.marks import Effect, effect, walk
 from nsa_eval.engine import ModelFacts
+from nsa_eval.engine._requests import name_requests
 from nsa_eval.errors import UserError
 from nsa_eval.executors import VariantFacts
 from nsa_eval.plan import make_plan
@@ -45,6 +48,8 @@ OTHER = {
     "tasks.num_fewshot": 0,
     "tasks.limit": 1,
     "tasks.gen_kwargs": {"temperature": 0.5},
+    "tasks.repeats": 2,
+    "tasks.truncation": "left",
     "engine.batch_size": 3,
     "engine.truncation": "left",
     "engine.prefill_chunk": 7,
@@ -182,6 +187,22 @@ def test_the_noted_keys_of_a_model_are_those_that_change_its_responses():
 
 
 def test_what_a_task_says_about_cuts_is_part_of_its_requests_keys():
-    """Only keys of a task that its requests don't carry are in the context of its requests."""
+    """A key of a task that its requests don't carry stands in the context of its requests."""
     in_context = {key for key, mark in MARKS.items() if key.startswith("tasks.") and mark is Effect.RESPONSE}
-    assert in_context <= {"tasks.truncation"}
+    assert in_context == {"tasks.truncation"}
+    spec = TaskSpec(task="arc_easy", truncation="left")
+    loaded = LoadedTasks(
+        specs={"arc_easy": spec, "plain": TaskSpec(task="plain")}, truncations={"arc_easy": "left"}
+    )
+    assert loaded.contexts() == {"arc_easy": '{"truncation": "left"}'}
+    asked = [
+        Instance("generate_until", {"q": 1}, ("a prompt", {}), 0, (task, 0, 1))
+        for task in ("arc_easy", "plain")
+    ]
+
+    def keys(contexts):
+        return [r.key for r in name_requests(asked, "generate_until", context="c", task_contexts=contexts)]
+
+    with_policy, without = keys(loaded.contexts()), keys({})
+    assert with_policy[0] != without[0]
+    assert with_policy[1] == without[1]
