@@ -15,12 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nsa_eval.engine._batching import Limits
 from nsa_eval.engine._building import build
-from nsa_eval.engine._generating import Job, Replier, Reply
+from nsa_eval.engine._generating import Replier, Reply, ReplyRequest
 from nsa_eval.engine._ledger import Call, Ledger, Ticket
 from nsa_eval.engine._prompts import TRUNCATIONS, Prompt, PromptEncoder, Truncation
 from nsa_eval.engine._reader import NonFiniteLogitsError, Reader
 from nsa_eval.engine._sampling import DEFAULT_NEW_TOKENS, GenerationSettings
-from nsa_eval.engine._scoring import Score, Scorer, units_of
+from nsa_eval.engine._scoring import LogLikelihood, Scorer, units_of
 from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent, Response, ResponseStore
 
@@ -127,7 +127,7 @@ class Engine(TemplateLM):
     # --- what lm-eval asks of a model
     # ------------------------------------------------------------------------
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[LogLikelihood]:
         """(log-likelihood in nats, whether greedy decoding gives it) of each continuation after its context.
 
         Raises:
@@ -142,7 +142,7 @@ class Engine(TemplateLM):
                 for ticket in tickets
             ]
             self._score(call, tickets, prompts)
-        return [_as_score(response) for response in call.responses()]
+        return [_as_log_likelihood(response) for response in call.responses()]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts in nats, in lm-eval's windows of max_length.
@@ -173,9 +173,9 @@ class Engine(TemplateLM):
         self,
         requests: list[tuple[tuple[str, str], list[int], list[int]]],
         **kwargs: Any,  # noqa: ANN401 - lm-eval's signature
-    ) -> list[Score]:
+    ) -> list[LogLikelihood]:
         """Score token ids directly, past the store."""
-        scores: dict[int, Score] = {}
+        scores: dict[int, LogLikelihood] = {}
         units = units_of([(name, context, tail) for name, (_, context, tail) in enumerate(requests)])
         self._scorer().run(units, wanted=lambda name: True, emit=scores.update)
         return [scores[name] for name in range(len(requests))]
@@ -269,14 +269,14 @@ class Engine(TemplateLM):
         """The reader, made when there is something to compute: a fully stored run never runs the model."""
         if self._reader is None:
             self._reader = Reader(self.model, prefill_chunk=self.prefill_chunk)
-        return self._reader, Limits.of(self.model, self.batch_size, prefill_chunk=self.prefill_chunk)
+        return self._reader, Limits.of(self._reader.family, self.batch_size)
 
     def _scorer(self) -> Scorer:
         reader, limits = self._prepared()
         return Scorer(reader, limits, share_prefixes=self.share_prefixes)
 
     def _score(self, call: Call, tickets: list[Ticket], prompts: list[Prompt]) -> None:
-        def emit(scores: list[tuple[int, Score]]) -> None:
+        def emit(scores: list[tuple[int, LogLikelihood]]) -> None:
             finite = {
                 tickets[name].key: Response(
                     value=score,
@@ -317,7 +317,7 @@ class Engine(TemplateLM):
                 }
             )
 
-        def emit(scores: list[tuple[int, Score]]) -> None:
+        def emit(scores: list[tuple[int, LogLikelihood]]) -> None:
             ready = []
             for name, (value, _) in scores:
                 index = owners[name][0]
@@ -336,14 +336,22 @@ class Engine(TemplateLM):
         )
 
     def _generate(self, call: Call, tickets: list[Ticket]) -> None:
-        jobs: list[Job] = []
+        asked: list[ReplyRequest] = []
         prompts: list[Prompt] = []
         for name, ticket in enumerate(tickets):
             text, given = ticket.arguments
             settings = GenerationSettings.parse(given, ticket.origin)
             prompt = self.prompts.generation(text, budget=settings.budget, origin=ticket.origin)
             prompts.append(prompt)
-            jobs.append(Job.of(name, prompt.context, settings, ticket.seed, ticket.origin, ticket.key))
+            asked.append(
+                ReplyRequest.of(name, prompt.context, settings, ticket.seed, ticket.origin, ticket.key)
+            )
+
+        reader, limits = self._prepared()
+        notes = [
+            AuditEvent.model_validate({"kind": note.kind, "detail": note.detail})
+            for note in reader.family.notes
+        ]
 
         def emit(replies: list[Reply]) -> None:
             call.finish(
@@ -352,7 +360,8 @@ class Engine(TemplateLM):
                         value=reply.text,
                         prompt_tokens=len(prompts[reply.name].context),
                         new_tokens=reply.new_tokens,
-                        events=prompts[reply.name].events,
+                        # With the reply, so that a resumed run, which may never run the model, reports it too.
+                        events=[*prompts[reply.name].events, *notes],
                     )
                     for reply in replies
                 }
@@ -360,7 +369,6 @@ class Engine(TemplateLM):
             for reply in replies:
                 self.cache_hook.add_partial("generate_until", tickets[reply.name].arguments, reply.text)
 
-        reader, limits = self._prepared()
         replier = Replier(
             reader,
             self.tokenizer,
@@ -369,7 +377,7 @@ class Engine(TemplateLM):
             cuda_graphs=self.cuda_graphs == "auto",
         )
         self._guarded(
-            lambda: replier.run(jobs, wanted=lambda name: call.missing(tickets[name].key), emit=emit)
+            lambda: replier.run(asked, wanted=lambda name: call.missing(tickets[name].key), emit=emit)
         )
 
     def _check_finite(self, value: float, ticket: Ticket) -> None:
@@ -388,7 +396,7 @@ class Engine(TemplateLM):
             ) from error
 
 
-def _as_score(response: Response) -> Score:
+def _as_log_likelihood(response: Response) -> LogLikelihood:
     value = response.value
     assert isinstance(value, tuple), "stored under a log-likelihood's key"
     return value

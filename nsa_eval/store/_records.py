@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-EventKind = Literal["truncated", "double_bos", "default_max_length"]
+EventKind = Literal["truncated", "double_bos", "default_max_length", "uncached"]
 
 
 class AuditEvent(BaseModel):
@@ -16,7 +16,8 @@ class AuditEvent(BaseModel):
 
     kind: EventKind
     """`truncated`: tokens cut from a prompt; `double_bos`: the prompt brought its own BOS;
-    `default_max_length`: neither model nor tokenizer says how long a prompt may be."""
+    `default_max_length`: neither model nor tokenizer says how long a prompt may be; `uncached`: replies were
+    made without a cache, which is slow."""
     task: str = ""
     """Task of the request, "" for an event of the model itself."""
     doc_id: int | None = None
