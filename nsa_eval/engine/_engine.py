@@ -360,7 +360,7 @@ class Engine(TemplateLM):
                         value=reply.text,
                         prompt_tokens=len(prompts[reply.name].context),
                         new_tokens=reply.new_tokens,
-                        # With the reply, so that a resumed run, which may never run the model, reports it too.
+                        # Stored, so that a resumed run, which may never run the model, reports it too.
                         events=[*prompts[reply.name].events, *notes],
                     )
                     for reply in replies

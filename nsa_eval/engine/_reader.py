@@ -144,7 +144,7 @@ class Reader:
         return self.family.frequencies.regime(length)
 
     def first_forward(self, lengths: Sequence[int]) -> int:
-        """Tokens that the first forward of rows of one regime must read at least, so that each is as alone."""
+        """Tokens that the first forward of rows of one regime reads at least, so that each is as alone."""
         if not self.continuable:
             return max(lengths)
         return max(self.family.first_forward(length) for length in lengths)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from nsa_models.families import full_attention, ours, own_cache, recurrent, sliding, uncached
+from nsa_models.families import equal_rows, full_attention, ours, own_cache, recurrent, uncached
 from nsa_models.families._contract import Family, FamilyError, Note, Restrictions, Rows, SteadyDecoder
 from nsa_models.families._declared import Declared, accepts, activation_bytes
 from nsa_models.families._limits import check_fits
@@ -32,7 +32,7 @@ __all__ = [
     "family_of",
 ]
 
-_ORDER = (full_attention, sliding, recurrent, own_cache)
+_ORDER = (full_attention, equal_rows, recurrent, own_cache)
 """Most able first. `ours` is told by its class, and `uncached` is what remains."""
 
 

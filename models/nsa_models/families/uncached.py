@@ -26,8 +26,8 @@ class UncachedFamily(Family):
         self.notes = (
             Note(
                 kind="uncached",
-                detail=f"{type(model).__name__} has no cache that continues as its plain forward does; replies "
-                "were made by reading the whole row again for every token",
+                detail=f"{type(model).__name__} has no cache that continues as its plain forward does; "
+                "replies were made by reading the whole row again for every token",
             ),
         )
 

@@ -11,14 +11,14 @@ from nsa_models.families._contract import Family
 from nsa_models.families._declared import Declared
 
 
-class SlidingFamily(CacheFamily):
+class EqualRowsFamily(CacheFamily):
     """Rows of equal length, continued by any number of tokens.
 
     A sliding cache drops columns by their number, and a local window counts them: a hole in a shorter row
     would be counted as a token. So only rows of equal length are continued together.
     """
 
-    name = "sliding"
+    name = "equal rows"
 
     def __init__(self, model: PreTrainedModel, *, positions: bool = True) -> None:
         """Declare all but ragged rows; `holds` in _probe.py checks it."""
@@ -30,4 +30,4 @@ def candidates(model: PreTrainedModel, declared: Declared) -> Iterator[Family]:
     """What to try for any model that takes a cache."""
     if cache_argument(model):
         for positions in takes_positions(model):
-            yield SlidingFamily(model, positions=positions)
+            yield EqualRowsFamily(model, positions=positions)
