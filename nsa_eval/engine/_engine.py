@@ -23,6 +23,7 @@ from nsa_eval.engine._sampling import DEFAULT_NEW_TOKENS, GenerationSettings
 from nsa_eval.engine._scoring import LogLikelihood, Scorer, units_of
 from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent, Response, ResponseStore
+from nsa_models.families import check_fits
 
 
 class Engine(TemplateLM):
@@ -268,6 +269,7 @@ class Engine(TemplateLM):
     def _prepared(self) -> tuple[Reader, Limits]:
         """The reader, made when there is something to compute: a fully stored run never runs the model."""
         if self._reader is None:
+            check_fits(self.model, self.tokenizer, self.max_length)
             self._reader = Reader(self.model, prefill_chunk=self.prefill_chunk)
         return self._reader, Limits.of(self._reader.family, self.batch_size)
 

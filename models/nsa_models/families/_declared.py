@@ -85,7 +85,8 @@ def learned_positions(model: PreTrainedModel) -> int | None:
     words = model.get_input_embeddings()
     for name, module in model.named_modules():
         last = name.rsplit(".", 1)[-1].lower()
-        if isinstance(module, nn.Embedding) and module is not words and ("position" in last or last == "wpe"):
+        named = last == "wpe" or ("position" in last and "relative" not in last)
+        if named and isinstance(module, nn.Embedding) and module is not words:
             offset = getattr(module, "offset", None)
             if offset is None:
                 offset = 0 if module.padding_idx is None else module.padding_idx + 1
