@@ -5,10 +5,12 @@ for which models it is worth a try. `family_of` tries them in order, most able f
 whose own way of feeding rows gives the logits of plain forwards (`_probe.py`). The class of a model's cache
 decides nothing.
 
-To add one: write the file, and put its module into `_ORDER` before those that it should be preferred to.
+To add one: write the file, and put its `candidates` into `_ORDER`, before those it is preferred to.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 from transformers import PreTrainedModel
@@ -32,7 +34,12 @@ __all__ = [
     "family_of",
 ]
 
-_ORDER = (full_attention, equal_rows, recurrent, own_cache)
+_ORDER: tuple[Callable[[PreTrainedModel, Declared], Iterator[Family]], ...] = (
+    full_attention.candidates,
+    equal_rows.candidates,
+    recurrent.candidates,
+    own_cache.candidates,
+)
 """Most able first. `ours` is told by its class, and `uncached` is what remains."""
 
 
@@ -53,14 +60,15 @@ def family_of(model: PreTrainedModel) -> Family:
         FamilyError: Not a causal language model, or one that can't be run on token ids alone.
     """
     declared = Declared.of(model)
-    for family in ours.candidates(model, declared):
-        return family
+    own = next(iter(ours.candidates(model, declared)), None)
+    if own is not None:
+        return own
     probe = Probe(model, declared)
-    for module in _ORDER:
-        for family in module.candidates(model, declared):
+    for candidates in _ORDER:
+        for family in candidates(model, declared):
             if probe.holds(family):
                 family.padded = probe.padded
                 return family
-    family = uncached.UncachedFamily(model, padded=probe.padded)
-    family.plain = probe.plain
-    return family
+    last = uncached.UncachedFamily(model, padded=probe.padded)
+    last.plain = probe.plain
+    return last

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nsa_models.families._contract import Family, Note, Rows, right_padded
-from nsa_models.families._declared import Declared
 
 
 class UncachedFamily(Family):
@@ -72,8 +70,3 @@ class UncachedFamily(Family):
             torch.cat([old, new[:count]])
             for old, new, count in zip(rows.history, tokens, counts, strict=True)
         ]
-
-
-def candidates(model: PreTrainedModel, declared: Declared) -> Iterator[Family]:
-    """The last resort, which every causal model can go by."""
-    yield UncachedFamily(model)

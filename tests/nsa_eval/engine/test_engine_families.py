@@ -80,9 +80,8 @@ def test_scores_of_32_and_102_tokens_are_those_of_each_alone(tokenizer, border):
     """Frequencies go by the longest row of a forward: one long row changed every short one by nats."""
     model = longrope(border)
     head = ids_of(9, 66)
-    pairs = [
-        (ids_of(seed, length - 4), ids_of(50 + seed, 4)) for seed, length in enumerate((32, 102, 32, 102))
-    ]
+    lengths = (32, 102, 32, 102)
+    pairs = [(ids_of(seed, length - 4), ids_of(50 + seed, 4)) for seed, length in enumerate(lengths)]
     pairs += [(head + ids_of(seed, 30), ids_of(70 + seed, 3)) for seed in range(3)]  # share beyond the border
     pairs += [(head[:40] + ids_of(seed, 8), ids_of(80 + seed, 2)) for seed in range(2)]  # and before it
     pairs += [(ids_of(90, border - 1), ids_of(91, 1)), (ids_of(92, border - 1), ids_of(93, 3))]
@@ -105,11 +104,11 @@ def test_a_prefix_is_not_shared_across_the_border(tokenizer):
 
 def test_a_reply_that_crosses_the_border_is_read_again_once(tokenizer, toys, monkeypatch):
     model = longrope(64)
-    request = toys.reply_requests(max_gen_toks=30)[3]
-    ids = tokenizer.encode(request.args[0])
-    crossing = ids[:50]
-    request.args = (tokenizer.decode(crossing[1:]), request.args[1])
-    assert tokenizer.encode(request.args[0]) == crossing
+    whole = toys.reply_requests(max_gen_toks=30)[5]
+    crossing = tokenizer.encode(whole.args[0])[:50]
+    text = tokenizer.decode(crossing[1:])
+    assert tokenizer.encode(text) == crossing
+    request = toys.request_of("generate_until", (text, whole.args[1]))
     engine = Engine(model, tokenizer)
     reader = engine._prepared()[0]
     read = []
@@ -165,24 +164,25 @@ def test_decoded_steps_get_their_positions(tokenizer, toys):
 
 def test_a_model_that_is_not_causal_stops_before_its_first_request(tokenizer, toys):
     model = BertLMHeadModel(BertConfig(**{**_SHAPE, "pad_token_id": 0}, is_decoder=False)).eval()
+    request = toys.request_of("loglikelihood", ("a", " b"))
+    engine = Engine(model, tokenizer, max_length=512)
     with pytest.raises(ModelLoadError, match="is not a causal language model"):
-        Engine(model, tokenizer, max_length=512).loglikelihood(
-            [toys.request_of("loglikelihood", ("a", " b"))]
-        )
+        engine.loglikelihood([request])
 
 
 def test_replies_without_a_cache_say_so_even_from_the_store(tokenizer, toys, tmp_path):
     from nsa_eval.store import ResponseStore
 
     torch.manual_seed(0)
-    model = RwkvForCausalLM(
-        RwkvConfig(**{**_SHAPE, "attention_hidden_size": 32, "context_length": 512})
-    ).eval()
+    config = RwkvConfig(**{**_SHAPE, "attention_hidden_size": 32, "context_length": 512})
+    model = RwkvForCausalLM(config).eval()
     requests = toys.reply_requests()[:3]
-    first = Engine(model, tokenizer, max_length=512, store=ResponseStore(tmp_path / "store.jsonl"))
-    replies = first.generate_until(requests)
-    again = Engine(model, tokenizer, max_length=512, store=ResponseStore(tmp_path / "store.jsonl"))
-    assert again.generate_until(requests) == replies
+    with ResponseStore.open(tmp_path / "responses.jsonl") as store:
+        first = Engine(model, tokenizer, max_length=512, store=store)
+        replies = first.generate_until(requests)
+    with ResponseStore.open(tmp_path / "responses.jsonl") as store:
+        again = Engine(model, tokenizer, max_length=512, store=store)
+        assert again.generate_until(requests) == replies
     assert again._reader is None  # nothing was run
     assert again.audit == first.audit
     assert [(event.kind, event.task) for event in first.audit] == [("uncached", "")]
