@@ -45,7 +45,7 @@ _ORDER: tuple[Callable[[PreTrainedModel, Declared], Iterator[Family]], ...] = (
 
 @torch.inference_mode()
 def family_of(model: PreTrainedModel) -> Family:
-    """Find out how a model's rows are fed, by some fifteen forwards of a few tokens.
+    """Find out how a model's rows are fed, by some twenty forwards of a few tokens.
 
     Nothing may be attached to the model that makes a cached forward differ from a plain one on purpose (a
     sparse attention method): probe first, attach then, and tell the engine by `Restrictions`.
@@ -70,5 +70,5 @@ def family_of(model: PreTrainedModel) -> Family:
                 family.padded = probe.padded
                 return family
     last = uncached.UncachedFamily(model, padded=probe.padded)
-    last.plain = probe.plain
+    last.plain = probe.plain.arguments
     return last

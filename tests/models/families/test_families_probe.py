@@ -54,9 +54,19 @@ def test_full_attention_can_do_everything_and_its_cache_is_measured() -> None:
 
 
 def test_half_precision_is_not_taken_for_a_fault() -> None:
+    """Nor is a token that rounding sends to another expert, which moves its logits by half their size."""
     for dtype in (torch.bfloat16, torch.float16):
-        assert family_of(tiny("llama").to(dtype)).name == "full attention"
-        assert family_of(tiny("mixtral", num_local_experts=4).to(dtype)).name == "full attention"
+        assert family_of(tiny("llama", num_hidden_layers=8).to(dtype)).name == "full attention"
+        experts = {"num_local_experts": 8, "num_hidden_layers": 6, "initializer_range": 0.2}
+        assert family_of(tiny("mixtral", **experts).to(dtype)).name == "full attention"
+        window = {"attention_types": [[["global", "local"], 1]], "window_size": 8}
+        model = tiny("gpt_neo", num_layers=2, num_heads=4, **window).to(dtype)
+        assert not holds(model, full_attention.FullAttentionFamily(model))
+        model = tiny("bamba", **_BAMBA).to(dtype)
+        assert not holds(model, equal_rows.EqualRowsFamily(model, positions=False))
+        assert holds(model, equal_rows.EqualRowsFamily(model))
+        with pytest.raises(FamilyError, match="not a causal language model"):
+            family_of(tiny("bert", is_decoder=False).to(dtype))
 
 
 def test_local_windows_counted_in_columns_keep_rows_equal() -> None:
