@@ -102,6 +102,20 @@ def test_a_prefix_is_not_shared_across_the_border(tokenizer):
         assert value == pytest.approx(plain_score(model, *pair), abs=1e-3)
 
 
+def test_prompts_behind_the_border_share_nothing_that_ends_before_it(tokenizer, toys):
+    """Some 75 tokens in common are worth sharing, but read alone they'd have the keys of a short row."""
+    model = longrope(100)
+    head = toys.make_text(5, 75)
+    prompts = [f"{head} {toys.make_text(20 + seed, 45)}" for seed in range(3)]
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    common = next(i for i, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1)
+    assert 64 <= common < 100 < min(len(row) for row in ids) <= 2 * common
+    given = {"until": [], "max_gen_toks": 6, "do_sample": False}
+    requests = [toys.request_of("generate_until", (prompt, dict(given))) for prompt in prompts]
+    expected = [plain_reply(model, tokenizer, row, 6) for row in ids]
+    assert Engine(model, tokenizer).generate_until(requests) == expected
+
+
 def test_a_reply_that_crosses_the_border_is_read_again_once(tokenizer, toys, monkeypatch):
     model = longrope(64)
     whole = toys.reply_requests(max_gen_toks=30)[5]
