@@ -2,8 +2,8 @@
 
 A family is one file with a class that declares what its rows can do (`Family`) and `candidates`, which says
 for which models it is worth a try. `family_of` tries them in order, most able first, and takes the first one
-whose own way of feeding rows gives the logits of plain forwards (`_probe.py`). The class of a model's cache
-decides nothing.
+whose own way of feeding rows gives the logits of plain forwards (`_probe.py`). What a config says, or the
+class of a cache, can only rule out the more able ones (`_declared.py`).
 
 To add one: write the file, and put its `candidates` into `_ORDER`, before those it is preferred to.
 """

@@ -81,16 +81,22 @@ def accepts(model: nn.Module, argument: str) -> bool:
 
 
 def learned_positions(model: PreTrainedModel) -> int | None:
-    """Rows of a table of learned positions, less those that it keeps for itself; None without a table."""
+    """Rows of a table of learned positions, less those that it keeps for itself; None without a table.
+
+    It is looked for beside the embeddings of the tokens: an image's patches have positions of their own.
+    """
     words = model.get_input_embeddings()
+    names = [name for name, module in model.named_modules() if module is words]
+    beside = names[0].rpartition(".")[0] if names else ""
     for name, module in model.named_modules():
-        last = name.rsplit(".", 1)[-1].lower()
+        parent, _, last = name.lower().rpartition(".")
         named = last == "wpe" or ("position" in last and "relative" not in last)
-        if named and isinstance(module, nn.Embedding) and module is not words:
-            offset = getattr(module, "offset", None)
-            if offset is None:
-                offset = 0 if module.padding_idx is None else module.padding_idx + 1
-            return int(module.num_embeddings) - int(offset)
+        if not named or parent != beside.lower() or not isinstance(module, nn.Embedding):
+            continue
+        offset = getattr(module, "offset", None)
+        if offset is None:
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+        return int(module.num_embeddings) - int(offset)
     return None
 
 

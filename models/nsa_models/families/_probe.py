@@ -76,11 +76,22 @@ class Probe:
         ways += [self._copies] if family.shared else []
         ways += [self._ragged] if family.ragged else []
         try:
-            return all(self._way_agrees(family, way) for way in ways)
+            if not all(self._way_agrees(family, way) for way in ways):
+                return False
+            family.cache_bytes = self._cache_bytes(family)
+            return True
         except torch.OutOfMemoryError:
             raise
         except Exception:  # what a model raises when it is fed in a way that it doesn't know
             return False
+
+    def _cache_bytes(self, family: Family) -> int:
+        """Bytes that one more token adds: measured early, as sliding windows of a few tokens fill up soon."""
+        sample, rows = self.plain.sample(0), family.empty(ROWS)
+        self._read(family, sample, rows, [(row, 0, 2) for row in range(ROWS)])
+        before = cache_size(rows.cache)
+        self._read(family, sample, rows, [(row, 2, 3) for row in range(ROWS)])
+        return max(1, (cache_size(rows.cache) - before) // ROWS)
 
     # --- what holds of plain forwards
     # ------------------------------------------------------------------------------------------------------
@@ -128,9 +139,7 @@ class Probe:
         start = end - 4
         rows = family.empty(ROWS)
         feed(rows, [(row, 0, start) for row in range(ROWS)])
-        before = cache_size(rows.cache)
         feed(rows, [(row, start, start + 1) for row in range(ROWS)])
-        family.cache_bytes = max(1, (cache_size(rows.cache) - before) // ROWS)
         some = family.select(rows, [2, 0])
         for at in range(start + 1, end):
             # By turns, so that a copy that shares its tensors with the original is found out.

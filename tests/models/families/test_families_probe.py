@@ -184,6 +184,30 @@ def test_heads_that_differ_by_layer_stop_no_estimate() -> None:
     assert activation_bytes(model) == (2 * 64 + 8 * 32) * 4
 
 
+def test_a_window_that_is_full_at_once_still_costs_its_tokens() -> None:
+    family = family_of(tiny("mistral", sliding_window=6))
+    assert family.cache_bytes == 2 * 2 * 2 * 8 * 4
+
+
+def test_positions_of_an_image_are_not_those_of_the_text() -> None:
+    """Gemma 3's vision tower has a table of 4 positions beside its patches."""
+    text = {**_SHAPE, "head_dim": 8, "sliding_window": 8}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config=text,
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=90,
+        boi_token_index=91,
+        eoi_token_index=92,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert family_of(model).name == "equal rows"
+    check_fits(model, tokenizer_of(96), 10_000)
+
+
 @pytest.mark.parametrize("kind", ["bert", "electra"])
 def test_a_model_that_sees_the_future_is_refused(kind: str) -> None:
     with pytest.raises(FamilyError, match=r"is not a causal language model.*is_decoder: true") as caught:
