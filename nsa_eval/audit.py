@@ -41,6 +41,12 @@ KINDS: dict[str, AuditKind] = {
         sentence="its config names no longest length; a default was taken",
         of_model=True,
     ),
+    "uncached": AuditKind(
+        title="Models whose replies were made without a cache",
+        sentence="its replies were made without a cache, by reading each row again for every token",
+        of_model=True,
+        always_shown=False,
+    ),
     "method": AuditKind(
         title="What a sparse method does beside its definition",
         sentence="its sparse method comes with {n} remarks",

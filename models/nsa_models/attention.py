@@ -257,7 +257,7 @@ class NSAAttention(nn.Module):
             return keys
         if first is None:
             first = torch.arange(keys.shape[1], device=keys.device)[None] * self.config.nsa_stride
-        cos, sin = self._rotary[0](keys, first)
+        cos, sin = self._rotary[0].at(first)  # no forward of its own: blocks begin before the last token
         return rotate(keys, cos, sin)
 
 

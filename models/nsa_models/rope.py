@@ -57,7 +57,15 @@ class RotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos and sin [B, N, 1, d_k] in float32 for position_ids [B, N]; `x` only tells the device."""
+        """Return cos and sin [B, N, 1, d_k] in float32 for position_ids [B, N]; `x` only tells the device.
+
+        The longest of these positions decides on the frequencies where they depend on the length.
+        """
+        return self.at(position_ids)
+
+    @torch.no_grad()
+    def at(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with the frequencies of the last `forward`: compressed keys have those of their tokens."""
         angles = position_ids[..., None].float() * self.inv_freq.to(position_ids.device).float()
         angles = torch.cat((angles, angles), dim=-1)[:, :, None]
         return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling

@@ -13,14 +13,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nsa_eval.config import EngineSpec
 from nsa_eval.engine._batching import Limits
-from nsa_eval.engine._generating import Job, Replier, Reply
+from nsa_eval.engine._generating import Replier, Reply, ReplyRequest
 from nsa_eval.engine._prompts import Prompt, PromptEncoder
 from nsa_eval.engine._reader import NonFiniteLogitsError, Reader
 from nsa_eval.engine._requests import Request
 from nsa_eval.engine._sampling import GenerationSettings
-from nsa_eval.engine._scoring import Score, Scorer, units_of
+from nsa_eval.engine._scoring import LogLikelihood, Scorer, units_of
 from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent, Response
+from nsa_models.families import check_fits
 
 Emit = Callable[[Mapping[str, Response]], None]
 """Receives finished responses by key, a batch at a time."""
@@ -116,11 +117,16 @@ class Answerer:
             ) from error
 
     def prepared(self) -> tuple[Reader, Limits]:
-        """The reader, made when there is something to compute: a fully stored run never runs the model."""
+        """The reader, made when there is something to compute: a fully stored run never runs the model.
+
+        Raises:
+            ModelLoadError: Not a causal language model, or it doesn't fit its tokenizer or max_length.
+            MethodError: The model can't take the sparse method.
+        """
         if self._reader is None:
+            check_fits(self.model, self.tokenizer, self.max_length)
             self._reader = Reader(self.model, prefill_chunk=self.settings.prefill_chunk)
-        limits = Limits.of(self.model, self.settings.batch_size, prefill_chunk=self.settings.prefill_chunk)
-        return self._reader, limits
+        return self._reader, Limits.of(self._reader.family, self.settings.batch_size)
 
     def scorer(self) -> Scorer:
         """What scores token ids."""
@@ -151,7 +157,7 @@ class Answerer:
             for request in requests
         ]
 
-        def scored(scores: list[tuple[int, Score]]) -> None:
+        def scored(scores: list[tuple[int, LogLikelihood]]) -> None:
             emit(
                 {
                     requests[name].key: _response(score, prompts[name])
@@ -182,7 +188,7 @@ class Answerer:
                 }
             )
 
-        def scored(scores: list[tuple[int, Score]]) -> None:
+        def scored(scores: list[tuple[int, LogLikelihood]]) -> None:
             ready = []
             for name, (value, _) in scores:
                 index = owners[name][0]
@@ -199,7 +205,7 @@ class Answerer:
         )
 
     def _generate(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
-        jobs: list[Job] = []
+        asked: list[ReplyRequest] = []
         prompts: list[Prompt] = []
         for name, request in enumerate(requests):
             text, given = request.arguments
@@ -208,7 +214,12 @@ class Answerer:
                 text, budget=settings.budget, origin=request.origin, truncation=request.truncation
             )
             prompts.append(prompt)
-            jobs.append(Job.of(name, prompt.context, settings, request.seed, request.origin, request.key))
+            asked.append(
+                ReplyRequest.of(name, prompt.context, settings, request.seed, request.origin, request.key)
+            )
+
+        reader, limits = self.prepared()
+        notes = [AuditEvent(kind=note.kind, detail=note.detail) for note in reader.family.notes]
 
         def replied(replies: list[Reply]) -> None:
             emit(
@@ -217,13 +228,13 @@ class Answerer:
                         value=reply.text,
                         prompt_tokens=len(prompts[reply.name].context),
                         new_tokens=reply.new_tokens,
-                        events=prompts[reply.name].events,
+                        # Stored, so that a resumed run, which may never run the model, reports it too.
+                        events=[*prompts[reply.name].events, *notes],
                     )
                     for reply in replies
                 }
             )
 
-        reader, limits = self.prepared()
         replier = Replier(
             reader,
             self.tokenizer,
@@ -231,7 +242,7 @@ class Answerer:
             share_prefixes=self.settings.share_prefixes,
             cuda_graphs=self.settings.cuda_graphs == "auto",
         )
-        replier.run(jobs, wanted=lambda name: requests[name].key in missing, emit=replied)
+        replier.run(asked, wanted=lambda name: requests[name].key in missing, emit=replied)
 
     def _check_finite(self, value: float, request: Request) -> None:
         if not math.isfinite(value):
@@ -239,7 +250,7 @@ class Answerer:
             raise NonFiniteLogitsError.at(reader.name, request.origin, f"a log-likelihood of {value}")
 
 
-def _response(score: Any, prompt: Prompt) -> Response:  # noqa: ANN401  (a Score, whose tuple pydantic checks)
+def _response(score: Any, prompt: Prompt) -> Response:  # noqa: ANN401  (a LogLikelihood, whose tuple pydantic checks)
     return Response(
         value=score,
         prompt_tokens=len(prompt.context),

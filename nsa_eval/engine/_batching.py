@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
-from transformers import PreTrainedModel
+
+from nsa_models.families import Family, activation_bytes
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class Limits:
     """A batch ends where rows get shorter than this part of its longest; 0 = never."""
 
     @classmethod
-    def of(cls, model: PreTrainedModel, batch_size: int | Literal["auto"], *, prefill_chunk: int) -> Limits:
+    def of(cls, family: Family, batch_size: int | Literal["auto"]) -> Limits:
         """Limits for `batch_size` rows, or from the machine's memory when "auto".
 
         "auto" looks at the device's total memory, not at what is free: batches, and so the last bits of a
@@ -49,6 +50,7 @@ class Limits:
         """
         if batch_size != "auto":
             return cls(rows=batch_size, tokens=2**62, cache_tokens=2**62, shortest=0.0)
+        model = family.model
         cache, rows, tokens = _CPU_CACHE_BYTES, _CPU_ROWS, _CPU_TOKENS
         if model.device.type == "cuda":
             weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -59,32 +61,14 @@ class Limits:
         return cls(
             rows=rows,
             tokens=tokens,
-            cache_tokens=max(1, cache // cache_bytes(model)),
+            # Without a cache a step reads all tokens of all rows: they must fit into one forward.
+            cache_tokens=max(1, cache // family.cache_bytes) if family.caches else tokens,
             shortest=_SHORTEST,
         )
 
     def for_replies(self) -> Limits:
         """Limits for rows that go on together once their prompts are read, however those were batched."""
         return replace(self, tokens=2**62, shortest=min(self.shortest, _SHORTEST_REPLY))
-
-
-def cache_bytes(model: PreTrainedModel) -> int:
-    """KV cache of one token, in bytes, from the config (an upper bound for sliding windows)."""
-    config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_attention_heads", None) or 1
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or max(1, config.hidden_size // heads)
-    # NSA keeps keys and values once per branch.
-    branches = 3 if getattr(config, "attention", None) == "nsa" else 1
-    return int(2 * branches * config.num_hidden_layers * groups * width * model.dtype.itemsize)
-
-
-def activation_bytes(model: PreTrainedModel) -> int:
-    """What one token needs in a layer at once, in bytes, roughly: the MLP's halves and some hidden states."""
-    config = model.config.get_text_config(decoder=True)
-    hidden = int(config.hidden_size)
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    return int((2 * inner + 8 * hidden) * model.dtype.itemsize)
 
 
 def batches(
@@ -94,7 +78,7 @@ def batches(
     limits: Limits,
     extra: int = 0,
     equal: bool = False,
-    prefill_chunk: int = 2**62,
+    widest: Callable[[int], int] = lambda length: length,
 ) -> Iterator[list[T]]:
     """Cut `items`, longest first, into batches.
 
@@ -104,7 +88,7 @@ def batches(
         limits: What a batch may hold.
         extra: Tokens of cache that every row has or gets besides.
         equal: Only items of one width together.
-        prefill_chunk: No forward is wider than this, however long the rows.
+        widest: Tokens of the widest forward of a row of so many tokens (`Reader.widest`).
     """
     batch: list[T] = []
     longest = 0
@@ -114,7 +98,7 @@ def batches(
             rows = len(batch) + 1
             full = (
                 rows > limits.rows
-                or rows * min(longest, prefill_chunk) > limits.tokens
+                or rows * widest(longest) > limits.tokens
                 or rows * (longest + extra) > limits.cache_tokens
                 or size < limits.shortest * longest - _SHORTEST_SLACK
                 or (equal and size != longest)

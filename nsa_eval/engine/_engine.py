@@ -17,7 +17,7 @@ from nsa_eval.engine._ledger import Call, Ledger
 from nsa_eval.engine._prompts import PromptEncoder, Truncation
 from nsa_eval.engine._requests import Request, RequestKind, name_requests
 from nsa_eval.engine._sampling import DEFAULT_NEW_TOKENS
-from nsa_eval.engine._scoring import Score, units_of
+from nsa_eval.engine._scoring import LogLikelihood, units_of
 from nsa_eval.engine._settings import engine_settings
 from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent, Response, ResponseStore
@@ -193,14 +193,14 @@ class Engine(TemplateLM):
     # --- what lm-eval asks of a model
     # ------------------------------------------------------------------------
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[LogLikelihood]:
         """(log-likelihood in nats, whether greedy decoding gives it) of each continuation after its context.
 
         Raises:
             UserError: A request that can't be asked (too long by policy, nothing to score).
             NonFiniteLogitsError: NaN or infinite logits; what was computed before is stored.
         """
-        return [_as_score(response) for response in self._ask(requests, "loglikelihood")]
+        return [_as_log_likelihood(response) for response in self._ask(requests, "loglikelihood")]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts in nats, in lm-eval's windows of max_length.
@@ -226,9 +226,9 @@ class Engine(TemplateLM):
         self,
         requests: list[tuple[tuple[str, str], list[int], list[int]]],
         **kwargs: Any,  # noqa: ANN401 - lm-eval's signature
-    ) -> list[Score]:
+    ) -> list[LogLikelihood]:
         """Score token ids directly, past the store."""
-        scores: dict[int, Score] = {}
+        scores: dict[int, LogLikelihood] = {}
         units = units_of([(name, context, tail) for name, (_, context, tail) in enumerate(requests)])
         if self._answerer is None:
             raise NotImplementedError("token ids are scored where the model is loaded: make an Engine of it")
@@ -325,7 +325,7 @@ class Engine(TemplateLM):
         return call.responses()
 
 
-def _as_score(response: Response) -> Score:
+def _as_log_likelihood(response: Response) -> LogLikelihood:
     value = response.value
     assert isinstance(value, tuple), "stored under a log-likelihood's key"
     return value

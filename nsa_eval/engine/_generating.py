@@ -1,4 +1,8 @@
-"""Replies: right-padded prefill, then one token a step for every row that isn't finished yet."""
+"""Replies: right-padded prefill, then one token a step for every row that isn't finished yet.
+
+A reply that grows across a border of the model's frequencies (nsa_models/families/_frequencies.py) leaves its
+batch there: its prompt and what it has so far are read again, as the prompt of the rest.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nsa_eval.engine._adapters import Rows
 from nsa_eval.engine._batching import Limits, batches
 from nsa_eval.engine._prefixes import Tokens, common_prefix
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.engine._reader import NonFiniteLogitsError, Place, Reader
 from nsa_eval.engine._sampling import GenerationSettings, Sampler
 from nsa_eval.engine._steps import Stepper
-from nsa_eval.errors import UserError
+from nsa_models.families import Rows
 
 # A prefix is read once when it is at least this share of the prompts that start with it, and this long:
 # below, one forward for all prompts is as fast.
@@ -28,7 +31,7 @@ _LOOK_BACK = 2
 
 
 @dataclass(slots=True)
-class Job:
+class ReplyRequest:
     """One reply to make."""
 
     name: int
@@ -38,19 +41,19 @@ class Job:
     seed: int
     origin: Origin
     key: str
-    """Breaks ties when jobs are sorted, so that batches don't depend on the requests' order."""
+    """Breaks ties when requests are sorted, so that batches don't depend on the requests' order."""
 
     @classmethod
     def of(
         cls, name: int, tokens: list[int], settings: GenerationSettings, seed: int, origin: Origin, key: str
-    ) -> Job:
-        """A job from a prompt's token ids."""
+    ) -> ReplyRequest:
+        """A request from a prompt's token ids."""
         return cls(name, np.array(tokens, dtype=np.int64), settings, seed, origin, key)
 
 
 @dataclass(slots=True)
 class Reply:
-    """A finished job."""
+    """A finished request."""
 
     name: int
     text: str
@@ -60,13 +63,22 @@ class Reply:
 Emit = Callable[[list[Reply]], None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Line:
-    """A job while it is generated."""
+    """A request while its reply is generated."""
 
-    job: Job
+    request: ReplyRequest
     sampler: Sampler | None
     tokens: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and reply."""
+        return len(self.request.tokens) + len(self.tokens)
+
+    def read(self) -> Tokens:
+        """Token ids of prompt and reply."""
+        return np.concatenate([self.request.tokens, np.array(self.tokens, dtype=np.int64)])
 
 
 class Replier:
@@ -86,104 +98,134 @@ class Replier:
         self.tokenizer = tokenizer
         self.limits = limits
         self.cuda_graphs = cuda_graphs
-        self.share = share_prefixes and reader.family.continuable
+        self.share = share_prefixes and reader.shared
         self.end_tokens = _end_tokens(reader, tokenizer)
         eos = tokenizer.eos_token
         self._eos_text = str(eos) if eos else None
         self._stop_sizes: dict[str, int] = {}
 
     @torch.inference_mode()
-    def run(self, jobs: list[Job], *, wanted: Callable[[int], bool], emit: Emit) -> None:
+    def run(self, requests: list[ReplyRequest], *, wanted: Callable[[int], bool], emit: Emit) -> None:
         """Generate the wanted replies.
 
-        Batches are planned from all jobs, wanted or not, and don't depend on their order.
+        Batches are planned from all requests, wanted or not, and don't depend on their order.
 
         Raises:
             NonFiniteLogitsError: The model's logits can't be compared; replies emitted before are complete.
         """
-        if jobs and not self.reader.family.caches:
-            raise UserError(
-                f"models of type {self.reader.model.config.model_type!r} don't take transformers' "
-                "past_key_values, so no replies can be generated with them here; log-likelihood tasks work"
-            )
-        for shared, group in self._groups(jobs):
-            if not any(wanted(job.name) for job in group):
-                continue
-            head = None
-            if shared:
-                head = self.reader.family.empty(1)
-                piece = group[0].tokens[:shared]
-                self.reader.read([piece], head, first=[shared], on_logits=lambda *_: None)
-            group.sort(key=lambda job: (-len(job.tokens), job.tokens.astype(">u4").tobytes(), job.key))
-            for batch in batches(
-                group,
-                width=lambda job, shared=shared: len(job.tokens) - shared,  # type: ignore[misc]
-                limits=self.limits.for_replies(),
-                extra=shared + max(job.settings.budget for job in group),
-                equal=not self.reader.family.ragged,
-                prefill_chunk=self.reader.prefill_chunk,
-            ):
-                self._batch([job for job in batch if wanted(job.name)], shared, head, emit)
+        regimes: dict[tuple[int, int], list[ReplyRequest]] = {}
+        for request in requests:
+            regimes.setdefault(self.reader.regime(len(request.tokens)), []).append(request)
+        for _, some in sorted(regimes.items()):
+            for shared, group in self._groups(some):
+                if any(wanted(request.name) for request in group):
+                    self._group(shared, group, wanted, emit)
 
-    def _groups(self, jobs: list[Job]) -> list[tuple[int, list[Job]]]:
-        """Jobs by the prefix that they share: (its length or 0, the jobs)."""
+    def _group(
+        self, shared: int, group: list[ReplyRequest], wanted: Callable[[int], bool], emit: Emit
+    ) -> None:
+        """Requests of one regime, the first `shared` tokens of which are the same."""
+        head = None
+        if shared:
+            head = self.reader.family.empty(1)
+            piece = group[0].tokens[:shared]
+            self.reader.read([piece], head, first=[shared], on_logits=lambda *_: None)
+        group.sort(key=lambda one: (-len(one.tokens), one.tokens.astype(">u4").tobytes(), one.key))
+        for batch in batches(
+            group,
+            width=lambda request: len(request.tokens) - shared,
+            limits=self.limits.for_replies(),
+            extra=shared + max(request.settings.budget for request in group),
+            equal=not self.reader.family.ragged,
+            widest=self.reader.widest,
+        ):
+            lines = [
+                _Line(one, Sampler(one.settings.sampling, one.seed) if one.settings.sampling else None)
+                for one in batch
+                if wanted(one.name)
+            ]
+            self._batch(lines, shared, head, emit)
+
+    def _groups(self, requests: list[ReplyRequest]) -> list[tuple[int, list[ReplyRequest]]]:
+        """Requests by the prefix that they share: (its length or 0, the requests)."""
         if not self.share:
-            return [(0, list(jobs))] if jobs else []
-        order = sorted(jobs, key=lambda job: job.tokens.astype(">u4").tobytes())
-        groups: list[tuple[int, list[Job]]] = []
-        alone: list[Job] = []
-        current: list[Job] = []
+            return [(0, list(requests))] if requests else []
+        least = max(
+            _SHARED_TOKENS,
+            2 * self.reader.family.resume_tokens,
+            self.reader.first_forward([len(request.tokens) for request in requests]),
+        )
+        order = sorted(requests, key=lambda one: one.tokens.astype(">u4").tobytes())
+        groups: list[tuple[int, list[ReplyRequest]]] = []
+        alone: list[ReplyRequest] = []
+        current: list[ReplyRequest] = []
         shared = 0
-        for job in [*order, None]:
-            if job is not None and current:
-                # The last token is left to the job itself: its logits start the reply.
+        for request in [*order, None]:
+            if request is not None and current:
+                # The last token is left to the request itself: its logits start the reply.
                 common = min(
                     shared,
-                    common_prefix(current[-1].tokens, job.tokens),
-                    len(job.tokens) - 1,
+                    common_prefix(current[-1].tokens, request.tokens),
+                    len(request.tokens) - 1,
                     len(current[0].tokens) - 1,
                 )
-                longest = max(len(job.tokens), *(len(other.tokens) for other in current))
-                if common >= max(
-                    _SHARED_TOKENS, 2 * self.reader.family.resume_tokens, _SHARED_PART * longest
-                ):
-                    current.append(job)
+                longest = max(len(request.tokens), *(len(other.tokens) for other in current))
+                if common >= max(least, _SHARED_PART * longest):
+                    current.append(request)
                     shared = common
                     continue
             if len(current) > 1:
                 groups.append((shared, current))
             else:
                 alone.extend(current)
-            if job is not None:
-                current, shared = [job], len(job.tokens)
-        groups.sort(key=lambda group: -max(len(job.tokens) for job in group[1]))
+            if request is not None:
+                current, shared = [request], len(request.tokens)
+        groups.sort(key=lambda group: -max(len(request.tokens) for request in group[1]))
         return [*groups, (0, alone)] if alone else groups
 
-    def _batch(self, jobs: list[Job], shared: int, head: Rows | None, emit: Emit) -> None:
-        if not jobs:
-            return
-        done: set[int] = set()
+    def _batch(self, lines: list[_Line], shared: int, head: Rows | None, emit: Emit) -> None:
+        """Replies of one batch, and of what comes of it when replies grow into another regime."""
+        waiting = [(lines, shared, head)]
+        while waiting:
+            some, shared, head = waiting.pop()
+            if not some:
+                continue
+            done: set[int] = set()
+            parked: list[_Line] = []
 
-        def finished(replies: list[Reply]) -> None:
-            done.update(reply.name for reply in replies)
-            emit(replies)
+            def finished(replies: list[Reply], done: set[int] = done) -> None:
+                done.update(reply.name for reply in replies)
+                emit(replies)
 
-        try:
-            self._generate(jobs, shared, head, finished)
-        except torch.OutOfMemoryError:
-            left = [job for job in jobs if job.name not in done]
-            if len(jobs) == 1:
-                raise
-            torch.cuda.empty_cache()
-            self._batch(left[: (len(left) + 1) // 2], shared, head, emit)
-            self._batch(left[(len(left) + 1) // 2 :], shared, head, emit)
+            try:
+                self._generate(some, shared, head, finished, parked)
+            except torch.OutOfMemoryError:
+                if len(some) == 1:
+                    raise
+                torch.cuda.empty_cache()
+                left = [line for line in some if line.request.name not in done and line not in parked]
+                middle = (len(left) + 1) // 2
+                waiting += [(left[middle:], shared, head), (left[:middle], shared, head)]
+            waiting += [(part, 0, None) for part in self._again(parked)]
 
-    def _generate(self, jobs: list[Job], shared: int, head: Rows | None, emit: Emit) -> None:
-        lines = [
-            _Line(job, Sampler(job.settings.sampling, job.seed) if job.settings.sampling else None)
-            for job in jobs
-        ]
-        rows, logits = self._prompts(jobs, shared, head)
+    def _again(self, parked: list[_Line]) -> list[list[_Line]]:
+        """Lines that are read again from their first token, in batches of one length."""
+        return list(
+            batches(
+                sorted(parked, key=lambda line: -line.length),
+                width=lambda line: line.length,
+                limits=self.limits,
+                extra=max((line.request.settings.budget - len(line.tokens) for line in parked), default=0),
+                equal=True,
+                widest=self.reader.widest,
+            )
+        )
+
+    def _generate(
+        self, lines: list[_Line], shared: int, head: Rows | None, emit: Emit, parked: list[_Line]
+    ) -> None:
+        """Replies of lines in one regime, with an emit as some end; `parked` gets those that leave it."""
+        rows, logits = self._prompts(lines, shared, head)
         stepper = Stepper(self.reader, rows, graphs=self.cuda_graphs)
         del rows  # the stepper may let go of them
         while True:
@@ -192,27 +234,36 @@ class Replier:
             replies = [self._reply(line) for line, end in zip(lines, ended, strict=True) if end]
             if replies:
                 emit(replies)
-                left = [index for index, end in enumerate(ended) if not end]
-                if not left:
-                    return
+            left: list[int] = []
+            for index, (line, end) in enumerate(zip(lines, ended, strict=True)):
+                if end:
+                    continue
+                # The next forward, which feeds the token just drawn, has as many tokens as the line.
+                if self.reader.regime(line.length) == self.reader.regime(line.length - 1):
+                    left.append(index)
+                else:
+                    parked.append(line)
+            if not left:
+                return
+            if len(left) < len(lines):
                 lines = [lines[index] for index in left]
                 stepper.keep(left)
-            steps = max(line.job.settings.budget - len(line.tokens) for line in lines)
+            steps = max(line.request.settings.budget - len(line.tokens) for line in lines)
             logits = stepper.step([line.tokens[-1] for line in lines], steps)
 
-    def _prompts(self, jobs: list[Job], shared: int, head: Rows | None) -> tuple[Rows, Tensor]:
+    def _prompts(self, lines: list[_Line], shared: int, head: Rows | None) -> tuple[Rows, Tensor]:
         """Read all prompts, in batches of little padding; the rows joined, and their logits [B, V]."""
         family = self.reader.family
         parts: list[Rows] = []
         logits: list[Tensor] = []
         for batch in batches(
-            jobs,
-            width=lambda job: len(job.tokens) - shared,
+            lines,
+            width=lambda line: line.length - shared,
             limits=self.limits if family.ragged else self.limits.for_replies(),
-            prefill_chunk=self.reader.prefill_chunk,
+            widest=self.reader.widest,
         ):
             rows = family.empty(len(batch)) if head is None else family.select(head, [0] * len(batch))
-            pieces = [job.tokens[shared:] for job in batch]
+            pieces = [line.read()[shared:] for line in batch]
             last: dict[int, Tensor] = {}
 
             def collect(made: Tensor, places: list[Place], last: dict[int, Tensor] = last) -> None:
@@ -229,14 +280,14 @@ class Replier:
         for line, top, token, scores in zip(lines, best.tolist(), tokens.tolist(), logits, strict=True):
             if not np.isfinite(top):
                 raise NonFiniteLogitsError.at(
-                    self.reader.name, line.job.origin, f"the largest logit is {top}"
+                    self.reader.name, line.request.origin, f"the largest logit is {top}"
                 )
             line.tokens.append(token if line.sampler is None else line.sampler.draw(scores))
 
     def _ended(self, line: _Line) -> bool:
-        if line.tokens[-1] in self.end_tokens or len(line.tokens) >= line.job.settings.budget:
+        if line.tokens[-1] in self.end_tokens or len(line.tokens) >= line.request.settings.budget:
             return True
-        stops = self._stops(line.job.settings)
+        stops = self._stops(line.request.settings)
         if not stops:
             return False
         tail = line.tokens[-max(self._stop_size(stop) for stop in stops) :]
@@ -253,9 +304,9 @@ class Replier:
 
     def _reply(self, line: _Line) -> Reply:
         text = str(self.tokenizer.decode(line.tokens, skip_special_tokens=True))
-        for stop in self._stops(line.job.settings):
+        for stop in self._stops(line.request.settings):
             text = text.split(stop, 1)[0]
-        return Reply(line.job.name, text, len(line.tokens))
+        return Reply(line.request.name, text, len(line.tokens))
 
 
 def _end_tokens(reader: Reader, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

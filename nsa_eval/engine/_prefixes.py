@@ -38,7 +38,9 @@ def common_prefix(a: Tokens, b: Tokens) -> int:
     return int(different[0]) if len(different) else size
 
 
-def prefix_tree(prefixes: Sequence[Tokens], *, min_saved: int, per_sequence: int, min_head: int) -> Node:
+def prefix_tree(
+    prefixes: Sequence[Tokens], *, min_saved: int, per_sequence: int, min_head: int, least: int = 1
+) -> Node:
     """Arrange sequences below the prefixes that they share.
 
     Args:
@@ -49,6 +51,7 @@ def prefix_tree(prefixes: Sequence[Tokens], *, min_saved: int, per_sequence: int
         something.
         min_head: Tokens by which a prefix that leads to further ones must exceed the one above. Such prefixes
             are read one at a time, and a lone BOS isn't worth it.
+        least: No prefix of fewer tokens is kept (`Reader.first_forward`).
 
     Returns:
         The root (depth 0). What comes from one document stays together, in the order of the tokens, so the
@@ -75,12 +78,12 @@ def prefix_tree(prefixes: Sequence[Tokens], *, min_saved: int, per_sequence: int
             path[-1].children.append(leaf)
             path.append(leaf)
         path[-1].members.append(index)
-    _prune(root, min_saved, per_sequence)
+    _prune(root, min_saved, per_sequence, least)
     _thin(root, min_head)
     return root
 
 
-def _prune(root: Node, min_saved: int, per_sequence: int) -> None:
+def _prune(root: Node, min_saved: int, per_sequence: int, least: int) -> None:
     """Give the sequences of a prefix that isn't worth it to the one above, from the top down."""
     # An explicit stack: a document with a thousand nested prefixes must not meet Python's recursion limit.
     sizes = _sizes(root)
@@ -92,7 +95,8 @@ def _prune(root: Node, min_saved: int, per_sequence: int) -> None:
         while pending:
             child = pending.pop()
             size = sizes[id(child)]
-            if (child.depth - node.depth) * (size - 1) >= max(min_saved, per_sequence * size):
+            saved = (child.depth - node.depth) * (size - 1)
+            if child.depth >= least and saved >= max(min_saved, per_sequence * size):
                 kept.append(child)
             else:
                 node.members.extend(child.members)

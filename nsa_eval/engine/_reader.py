@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nsa_eval.engine._adapters import Rows, accepts, family_of
 from nsa_eval.engine._prefixes import Tokens
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.errors import UserError
+from nsa_models.families import Family, Restrictions, Rows, accepts, family_of
 
 # Cells of logits [positions, vocabulary] that one forward may make: 128 MiB of float32 on a CPU, 1 GiB on a
 # GPU.
@@ -47,16 +47,33 @@ class NonFiniteLogitsError(UserError):
 class Reader:
     """A model, and how to feed it."""
 
-    def __init__(self, model: PreTrainedModel, *, prefill_chunk: int) -> None:
-        """Look at the model once with two rows of two tokens.
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        prefill_chunk: int,
+        restrictions: Restrictions | None = None,
+        family: Family | None = None,
+    ) -> None:
+        """Find out how the model is fed, unless that is known.
 
         Args:
             model: Any causal language model of transformers.
             prefill_chunk: Tokens of a row per forward; longer rows are read in pieces.
+            restrictions: What a method that is attached to the model takes away from its family's abilities.
+            family: What `family_of` found before a method was attached; found here when None.
+
+        Raises:
+            FamilyError: The model isn't causal, or can't be run on token ids alone.
         """
         self.model = model
         self.name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
-        self.family = family_of(model)
+        self.family = family or family_of(model)
+        allowed = restrictions or Restrictions()
+        # The one place where the two meet: the rest of the engine asks for these three.
+        self.continuable = self.family.continuable and allowed.continuable
+        self.shared = self.family.shared and self.continuable and allowed.shared
+        self.graphs = allowed.graphs
         self.device = model.device
         self.prefill_chunk = prefill_chunk
         if self.device.type == "cpu":
@@ -95,7 +112,8 @@ class Reader:
         tokens = tokens.to(self.device)
         columns = torch.arange(width)
         wanted = (columns >= torch.tensor(first)[:, None]) & (columns < torch.tensor(counts)[:, None])
-        edges = self._edges(wanted)
+        fresh = rows is None or not any(rows.lengths)
+        edges = self._edges(wanted, self.first_forward(counts) if fresh else 1)
         if rows is None and len(edges) > 2:
             rows = self.family.empty(len(pieces))
         for start, end in pairwise(edges):
@@ -108,19 +126,40 @@ class Reader:
     def step(self, tokens: Sequence[int], rows: Rows) -> Tensor:
         """Feed one token to every row; logits [B, V] of the next."""
         ids = torch.tensor(tokens, dtype=torch.long, device=self.device)[:, None]
-        given = self.family.inputs(ids, [1] * len(tokens), rows)
+        counts = [1] * len(tokens)
+        if not self.family.caches:
+            logits = self._forward(ids, counts, rows, torch.ones(len(tokens), 1, dtype=torch.bool))
+            assert logits is not None
+            return logits
+        given = self.family.inputs(ids, counts, rows)
         if self.route != "all":
             given["logits_to_keep"] = 1
         output = self.model(**given)
-        rows.cache = output.past_key_values
-        self.family.advance([1] * len(tokens), 1, rows)
-        logits: Tensor = output.logits
-        return logits[:, -1]
+        self.family.absorb(output, ids, counts, rows)
+        last: Tensor = output.logits[:, -1]
+        return last
 
-    def _edges(self, wanted: Tensor) -> list[int]:
-        """Columns at which to cut, so that no forward is longer or makes more logits than allowed."""
+    def regime(self, length: int) -> tuple[int, int]:
+        """What rows of `length` tokens have in common with those that may share a batch with them."""
+        return self.family.frequencies.regime(length)
+
+    def first_forward(self, lengths: Sequence[int]) -> int:
+        """Tokens that the first forward of rows of one regime reads at least, so that each is as alone."""
+        if not self.continuable:
+            return max(lengths)
+        return max(self.family.first_forward(length) for length in lengths)
+
+    def widest(self, length: int) -> int:
+        """Tokens of a row of `length` that one forward reads at most."""
+        return min(length, max(self.prefill_chunk, self.first_forward([length])))
+
+    def _edges(self, wanted: Tensor, least: int) -> list[int]:
+        """Columns at which to cut, so that no forward is longer or makes more logits than allowed.
+
+        The first forward has `least` tokens even so.
+        """
         batch, width = wanted.shape
-        if not self.family.continuable:
+        if not self.continuable:
             return [0, width]
         if self.route == "mask":
             cost = wanted.sum(0)
@@ -134,12 +173,14 @@ class Reader:
             start = edges[-1]
             before = int(total[start - 1]) if start else 0
             fits = int(torch.searchsorted(total, before + self.max_positions, right=True))
-            edges.append(min(width, start + self.prefill_chunk, max(fits, start + 1)))
+            end = min(start + self.prefill_chunk, max(fits, start + 1))
+            edges.append(min(width, end if start else max(end, least)))
         return edges
 
     def _forward(self, tokens: Tensor, counts: list[int], rows: Rows | None, wanted: Tensor) -> Tensor | None:
         """One forward; logits [T, V] of the wanted places in row-major order, or None when there are none."""
         given = self.family.inputs(tokens, counts, rows)
+        wanted = self.family.places(wanted, counts, rows)
         columns = wanted.any(0).nonzero()[:, 0]
         anything = len(columns) > 0
         if self.route == "mask" and anything:
@@ -150,8 +191,7 @@ class Reader:
             given["logits_to_keep"] = 1  # 0 would mean all of them
         output = self.model(**given)
         if rows is not None:
-            rows.cache = output.past_key_values
-            self.family.advance(counts, tokens.shape[1], rows)
+            self.family.absorb(output, tokens, counts, rows)
         logits: Tensor = output.logits
         if not anything:
             return None

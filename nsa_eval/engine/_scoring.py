@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nsa_eval.engine._adapters import Rows
 from nsa_eval.engine._batching import Limits, batches
 from nsa_eval.engine._prefixes import Node, Tokens, prefix_tree
 from nsa_eval.engine._reader import Place, Reader
+from nsa_models.families import Rows
 
 # float32 cells that the log-softmax works on at a time: the copy stays in a CPU's cache.
 _SOFTMAX_CELLS = 2**21
@@ -22,7 +22,8 @@ _SOFTMAX_CELLS = 2**21
 _MIN_SAVED = 32
 _MIN_HEAD = 64
 
-Score = tuple[float, bool]
+LogLikelihood = tuple[float, bool]
+"""Nats, and whether greedy decoding gives the continuation."""
 
 
 @dataclass(slots=True)
@@ -48,7 +49,7 @@ class Unit:
         return len(self.tokens) - max(len(target.tokens) for target in self.targets)
 
 
-Emit = Callable[[list[tuple[int, Score]]], None]
+Emit = Callable[[list[tuple[int, LogLikelihood]]], None]
 """Receives the scores of one batch, by target name."""
 
 
@@ -69,7 +70,7 @@ class Scorer:
         """Args are parts of the Engine."""
         self.reader = reader
         self.limits = limits
-        self.share = share_prefixes and reader.family.continuable
+        self.share = share_prefixes and reader.shared
 
     @torch.inference_mode()
     def run(self, units: list[Unit], *, wanted: Callable[[int], bool], emit: Emit) -> None:
@@ -83,21 +84,26 @@ class Scorer:
             wanted: Whether a target (by name) is still to be scored.
             emit: Called once a batch, as soon as it is computed.
         """
-        work = _Work(self, units, wanted, emit)
-        if self.share:
-            tree = prefix_tree(
-                [unit.tokens[: unit.first] for unit in units],
-                min_saved=_MIN_SAVED,
-                per_sequence=self.reader.family.resume_tokens,
-                min_head=_MIN_HEAD,
-            )
-        else:
-            tree = Node(0, members=list(range(len(units))))
-        work.node(tree, None)
+        regimes: dict[tuple[int, int], list[Unit]] = {}
+        for unit in units:
+            regimes.setdefault(self.reader.regime(len(unit.tokens)), []).append(unit)
+        for _, group in sorted(regimes.items()):
+            _Work(self, group, wanted, emit).node(self._tree(group), None)
+
+    def _tree(self, units: list[Unit]) -> Node:
+        if not self.share:
+            return Node(0, members=list(range(len(units))))
+        return prefix_tree(
+            [unit.tokens[: unit.first] for unit in units],
+            min_saved=_MIN_SAVED,
+            per_sequence=self.reader.family.resume_tokens,
+            min_head=_MIN_HEAD,
+            least=self.reader.first_forward([len(unit.tokens) for unit in units]),
+        )
 
 
 class _Work:
-    """One call of `Scorer.run`."""
+    """Units of one regime, in one call of `Scorer.run`."""
 
     def __init__(self, scorer: Scorer, units: list[Unit], wanted: Callable[[int], bool], emit: Emit) -> None:
         self.reader = scorer.reader
@@ -132,7 +138,7 @@ class _Work:
             limits=self.limits,
             extra=above.depth,
             equal=not self.reader.family.ragged,
-            prefill_chunk=self.reader.prefill_chunk,
+            widest=self.reader.widest,
         ):
             if any(self._open(node) for node in batch):
                 self._context_batch(batch, above.depth, rows)
@@ -176,7 +182,8 @@ class _Work:
             width=width,
             limits=self.limits,
             extra=max((depth for depth, _, _ in members), default=0),
-            prefill_chunk=self.reader.prefill_chunk,
+            equal=not self.reader.family.padded,
+            widest=self.reader.widest,
         ):
             self._batch([member for member in batch if self._wanted(member[2])], rows)
 
@@ -236,5 +243,5 @@ class _Tally:
                 self.sums[target] += value
                 self.greedy[target] &= is_best
 
-    def scores(self) -> list[tuple[int, Score]]:
+    def scores(self) -> list[tuple[int, LogLikelihood]]:
         return list(zip(self.names, zip(self.sums, self.greedy, strict=True), strict=True))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nsa_eval.engine._adapters import Rows, SteadyDecoder
 from nsa_eval.engine._reader import Reader
+from nsa_models.families import Rows, SteadyDecoder
 
 # Warming up and capturing cost about as much as this many steps save: a guess on the safe side, as a capture
 # is three forwards without replay and a synchronisation.
@@ -26,7 +26,7 @@ class Stepper:
 
     def __init__(self, reader: Reader, rows: Rows, *, graphs: bool) -> None:
         """Args: `graphs` allows CUDA graphs where the rows' family has them."""
-        self.reader, self.rows, self.graphs = reader, rows, graphs
+        self.reader, self.rows, self.graphs = reader, rows, graphs and reader.graphs
         self._places = list(range(len(rows.lengths)))
         self._index: Tensor | None = None
         self._decoder: SteadyDecoder | None = None
@@ -67,5 +67,6 @@ class Stepper:
         for place, token in zip(self._places, tokens, strict=True):
             ids[place] = token
         logits = self._decoder.step(ids)
-        family.advance([1] * len(ids), 1, self.rows)
+        # The decoder keeps the cache up to date by itself.
+        self.rows.lengths = [length + 1 for length in self.rows.lengths]
         return logits if self._index is None else logits[self._index]

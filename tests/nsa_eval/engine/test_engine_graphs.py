@@ -6,8 +6,9 @@ On a CPU the same steps run kernel by kernel; tests/models/test_models_cuda.py c
 import pytest
 import torch
 
-from nsa_eval.engine import Engine, _adapters, _steps
+from nsa_eval.engine import Engine, _steps
 from nsa_models import DecodeGraph
+from nsa_models.families import ours
 
 
 @pytest.fixture
@@ -25,8 +26,8 @@ def made(monkeypatch):
             self.steps += 1
             return super().step(tokens)
 
-    monkeypatch.setattr(_adapters, "STEADY_DEVICES", ("cuda", "cpu"))
-    monkeypatch.setattr("nsa_models.DecodeGraph", Counted)
+    monkeypatch.setattr(ours, "STEADY_DEVICES", ("cuda", "cpu"))
+    monkeypatch.setattr(ours, "DecodeGraph", Counted)
     return lambda: [(len(decoder.cache.lengths), decoder.steps) for decoder in decoders]
 
 
@@ -88,7 +89,7 @@ def test_short_replies_and_other_models_take_ordinary_steps(llama, tokenizer, to
 
 
 def test_long_dense_rows_of_one_length_keep_the_kernel_without_a_mask(tokenizer, toys, made, monkeypatch):
-    monkeypatch.setattr(_adapters, "_DENSE_STEADY_TOKENS", 8)
+    monkeypatch.setattr(ours, "_DENSE_STEADY_TOKENS", 8)
     [request] = toys.reply_requests(max_gen_toks=30)[2:3]
     Engine(toys.make_model("full"), tokenizer, cuda_graphs="auto").generate_until([request])
     assert made() == []

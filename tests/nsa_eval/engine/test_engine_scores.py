@@ -130,10 +130,11 @@ def test_logits_over_the_budget_are_made_in_parts(llama, tokenizer, toys):
     try:
         engine = Engine(llama, tokenizer)
         engine._answerer.prepared()[0].max_positions = 10
+        made.clear()
         assert engine.loglikelihood_rolling([text]) == pytest.approx(whole, abs=1e-3)
     finally:
         hook.remove()
-    assert max(made[1:]) <= 10
+    assert max(made) <= 10
 
 
 def test_broken_weights_stop_with_model_and_request(tokenizer, toys):

@@ -1,0 +1,176 @@
+"""What the engine may rely on for a model, whatever its architecture: a family's declarations and duties."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nsa_models.checkpoints import ModelLoadError
+from nsa_models.families._frequencies import Frequencies
+
+
+class FamilyError(ModelLoadError):
+    """A model that loads, but whose logits wouldn't be a causal language model's; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """Something about how a model is run that a reader of its scores should know."""
+
+    kind: str
+    """Kind of the audit event, e.g. "uncached"."""
+    detail: str
+    """One sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restrictions:
+    """What something attached to a model (a sparse attention method) takes away from its family's abilities.
+
+    Decoding one token at a time from a cache is never restricted: a method that couldn't do that is none.
+    """
+
+    continuable: bool = True
+    """A prompt may be read in pieces."""
+    shared: bool = True
+    """The cache of a prefix may be copied for several prompts."""
+    graphs: bool = True
+    """Decode steps may be replayed from a CUDA graph."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Rows:
+    """What a model has read of B rows so far, and can go on from."""
+
+    cache: Any
+    """The model's cache, in whatever class it keeps it; None before the first forward."""
+    lengths: list[int]
+    """Tokens read of each row."""
+    mask: Tensor | None = None
+    """[B, S] cache columns that hold a token, or None when all of them do."""
+    history: list[Tensor] | None = None
+    """The tokens read of each row, [lengths[b]], where no cache remembers them."""
+
+
+class SteadyDecoder(Protocol):
+    """Decodes the rows that it was made for in steps of fixed shapes, and keeps their cache up to date."""
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Feed one token to every row; logits [B, V] of the next, good until the next step."""
+        ...
+
+
+class Family(ABC):
+    """One way of batching and continuing the rows of a model; `family_of` picks it."""
+
+    name: ClassVar[str]
+    """What it is called in reports of what was found."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Declare the least; subclasses and `family_of` raise it to what was found to hold."""
+        self.model = model
+        self.ragged = False
+        """Rows of different lengths may share a batch that is continued."""
+        self.padded = True
+        """Rows of different lengths may share a batch that nothing continues: no token sees the padding."""
+        self.continuable = False
+        """A forward of several tokens may continue a cache (chunked prefill). One token always may."""
+        self.shared = False
+        """The cache of a prefix may be copied, and each copy continued by several tokens."""
+        self.caches = True
+        """What was read isn't read again. Without it a decode step costs as much as reading the whole row."""
+        self.resume_tokens = 8
+        """What going on from a cache with a few tokens costs a row, in tokens of plain prefill."""
+        self.cache_bytes = 1
+        """Bytes of cache that a token of a row adds; an upper bound beyond a sliding window."""
+        self.frequencies = Frequencies.of(model)
+        """Lengths of a forward at which its positional frequencies change."""
+        self.plain: dict[str, Any] = {}
+        """Arguments of a forward that neither reads nor makes a cache."""
+        self.notes: tuple[Note, ...] = ()
+        """What a reader of replies from this model should know."""
+
+    @abstractmethod
+    def empty(self, rows: int) -> Rows:
+        """`rows` rows that have read nothing."""
+
+    def inputs(self, tokens: Tensor, counts: list[int], rows: Rows | None) -> dict[str, Any]:
+        """Arguments of the next forward, in which row b reads the first counts[b] of right-padded `tokens`.
+
+        Frequencies that earlier forwards have moved are put back, so that none depends on what was asked
+        before it.
+
+        Args:
+            tokens: [B, N] ids.
+            counts: Tokens of each row; 0 for a row that has ended.
+            rows: What was read before; None when nothing was, and nothing is to be kept.
+        """
+        self.frequencies.reset()
+        if rows is None:
+            return {"input_ids": tokens, **self.plain}
+        return self._continued(tokens, counts, rows)
+
+    def places(self, wanted: Tensor, counts: list[int], rows: Rows | None) -> Tensor:
+        """Where places of the tokens given are among the columns of that forward.
+
+        Args:
+            wanted: [B, N] bool, within each row's counts[b].
+            counts: Tokens of each row.
+            rows: As for `inputs`, before `absorb`.
+
+        Returns:
+            [B, W] bool.
+        """
+        return wanted
+
+    @abstractmethod
+    def absorb(self, output: Any, tokens: Tensor, counts: list[int], rows: Rows) -> None:  # noqa: ANN401 - a ModelOutput
+        """Keep in `rows` what that forward gave."""
+
+    @abstractmethod
+    def select(self, rows: Rows, indices: list[int]) -> Rows:
+        """Rows `indices` (repeats allowed) as new rows; the old ones stay as they are."""
+
+    def join(self, parts: list[Rows]) -> Rows:
+        """All rows as one batch, in order; ragged families only. The parts are used up."""
+        raise NotImplementedError(f"{type(self).__name__} doesn't join rows of different lengths")
+
+    def steady(self, rows: Rows, new_tokens: int) -> SteadyDecoder | None:
+        """Steps of fixed shapes for up to `new_tokens` tokens more, where there are such and they help."""
+        return None
+
+    def first_forward(self, length: int) -> int:
+        """Tokens that the first forward of a row of `length` tokens must read at least.
+
+        All of them where no cache is continued by several; else what its frequencies ask for.
+        """
+        return self.frequencies.first_forward(length) if self.continuable else length
+
+    @abstractmethod
+    def _continued(self, tokens: Tensor, counts: list[int], rows: Rows) -> dict[str, Any]:
+        """`inputs` for rows that are kept."""
+
+
+def stacked(parts: list[Tensor], axis: int) -> Tensor:
+    """Tensors of B_i rows each as one of sum(B_i), shorter ones filled up with zeros at the end of `axis`."""
+    width = max(part.shape[axis] for part in parts)
+    first = parts[0]
+    shape = list(first.shape)
+    shape[0], shape[axis] = sum(part.shape[0] for part in parts), width
+    whole = first.new_zeros(shape)
+    row = 0
+    for part in parts:
+        whole[row : row + part.shape[0]].narrow(axis, 0, part.shape[axis]).copy_(part)
+        row += part.shape[0]
+    return whole
+
+
+def right_padded(rows: Sequence[Tensor]) -> Tensor:
+    """Token ids of rows [n_b] as one tensor [B, max n], zeros behind the shorter ones."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
