@@ -14,14 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nsa_eval.config import EngineSpec
 from nsa_eval.engine._batching import Limits
 from nsa_eval.engine._generating import Replier, Reply, ReplyRequest
+from nsa_eval.engine._meter import Meter
 from nsa_eval.engine._prompts import Prompt, PromptEncoder
 from nsa_eval.engine._reader import NonFiniteLogitsError, Reader
 from nsa_eval.engine._requests import Request
 from nsa_eval.engine._sampling import GenerationSettings
 from nsa_eval.engine._scoring import LogLikelihood, Scorer, units_of
 from nsa_eval.errors import UserError
-from nsa_eval.store import AuditEvent, Response
-from nsa_models.families import check_fits
+from nsa_eval.store import AuditEvent, Cost, Response
+from nsa_models.families import Restrictions, check_fits, family_of
+from nsa_models.methods import Attached, Method, MethodError, attach
 
 Emit = Callable[[Mapping[str, Response]], None]
 """Receives finished responses by key, a batch at a time."""
@@ -52,11 +54,19 @@ class Answerer:
         *,
         max_length: int | None,
         settings: EngineSpec,
+        method: Method | None = None,
     ) -> None:
         """Take a model that is on its device; set to eval mode here.
 
+        Args:
+            model: The model.
+            tokenizer: Its tokenizer.
+            max_length: Most tokens of prompt and reply together; None: what config or tokenizer say.
+            settings: The engine's settings.
+            method: A sparse-attention method, put on the model until `close`.
+
         Raises:
-            UserError: A max_length below 2.
+            UserError: A max_length below 2, or a method that the model can't take.
         """
         if max_length is not None and max_length < 2:
             raise UserError(f"max_length must be at least 2 tokens, got {max_length}")
@@ -72,6 +82,13 @@ class Answerer:
             add_bos_token=settings.add_bos_token,
         )
         self._reader: Reader | None = None
+        self._meter = Meter(model)
+        self._attached = self._attach(method) if method is not None else None
+
+    def close(self) -> None:
+        """Take the method off the model."""
+        if self._attached is not None:
+            self._attached.detach()
 
     @property
     def facts(self) -> ModelFacts:
@@ -107,6 +124,7 @@ class Answerer:
             "loglikelihood_rolling": self._score_windows,
             "generate_until": self._generate,
         }[requests[0].kind]
+        self._meter.start()
         try:
             work(requests, missing, emit)
         except torch.OutOfMemoryError as error:
@@ -121,7 +139,6 @@ class Answerer:
 
         Raises:
             ModelLoadError: Not a causal language model, or it doesn't fit its tokenizer or max_length.
-            MethodError: The model can't take the sparse method.
         """
         if self._reader is None:
             check_fits(self.model, self.tokenizer, self.max_length)
@@ -132,6 +149,38 @@ class Answerer:
         """What scores token ids."""
         reader, limits = self.prepared()
         return Scorer(reader, limits, share_prefixes=self.settings.share_prefixes)
+
+    def _attach(self, method: Method) -> Attached:
+        """Find out how the model is fed, then put the method on it, and obey what it declares."""
+        check_fits(self.model, self.tokenizer, self.max_length)
+        family = family_of(self.model)
+        if method.phase != "prefill" and not family.caches:
+            raise UserError(
+                f"{method.label} acts while decoding from a cache, and models of type "
+                f"{self.model.config.model_type!r} are run without one"
+            )
+        try:
+            attached = attach(self.model, method)
+        except MethodError as error:
+            raise UserError(str(error)) from None
+        said = [*attached.notes]
+        if method.phase == "decode":
+            said.append("prompts are read dense: log-likelihoods are those of the dense model")
+        if not method.lm_scores:
+            said.append("its choice for a token sees later ones: log-likelihoods aren't a language model's")
+        if method.simulated:
+            said.append("quality only: the full cache is kept and masked, so no time or memory is saved")
+        self._events += [AuditEvent(kind="method", detail=f"{method.label}: {remark}") for remark in said]
+        restrictions = Restrictions(
+            continuable=method.chunked_prefill, shared=method.shared_prefixes, graphs=False
+        )
+        self._reader = Reader(
+            self.model,
+            prefill_chunk=self.settings.prefill_chunk,
+            restrictions=restrictions,
+            family=family,
+        )
+        return attached
 
     def _default_max_length(self) -> int:
         found = int(resolve_max_length(self.model.config, self.tokenizer, default=0))
@@ -158,10 +207,14 @@ class Answerer:
         ]
 
         def scored(scores: list[tuple[int, LogLikelihood]]) -> None:
+            texts = [prompts[name] for name, _ in scores]
+            costs = self._meter.scored(
+                [len(text.context) for text in texts], [len(text.continuation) for text in texts]
+            )
             emit(
                 {
-                    requests[name].key: _response(score, prompts[name])
-                    for name, score in scores
+                    requests[name].key: _response(score, prompts[name], cost)
+                    for (name, score), cost in zip(scores, costs, strict=True)
                     if math.isfinite(score[0])
                 }
             )
@@ -175,6 +228,7 @@ class Answerer:
         windows = [self.prompts.windows(request.arguments[0], request.origin) for request in requests]
         owners = [(index, window) for index, found in enumerate(windows) for window in found]
         values: list[list[float]] = [[] for _ in requests]
+        costs = [Cost() for _ in requests]
 
         def answer(indices: list[int]) -> None:
             emit(
@@ -183,6 +237,7 @@ class Answerer:
                         value=math.fsum(values[i]),
                         prompt_tokens=1,
                         new_tokens=sum(len(tail) for _, tail in windows[i]),
+                        cost=costs[i],
                     )
                     for i in indices
                 }
@@ -190,8 +245,11 @@ class Answerer:
 
         def scored(scores: list[tuple[int, LogLikelihood]]) -> None:
             ready = []
-            for name, (value, _) in scores:
+            texts = [owners[name][1] for name, _ in scores]
+            taken = self._meter.scored([len(head) for head, _ in texts], [len(tail) for _, tail in texts])
+            for (name, (value, _)), cost in zip(scores, taken, strict=True):
                 index = owners[name][0]
+                costs[index] += cost
                 self._check_finite(value, requests[index])
                 values[index].append(value)
                 if len(values[index]) == len(windows[index]):
@@ -230,6 +288,7 @@ class Answerer:
                         new_tokens=reply.new_tokens,
                         # Stored, so that a resumed run, which may never run the model, reports it too.
                         events=[*prompts[reply.name].events, *notes],
+                        cost=reply.cost,
                     )
                     for reply in replies
                 }
@@ -240,7 +299,8 @@ class Answerer:
             self.tokenizer,
             limits,
             share_prefixes=self.settings.share_prefixes,
-            cuda_graphs=self.settings.cuda_graphs == "auto",
+            cuda_graphs=self.settings.cuda_graphs == "auto" and reader.graphs,
+            meter=self._meter,
         )
         replier.run(asked, wanted=lambda name: requests[name].key in missing, emit=replied)
 
@@ -250,10 +310,11 @@ class Answerer:
             raise NonFiniteLogitsError.at(reader.name, request.origin, f"a log-likelihood of {value}")
 
 
-def _response(score: Any, prompt: Prompt) -> Response:  # noqa: ANN401  (a LogLikelihood, whose tuple pydantic checks)
+def _response(score: Any, prompt: Prompt, cost: Cost) -> Response:  # noqa: ANN401  (a LogLikelihood, whose tuple pydantic checks)
     return Response(
         value=score,
         prompt_tokens=len(prompt.context),
         new_tokens=len(prompt.continuation),
         events=prompt.events,
+        cost=cost,
     )

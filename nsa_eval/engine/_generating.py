@@ -15,11 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nsa_eval.engine._batching import Limits, batches
+from nsa_eval.engine._meter import Meter
 from nsa_eval.engine._prefixes import Tokens, common_prefix
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.engine._reader import NonFiniteLogitsError, Place, Reader
 from nsa_eval.engine._sampling import GenerationSettings, Sampler
 from nsa_eval.engine._steps import Stepper
+from nsa_eval.store import Cost
 from nsa_models.families import Rows
 
 # A prefix is read once when it is at least this share of the prompts that start with it, and this long:
@@ -58,6 +60,7 @@ class Reply:
     name: int
     text: str
     new_tokens: int
+    cost: Cost
 
 
 Emit = Callable[[list[Reply]], None]
@@ -70,6 +73,10 @@ class _Line:
     request: ReplyRequest
     sampler: Sampler | None
     tokens: list[int] = field(default_factory=list)
+    prefill: float = 0.0
+    """Its share of the seconds in which prompts were read."""
+    decode: float = 0.0
+    """Its share of the seconds of decode steps."""
 
     @property
     def length(self) -> int:
@@ -92,12 +99,14 @@ class Replier:
         *,
         share_prefixes: bool,
         cuda_graphs: bool,
+        meter: Meter,
     ) -> None:
         """Args are parts of the Engine."""
         self.reader = reader
         self.tokenizer = tokenizer
         self.limits = limits
         self.cuda_graphs = cuda_graphs
+        self.meter = meter
         self.share = share_prefixes and reader.shared
         self.end_tokens = _end_tokens(reader, tokenizer)
         eos = tokenizer.eos_token
@@ -228,8 +237,17 @@ class Replier:
         rows, logits = self._prompts(lines, shared, head)
         stepper = Stepper(self.reader, rows, graphs=self.cuda_graphs)
         del rows  # the stepper may let go of them
+        read = sum(line.length for line in lines)
+        first = True
         while True:
             self._append(lines, logits)
+            seconds = self.meter.lap()
+            for line in lines:
+                if first:
+                    line.prefill += seconds * (line.length - 1) / read
+                else:
+                    line.decode += seconds / len(lines)
+            first = False
             ended = [self._ended(line) for line in lines]
             replies = [self._reply(line) for line, end in zip(lines, ended, strict=True) if end]
             if replies:
@@ -306,7 +324,9 @@ class Replier:
         text = str(self.tokenizer.decode(line.tokens, skip_special_tokens=True))
         for stop in self._stops(line.request.settings):
             text = text.split(stop, 1)[0]
-        return Reply(line.request.name, text, len(line.tokens))
+        prompt, new = len(line.request.tokens), len(line.tokens)
+        cost = self.meter.replied(prompt, new, line.prefill, line.decode)
+        return Reply(line.request.name, text, new, cost)
 
 
 def _end_tokens(reader: Reader, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
@@ -14,6 +15,7 @@ from nsa_eval.engine._prefixes import Tokens
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.errors import UserError
 from nsa_models.families import Family, Restrictions, Rows, accepts, family_of
+from nsa_models.methods import attached_to
 
 # Cells of logits [positions, vocabulary] that one forward may make: 128 MiB of float32 on a CPU, 1 GiB on a
 # GPU.
@@ -74,6 +76,7 @@ class Reader:
         self.continuable = self.family.continuable and allowed.continuable
         self.shared = self.family.shared and self.continuable and allowed.shared
         self.graphs = allowed.graphs
+        self._method = attached_to(model)
         self.device = model.device
         self.prefill_chunk = prefill_chunk
         if self.device.type == "cpu":
@@ -134,7 +137,8 @@ class Reader:
         given = self.family.inputs(ids, counts, rows)
         if self.route != "all":
             given["logits_to_keep"] = 1
-        output = self.model(**given)
+        with self._phase("decode", counts):
+            output = self.model(**given)
         self.family.absorb(output, ids, counts, rows)
         last: Tensor = output.logits[:, -1]
         return last
@@ -189,7 +193,8 @@ class Reader:
             given["logits_to_keep"] = columns.to(self.device)
         elif self.route != "all":
             given["logits_to_keep"] = 1  # 0 would mean all of them
-        output = self.model(**given)
+        with self._phase("prefill", counts):
+            output = self.model(**given)
         if rows is not None:
             self.family.absorb(output, tokens, counts, rows)
         logits: Tensor = output.logits
@@ -200,6 +205,14 @@ class Reader:
         if self.route == "columns":
             return logits[wanted[:, columns].to(self.device)]
         return logits[wanted.to(self.device)]
+
+    def _phase(
+        self, phase: Literal["prefill", "decode"], counts: list[int]
+    ) -> AbstractContextManager[object]:
+        """Tell a sparse method what a forward is: neither its width nor the cache's says so."""
+        if self._method is None:
+            return nullcontext()
+        return self._method.prefilling(counts) if phase == "prefill" else self._method.decoding(counts)
 
     @torch.inference_mode()
     def _probe(self) -> int:

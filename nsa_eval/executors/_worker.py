@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from nsa_eval.engine import Answerer, Emit, ModelFacts, Request
     from nsa_models import RunningBackend
-    from nsa_models.methods import Attached
+    from nsa_models.methods import Method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,6 @@ class Worker:
         self._weights: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._answerer: Answerer | None = None
-        self._attached: Attached | None = None
 
     def load(self, checkpoint: ModelSpec) -> None:
         """Load a checkpoint; the one before is let go first.
@@ -83,22 +82,25 @@ class Worker:
         assert self._weights is not None, "load comes first"
         assert self._tokenizer is not None
         assert self._checkpoint is not None
-        self._detach()
+        self._release()
         changes = nsa_models.changed_fields(self._weights.config, variant.changes)
         model = nsa_models.with_fields(
             self._weights, changes, trust_remote_code=self._checkpoint.trust_remote_code
         )
-        if variant.method is not None:
-            self._attached = _attach(model, variant)
+        method = _method(variant)
         self._answerer = Answerer(
-            model, self._tokenizer, max_length=self._checkpoint.max_length, settings=self._settings
+            model,
+            self._tokenizer,
+            max_length=self._checkpoint.max_length,
+            settings=self._settings,
+            method=method,
         )
         return VariantFacts(
             model=self._answerer.facts,
             backend=nsa_models.running_backend(model),
             attention=str(getattr(model.config, "attention", "full")),
             changes=changes,
-            method=self._attached.method.describe() if self._attached is not None else None,
+            method=method.describe() if method is not None else None,
         )
 
     def answer(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
@@ -118,29 +120,30 @@ class Worker:
 
         if self._weights is None:
             return
-        self._detach()
+        self._release()
         self._weights = self._tokenizer = self._answerer = self._checkpoint = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _detach(self) -> None:
-        if self._attached is not None:
-            self._attached.detach()
-            self._attached = None
+    def _release(self) -> None:
+        if self._answerer is not None:
+            self._answerer.close()
+            self._answerer = None
 
 
-def _attach(model: PreTrainedModel, variant: Variant) -> Attached:
-    """Put a variant's method on its model.
+def _method(variant: Variant) -> Method | None:
+    """A variant's method.
 
     Raises:
-        UserError: The model can't take it.
+        UserError: There is none of that name, or it can't have such a budget or option.
     """
-    from nsa_models.methods import MethodError, attach, make_method
+    from nsa_models.methods import MethodError, make_method
 
     method = variant.method
-    assert method is not None
+    if method is None:
+        return None
     try:
-        return attach(model, make_method(method.name, method.single_budget, **method.options))
+        return make_method(method.name, method.single_budget, **method.options)
     except MethodError as error:
         raise UserError(f"{variant.name}: {error}") from None

@@ -197,7 +197,7 @@ def test_replies_without_a_cache_say_so_even_from_the_store(tokenizer, toys, tmp
     with ResponseStore.open(tmp_path / "responses.jsonl") as store:
         again = Engine(model, tokenizer, max_length=512, store=store)
         assert again.generate_until(requests) == replies
-    assert again._reader is None  # nothing was run
+    assert again._answerer._reader is None  # nothing was run
     assert again.audit == first.audit
     assert [(event.kind, event.task) for event in first.audit] == [("uncached", "")]
     assert "whole row again for every token" in first.audit[0].detail
@@ -209,7 +209,7 @@ def test_replies_without_a_cache_say_so_even_from_the_store(tokenizer, toys, tmp
 def restricted(model, tokenizer, restrictions, widths):
     engine = Engine(model, tokenizer, prefill_chunk=16)
     engine._answerer.prepared()
-    engine._reader = reader = Reader(model, prefill_chunk=16, restrictions=restrictions)
+    engine._answerer._reader = reader = Reader(model, prefill_chunk=16, restrictions=restrictions)
     forward, step = reader._forward, reader.step
     reader._forward = lambda tokens, *rest: widths.append(tuple(tokens.shape)) or forward(tokens, *rest)
     reader.step = lambda tokens, rows: widths.append((len(tokens), 1)) or step(tokens, rows)
@@ -258,7 +258,7 @@ def test_graphs_that_are_forbidden_are_not_made(tokenizer, toys, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         Engine(model, tokenizer).generate_until(requests)
     engine = Engine(model, tokenizer)
-    engine._reader = Reader(model, prefill_chunk=8192, restrictions=Restrictions(graphs=False))
+    engine._answerer._reader = Reader(model, prefill_chunk=8192, restrictions=Restrictions(graphs=False))
     made.clear()
     assert len(engine.generate_until(requests)) == len(requests)
     assert made == []
