@@ -128,7 +128,8 @@ def _evaluate_variant(
             "variant": variant.settings,
         }
         audit = [event.model_dump(mode="json") for event in engine.audit]
-        _stage(results, variant, engine, directory, audit)
+        costs = {task: cost.model_dump(mode="json") for task, cost in engine.costs.items()}
+        _stage(results, variant, engine, directory, audit, costs)
     for message in heard.messages:
         progress.note(f"{variant.name}: {message}")
     progress.change_total(progress.done - planned)  # replies shorter than their budget, guesses that were off
@@ -176,6 +177,7 @@ def _stage(
     engine: Any,  # noqa: ANN401  (Engine)
     directory: RunDirectory,
     audit: list[dict[str, Any]],
+    costs: dict[str, Any],
 ) -> None:
     """Let lm-eval's tracker write its files, and make sure that it did: it only logs what goes wrong."""
     from lm_eval.loggers import EvaluationTracker
@@ -200,6 +202,7 @@ def _stage(
     for task, rows in samples.items():
         tracker.save_results_samples(task_name=task, samples=rows)
     write_json(folder / "audit.json", audit)
+    write_json(folder / "costs.json", costs)
     _verify(folder, {task: len(rows) for task, rows in samples.items()})
 
 

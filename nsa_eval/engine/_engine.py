@@ -20,7 +20,7 @@ from nsa_eval.engine._sampling import DEFAULT_NEW_TOKENS
 from nsa_eval.engine._scoring import LogLikelihood, units_of
 from nsa_eval.engine._settings import engine_settings
 from nsa_eval.errors import UserError
-from nsa_eval.store import AuditEvent, Response, ResponseStore
+from nsa_eval.store import AuditEvent, Cost, Response, ResponseStore
 
 Answer = Callable[[Sequence[Request], Collection[str], Emit], None]
 """Answers requests of one kind: (each key once, the keys that are missing, where finished responses go)."""
@@ -151,6 +151,7 @@ class Engine(TemplateLM):
         self._context, self._task_contexts, self._seed = store_context, task_contexts, seed
         self._truncations = truncations
         self._keeps = keeps
+        self._costs: dict[str, Cost] = {}
         self._ledger = Ledger(store, on_response)
         self._ledger.note(facts.events)
         self.prompts = PromptEncoder(
@@ -189,6 +190,11 @@ class Engine(TemplateLM):
     def from_store(self) -> int:
         """How many of the answered requests were in the store before."""
         return self._ledger.from_store
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        """What the answers of each task took, stored ones included."""
+        return dict(self._costs)
 
     # --- what lm-eval asks of a model
     # ------------------------------------------------------------------------
@@ -322,7 +328,13 @@ class Engine(TemplateLM):
                     self.cache_hook.add_partial(kind, arguments[key], response.value)
 
             self._answer(distinct, call.missing, finish)
-        return call.responses()
+        answers = call.responses()
+        tasks = {request.key: request.origin.task for request in requests}
+        costs = {request.key: answer.cost for request, answer in zip(requests, answers, strict=True)}
+        for key, cost in costs.items():
+            if cost is not None:
+                self._costs[tasks[key]] = self._costs.get(tasks[key], Cost()) + cost
+        return answers
 
 
 def _as_log_likelihood(response: Response) -> LogLikelihood:

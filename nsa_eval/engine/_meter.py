@@ -63,6 +63,7 @@ class Meter:
             peak_bytes=self.peak(),
             kv_read=round(sum(self._kv(tokens).read for tokens in steps)),
             kv_kept=round(end.kept),
+            decode_steps=len(steps),
         )
 
     def peak(self) -> int | None:

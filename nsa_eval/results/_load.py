@@ -13,6 +13,7 @@ from nsa_eval.config import ModelSpec, variants_of
 from nsa_eval.errors import UserError
 from nsa_eval.results._samples import read_samples
 from nsa_eval.results._types import ModelRun, Run, Sample, TaskResult
+from nsa_eval.store import Cost
 
 # lm-eval's date_id: an ISO time with ":" replaced. Before it stands "results" or, for --output_path x.json,
 # "x".
@@ -87,6 +88,7 @@ def load_run(path: str | Path) -> Run:
                 run_config=config,
                 env=env,
                 audit=[event for event in audit if event.get("model") in (name, None)],
+                costs=_costs(named[name] / "costs.json"),
             )
     return Run(directory=home, models=models, config=config, env=env)
 
@@ -218,6 +220,16 @@ def _model_configs(config: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
         written = {key: value for key, value in entry.items() if key != "variants"}
         found |= {variant.name: {**written, **variant.settings, "name": variant.name} for variant in variants}
     return found
+
+
+def _costs(path: Path) -> dict[str, Cost]:
+    """The costs of a model's tasks; none where they weren't recorded."""
+    if not path.is_file():
+        return {}
+    try:
+        return {task: Cost.model_validate(cost) for task, cost in _mapping(path).items()}  # type: ignore[union-attr]
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}). Evaluate again.") from error
 
 
 def _json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds

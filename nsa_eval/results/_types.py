@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from nsa_eval.store import Cost
+
 
 class Sample(BaseModel):
     """One document as one model answered it, under one filter."""
@@ -100,6 +102,8 @@ class ModelRun(BaseModel):
     """env.json: versions and machine."""
     audit: list[dict[str, Any]] = []
     """What was recorded about this model's requests: truncated prompts, doubled BOS and the like."""
+    costs: dict[str, Cost] = {}
+    """What the answers of each task took, where nsa-eval recorded it."""
 
 
 class Run(BaseModel):

@@ -58,6 +58,8 @@ class Cost(BaseModel):
     scored text."""
     kv_kept: int | None = None
     """Cached tokens a layer and head held at the end of the reply."""
+    decode_steps: int = 0
+    """Forwards of one token that read the cache: a reply's tokens but its first."""
 
     def __add__(self, other: Cost) -> Cost:
         """The two together; a peak is the larger one."""
@@ -69,6 +71,7 @@ class Cost(BaseModel):
             peak_bytes=_either(max, self.peak_bytes, other.peak_bytes),
             kv_read=_either(int.__add__, self.kv_read, other.kv_read),
             kv_kept=_either(max, self.kv_kept, other.kv_kept),
+            decode_steps=self.decode_steps + other.decode_steps,
         )
 
 

@@ -61,7 +61,7 @@ class TestFiles:
             "run.yaml", "env.json", "audit.json", "comparison.json", "comparison.md", "report.html",
             "store/responses.jsonl", "store/.lock",
             *(f"{m}/{f}" for m in ("one", "two")
-              for f in ("results", "samples_needle_single", "samples_needle_multikey", "audit.json")),
+              for f in ("results", "samples_needle_single", "samples_needle_multikey", "audit.json", "costs.json")),
         }  # fmt: skip
 
     def test_results_are_lm_evals_own(self, finished):
