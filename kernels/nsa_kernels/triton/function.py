@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nsa_kernels.geometry import BlockGeometry
-from nsa_kernels.triton.compressed import compressed_forward
-from nsa_kernels.triton.compressed_backward import compressed_backward
-from nsa_kernels.triton.gates import gate_backward
-from nsa_kernels.triton.near import near_forward
-from nsa_kernels.triton.selected import selected_forward
-from nsa_kernels.triton.selected_backward import selected_backward
-from nsa_kernels.triton.selection import select
+from nsa_kernels.triton.backward.compressed import compressed_backward
+from nsa_kernels.triton.backward.gates import gate_backward
+from nsa_kernels.triton.backward.selected import selected_backward
+from nsa_kernels.triton.backward.window import window_backward
+from nsa_kernels.triton.prefill.compressed import compressed_forward
+from nsa_kernels.triton.prefill.select import select
+from nsa_kernels.triton.prefill.selected import selected_forward
+from nsa_kernels.triton.prefill.window_and_forced import window_and_forced_forward
 from nsa_kernels.triton.tiles import MAX_GROUP, MIN_DOT, Grid, split_width
-from nsa_kernels.triton.window_backward import window_backward
 from nsa_kernels.types import Caches, NSAOutput
 
 
@@ -111,7 +111,7 @@ class _Attention(torch.autograd.Function):
         caches = Caches(*tensors)
         o_cmp, lse_cmp = compressed_forward(q, caches.k_cmp, caches.v_cmp, grid)
         blocks = select(q, caches.k_cmp, lse_cmp, grid)
-        (o_win, lse_win), forced = near_forward(q, caches, grid)
+        (o_win, lse_win), forced = window_and_forced_forward(q, caches, grid)
         save = any(ctx.needs_input_grad)
         out, o_slc, lse_slc = selected_forward(
             q, caches.k_slc, caches.v_slc, blocks, gates, o_cmp, o_win, *forced, grid, save=save

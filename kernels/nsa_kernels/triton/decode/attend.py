@@ -1,0 +1,150 @@
+"""Second launch of decode: every program finds the n best blocks of its pair and attends to those of its
+slots.
+
+A program takes SLOTS of the n slots: one where pairs are few, so that each has a single chain of loads. What
+it finds by itself (decode_choose.py) the other programs of the pair find as well; it leaves one partial.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from nsa_kernels.triton.decode.choose import choose, importances
+from nsa_kernels.triton.decode.partials import (
+    absorb,
+    load_query,
+    load_rows,
+    scores,
+    store_partial,
+    used_splits,
+    used_tiles,
+)
+from nsa_kernels.triton.tiles import blocks_before
+
+
+@triton.jit
+def attend_slots(
+    slot, first, query, query_rest, k_slc, v_slc, k_s, v_s, partial, stats, tokens, scale_log2,
+    G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
+    DV: tl.constexpr, DV_END: tl.constexpr, SELECT_BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+    NB: tl.constexpr, LT: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The partial of the slots from `first` on; the caches stand at the row and head.
+
+    Args:
+        slot: Of each block [NB], -1 where it has none. A slot that no block has is passed over.
+    """
+    block = tl.arange(0, NB)
+    inner = tl.arange(0, LT)
+    m = tl.full([GP], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([GP], dtype=tl.float32)
+    acc = tl.zeros([GP, DV], dtype=tl.float32)
+    one = tl.arange(0, SLOTS)
+    if SLOTS == 1:
+        picks = tl.sum(tl.where(slot == first, block + 1, 0), 0) - 1 + one
+    else:
+        picks = tl.where(slot[:, None] == (first + one)[None, :], (block + 1)[:, None], 0)
+        picks = tl.sum(picks, 0) - 1
+    filled = tl.sum((picks >= 0).to(tl.int32), 0)
+    tiles: tl.constexpr = (SELECT_BLOCK + LT - 1) // LT
+    # A loop for a single block too: its loads are issued together before any is waited for.
+    for step in tl.range(filled * tiles, num_stages=STAGES):
+        picked = tl.sum(tl.where(one == step // tiles, picks, 0), 0)
+        begin = picked * SELECT_BLOCK + step % tiles * LT
+        seen = inner < tl.minimum((picked + 1) * SELECT_BLOCK, tokens) - begin
+        keys = k_slc + begin.to(tl.int64) * k_s
+        s = scores(query, query_rest, keys, inner * k_s, seen, scale_log2, DK, DR, DK_END, PRECISION)
+        values = load_rows(v_slc + begin.to(tl.int64) * v_s, inner * v_s, seen, 0, DV, DV_END)
+        m, total, acc = absorb(s, values, m, total, acc, PRECISION)
+    store_partial(partial, stats, m, total, acc, G, GP, DV, DV_END)
+
+
+@triton.jit
+def attend_program(
+    run, pair, tokens, visible, ranked_keys, query, query_rest, fresh_score, k_slc, v_slc, k_s, v_s,
+    partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2,
+    splits, tiles, tile_run, runs,
+    G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
+    DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr,
+    SHARES: tl.constexpr, BJ: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr,
+    PIECEWISE: tl.constexpr, WINDOW_SPLITS: tl.constexpr, SELECT_BLOCK: tl.constexpr, COUNT: tl.constexpr,
+    COUNT_P: tl.constexpr, NB: tl.constexpr, GROUPS: tl.constexpr, WAYS: tl.constexpr,
+    WIDTH: tl.constexpr, SLOTS: tl.constexpr, LT: tl.constexpr, STAGES: tl.constexpr,
+    RETURN_BLOCKS: tl.constexpr, PRECISION: tl.constexpr, FRESH: tl.constexpr,
+):  # fmt: skip
+    """One run of slots; the caches stand at the row and head.
+
+    The first launch has scored `visible` compressed keys, and `ranked_keys` give importance (see
+    `importances` for FRESH). The shares of a pair are those of decode_tile.py.
+    """
+    own = (tokens - 1) // SELECT_BLOCK
+    used = tl.minimum(COUNT, own + 1)
+    if RETURN_BLOCKS:
+        blocks += pair.to(tl.int64) * COUNT
+        if run == 0:
+            place = tl.arange(0, COUNT_P)
+            unused = (place >= tl.where(tokens > 0, used, 0)) & (place < COUNT)
+            tl.store(blocks + place, tl.full([COUNT_P], -1, tl.int32), mask=unused)
+    if (tokens > 0) & (run * SLOTS < used):
+        share = pair.to(tl.int64) * (WINDOW_SPLITS + splits + 1 + runs)
+        scored = used_tiles(visible, PIECES, SHARES, BJ)
+        wanted = used_tiles(ranked_keys, PIECES, SHARES, BJ)
+        reference += pair.to(tl.int64) * tiles * G
+        pooled += pair.to(tl.int64) * tiles * G * BJ
+        ranked += (pair.to(tl.int64) * runs + run) * NB
+        lse = importances(
+            ranked, stats + (share + WINDOW_SPLITS) * 2 * G, reference, pooled,
+            used_splits(scored, tile_run), scored, wanted, visible, fresh_score,
+            G, GROUP, PIECES, SHARES, BJ, SPLITS, TILES, PIECEWISE, FRESH,
+        )  # fmt: skip
+        head = tl.arange(0, GROUP)
+        tl.store(denominators + pair.to(tl.int64) * G + head, lse, mask=(head < G) & (run == 0))
+        # Both sides of every comparison come out of memory. Threads that hold the same sum may differ in its
+        # last bit (each fuses a product of its own into the addition): a block could then be counted but not
+        # chosen, and its slot stay empty.
+        tl.debug_barrier()
+        slot = choose(ranked, wanted * BJ, own, COUNT, NB, GROUPS, WAYS, WIDTH)
+        if RETURN_BLOCKS:
+            tl.store(blocks + slot, tl.arange(0, NB), mask=(slot >= 0) & (run == 0))
+        share += WINDOW_SPLITS + splits + 1 + run
+        attend_slots(
+            slot, run * SLOTS, query, query_rest, k_slc, v_slc, k_s, v_s,
+            partial + share * G * DV_END, stats + share * 2 * G, tokens, scale_log2,
+            G, GP, DK, DR, DK_END, DV, DV_END, SELECT_BLOCK, SLOTS, NB, LT, STAGES, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def attend_kernel(
+    q, k_slc, v_slc, lengths, partial, stats, reference, pooled, ranked, denominators, blocks,
+    q_b, q_h, k_b, k_s, k_h, v_b, v_s, v_h, scale_log2, kv_heads, splits, tiles, tile_run, runs,
+    G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
+    DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr,
+    SHARES: tl.constexpr, BJ: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr,
+    PIECEWISE: tl.constexpr, WINDOW_SPLITS: tl.constexpr, SELECT_BLOCK: tl.constexpr, COUNT: tl.constexpr,
+    COUNT_P: tl.constexpr, NB: tl.constexpr, GROUPS: tl.constexpr, WAYS: tl.constexpr,
+    WIDTH: tl.constexpr, SLOTS: tl.constexpr, LT: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK: tl.constexpr, STRIDE: tl.constexpr, RETURN_BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Grid (runs of slots, pairs)."""
+    if OVERLAP:
+        gdc_launch_dependents()
+    run = tl.program_id(0)
+    pair = tl.program_id(1)
+    row = (pair // kv_heads).to(tl.int64)
+    kv_head = (pair % kv_heads).to(tl.int64)
+    tokens = tl.load(lengths + row).to(tl.int32)
+    query, query_rest = load_query(q + row * q_b + kv_head * G * q_h, q_h, G, GP, DK, DR, DK_END)
+    if OVERLAP:
+        gdc_wait()  # every program waits: the third launch counts on the first being done as well
+    visible = blocks_before(tokens, BLOCK, STRIDE)
+    attend_program(
+        run, pair, tokens, visible, visible, query, query_rest, 0.0,
+        k_slc + row * k_b + kv_head * k_h, v_slc + row * v_b + kv_head * v_h, k_s, v_s,
+        partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2,
+    splits, tiles, tile_run, runs,
+        G, GROUP, GP, DK, DR, DK_END, DV, DV_END, PIECES, SHARES, BJ, SPLITS, TILES, PIECEWISE,
+        WINDOW_SPLITS, SELECT_BLOCK, COUNT, COUNT_P, NB, GROUPS, WAYS, WIDTH, SLOTS, LT, STAGES,
+        RETURN_BLOCKS, PRECISION, False,
+    )  # fmt: skip
