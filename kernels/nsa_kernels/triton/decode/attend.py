@@ -2,7 +2,7 @@
 slots.
 
 A program takes SLOTS of the n slots: one where pairs are few, so that each has a single chain of loads. What
-it finds by itself (decode_choose.py) the other programs of the pair find as well; it leaves one partial.
+it finds by itself (choose.py) the other programs of the pair find as well; it leaves one partial.
 """
 
 import triton
@@ -14,6 +14,7 @@ from nsa_kernels.triton.decode.partials import (
     absorb,
     load_query,
     load_rows,
+    row_of,
     scores,
     store_partial,
     used_splits,
@@ -60,61 +61,6 @@ def attend_slots(
 
 
 @triton.jit
-def attend_program(
-    run, pair, tokens, visible, ranked_keys, query, query_rest, fresh_score, k_slc, v_slc, k_s, v_s,
-    partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2,
-    splits, tiles, tile_run, runs,
-    G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
-    DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr,
-    SHARES: tl.constexpr, BJ: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr,
-    PIECEWISE: tl.constexpr, WINDOW_SPLITS: tl.constexpr, SELECT_BLOCK: tl.constexpr, COUNT: tl.constexpr,
-    COUNT_P: tl.constexpr, NB: tl.constexpr, GROUPS: tl.constexpr, WAYS: tl.constexpr,
-    WIDTH: tl.constexpr, SLOTS: tl.constexpr, LT: tl.constexpr, STAGES: tl.constexpr,
-    RETURN_BLOCKS: tl.constexpr, PRECISION: tl.constexpr, FRESH: tl.constexpr,
-):  # fmt: skip
-    """One run of slots; the caches stand at the row and head.
-
-    The first launch has scored `visible` compressed keys, and `ranked_keys` give importance (see
-    `importances` for FRESH). The shares of a pair are those of decode_tile.py.
-    """
-    own = (tokens - 1) // SELECT_BLOCK
-    used = tl.minimum(COUNT, own + 1)
-    if RETURN_BLOCKS:
-        blocks += pair.to(tl.int64) * COUNT
-        if run == 0:
-            place = tl.arange(0, COUNT_P)
-            unused = (place >= tl.where(tokens > 0, used, 0)) & (place < COUNT)
-            tl.store(blocks + place, tl.full([COUNT_P], -1, tl.int32), mask=unused)
-    if (tokens > 0) & (run * SLOTS < used):
-        share = pair.to(tl.int64) * (WINDOW_SPLITS + splits + 1 + runs)
-        scored = used_tiles(visible, PIECES, SHARES, BJ)
-        wanted = used_tiles(ranked_keys, PIECES, SHARES, BJ)
-        reference += pair.to(tl.int64) * tiles * G
-        pooled += pair.to(tl.int64) * tiles * G * BJ
-        ranked += (pair.to(tl.int64) * runs + run) * NB
-        lse = importances(
-            ranked, stats + (share + WINDOW_SPLITS) * 2 * G, reference, pooled,
-            used_splits(scored, tile_run), scored, wanted, visible, fresh_score,
-            G, GROUP, PIECES, SHARES, BJ, SPLITS, TILES, PIECEWISE, FRESH,
-        )  # fmt: skip
-        head = tl.arange(0, GROUP)
-        tl.store(denominators + pair.to(tl.int64) * G + head, lse, mask=(head < G) & (run == 0))
-        # Both sides of every comparison come out of memory. Threads that hold the same sum may differ in its
-        # last bit (each fuses a product of its own into the addition): a block could then be counted but not
-        # chosen, and its slot stay empty.
-        tl.debug_barrier()
-        slot = choose(ranked, wanted * BJ, own, COUNT, NB, GROUPS, WAYS, WIDTH)
-        if RETURN_BLOCKS:
-            tl.store(blocks + slot, tl.arange(0, NB), mask=(slot >= 0) & (run == 0))
-        share += WINDOW_SPLITS + splits + 1 + run
-        attend_slots(
-            slot, run * SLOTS, query, query_rest, k_slc, v_slc, k_s, v_s,
-            partial + share * G * DV_END, stats + share * 2 * G, tokens, scale_log2,
-            G, GP, DK, DR, DK_END, DV, DV_END, SELECT_BLOCK, SLOTS, NB, LT, STAGES, PRECISION,
-        )  # fmt: skip
-
-
-@triton.jit
 def attend_kernel(
     q, k_slc, v_slc, lengths, partial, stats, reference, pooled, ranked, denominators, blocks,
     q_b, q_h, k_b, k_s, k_h, v_b, v_s, v_h, scale_log2, kv_heads, splits, tiles, tile_run, runs,
@@ -127,24 +73,47 @@ def attend_kernel(
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, RETURN_BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid (runs of slots, pairs)."""
+    """Grid (runs of slots, pairs); the shares of a pair are those of partials.py."""
     if OVERLAP:
         gdc_launch_dependents()
     run = tl.program_id(0)
     pair = tl.program_id(1)
-    row = (pair // kv_heads).to(tl.int64)
-    kv_head = (pair % kv_heads).to(tl.int64)
-    tokens = tl.load(lengths + row).to(tl.int32)
-    query, query_rest = load_query(q + row * q_b + kv_head * G * q_h, q_h, G, GP, DK, DR, DK_END)
+    batch, kv_head, tokens = row_of(pair, lengths, kv_heads)
+    query, query_rest = load_query(q + batch * q_b + kv_head * G * q_h, q_h, G, GP, DK, DR, DK_END)
     if OVERLAP:
         gdc_wait()  # every program waits: the third launch counts on the first being done as well
-    visible = blocks_before(tokens, BLOCK, STRIDE)
-    attend_program(
-        run, pair, tokens, visible, visible, query, query_rest, 0.0,
-        k_slc + row * k_b + kv_head * k_h, v_slc + row * v_b + kv_head * v_h, k_s, v_s,
-        partial, stats, reference, pooled, ranked, denominators, blocks, scale_log2,
-    splits, tiles, tile_run, runs,
-        G, GROUP, GP, DK, DR, DK_END, DV, DV_END, PIECES, SHARES, BJ, SPLITS, TILES, PIECEWISE,
-        WINDOW_SPLITS, SELECT_BLOCK, COUNT, COUNT_P, NB, GROUPS, WAYS, WIDTH, SLOTS, LT, STAGES,
-        RETURN_BLOCKS, PRECISION, False,
-    )  # fmt: skip
+    k_slc += batch * k_b + kv_head * k_h
+    v_slc += batch * v_b + kv_head * v_h
+    own = (tokens - 1) // SELECT_BLOCK
+    used = tl.minimum(COUNT, own + 1)
+    if RETURN_BLOCKS:
+        blocks += pair.to(tl.int64) * COUNT
+        if run == 0:
+            place = tl.arange(0, COUNT_P)
+            unused = (place >= tl.where(tokens > 0, used, 0)) & (place < COUNT)
+            tl.store(blocks + place, tl.full([COUNT_P], -1, tl.int32), mask=unused)
+    if (tokens > 0) & (run * SLOTS < used):
+        share = pair.to(tl.int64) * (WINDOW_SPLITS + splits + runs)
+        scored = used_tiles(blocks_before(tokens, BLOCK, STRIDE), PIECES, SHARES, BJ)
+        reference += pair.to(tl.int64) * tiles * G
+        pooled += pair.to(tl.int64) * tiles * G * BJ
+        ranked += (pair.to(tl.int64) * runs + run) * NB
+        lse = importances(
+            ranked, stats + (share + WINDOW_SPLITS) * 2 * G, reference, pooled,
+            used_splits(scored, tile_run), scored, G, GROUP, BJ, SPLITS, TILES, PIECEWISE,
+        )  # fmt: skip
+        head = tl.arange(0, GROUP)
+        tl.store(denominators + pair.to(tl.int64) * G + head, lse, mask=(head < G) & (run == 0))
+        # Both sides of every comparison come out of memory. Threads that hold the same sum may differ in its
+        # last bit (each fuses a product of its own into the addition): a block could then be counted but not
+        # chosen, and its slot stay empty.
+        tl.debug_barrier()
+        slot = choose(ranked, scored * BJ, own, COUNT, NB, GROUPS, WAYS, WIDTH)
+        if RETURN_BLOCKS:
+            tl.store(blocks + slot, tl.arange(0, NB), mask=(slot >= 0) & (run == 0))
+        share += WINDOW_SPLITS + splits + run
+        attend_slots(
+            slot, run * SLOTS, query, query_rest, k_slc, v_slc, k_s, v_s,
+            partial + share * G * DV_END, stats + share * 2 * G, tokens, scale_log2,
+            G, GP, DK, DR, DK_END, DV, DV_END, SELECT_BLOCK, SLOTS, NB, LT, STAGES, PRECISION,
+        )  # fmt: skip

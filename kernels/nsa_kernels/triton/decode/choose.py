@@ -15,14 +15,6 @@ FORCED = tl.constexpr(3)
 
 
 @triton.jit
-def overlaps(distance, piece, PIECES: tl.constexpr, SHARES: tl.constexpr):
-    """How often the key at place `piece` of a block counts for the block `distance` after it."""
-    least = tl.maximum(distance * PIECES - piece, 0)
-    most = tl.minimum((distance + 1) * PIECES - piece, SHARES)
-    return tl.maximum(most - least, 0).to(tl.float32)
-
-
-@triton.jit
 def load_pooled(
     reference, pooled, first, count,
     G: tl.constexpr, GROUP: tl.constexpr, BJ: tl.constexpr, TILES: tl.constexpr,
@@ -46,39 +38,24 @@ def load_pooled(
 
 
 @triton.jit
-def join(lse, score):
-    """Log2-sum-exp with one more score; +inf stands for nothing seen, as in `log_sum_exp`."""
-    lse = tl.where(lse == float("inf"), float("-inf"), lse)
-    top = tl.maximum(lse, score)
-    top = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.exp2(lse - top) + tl.exp2(score - top)
-    return tl.where(total > 0, top + tl.log2(tl.where(total > 0, total, 1.0)), float("inf"))
-
-
-@triton.jit
 def rank_tiles(
-    ranked, m, sums, lse, first, wanted, p, visible,
-    PIECES: tl.constexpr, SHARES: tl.constexpr, BJ: tl.constexpr, TILES: tl.constexpr, FRESH: tl.constexpr,
+    ranked, m, sums, lse, first, tiles, BJ: tl.constexpr, TILES: tl.constexpr
 ):  # fmt: skip
     """Writes the importance of the blocks of the tiles from `first` on."""
     block = (first + tl.arange(0, TILES))[:, None] * BJ + tl.arange(0, BJ)[None, :]
     importance = tl.sum(sums * tl.exp2(m - lse[:, None])[:, :, None], 0)
-    if FRESH:
-        importance += p * overlaps(block - visible // PIECES, visible % PIECES, PIECES, SHARES)
     importance = tl.maximum(importance, 0.0)
-    tl.store(ranked + block, importance.to(tl.int32, bitcast=True), mask=block < wanted * BJ)
+    tl.store(ranked + block, importance.to(tl.int32, bitcast=True), mask=block < tiles * BJ)
 
 
 @triton.jit
 def importances(
-    ranked, stats, reference, pooled, splits, tiles, wanted, visible, fresh_score,
-    G: tl.constexpr, GROUP: tl.constexpr, PIECES: tl.constexpr, SHARES: tl.constexpr, BJ: tl.constexpr,
-    SPLITS: tl.constexpr, TILES: tl.constexpr, PIECEWISE: tl.constexpr, FRESH: tl.constexpr,
+    ranked, stats, reference, pooled, splits, tiles, G: tl.constexpr, GROUP: tl.constexpr, BJ: tl.constexpr,
+    SPLITS: tl.constexpr, TILES: tl.constexpr, PIECEWISE: tl.constexpr,
 ):  # fmt: skip
-    """Writes the importance of the blocks of `wanted` tiles to `ranked`, as the bits of a float >= 0.
+    """Writes the importance of the blocks to `ranked`, as the bits of a float >= 0.
 
-    The first launch has left `splits` partials and `tiles` tiles. With FRESH, the compressed key after the
-    first `visible` has these scores [GROUP] (-inf: there is none); no tile holds it.
+    The first launch has left `splits` partials and `tiles` tiles.
 
     Returns:
         The compressed branch's log2-sum-exp [GROUP].
@@ -89,15 +66,11 @@ def importances(
     tl.debug_barrier()
     m_split, total = load_stats(stats, splits, G, GROUP, SPLITS)
     lse = log_sum_exp(m_split, total, 0)
-    p = 0.0
-    if FRESH:
-        lse = join(lse, fresh_score)
-        p = tl.sum(tl.exp2(fresh_score - lse), 0)
-    rank_tiles(ranked, m, sums, lse, 0, wanted, p, visible, PIECES, SHARES, BJ, TILES, FRESH)
+    rank_tiles(ranked, m, sums, lse, 0, tiles, BJ, TILES)
     if PIECEWISE:
-        for first in range(TILES, wanted, TILES):
+        for first in range(TILES, tiles, TILES):
             m, sums = load_pooled(reference, pooled, first, tiles, G, GROUP, BJ, TILES)
-            rank_tiles(ranked, m, sums, lse, first, wanted, p, visible, PIECES, SHARES, BJ, TILES, FRESH)
+            rank_tiles(ranked, m, sums, lse, first, tiles, BJ, TILES)
     return lse
 
 

@@ -1,10 +1,4 @@
-"""One new token a row against the cache, in three launches that a CUDA graph can hold.
-
-1. decode_score.py: the compressed and the window branch in splits of the cache, and the scores pooled to
-   selection blocks with each tile's own maximum as reference;
-2. decode_attend.py: every program finds the n best blocks (decode_choose.py), and attends to those of its
-   slots;
-3. decode_merge.py: the partials of all branches, gated and summed.
+"""The three launches of decode (see the room's docstring).
 
 The grids follow from the tensors' shapes alone; the lengths are read on the device, and programs past a row's
 end return at once. No state stays behind between calls.
@@ -17,7 +11,7 @@ from torch import Tensor
 from nsa_kernels.geometry import BlockGeometry
 from nsa_kernels.triton.decode.attend import attend_kernel
 from nsa_kernels.triton.decode.merge import merge_kernel
-from nsa_kernels.triton.decode.plan import Work, bulk_tiles, first_grid, prepare, rows_contiguous
+from nsa_kernels.triton.decode.plan import bulk_tiles, first_grid, prepare, rows_contiguous
 from nsa_kernels.triton.decode.score import score_kernel
 from nsa_kernels.triton.tiles import LOG2E
 from nsa_kernels.types import Caches, NSAOutput
@@ -55,7 +49,7 @@ def decode(
     """
     q, gates = rows_contiguous(q), rows_contiguous(gates)
     k_cmp, v_cmp, k_slc, v_slc, k_win, v_win = (rows_contiguous(x) for x in caches)
-    work = prepare(q, k_slc, v_slc, geometry, return_blocks, False, config)
+    work = prepare(q, k_slc, v_slc, geometry, return_blocks, config)
     if work.pairs == 0:
         return NSAOutput(work.out, work.blocks)
     p, kv_heads = work.plan, k_slc.shape[2]
@@ -108,12 +102,6 @@ def decode(
         p.runs,
         **work.attend,
     )
-    return merge(work, gates, lengths, kv_heads)
-
-
-def merge(work: Work, gates: Tensor, lengths: Tensor, kv_heads: int) -> NSAOutput:
-    """The third launch."""
-    p = work.plan
     merge_kernel[(p.slices, work.pairs)](
         gates,
         lengths,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from nsa_kernels.triton.decode.partials import completes, log_sum_exp, used_splits, used_tiles
+from nsa_kernels.triton.decode.partials import log_sum_exp, row_of, used_splits, used_tiles
 from nsa_kernels.triton.tiles import blocks_before
 
 
@@ -48,32 +48,28 @@ def merge_kernel(
     BJ: tl.constexpr, WINDOW: tl.constexpr, WINDOW_SPLITS: tl.constexpr, BW: tl.constexpr,
     SELECT_BLOCK: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr, DS: tl.constexpr,
     LANES: tl.constexpr, PART: tl.constexpr, OTHERS: tl.constexpr, BLOCK: tl.constexpr,
-    STRIDE: tl.constexpr, FRESH: tl.constexpr, OVERLAP: tl.constexpr,
+    STRIDE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (ceil(D_v / DS), pairs).
 
     A program holds PART partials of the compressed branch at a time, and all OTHERS of the window and of the
-    selected branch. With FRESH, the compressed key that the last token completes is one partial more, behind
-    the splits in use.
+    selected branch.
     """
     part = tl.program_id(0)
     pair = tl.program_id(1)
-    row = (pair // kv_heads).to(tl.int64)
+    batch, _, tokens = row_of(pair, lengths, kv_heads)
     head = tl.arange(0, GROUP)
     column = part * DS + tl.arange(0, DS)
-    tokens = tl.load(lengths + row).to(tl.int32)
-    gates += row * gate_b + (pair % kv_heads) * G * gate_h
+    gates += batch * gate_b + (pair % kv_heads) * G * gate_h
     gate = tl.load(gates + head * gate_h, mask=head < G, other=0.0).to(tl.float32)
     other = tl.arange(0, 2)[:, None]  # the window, the selected
     other_gates = tl.load(gates + head[None, :] * gate_h + 2 - other, mask=(head < G)[None, :], other=0.0)
 
-    visible = blocks_before(tokens - 1 if FRESH else tokens, BLOCK, STRIDE)
+    visible = blocks_before(tokens, BLOCK, STRIDE)
     count = used_splits(used_tiles(visible, PIECES, SHARES, BJ), tile_run)
-    if FRESH:
-        count += completes(tokens, BLOCK, STRIDE).to(tl.int32)
     count_win = (tl.minimum(tokens, WINDOW) + window_run * BW - 1) // (window_run * BW)
     count_slc = (tl.minimum((tokens + SELECT_BLOCK - 1) // SELECT_BLOCK, COUNT) + SLOTS - 1) // SLOTS
-    first = pair.to(tl.int64) * (WINDOW_SPLITS + splits + 1 + runs)
+    first = pair.to(tl.int64) * (WINDOW_SPLITS + splits + runs)
     partial += first * G * DV_END
     stats += first * 2 * G
     cmp, cmp_stats = partial + WINDOW_SPLITS * G * DV_END, stats + WINDOW_SPLITS * 2 * G
@@ -89,7 +85,7 @@ def merge_kernel(
     selected = other_share >= OTHERS
     other_share = other_share % OTHERS
     inside = other_share < tl.where(selected, count_slc, count_win)
-    other_share += tl.where(selected, WINDOW_SPLITS + splits + 1, 0)
+    other_share += tl.where(selected, WINDOW_SPLITS + splits, 0)
     other_columns = load_columns(
         partial, other_share, inside, column, G, GROUP, DV_END, LANES, OTHER_RUN, DS
     )  # fmt: skip

@@ -4,12 +4,20 @@ partials.
 A partial is what a program makes of its share of a branch's keys: per head the largest score m, the sum l of
 2^(score - m), and the values summed with these weights, not normalised. Scratch holds them as
 [pair, share, G, width] and [pair, share, 2, G] (m, then l), float32; a pair is a row of the batch with a KV
-head. The shares of a pair are the splits of the window, the splits of the compressed branch and one more of
-it (a key that the last token completes comes behind the splits in use), and the runs of selected blocks.
+head. The shares of a pair are the splits of the window, those of the compressed branch, and the runs of
+selected blocks.
 """
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def row_of(pair, lengths, kv_heads):
+    """Where a program begins: row of the batch and KV head of its pair, both 64-bit, and the row's length."""
+    batch = (pair // kv_heads).to(tl.int64)
+    tokens = tl.load(lengths + batch).to(tl.int32)
+    return batch, (pair % kv_heads).to(tl.int64), tokens
 
 
 @triton.jit
@@ -105,20 +113,6 @@ def store_pooled(
     tl.store(reference + tile * G + head, m, mask=mask)
     cell = (tile * G + head[:, None]) * BJ + block[None, :]
     tl.store(pooled + cell, sums, mask=mask[:, None] & (block < BJ)[None, :])
-
-
-@triton.jit
-def append(place, new, wanted, WIDTH: tl.constexpr):
-    """Puts one token's vector into a cache, where it is wanted."""
-    column = tl.arange(0, triton.next_power_of_2(WIDTH))
-    mask = (column < WIDTH) & wanted
-    tl.store(place + column, tl.load(new + column, mask=mask), mask=mask)
-
-
-@triton.jit
-def completes(tokens, BLOCK: tl.constexpr, STRIDE: tl.constexpr):
-    """Whether the last of `tokens` tokens completes a compression block."""
-    return (tokens >= BLOCK) & ((tokens - BLOCK) % STRIDE == 0)
 
 
 @triton.jit

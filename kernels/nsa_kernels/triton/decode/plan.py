@@ -12,7 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.triton.configs import shipped
-from nsa_kernels.triton.tiles import MIN_DOT, bulk_copies, descriptor, processors, split_width
+from nsa_kernels.triton.tiles import MIN_DOT, bulk_copies, descriptor, precision, processors, split_width
 
 _MOST_PARTIALS = 32
 """Of the window and of the selected branch: the third launch holds them all."""
@@ -70,7 +70,7 @@ class Plan:
     @property
     def shares(self) -> int:
         """Partials to a pair (see decode_tile.py)."""
-        return self.window_splits + self.splits + 1 + self.runs
+        return self.window_splits + self.splits + self.runs
 
 
 @functools.lru_cache(maxsize=256)
@@ -202,10 +202,9 @@ def prepare(
     v_slc: Tensor,
     geometry: BlockGeometry,
     return_blocks: bool,
-    fresh: bool,
     config: Mapping[str, int] | None,
 ) -> Work:
-    """Plans a call and allocates its memory; with `fresh` the second launch may add a compressed key."""
+    """Plans a call and allocates its memory."""
     batch, heads, key_dim = q.shape
     size, kv_heads, value_dim = k_slc.shape[1], k_slc.shape[2], v_slc.shape[3]
     group, pairs = heads // kv_heads, batch * kv_heads
@@ -249,7 +248,7 @@ def prepare(
         "DR": key_rest,
         "DK_END": key_dim,
         "DV": max(MIN_DOT, next_power(value_dim)),
-        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+        "PRECISION": precision(q),
     }
     window = {"WINDOW": geometry.window, "BW": config["window_keys"]}
     selection = {"SELECT_BLOCK": geometry.select_block, "COUNT": count, "SLOTS": p.slots}
@@ -292,9 +291,8 @@ def prepare(
         "GROUP": padded_group,
         "DS": p.columns,
         "LANES": lanes,
-        "PART": max(lanes, min(next_power(p.splits + fresh), held)),
+        "PART": max(lanes, min(next_power(p.splits), held)),
         "OTHERS": next_power(max(lanes // 2, p.window_splits, p.runs)),
-        "FRESH": fresh,
         **pdl,
     }
     blocks = (

@@ -15,10 +15,10 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from nsa_kernels.triton.decode.partials import (
     absorb,
-    append,
     load_keys,
     load_query,
     load_rows,
+    row_of,
     score_keys,
     scores,
     store_partial,
@@ -106,23 +106,17 @@ def score_tile(
 
 @triton.jit
 def window_program(
-    split, tokens, q, q_h, k_win, v_win, k_new, v_new, kw_s, vw_s, partial, stats, scale_log2, window_run,
+    split, tokens, q, q_h, k_win, v_win, kw_s, vw_s, partial, stats, scale_log2, window_run,
     G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
     DV: tl.constexpr, DV_END: tl.constexpr, WINDOW: tl.constexpr, BW: tl.constexpr, PRECISION: tl.constexpr,
-    NEW: tl.constexpr,
 ):  # fmt: skip
-    """One split of the window; see `score_program`."""
+    """One split of the window; q stands at the group, the caches at their row and head."""
     query, query_rest = load_query(q, q_h, G, GP, DK, DR, DK_END)
     begin = tl.maximum(tokens - WINDOW, 0) + split * window_run * BW
     end = tl.minimum(begin + window_run * BW, tokens)
     if begin < end:
         k_win += begin.to(tl.int64) * kw_s
         v_win += begin.to(tl.int64) * vw_s
-        if NEW:
-            last = (tokens - 1 - begin).to(tl.int64)
-            append(k_win + last * kw_s, k_new, end == tokens, DK_END)
-            append(v_win + last * vw_s, v_new, end == tokens, DV_END)
-            tl.debug_barrier()  # this program alone reads them in this launch
         token = tl.arange(0, BW)
         m = tl.full([GP], float("-inf"), dtype=tl.float32)
         total = tl.zeros([GP], dtype=tl.float32)
@@ -138,36 +132,58 @@ def window_program(
 
 
 @triton.jit
-def score_program(
-    split, pair, tokens, visible, q, q_h, k_cmp, v_cmp, k_win, v_win, k_new, v_new,
-    k_bulk, v_bulk, row, kv_head, partial, stats, reference, pooled, kc_s, vc_s, kw_s, vw_s, scale_log2,
-    shares, tiles, tile_run, window_run, capacity, G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr,
-    DR: tl.constexpr, DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr,
-    PP: tl.constexpr, BJ: tl.constexpr, SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr,
-    WINDOW_SPLITS: tl.constexpr, BW: tl.constexpr, ONE_TILE: tl.constexpr, STREAM: tl.constexpr,
-    PRECISION: tl.constexpr, NEW: tl.constexpr,
-):  # fmt: skip
-    """One split of the window or of the first `visible` compressed keys; q stands at the group, the caches at
-    their row and head.
+def place_in_grid(STREAM: tl.constexpr):
+    """Which split of a pair, and which pair. With STREAM the heads of a row stand side by side, as their keys
+    do."""
+    if STREAM:
+        split = tl.program_id(1)
+        pair = tl.program_id(0)
+    else:
+        split = tl.program_id(0)
+        pair = tl.program_id(1)
+    return split, pair
 
-    With STREAM, a split's tiles are taken as decode_stream.py does; from the descriptors k_bulk and v_bulk,
-    at the row and KV head, unless they are None.
+
+@triton.jit
+def score_kernel(
+    q, k_cmp, v_cmp, k_win, v_win, k_bulk, v_bulk, lengths, partial, stats, reference, pooled,
+    q_b, q_h, kc_b, kc_s, kc_h, vc_b, vc_s, vc_h, kw_b, kw_s, kw_h, vw_b, vw_s, vw_h,
+    scale_log2, kv_heads, shares, tiles, tile_run, window_run, capacity,
+    G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
+    DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, PP: tl.constexpr, BJ: tl.constexpr,
+    SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr, WINDOW_SPLITS: tl.constexpr,
+    BW: tl.constexpr, ONE_TILE: tl.constexpr, STREAM: tl.constexpr, BLOCK: tl.constexpr,
+    STRIDE: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """One split of the window or of the compressed keys; a program past its row's length leaves nothing.
+
+    Grid (WINDOW_SPLITS + splits, pairs), with STREAM (pairs, ...).
+
+    With STREAM, a split's tiles are taken as stream.py does; from the descriptors k_bulk and v_bulk, at the
+    row and KV head, unless they are None.
 
     With ONE_TILE, a split is one tile, and its keys are under way before the row's length has come: they lie
     within the cache's capacity, and what stands past the length is left out by its score. Like all tiles, it
     is loaded by a loop, whose loads the compiler issues together before it waits for any; the query, which
     passes through shared memory too, is among them.
-
-    With NEW, the last token's window key and value come from k_new and v_new, and are put into the cache
-    first.
     """
+    if OVERLAP:
+        gdc_launch_dependents()
+    split, pair = place_in_grid(STREAM)
+    batch, kv_head, tokens = row_of(pair, lengths, kv_heads)
+    visible = blocks_before(tokens, BLOCK, STRIDE)
+    q += batch * q_b + kv_head * G * q_h
+    k_cmp += batch * kc_b + kv_head * kc_h
+    v_cmp += batch * vc_b + kv_head * vc_h
+    k_win += batch * kw_b + kv_head * kw_h
+    v_win += batch * vw_b + kv_head * vw_h
     share = pair.to(tl.int64) * shares + split
     partial += share * G * DV_END
     stats += share * 2 * G
     if split < WINDOW_SPLITS:
         window_program(
-            split, tokens, q, q_h, k_win, v_win, k_new, v_new, kw_s, vw_s, partial, stats, scale_log2,
-            window_run, G, GP, DK, DR, DK_END, DV, DV_END, WINDOW, BW, PRECISION, NEW,
+            split, tokens, q, q_h, k_win, v_win, kw_s, vw_s, partial, stats, scale_log2, window_run,
+            G, GP, DK, DR, DK_END, DV, DV_END, WINDOW, BW, PRECISION,
         )  # fmt: skip
     else:
         begin = (split - WINDOW_SPLITS) * tile_run
@@ -193,9 +209,9 @@ def score_program(
         elif STREAM:
             query, query_rest = load_query(q, q_h, G, GP, DK, DR, DK_END)
             m, total, acc = stream_tiles(
-                begin, end, visible, query, query_rest, k_cmp, v_cmp, kc_s, vc_s, k_bulk, v_bulk, row,
-                kv_head, reference, pooled, scale_log2, G, GP, DK, DR, DK_END, DV, DV_END, PIECES, BJ,
-                SHARES, PRECISION,
+                begin, end, visible, query, query_rest, k_cmp, v_cmp, kc_s, vc_s, k_bulk, v_bulk,
+                pair // kv_heads, pair % kv_heads, reference, pooled, scale_log2,
+                G, GP, DK, DR, DK_END, DV, DV_END, PIECES, BJ, SHARES, PRECISION,
             )  # fmt: skip
         else:
             query, query_rest = load_query(q, q_h, G, GP, DK, DR, DK_END)
@@ -210,46 +226,3 @@ def score_program(
                 )  # fmt: skip
         if begin < end:
             store_partial(partial, stats, m, total, acc, G, GP, DV, DV_END)
-
-
-@triton.jit
-def place_in_grid(STREAM: tl.constexpr):
-    """Which part of a pair, and which pair. With STREAM the heads of a row stand side by side, as their keys
-    do."""
-    if STREAM:
-        part = tl.program_id(1)
-        pair = tl.program_id(0)
-    else:
-        part = tl.program_id(0)
-        pair = tl.program_id(1)
-    return part, pair
-
-
-@triton.jit
-def score_kernel(
-    q, k_cmp, v_cmp, k_win, v_win, k_bulk, v_bulk, lengths, partial, stats, reference, pooled,
-    q_b, q_h, kc_b, kc_s, kc_h, vc_b, vc_s, vc_h, kw_b, kw_s, kw_h, vw_b, vw_s, vw_h,
-    scale_log2, kv_heads, shares, tiles, tile_run, window_run, capacity,
-    G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
-    DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, PP: tl.constexpr, BJ: tl.constexpr,
-    SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr, WINDOW_SPLITS: tl.constexpr,
-    BW: tl.constexpr, ONE_TILE: tl.constexpr, STREAM: tl.constexpr, BLOCK: tl.constexpr,
-    STRIDE: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """Grid (WINDOW_SPLITS + splits, pairs), with STREAM (pairs, ...); a program past its row's length leaves
-    nothing."""
-    if OVERLAP:
-        gdc_launch_dependents()
-    split, pair = place_in_grid(STREAM)
-    row = (pair // kv_heads).to(tl.int64)
-    kv_head = (pair % kv_heads).to(tl.int64)
-    tokens = tl.load(lengths + row).to(tl.int32)
-    score_program(
-        split, pair, tokens, blocks_before(tokens, BLOCK, STRIDE), q + row * q_b + kv_head * G * q_h, q_h,
-        k_cmp + row * kc_b + kv_head * kc_h, v_cmp + row * vc_b + kv_head * vc_h,
-        k_win + row * kw_b + kv_head * kw_h, v_win + row * vw_b + kv_head * vw_h, k_win, v_win,
-        k_bulk, v_bulk, pair // kv_heads, pair % kv_heads,
-        partial, stats, reference, pooled, kc_s, vc_s, kw_s, vw_s, scale_log2,
-        shares, tiles, tile_run, window_run, capacity, G, GP, DK, DR, DK_END, DV, DV_END, PIECES, PP, BJ,
-        SHARES, HP, WINDOW, WINDOW_SPLITS, BW, ONE_TILE, STREAM, PRECISION, False,
-    )  # fmt: skip
