@@ -9,7 +9,15 @@ from torch import Tensor
 from nsa_kernels.triton.configs import shipped
 from nsa_kernels.triton.hopper import conditions
 from nsa_kernels.triton.prefill.online import attend
-from nsa_kernels.triton.prefill.packed import first_key, launch_packed, load_queries, store_rows
+from nsa_kernels.triton.prefill.packed import (
+    first_key,
+    launch_packed,
+    load_queries,
+    nothing_seen,
+    rows_of,
+    store_rows,
+    tile_at,
+)
 from nsa_kernels.triton.tiles import Grid, blocks_before
 
 
@@ -67,9 +75,9 @@ def _compressed_forward(
     stride_vb,
     stride_vc,
     stride_vh,
-    N,
-    HKV,
-    scale,
+    queries,
+    kv_heads,
+    scale_log2,
     G: tl.constexpr,
     GP: tl.constexpr,
     BQ: tl.constexpr,
@@ -83,38 +91,29 @@ def _compressed_forward(
     PRECISION: tl.constexpr,
 ):
     """A program owns a packed tile of queries of one group; long tiles go first."""
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    batch = tl.program_id(1) // HKV
-    group = tl.program_id(1) % HKV
-    start = tl.load(Starts + batch)
-    end = tl.load(Ends + batch)
+    number = tl.num_programs(0) - 1 - tl.program_id(0)
+    tile = tile_at(number, tl.program_id(1), Starts, Ends, queries, kv_heads, BQ)
     row = tl.arange(0, BQ * GP)
-    query = tile * BQ + row // GP
-    position = start + query
-    real = (query < N) & (row % GP < G) & (position < end)
-    q, q_rest = load_queries(
-        Q, tile, batch, group, real, stride_qb, stride_qn, stride_qh, G, GP, BQ, DK, DR
-    )  # fmt: skip
-    k = first_key(K, batch, group, stride_kb, stride_kh, TMA)
-    v = first_key(V, batch, group, stride_vb, stride_vh, TMA)
+    position, real = rows_of(tile, row, queries, G, GP, BQ)
+    q, q_rest = load_queries(Q, tile, row, real, stride_qb, stride_qn, stride_qh, G, GP, BQ, DK, DR)
+    k = first_key(K, tile, stride_kb, stride_kh, TMA)
+    v = first_key(V, tile, stride_vb, stride_vh, TMA)
+    acc, top, total = nothing_seen(BQ * GP, DV)
 
-    first = start + tile * BQ
-    last = tl.minimum(tl.minimum(first + BQ, start + N), end)  # exclusive
+    first = tile.first
+    last = tile.last
     seen = tl.where(real, blocks_before(position + 1, BLOCK, STRIDE), 0)
     most = tl.where(first < last, blocks_before(last, BLOCK, STRIDE), 0)
     all_see = tl.minimum(blocks_before(first + 1, BLOCK, STRIDE), most) // BN * BN
 
-    acc = tl.zeros([BQ * GP, DV], tl.float32)
-    top = tl.full([BQ * GP], float("-inf"), tl.float32)
-    total = tl.zeros([BQ * GP], tl.float32)
     for at in tl.range(0, all_see, BN):
         acc, top, total = attend(
-            acc, top, total, q, q_rest, k, v, stride_kc, stride_vc, batch, group, at, most, seen, seen,
-            scale, BN, DK, DR, DV, False, False, TMA, PRECISION,
+            acc, top, total, q, q_rest, k, v, stride_kc, stride_vc, tile.batch, tile.kv_head, at, most, seen,
+            seen, scale_log2, BN, DK, DR, DV, False, False, TMA, PRECISION,
         )  # fmt: skip
     for at in tl.range(all_see, most, BN):
         acc, top, total = attend(
-            acc, top, total, q, q_rest, k, v, stride_kc, stride_vc, batch, group, at, most, seen, seen,
-            scale, BN, DK, DR, DV, True, False, TMA, PRECISION,
+            acc, top, total, q, q_rest, k, v, stride_kc, stride_vc, tile.batch, tile.kv_head, at, most, seen,
+            seen, scale_log2, BN, DK, DR, DV, True, False, TMA, PRECISION,
         )  # fmt: skip
-    store_rows(Out, Lse, acc, top, total, real, tile, batch, group, N, HKV, G, GP, BQ, DV)
+    store_rows(Out, Lse, acc, top, total, real, tile, queries, kv_heads, G, GP, BQ, DV)

@@ -11,7 +11,15 @@ import triton.language as tl
 from torch import Tensor
 
 from nsa_kernels.triton.prefill.online import attend
-from nsa_kernels.triton.prefill.packed import first_key, launch_packed, load_queries, store_rows
+from nsa_kernels.triton.prefill.packed import (
+    first_key,
+    launch_packed,
+    load_queries,
+    nothing_seen,
+    rows_of,
+    store_rows,
+    tile_at,
+)
 from nsa_kernels.triton.tiles import Grid
 
 
@@ -47,28 +55,22 @@ def forced_forward(
 def _forced_forward(
     Q, K, V, Out, Lse, Starts, Ends,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh,
-    N, HKV, scale,
+    queries, kv_heads, scale_log2,
     G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
     DV: tl.constexpr, SELECT: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program owns a packed tile of queries of one group."""
-    tile = tl.program_id(0)
-    batch = tl.program_id(1) // HKV
-    group = tl.program_id(1) % HKV
-    start = tl.load(Starts + batch)
-    end = tl.load(Ends + batch)
+    number = tl.program_id(0)
+    tile = tile_at(number, tl.program_id(1), Starts, Ends, queries, kv_heads, BQ)
     row = tl.arange(0, BQ * GP)
-    query = tile * BQ + row // GP
-    position = start + query
-    real = (query < N) & (row % GP < G) & (position < end)
-    q, q_rest = load_queries(
-        Q, tile, batch, group, real, stride_qb, stride_qn, stride_qh, G, GP, BQ, DK, DR
-    )  # fmt: skip
-    k = first_key(K, batch, group, stride_kb, stride_kh, TMA)
-    v = first_key(V, batch, group, stride_vb, stride_vh, TMA)
+    position, real = rows_of(tile, row, queries, G, GP, BQ)
+    q, q_rest = load_queries(Q, tile, row, real, stride_qb, stride_qn, stride_qh, G, GP, BQ, DK, DR)
+    k = first_key(K, tile, stride_kb, stride_kh, TMA)
+    v = first_key(V, tile, stride_vb, stride_vh, TMA)
+    acc, top, total = nothing_seen(BQ * GP, DV)
 
-    first = start + tile * BQ
-    last = tl.minimum(tl.minimum(first + BQ, start + N), end)  # exclusive
+    first = tile.first
+    last = tile.last
     own = position // SELECT
     near = tl.maximum(own - 1, 0) * SELECT
     begin = tl.maximum(first // SELECT - 1, 0) * SELECT
@@ -76,9 +78,6 @@ def _forced_forward(
     apart = tl.where((last - 1) // SELECT >= 2, tl.cdiv(SELECT, BN), 0)
     steps = tl.where(first < last, apart + tl.cdiv(last - begin, BN), 0)
 
-    acc = tl.zeros([BQ * GP, DV], tl.float32)
-    top = tl.full([BQ * GP], float("-inf"), tl.float32)
-    total = tl.zeros([BQ * GP], tl.float32)
     # Where all queries of the tile stand in one block, most tiles of keys need no mask.
     own_first = first // SELECT
     whole = 0
@@ -88,15 +87,15 @@ def _forced_forward(
     for step in tl.range(0, whole):
         at = tl.where(step < apart, step * BN, begin + (step - apart) * BN)
         acc, top, total = attend(
-            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, at, last, near, near,
-            scale, BN, DK, DR, DV, False, False, TMA, PRECISION,
+            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, tile.batch, tile.kv_head, at, last, near,
+            near, scale_log2, BN, DK, DR, DV, False, False, TMA, PRECISION,
         )  # fmt: skip
     for step in tl.range(whole, steps):
         at = tl.where(step < apart, step * BN, begin + (step - apart) * BN)
         low = tl.where(step < apart, 0, near)
         high = tl.where(step < apart, tl.where(own >= 2, SELECT, 0), tl.where(real, position + 1, 0))
         acc, top, total = attend(
-            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, at, last, low, high,
-            scale, BN, DK, DR, DV, True, True, TMA, PRECISION,
+            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, tile.batch, tile.kv_head, at, last, low,
+            high, scale_log2, BN, DK, DR, DV, True, True, TMA, PRECISION,
         )  # fmt: skip
-    store_rows(Out, Lse, acc, top, total, real, tile, batch, group, N, HKV, G, GP, BQ, DV)
+    store_rows(Out, Lse, acc, top, total, real, tile, queries, kv_heads, G, GP, BQ, DV)

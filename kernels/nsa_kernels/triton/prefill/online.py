@@ -27,12 +27,12 @@ def attend(
     stride_k,
     stride_v,
     batch,
-    head,
+    kv_head,
     first,
     limit,
     low,
     high,
-    scale,
+    scale_log2,
     BN: tl.constexpr,
     DK: tl.constexpr,
     DR: tl.constexpr,
@@ -68,7 +68,7 @@ def attend(
     key = tl.arange(0, BN)
     keep = first + key < limit
     if TMA:
-        keys = k.load([batch, first, head, 0]).reshape(BN, DK)
+        keys = k.load([batch, first, kv_head, 0]).reshape(BN, DK)
     else:
         k += wide(first) * stride_k
         keys = load_rows(k, key, stride_k, MASKED, keep, DK)
@@ -80,20 +80,20 @@ def attend(
         seen = (first + key)[None, :] < high[:, None]
         if LOW:
             seen = seen & ((first + key)[None, :] >= low[:, None])
-        scores = tl.where(seen, scores * scale, float("-inf"))
+        scores = tl.where(seen, scores * scale_log2, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         # A row that has seen nothing yet has no top to subtract: -inf - -inf would be NaN.
         shift = tl.where(new_top == float("-inf"), 0.0, new_top)
         p = tl.exp2(scores - shift[:, None])
     else:
-        new_top = tl.maximum(top, tl.max(scores, 1) * scale)
+        new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
         shift = new_top
-        p = tl.exp2(scores * scale - shift[:, None])
+        p = tl.exp2(scores * scale_log2 - shift[:, None])
     fade = tl.exp2(top - shift)
     total = total * fade + tl.sum(p, 1)
     acc = acc * fade[:, None]
     if TMA:
-        values = v.load([batch, first, head, 0]).reshape(BN, DV)
+        values = v.load([batch, first, kv_head, 0]).reshape(BN, DV)
         if MASKED:
             values = tl.where(keep[:, None], values, 0.0)
     else:

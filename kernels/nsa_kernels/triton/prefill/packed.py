@@ -4,7 +4,7 @@ Compressed, window and forced attention differ in the keys that a query sees; se
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -87,18 +87,54 @@ def launch_packed(
     return out, lse
 
 
+class Tile(NamedTuple):
+    """A packed tile of queries of one KV head's group, in a kernel."""
+
+    number: Any
+    """Among the tiles of its row of the batch."""
+    batch: Any
+    kv_head: Any
+    start: Any
+    """Position of the row's first query."""
+    end: Any
+    """Tokens of the row."""
+    first: Any
+    """Position of the tile's first query."""
+    last: Any
+    """Behind that of its last; at or before the first where no query is real."""
+
+
+@triton.jit
+def tile_at(number, pair, Starts, Ends, queries, kv_heads, BQ: tl.constexpr):
+    """The tile of a pair, a row of the batch with a KV head."""
+    batch = pair // kv_heads
+    kv_head = pair % kv_heads
+    start = tl.load(Starts + batch)
+    end = tl.load(Ends + batch)
+    first = start + number * BQ
+    last = tl.minimum(tl.minimum(first + BQ, start + queries), end)
+    return Tile(number, batch, kv_head, start, end, first, last)
+
+
+@triton.jit
+def rows_of(tile, row, queries, G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr):
+    """Position of the query at each row of the tile, and whether there is such a query and head."""
+    query = tile.number * BQ + row // GP
+    position = tile.start + query
+    return position, (query < queries) & (row % GP < G) & (position < tile.end)
+
+
 @triton.jit
 def load_queries(
-    Q, tile, batch, group, real, stride_qb, stride_qn, stride_qh,
+    Q, tile, row, real, stride_qb, stride_qn, stride_qh,
     G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
 ):  # fmt: skip
     """The tile's queries [BQ * GP, DK] and their columns from DK on (the queries again without any).
 
     Rows that are not `real` are 0.
     """
-    row = tl.arange(0, BQ * GP)
-    q_at = Q + wide(batch) * stride_qb + wide(group) * G * stride_qh
-    q_rows = row_pointers(q_at, tile, row, stride_qn, stride_qh, BQ, GP)
+    q_at = Q + wide(tile.batch) * stride_qb + wide(tile.kv_head) * G * stride_qh
+    q_rows = row_pointers(q_at, tile.number, row, stride_qn, stride_qh, BQ, GP)
     q = tl.load(q_rows[:, None] + tl.arange(0, DK)[None, :], mask=real[:, None], other=0.0)
     q_rest = q
     if DR:
@@ -107,16 +143,25 @@ def load_queries(
 
 
 @triton.jit
-def first_key(X, batch, group, stride_b, stride_h, TMA: tl.constexpr):
-    """Where the keys (or values) of a KV head begin; a descriptor stays what it is."""
+def first_key(X, tile, stride_b, stride_h, TMA: tl.constexpr):
+    """Where the keys (or values) of the tile's KV head begin; a descriptor stays what it is."""
     if not TMA:
-        X += wide(batch) * stride_b + wide(group) * stride_h
+        X += wide(tile.batch) * stride_b + wide(tile.kv_head) * stride_h
     return X
 
 
 @triton.jit
+def nothing_seen(ROWS: tl.constexpr, DV: tl.constexpr):
+    """acc, top and total of a softmax before its first key."""
+    acc = tl.zeros([ROWS, DV], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    return acc, top, total
+
+
+@triton.jit
 def store_rows(
-    Out, Lse, acc, top, total, real, tile, batch, group, N, HKV,
+    Out, Lse, acc, top, total, real, tile, queries, kv_heads,
     G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, DV: tl.constexpr,
 ):  # fmt: skip
     """Writes the tile's output and log-sum-exp; rows that are not `real` get 0 and +inf."""
@@ -124,11 +169,11 @@ def store_rows(
     acc = tl.where(real[:, None], acc, 0.0)
     lse = tl.where(real, lse, float("inf"))
     row = tl.arange(0, BQ * GP)
-    inside = (tile * BQ + row // GP < N) & (row % GP < G)
-    heads = HKV * G
-    rows = (wide(batch) * N * HKV + group) * G  # of [B, N, H], contiguous
-    lse_rows = row_pointers(Lse + rows, tile, row, heads, 1, BQ, GP)
+    inside = (tile.number * BQ + row // GP < queries) & (row % GP < G)
+    heads = kv_heads * G
+    rows = (wide(tile.batch) * queries * kv_heads + tile.kv_head) * G  # of [B, N, H], contiguous
+    lse_rows = row_pointers(Lse + rows, tile.number, row, heads, 1, BQ, GP)
     tl.store(lse_rows, lse, mask=inside)
-    out_rows = row_pointers(Out + rows * DV, tile, row, heads * DV, DV, BQ, GP)
+    out_rows = row_pointers(Out + rows * DV, tile.number, row, heads * DV, DV, BQ, GP)
     out = out_rows[:, None] + tl.arange(0, DV)[None, :]
     tl.store(out, acc.to(Out.dtype.element_ty), mask=inside[:, None])

@@ -137,7 +137,7 @@ def count_bits(word):
 def list_chosen(
     target, exists, ranks, least, own, forced,
     BQ: tl.constexpr, RANKED: tl.constexpr, LANES: tl.constexpr, BITS: tl.constexpr,
-    COUNT: tl.constexpr, SLOTS: tl.constexpr, AT_ONCE: tl.constexpr,
+    COUNT: tl.constexpr, COUNT_P: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """Writes each query's blocks in ascending order: those whose rank is `least` or more, and the forced.
 
@@ -171,10 +171,10 @@ def list_chosen(
         place += some.to(tl.int32)
         words = tl.where(candidate == lowest_block[:, None, :], words ^ lowest, words)
     tl.debug_barrier()
-    slot = tl.arange(0, SLOTS)[None, :]
+    slot = tl.arange(0, COUNT_P)[None, :]
     result = tl.load(target + slot, mask=(slot < chosen) & exists, other=0)
-    smaller = tl.zeros([BQ, SLOTS], tl.int32)
-    for begin in tl.static_range(0, SLOTS, AT_ONCE):
+    smaller = tl.zeros([BQ, COUNT_P], tl.int32)
+    for begin in tl.static_range(0, COUNT_P, AT_ONCE):
         other = begin + tl.arange(0, AT_ONCE)[None, :]
         others = tl.load(target + other, mask=(other < chosen) & exists, other=0x7FFFFFFF)
         smaller += tl.sum((others[:, None, :] < result[:, :, None]).to(tl.int32), 2)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nsa_kernels.triton.configs import shipped
 from nsa_kernels.triton.prefill.online import load_rows
+from nsa_kernels.triton.prefill.packed import first_key, load_queries, rows_of, tile_at
 from nsa_kernels.triton.prefill.ranking import keep_largest, list_chosen
 from nsa_kernels.triton.tiles import (
     MIN_DOT,
@@ -97,10 +98,10 @@ def select(
         STRIDE=geometry.stride,
         SELECT=geometry.select_block,
         COUNT=geometry.select_count,
-        SLOTS=triton.next_power_of_2(geometry.select_count),
+        COUNT_P=triton.next_power_of_2(geometry.select_count),
         AT_ONCE=min(16, triton.next_power_of_2(geometry.select_count)),
         PIECES=pieces,
-        PADDED=padded_pieces,
+        PIECES_P=padded_pieces,
         SHARES=shares,
         BACK=back,
         RANKED=rows,
@@ -116,20 +117,20 @@ def select(
 
 @triton.jit
 def _score(
-    q, q_rest, k, stride_k, batch, head, lse, scratch, block, most, seen, scale,
+    q, q_rest, k, stride_k, batch, head, lse, scratch, block, most, seen, scale_log2,
     GP: tl.constexpr, QUADS: tl.constexpr, PAIRS: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr,
-    DK: tl.constexpr, DR: tl.constexpr, PIECES: tl.constexpr, PADDED: tl.constexpr, SHARES: tl.constexpr,
+    DK: tl.constexpr, DR: tl.constexpr, PIECES: tl.constexpr, PIECES_P: tl.constexpr, SHARES: tl.constexpr,
     BACK: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Importance that the keys of BN / PADDED blocks, from `block` on, give to these and the next blocks."""
     index = tl.arange(0, BN)
-    if PIECES == PADDED:
+    if PIECES == PIECES_P:
         key = index
         keep = block * PIECES + key < most
     else:
-        key = index // PADDED * PIECES + index % PADDED
-        keep = (index % PADDED < PIECES) & (block * PIECES + key < most)
+        key = index // PIECES_P * PIECES + index % PIECES_P
+        keep = (index % PIECES_P < PIECES) & (block * PIECES + key < most)
     if TMA:
         keys = k.load([batch, block * PIECES, head, 0]).reshape(BN, DK)
     else:
@@ -140,16 +141,16 @@ def _score(
     if DR:
         rest = load_rows(k + DK, key, stride_k, MASKED, keep, DR)
         scores = tl.dot(rest, tl.trans(q_rest), scores, input_precision=PRECISION)
-    p = tl.exp2(scores * scale - lse[None, :])
+    p = tl.exp2(scores * scale_log2 - lse[None, :])
     if MASKED:
         p = tl.where(keep[:, None] & ((block * PIECES + key)[:, None] < seen[None, :]), p, 0.0)
     # The order of the columns (see `_select`) leaves a query's heads to one thread.
     by_query = tl.sum(tl.sum(tl.reshape(p, [BN, BQ // QUADS, GP // PAIRS, QUADS, PAIRS]), 4), 2)
     by_query = tl.reshape(by_query, [BN, BQ])
-    by_piece = tl.reshape(by_query, [BN // PADDED, PADDED, BQ])
+    by_piece = tl.reshape(by_query, [BN // PIECES_P, PIECES_P, BQ])
 
-    piece = tl.arange(0, PADDED)
-    own = block + tl.arange(0, BN // PADDED)
+    piece = tl.arange(0, PIECES_P)
+    own = block + tl.arange(0, BN // PIECES_P)
     for back in tl.static_range(0, BACK + 1):
         # In how many ways piece = m - r + back * PIECES, with m < PIECES and r < SHARES.
         place = piece - back * PIECES
@@ -163,16 +164,16 @@ def _score(
 @triton.jit
 def _select(
     Q, K, Lse, Scratch, Blocks, Starts, Ends,
-    stride_qb, stride_qn, stride_qh, stride_kb, stride_kc, stride_kh, N, items, groups, HKV, scale,
-    G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
-    BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECT: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr,
-    AT_ONCE: tl.constexpr, PIECES: tl.constexpr, PADDED: tl.constexpr, SHARES: tl.constexpr,
-    BACK: tl.constexpr, RANKED: tl.constexpr, LANES: tl.constexpr, INDEX_BITS: tl.constexpr,
-    BITS: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    stride_qb, stride_qn, stride_qh, stride_kb, stride_kc, stride_kh, queries, items, pairs, kv_heads,
+    scale_log2, G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr, DK: tl.constexpr,
+    DR: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECT: tl.constexpr, COUNT: tl.constexpr,
+    COUNT_P: tl.constexpr, AT_ONCE: tl.constexpr, PIECES: tl.constexpr, PIECES_P: tl.constexpr,
+    SHARES: tl.constexpr, BACK: tl.constexpr, RANKED: tl.constexpr, LANES: tl.constexpr,
+    INDEX_BITS: tl.constexpr, BITS: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program takes tile after tile, long ones first."""
     WIDTH: tl.constexpr = RANKED * LANES
-    TILE: tl.constexpr = BN // PADDED
+    TILE: tl.constexpr = BN // PIECES_P
     # The 1 hides the alignment: with vector loads the compiler would deal a query to several warps.
     scratch = Scratch + 1 + tl.program_id(0).to(tl.int64) * ((1 + BACK) * BQ * WIDTH)
     # Columns of the scores: queries in fours and heads in pairs run fastest.
@@ -183,53 +184,42 @@ def _select(
     row = (column // (GP * QUADS) * QUADS + column // PAIRS % QUADS) * GP + head
     inner = tl.arange(0, BQ)
     index = tl.arange(0, RANKED)[None, :, None] * LANES + tl.arange(0, LANES)[None, None, :]
-    heads = HKV * G
+    heads = kv_heads * G
     for item in tl.range(tl.program_id(0), items, tl.num_programs(0)):
-        tile = items // groups - 1 - item // groups
-        batch = item % groups // HKV
-        group = item % groups % HKV
-        start = tl.load(Starts + batch)
-        end = tl.load(Ends + batch)
-        batch64 = wide(batch)
-        first = start + tile * BQ
-        last = tl.minimum(tl.minimum(first + BQ, start + N), end)  # exclusive
+        number = items // pairs - 1 - item // pairs
+        tile = tile_at(number, item % pairs, Starts, Ends, queries, kv_heads, BQ)
+        batch64 = wide(tile.batch)
+        first = tile.first
+        last = tile.last
         scored = last > COUNT * SELECT  # below, every block is chosen and none needs a score
         most = tl.where(scored & (first < last), blocks_before(last, BLOCK, STRIDE), 0)
         if most > 0:
-            query = tile * BQ + row // GP
-            real = (query < N) & (row % GP < G) & (start + query < end)
-            q_at = Q + batch64 * stride_qb + wide(group) * G * stride_qh
-            q_rows = row_pointers(q_at, tile, row, stride_qn, stride_qh, BQ, GP)
-            q = tl.load(q_rows[:, None] + tl.arange(0, DK)[None, :], mask=real[:, None], other=0.0)
-            q_rest = q
-            if DR:
-                rest = q_rows[:, None] + DK + tl.arange(0, DR)[None, :]
-                q_rest = tl.load(rest, mask=real[:, None], other=0.0)
-            lse_rows = row_pointers(Lse + (batch64 * N * HKV + group) * G, tile, row, heads, 1, BQ, GP)
+            position, real = rows_of(tile, row, queries, G, GP, BQ)
+            q, q_rest = load_queries(Q, tile, row, real, stride_qb, stride_qn, stride_qh, G, GP, BQ, DK, DR)
+            lse_at = Lse + (batch64 * queries * kv_heads + tile.kv_head) * G
+            lse_rows = row_pointers(lse_at, number, row, heads, 1, BQ, GP)
             lse = tl.load(lse_rows, mask=real, other=float("inf"))
-            k = K
-            if not TMA:
-                k += batch64 * stride_kb + wide(group) * stride_kh
-            seen = tl.where(real, blocks_before(start + query + 1, BLOCK, STRIDE), 0)
+            k = first_key(K, tile, stride_kb, stride_kh, TMA)
+            seen = tl.where(real, blocks_before(position + 1, BLOCK, STRIDE), 0)
             whole = 0
-            if PIECES == PADDED:
+            if PIECES == PIECES_P:
                 whole = blocks_before(first + 1, BLOCK, STRIDE) // BN * TILE
             for block in tl.range(0, whole, TILE):
                 _score(
-                    q, q_rest, k, stride_kc, batch, group, lse, scratch, block, most, seen, scale,
-                    GP, QUADS, PAIRS, BQ, BN, DK, DR, PIECES, PADDED, SHARES, BACK, WIDTH,
+                    q, q_rest, k, stride_kc, tile.batch, tile.kv_head, lse, scratch, block, most, seen,
+                    scale_log2, GP, QUADS, PAIRS, BQ, BN, DK, DR, PIECES, PIECES_P, SHARES, BACK, WIDTH,
                     False, TMA, PRECISION,
                 )  # fmt: skip
             for block in tl.range(whole, tl.cdiv(most, PIECES), TILE):
                 _score(
-                    q, q_rest, k, stride_kc, batch, group, lse, scratch, block, most, seen, scale,
-                    GP, QUADS, PAIRS, BQ, BN, DK, DR, PIECES, PADDED, SHARES, BACK, WIDTH,
-                    True, TMA, PRECISION,
+                    q, q_rest, k, stride_kc, tile.batch, tile.kv_head, lse, scratch, block, most, seen,
+                    scale_log2, GP, QUADS, PAIRS, BQ, BN, DK, DR, PIECES, PIECES_P, SHARES, BACK, WIDTH, True,
+                    TMA, PRECISION,
                 )  # fmt: skip
         tl.debug_barrier()  # what other warps stored is read below
 
-        position = first + inner
-        own = position // SELECT
+        here = first + inner
+        own = here // SELECT
         importance = tl.zeros([BQ, RANKED, LANES], tl.float32)
         for back in tl.static_range(0, BACK + 1):
             at = scratch + (back * BQ + inner[:, None, None]) * WIDTH + index
@@ -243,13 +233,14 @@ def _select(
         ranks = tl.minimum(importance.to(tl.uint32, bitcast=True), 0x7F800000).to(tl.int32)
         ranks = ranks & tl.where(most > 0, -1, 0)  # below COUNT * SELECT nothing was scored: all are chosen
         # The forced blocks need no rank; of the others, only those before them can be chosen: 1 to own - 2.
-        free = tl.where(position < end, tl.maximum(own - 2, 0), 0).to(tl.uint32)
+        free = tl.where(here < tile.end, tl.maximum(own - 2, 0), 0).to(tl.uint32)
         ranks = tl.where((index - 1).to(tl.uint32) < free[:, None, None], ranks, -1)
-        forced = tl.where(position < end, tl.minimum(own + 1, 3), 0)
+        forced = tl.where(here < tile.end, tl.minimum(own + 1, 3), 0)
         ranks, least = keep_largest(ranks, index, COUNT - forced, INDEX_BITS)
 
-        target = Blocks + ((batch64 * N + tile * BQ) * HKV + group) * COUNT + inner * (HKV * COUNT)
+        target = Blocks + ((batch64 * queries + number * BQ) * kv_heads + tile.kv_head) * COUNT
+        target += inner * (kv_heads * COUNT)
         list_chosen(
-            target[:, None], (tile * BQ + inner < N)[:, None], ranks, least, own, forced,
-            BQ, RANKED, LANES, BITS, COUNT, SLOTS, AT_ONCE,
+            target[:, None], (number * BQ + inner < queries)[:, None], ranks, least, own, forced,
+            BQ, RANKED, LANES, BITS, COUNT, COUNT_P, AT_ONCE,
         )  # fmt: skip

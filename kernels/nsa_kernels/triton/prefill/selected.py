@@ -98,7 +98,7 @@ def selected_forward(
         DV=value_width,
         SELECT=size,
         COUNT=grid.geometry.select_count,
-        SLOTS=triton.next_power_of_2(grid.geometry.select_count),
+        COUNT_P=triton.next_power_of_2(grid.geometry.select_count),
         TMA=tma,
         SAVE=save,
         PRECISION=precision(q),
@@ -111,40 +111,40 @@ def selected_forward(
 def _selected_forward(
     Q, K, V, Blocks, Gates, Compressed, Window, Forced, ForcedLse, Out, Own, Lse, Starts, Ends,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh,
-    stride_gb, stride_gn, stride_gh, stride_gc, N, HKV, scale,
+    stride_gb, stride_gn, stride_gh, stride_gc, queries, kv_heads, scale_log2,
     G: tl.constexpr, GP: tl.constexpr, BN: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DV: tl.constexpr,
-    SELECT: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr, TMA: tl.constexpr, SAVE: tl.constexpr,
+    SELECT: tl.constexpr, COUNT: tl.constexpr, COUNT_P: tl.constexpr, TMA: tl.constexpr, SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program owns one query of one group."""
     query = tl.program_id(0)
-    row = tl.program_id(1) // HKV
-    group = tl.program_id(1) % HKV
-    position = tl.load(Starts + row) + query
-    end = tl.load(Ends + row)
-    batch = row.to(tl.int64)
+    batch = tl.program_id(1) // kv_heads
+    kv_head = tl.program_id(1) % kv_heads
+    position = tl.load(Starts + batch) + query
+    end = tl.load(Ends + batch)
+    batch64 = batch.to(tl.int64)
     query64 = query.to(tl.int64)
     head = tl.arange(0, GP)
     held = head < G
-    first_head = group.to(tl.int64) * G
-    rows = (batch * N + query64) * HKV * G + first_head + head  # of [B, N, H], contiguous
+    first_head = kv_head.to(tl.int64) * G
+    rows = (batch64 * queries + query64) * kv_heads * G + first_head + head  # of [B, N, H], contiguous
     elements = rows[:, None] * DV + tl.arange(0, DV)[None, :]
     if position < end:
-        q_rows = Q + batch * stride_qb + query64 * stride_qn + (first_head + head)[:, None] * stride_qh
+        q_rows = Q + batch64 * stride_qb + query64 * stride_qn + (first_head + head)[:, None] * stride_qh
         q = tl.load(q_rows + tl.arange(0, DK)[None, :], mask=held[:, None], other=0.0)
         q_rest = q
         if DR:
             q_rest = tl.load(q_rows + DK + tl.arange(0, DR)[None, :], mask=held[:, None], other=0.0)
-        slot = tl.arange(0, SLOTS)
-        chosen = Blocks + ((batch * N + query64) * HKV + group) * COUNT + slot
+        slot = tl.arange(0, COUNT_P)
+        chosen = Blocks + ((batch64 * queries + query64) * kv_heads + kv_head) * COUNT + slot
         chosen = tl.load(chosen, mask=slot < COUNT, other=-1)
         used = tl.sum((chosen >= 0).to(tl.int32), 0)
         if TMA:
             k = K
             v = V
         else:
-            k = K + batch * stride_kb + group.to(tl.int64) * stride_kh
-            v = V + batch * stride_vb + group.to(tl.int64) * stride_vh
+            k = K + batch64 * stride_kb + kv_head.to(tl.int64) * stride_kh
+            v = V + batch64 * stride_vb + kv_head.to(tl.int64) * stride_vh
 
         acc = tl.load(Forced + elements, mask=held[:, None], other=0.0).to(tl.float32)
         top = tl.load(ForcedLse + rows, mask=held, other=0.0)
@@ -158,12 +158,12 @@ def _selected_forward(
             at = block * SELECT + step % STEPS * BN
             stop = tl.full([GP], (block + 1) * SELECT, tl.int32)
             acc, top, total = attend(
-                acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, row, group, at, (block + 1) * SELECT,
-                stop, stop, scale, BN, DK, DR, DV, UNEVEN, False, TMA, PRECISION,
+                acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, kv_head, at,
+                (block + 1) * SELECT, stop, stop, scale_log2, BN, DK, DR, DV, UNEVEN, False, TMA, PRECISION,
             )  # fmt: skip
 
         acc = acc / total[:, None]
-        gates = Gates + batch * stride_gb + query64 * stride_gn + (first_head + head) * stride_gh
+        gates = Gates + batch64 * stride_gb + query64 * stride_gn + (first_head + head) * stride_gh
         g_cmp = tl.load(gates, mask=held, other=0.0).to(tl.float32)
         g_slc = tl.load(gates + stride_gc, mask=held, other=0.0).to(tl.float32)
         g_win = tl.load(gates + 2 * stride_gc, mask=held, other=0.0).to(tl.float32)

@@ -7,7 +7,15 @@ import triton.language as tl
 from torch import Tensor
 
 from nsa_kernels.triton.prefill.online import attend
-from nsa_kernels.triton.prefill.packed import first_key, launch_packed, load_queries, store_rows
+from nsa_kernels.triton.prefill.packed import (
+    first_key,
+    launch_packed,
+    load_queries,
+    nothing_seen,
+    rows_of,
+    store_rows,
+    tile_at,
+)
 from nsa_kernels.triton.tiles import Grid
 
 
@@ -57,9 +65,9 @@ def _window_forward(
     stride_vb,
     stride_vs,
     stride_vh,
-    N,
-    HKV,
-    scale,
+    queries,
+    kv_heads,
+    scale_log2,
     G: tl.constexpr,
     GP: tl.constexpr,
     BQ: tl.constexpr,
@@ -74,23 +82,17 @@ def _window_forward(
     """A program owns a packed tile of queries of one group; all of them see most of the keys it reads."""
     tl.static_assert(not TMA)  # a few keys at the edge are read by pointers
     FEW: tl.constexpr = BQ if BQ > 16 else 16
-    tile = tl.program_id(0)
-    batch = tl.program_id(1) // HKV
-    group = tl.program_id(1) % HKV
-    start = tl.load(Starts + batch)
-    end = tl.load(Ends + batch)
+    number = tl.program_id(0)
+    tile = tile_at(number, tl.program_id(1), Starts, Ends, queries, kv_heads, BQ)
     row = tl.arange(0, BQ * GP)
-    query = tile * BQ + row // GP
-    position = start + query
-    real = (query < N) & (row % GP < G) & (position < end)
-    q, q_rest = load_queries(
-        Q, tile, batch, group, real, stride_qb, stride_qn, stride_qh, G, GP, BQ, DK, DR
-    )  # fmt: skip
-    k = first_key(K, batch, group, stride_kb, stride_kh, False)
-    v = first_key(V, batch, group, stride_vb, stride_vh, False)
+    position, real = rows_of(tile, row, queries, G, GP, BQ)
+    q, q_rest = load_queries(Q, tile, row, real, stride_qb, stride_qn, stride_qh, G, GP, BQ, DK, DR)
+    k = first_key(K, tile, stride_kb, stride_kh, False)
+    v = first_key(V, tile, stride_vb, stride_vh, False)
+    acc, top, total = nothing_seen(BQ * GP, DV)
 
-    first = start + tile * BQ
-    last = tl.minimum(tl.minimum(first + BQ, start + N), end)  # exclusive
+    first = tile.first
+    last = tile.last
     low = position - WINDOW + 1
     high = tl.where(real, position + 1, 0)
     # All queries of the tile see the keys from `inner` to `first`: no masks, but for the last tile of keys.
@@ -100,24 +102,21 @@ def _window_forward(
     edge = tl.where(first < last, edge, 0)
     stop = tl.where(first < last, last, 0)
 
-    acc = tl.zeros([BQ * GP, DV], tl.float32)
-    top = tl.full([BQ * GP], float("-inf"), tl.float32)
-    total = tl.zeros([BQ * GP], tl.float32)
     for at in tl.range(inner, edge, BN):
         acc, top, total = attend(
-            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, at, last, low, high,
-            scale, BN, DK, DR, DV, False, False, False, PRECISION,
+            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, tile.batch, tile.kv_head, at, last, low,
+            high, scale_log2, BN, DK, DR, DV, False, False, False, PRECISION,
         )  # fmt: skip
     for at in tl.range(edge, stop, BN, num_stages=1):
         acc, top, total = attend(
-            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, at, last, low, high,
-            scale, BN, DK, DR, DV, True, False, False, PRECISION,
+            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, tile.batch, tile.kv_head, at, last, low,
+            high, scale_log2, BN, DK, DR, DV, True, False, False, PRECISION,
         )  # fmt: skip
     # Before `inner` stand the BQ - 1 keys that only the first queries see.
     if BQ > 1 and inner > 0:
         acc, top, total = attend(
-            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, batch, group, tl.maximum(inner - FEW, 0),
-            tl.minimum(inner, last), low, tl.minimum(high, inner), scale, FEW, DK, DR, DV, True, True, False,
-            PRECISION,
+            acc, top, total, q, q_rest, k, v, stride_ks, stride_vs, tile.batch, tile.kv_head,
+            tl.maximum(inner - FEW, 0), tl.minimum(inner, last), low, tl.minimum(high, inner), scale_log2,
+            FEW, DK, DR, DV, True, True, False, PRECISION,
         )  # fmt: skip
-    store_rows(Out, Lse, acc, top, total, real, tile, batch, group, N, HKV, G, GP, BQ, DV)
+    store_rows(Out, Lse, acc, top, total, real, tile, queries, kv_heads, G, GP, BQ, DV)
