@@ -114,15 +114,21 @@ globals()[sys.argv[1]]()
 print(*sorted(names))
 """
 KERNELS = {
-    "attention": "_compressed_forward _forced_forward _gate_backward _key_tile_backward _select "
-    "_selected_backward_kernel _selected_forward _window_forward",
-    "phi": "linear_forward mean_backward mean_forward mlp_forward",
+    "attention": "_compressed_forward_kernel _forced_forward_kernel _gate_backward_kernel "
+    "_key_tile_backward_kernel _select_kernel _selected_backward_kernel _selected_forward_kernel "
+    "_window_forward_kernel",
+    "phi": "linear_forward_kernel mean_backward_kernel mean_forward_kernel mlp_forward_kernel",
     "one_token": "attend_kernel merge_kernel score_kernel",
     "many": "attend_kernel bulk merge_kernel pointers score_kernel",
 }
 
 
-SPILLED = {"_selected_backward_kernel": 128, "_key_tile_backward": 32, "_select": 192, "_window_forward": 16}
+SPILLED = {
+    "_selected_backward_kernel": 128,
+    "_key_tile_backward_kernel": 32,
+    "_select_kernel": 192,
+    "_window_forward_kernel": 16,
+}
 """Bytes a thread, by the assembler's count, where any are. Shared memory leaves these kernels a small L1
 cache, so that what their loops spill comes from L2: at 356 the first took a fifth longer."""
 

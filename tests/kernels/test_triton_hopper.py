@@ -36,10 +36,10 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 from nsa_kernels.triton.hopper.conditions import WIDTH
 from nsa_kernels.triton.hopper.parts import Sizes, heads_layout, shared_layout
-from nsa_kernels.triton.hopper.stream import attention_hopper
+from nsa_kernels.triton.hopper.stream import attention_kernel
 
 def compiled(dtype, group, branches, select, config):
-    kernel = attention_hopper
+    kernel = attention_kernel
     keys = f"tensordesc<{dtype}[{config['BN']},{WIDTH}],{shared_layout()!r}>"
     rows = f"tensordesc<{dtype}[1,{64 // group},{group},{WIDTH}],{heads_layout()!r}>"
     slots = ("KEY_SLOTS", "VALUE_SLOTS", "QUERY_SLOTS")
@@ -48,7 +48,7 @@ def compiled(dtype, group, branches, select, config):
     }
     if branches == 1:
         constants |= dict.fromkeys(("K2", "V2", "Out2", "Lse2", "pitch_k2", "pitch_v2"))
-    types = {"Q": rows, "Starts": "*i32", "Ends": "*i32", "scale": "fp32"}
+    types = {"Q": rows, "Starts": "*i32", "Ends": "*i32", "scale_log2": "fp32"}
     for n in "12":
         types |= {"K" + n: keys, "V" + n: keys, "Out" + n: rows, "Lse" + n: "*fp32"}
     types |= dict.fromkeys(constants, "constexpr")

@@ -17,7 +17,7 @@ from nsa_kernels.triton.prefill.compressed import compressed_forward
 from nsa_kernels.triton.prefill.select import select
 from nsa_kernels.triton.prefill.selected import selected_forward
 from nsa_kernels.triton.prefill.window_and_forced import window_and_forced_forward
-from nsa_kernels.triton.tiles import MAX_GROUP, MIN_DOT, Grid, split_width
+from nsa_kernels.triton.tiles import MAX_GROUP, MIN_DOT, Grid, rows_contiguous, split_width
 from nsa_kernels.types import Caches, NSAOutput
 
 
@@ -127,7 +127,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q, *tensors, gates, blocks, o_cmp, o_slc, o_win, lse_cmp, lse_slc, lse_win = ctx.saved_tensors
         caches, grid = Caches(*tensors), ctx.grid
-        dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+        dout = rows_contiguous(dout)
         dgates = gate_backward(dout, o_cmp, o_slc, o_win, grid)
         dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)  # the branches add to it
         upstream = (gates, dgates)
@@ -148,7 +148,7 @@ def _padded(q: Tensor, caches: Caches) -> tuple[Tensor, Caches]:
     def fit(x: Tensor, width: int) -> Tensor:
         if x.shape[-1] != width:
             return F.pad(x, (0, width - x.shape[-1])).contiguous()  # pad keeps a channels-last layout
-        return x if x.stride(-1) == 1 else x.contiguous()
+        return rows_contiguous(x)
 
     key_width = _next_width(q.shape[-1])
     value_width = max(MIN_DOT, triton.next_power_of_2(caches.v_slc.shape[-1]))

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nsa_kernels.triton.configs import shipped
-from nsa_kernels.triton.tiles import Grid
+from nsa_kernels.triton.tiles import Grid, launch_options
 
 
 def gate_backward(
@@ -36,9 +36,9 @@ def gate_backward(
     batch, queries, heads, width = dout.shape
     dgates = dout.new_empty(3, batch, queries, heads, dtype=torch.float32)
     if dgates.numel():
-        launch = dict(config or shipped("gate_backward", width, dout.device))
-        rows = launch.pop("BM")
-        _gate_backward[(triton.cdiv(queries * heads, rows), batch)](
+        chosen = config or shipped("gate_backward", width, dout.device)
+        rows = chosen["BM"]
+        _gate_backward_kernel[(triton.cdiv(queries * heads, rows), batch)](
             dout,
             o_cmp,
             o_slc,
@@ -55,32 +55,39 @@ def gate_backward(
             H=heads,
             D=width,
             BM=rows,
-            **launch,
+            **launch_options(chosen),
         )
     return dgates.movedim(0, -1)
 
 
 @triton.jit
-def _gate_backward(
-    DOUT,
-    CMP,
-    SLC,
-    WIN,
-    DGATES,
-    STARTS,
-    ENDS,
-    dout_b,
-    dout_n,
-    dout_h,
-    cmp_b,
-    cmp_n,
-    cmp_h,
-    slc_b,
-    slc_n,
-    slc_h,
-    win_b,
-    win_n,
-    win_h,
+def _load(X, batch, query, head, real, stride_b, stride_n, stride_h, D: tl.constexpr):
+    """Rows [BM, D] of a tensor [B, N, H, D], 0 where not `real`."""
+    rows = X + batch * stride_b + (query * stride_n + head * stride_h)[:, None]
+    return tl.load(rows + tl.arange(0, D)[None, :], real[:, None], other=0.0)
+
+
+@triton.jit
+def _gate_backward_kernel(
+    Dout,
+    O_cmp,
+    O_slc,
+    O_win,
+    Dgates,
+    Starts,
+    Ends,
+    stride_dob,
+    stride_don,
+    stride_doh,
+    stride_ocb,
+    stride_ocn,
+    stride_och,
+    stride_osb,
+    stride_osn,
+    stride_osh,
+    stride_owb,
+    stride_own,
+    stride_owh,
     queries,
     branch_stride,
     H: tl.constexpr,
@@ -88,20 +95,18 @@ def _gate_backward(
     BM: tl.constexpr,
 ):
     """A program: BM rows (query, head) of one row of the batch, all three branches."""
-    b = tl.program_id(1).to(tl.int64)
+    batch = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    n = row // H
-    h = row % H
-    d = tl.arange(0, D)[None, :]
-    real = n < tl.minimum(queries, tl.load(ENDS + b) - tl.load(STARTS + b))
-    mask = real[:, None]
-    dout = tl.load(DOUT + b * dout_b + (n * dout_n + h * dout_h)[:, None] + d, mask, other=0.0)
-    o_cmp = tl.load(CMP + b * cmp_b + (n * cmp_n + h * cmp_h)[:, None] + d, mask, other=0.0)
-    o_slc = tl.load(SLC + b * slc_b + (n * slc_n + h * slc_h)[:, None] + d, mask, other=0.0)
-    o_win = tl.load(WIN + b * win_b + (n * win_n + h * win_h)[:, None] + d, mask, other=0.0)
+    query = row // H
+    head = row % H
+    real = query < tl.minimum(queries, tl.load(Ends + batch) - tl.load(Starts + batch))
+    dout = _load(Dout, batch, query, head, real, stride_dob, stride_don, stride_doh, D)
+    o_cmp = _load(O_cmp, batch, query, head, real, stride_ocb, stride_ocn, stride_och, D)
+    o_slc = _load(O_slc, batch, query, head, real, stride_osb, stride_osn, stride_osh, D)
+    o_win = _load(O_win, batch, query, head, real, stride_owb, stride_own, stride_owh, D)
     dout = dout.to(tl.float32)
-    out = DGATES + b * queries * H + row
-    inside = n < queries
+    out = Dgates + batch * queries * H + row
+    inside = query < queries
     tl.store(out, tl.sum(dout * o_cmp.to(tl.float32), 1), inside)
     tl.store(out + branch_stride, tl.sum(dout * o_slc.to(tl.float32), 1), inside)
     tl.store(out + 2 * branch_stride, tl.sum(dout * o_win.to(tl.float32), 1), inside)

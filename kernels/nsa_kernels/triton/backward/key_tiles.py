@@ -82,7 +82,7 @@ def launch_key_tiles(
     lse = lse - gate.float().log2()
     delta = delta.contiguous()
     bulk = bool(launch.get("TMA", 0)) and not rest and padded == grid.group and bulk_additions(dq)
-    _key_tile_backward[(tiles * grid.kv_heads * grid.batch * chunks,)](
+    _key_tile_backward_kernel[(tiles * grid.kv_heads * grid.batch * chunks,)](
         q,
         k,
         v,
@@ -113,8 +113,8 @@ def launch_key_tiles(
         GP=padded,
         BQ=per_tile,
         BN=launch["BN"],
-        MAIN=main,
-        REST=rest,
+        DK=main,
+        DR=rest,
         DV=width_v,
         WINDOW=window,
         BLOCK=grid.geometry.block,
@@ -152,14 +152,13 @@ def _chunk(wanted: int, per_tile: int, programs: int, grid: Grid) -> int:
 
 
 @triton.jit
-def _key_tile_backward(
-    Q, K, V, DOUT, LSE, DELTA, DQ, DK, DV_OUT, DQ_BOX, STARTS, ENDS,
-    q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, dout_b, dout_n, dout_h, dq_b, dq_n, dq_h,
-    queries, keys, batch, kv_heads, tiles, chunks, chunk, scale, scale_log2,
-    G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr,
-    MAIN: tl.constexpr, REST: tl.constexpr, DV: tl.constexpr,
-    WINDOW: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
-    BULK: tl.constexpr, PRECISION: tl.constexpr,
+def _key_tile_backward_kernel(
+    Q, K, V, Dout, Lse, Delta, Dq, Dk, Dv, Dq_box, Starts, Ends,
+    stride_qb, stride_qn, stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh,
+    stride_dob, stride_don, stride_doh, stride_dqb, stride_dqn, stride_dqh, queries, keys, batches, kv_heads,
+    tiles, chunks, chunk, scale, scale_log2, G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr,
+    BN: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DV: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK: tl.constexpr, STRIDE: tl.constexpr, BULK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program: BN keys of one KV head, one chunk of the queries.
 
@@ -169,26 +168,26 @@ def _key_tile_backward(
     pid = tl.program_id(0)
     tile = pid % tiles
     pid //= tiles
-    head = pid % kv_heads
+    kv_head = pid % kv_heads
     pid //= kv_heads
-    b = (pid % batch).to(tl.int64)
-    part = chunks - 1 - pid // batch
+    batch = (pid % batches).to(tl.int64)
+    part = chunks - 1 - pid // batches
 
     # Queries (by their number in the row, not their position) from `low` on and before `high` see a key of
     # this tile.
-    start = tl.load(STARTS + b)
+    start = tl.load(Starts + batch)
     # No query sees a key behind the last: what stands there may be anything, or not be there at all.
-    end = tl.minimum(tl.load(ENDS + b), start + queries)
-    real = tl.minimum(queries, end - start)
-    key = tile * BN
+    end = tl.minimum(tl.load(Ends + batch), start + queries)
+    real_queries = tl.minimum(queries, end - start)
+    first_key = tile * BN
     low = part * chunk
-    high = tl.minimum(real, low + chunk)
+    high = tl.minimum(real_queries, low + chunk)
     if WINDOW:
-        low = tl.maximum(low, key - start)
-        high = tl.minimum(high, key + BN - 1 + WINDOW - start)
+        low = tl.maximum(low, first_key - start)
+        high = tl.minimum(high, first_key + BN - 1 + WINDOW - start)
         valid = end
     else:
-        low = tl.maximum(low, key * STRIDE + BLOCK - 1 - start)
+        low = tl.maximum(low, first_key * STRIDE + BLOCK - 1 - start)
         valid = blocks_before(end, BLOCK, STRIDE)
 
     if WINDOW == 0 and low >= high:
@@ -197,33 +196,33 @@ def _key_tile_backward(
     first = low // BQ
     count = tl.maximum(tl.cdiv(high, BQ) - first, 0)
 
-    n = key + tl.arange(0, BN)
-    seen_from = n - start if WINDOW else n * STRIDE + BLOCK - 1 - start
-    column = tl.arange(0, MAIN)
+    key = first_key + tl.arange(0, BN)
+    seen_from = key - start if WINDOW else key * STRIDE + BLOCK - 1 - start
+    column = tl.arange(0, DK)
     column_v = tl.arange(0, DV)
-    present = (n < valid)[:, None]
-    offset = key.to(tl.int64)
+    present = (key < valid)[:, None]
+    offset = first_key.to(tl.int64)
     local = tl.arange(0, BN)[:, None]
-    K += b * k_b + offset * k_n + head.to(tl.int64) * k_h
-    V += b * v_b + offset * v_n + head.to(tl.int64) * v_h
-    k = tl.load(K + local * k_n + column[None, :], present, other=0.0)
-    v = tl.load(V + local * v_n + column_v[None, :], present, other=0.0)
-    dk = tl.zeros((BN, MAIN), tl.float32)
+    K += batch * stride_kb + offset * stride_ks + kv_head.to(tl.int64) * stride_kh
+    V += batch * stride_vb + offset * stride_vs + kv_head.to(tl.int64) * stride_vh
+    k = tl.load(K + local * stride_ks + column[None, :], present, other=0.0)
+    v = tl.load(V + local * stride_vs + column_v[None, :], present, other=0.0)
+    dk = tl.zeros((BN, DK), tl.float32)
     dv = tl.zeros((BN, DV), tl.float32)
-    if REST:
-        column_rest = MAIN + tl.arange(0, REST)
-        k_rest = tl.load(K + local * k_n + column_rest[None, :], present, other=0.0)
-        dk_rest = tl.zeros((BN, REST), tl.float32)
+    if DR:
+        column_rest = DK + tl.arange(0, DR)
+        k_rest = tl.load(K + local * stride_ks + column_rest[None, :], present, other=0.0)
+        dk_rest = tl.zeros((BN, DR), tl.float32)
     else:
         k_rest = 0.0
         dk_rest = 0.0
 
-    first_head = head * G
-    Q += b * q_b + first_head.to(tl.int64) * q_h
-    DOUT += b * dout_b + first_head.to(tl.int64) * dout_h
-    DQ += b * dq_b + first_head.to(tl.int64) * dq_h
-    LSE += b * queries * kv_heads * G + first_head
-    DELTA += b * queries * kv_heads * G + first_head
+    first_head = kv_head * G
+    Q += batch * stride_qb + first_head.to(tl.int64) * stride_qh
+    Dout += batch * stride_dob + first_head.to(tl.int64) * stride_doh
+    Dq += batch * stride_dqb + first_head.to(tl.int64) * stride_dqh
+    Lse += batch * queries * kv_heads * G + first_head
+    Delta += batch * queries * kv_heads * G + first_head
 
     turn = 0
     if WINDOW:
@@ -234,61 +233,60 @@ def _key_tile_backward(
         turn = tl.where(turn < count, turn, 0)
     for step in range(count):
         i = step + turn
-        m = first + tl.where(i < count, i, i - count)
+        number = first + tl.where(i < count, i, i - count)
         dk, dk_rest, dv = _query_tile(
-            m, Q, DOUT, LSE, DELTA, DQ, DQ_BOX, b, first_head,
-            q_n, q_h, dout_n, dout_h, dq_n, dq_h, kv_heads * G, real, seen_from,
-            k, k_rest, v, dk, dk_rest, dv, scale_log2,
-            G, GP, BQ, MAIN, REST, DV, WINDOW, BULK, PRECISION,
+            number, Q, Dout, Lse, Delta, Dq, Dq_box, batch, first_head,
+            stride_qn, stride_qh, stride_don, stride_doh, stride_dqn, stride_dqh, kv_heads * G, real_queries,
+            seen_from, k, k_rest, v, dk, dk_rest, dv, scale_log2, G, GP, BQ, DK, DR, DV, WINDOW, BULK,
+            PRECISION,
         )  # fmt: skip
 
-    row = ((b * keys + offset) * kv_heads + head) + local * kv_heads
-    inside = (n < keys)[:, None]
+    row = ((batch * keys + offset) * kv_heads + kv_head) + local * kv_heads
+    inside = (key < keys)[:, None]
     if WINDOW:
-        tl.store(DK + row * (MAIN + REST) + column[None, :], (dk * scale).to(DK.dtype.element_ty), inside)
-        tl.store(DV_OUT + row * DV + column_v[None, :], dv.to(DV_OUT.dtype.element_ty), inside)
-        if REST:
+        tl.store(Dk + row * (DK + DR) + column[None, :], (dk * scale).to(Dk.dtype.element_ty), inside)
+        tl.store(Dv + row * DV + column_v[None, :], dv.to(Dv.dtype.element_ty), inside)
+        if DR:
             tl.store(
-                DK + row * (MAIN + REST) + column_rest[None, :],
-                (dk_rest * scale).to(DK.dtype.element_ty),
+                Dk + row * (DK + DR) + column_rest[None, :],
+                (dk_rest * scale).to(Dk.dtype.element_ty),
                 inside,
             )
     else:
-        tl.atomic_add(DK + row * (MAIN + REST) + column[None, :], dk * scale, inside, sem="relaxed")
-        tl.atomic_add(DV_OUT + row * DV + column_v[None, :], dv, inside, sem="relaxed")
-        if REST:
-            tl.atomic_add(
-                DK + row * (MAIN + REST) + column_rest[None, :], dk_rest * scale, inside, sem="relaxed"
-            )
+        tl.atomic_add(Dk + row * (DK + DR) + column[None, :], dk * scale, inside, sem="relaxed")
+        tl.atomic_add(Dv + row * DV + column_v[None, :], dv, inside, sem="relaxed")
+        if DR:
+            tl.atomic_add(Dk + row * (DK + DR) + column_rest[None, :], dk_rest * scale, inside, sem="relaxed")
 
 
 @triton.jit
 def _query_tile(
-    m, Q, DOUT, LSE, DELTA, DQ, DQ_BOX, b, first_head,
-    q_n, q_h, dout_n, dout_h, dq_n, dq_h, heads, real, seen_from, k, k_rest, v, dk, dk_rest, dv, scale_log2,
-    G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
-    DV: tl.constexpr, WINDOW: tl.constexpr, BULK: tl.constexpr, PRECISION: tl.constexpr,
+    number, Q, Dout, Lse, Delta, Dq, Dq_box, batch, first_head,
+    stride_qn, stride_qh, stride_don, stride_doh, stride_dqn, stride_dqh, heads, real_queries, seen_from, k,
+    k_rest, v, dk, dk_rest, dv, scale_log2, G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr,
+    DK: tl.constexpr, DR: tl.constexpr, DV: tl.constexpr, WINDOW: tl.constexpr, BULK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The m-th query tile against a tile of keys.
+    """The query tile `number` against a tile of keys.
 
     Every tile is masked. A loop of its own for those without an edge costs more than the masks: with two
     loops to keep values for, the compiler spills.
     """
     row = tl.arange(0, BQ * GP)
-    query = m * BQ + row // GP
-    column = tl.arange(0, MAIN)[None, :]
+    query = number * BQ + row // GP
+    column = tl.arange(0, DK)[None, :]
     column_v = tl.arange(0, DV)[None, :]
-    ok = (query < real) & (row % GP < G)
-    q_rows = row_pointers(Q, m, row, q_n, q_h, BQ, GP)[:, None]
-    q = tl.load(q_rows + column, ok[:, None], other=0.0)
-    dout_rows = row_pointers(DOUT, m, row, dout_n, dout_h, BQ, GP)[:, None]
-    dout = tl.load(dout_rows + column_v, ok[:, None], other=0.0)
-    lse = tl.load(row_pointers(LSE, m, row, heads, 1, BQ, GP), ok, other=float("inf"))
-    delta = tl.load(row_pointers(DELTA, m, row, heads, 1, BQ, GP), ok, other=0.0)
+    real = (query < real_queries) & (row % GP < G)
+    q_rows = row_pointers(Q, number, row, stride_qn, stride_qh, BQ, GP)[:, None]
+    q = tl.load(q_rows + column, real[:, None], other=0.0)
+    dout_rows = row_pointers(Dout, number, row, stride_don, stride_doh, BQ, GP)[:, None]
+    dout = tl.load(dout_rows + column_v, real[:, None], other=0.0)
+    lse = tl.load(row_pointers(Lse, number, row, heads, 1, BQ, GP), real, other=float("inf"))
+    delta = tl.load(row_pointers(Delta, number, row, heads, 1, BQ, GP), real, other=0.0)
 
     s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-    if REST:
-        q_rest = tl.load(q_rows + MAIN + tl.arange(0, REST)[None, :], ok[:, None], other=0.0)
+    if DR:
+        q_rest = tl.load(q_rows + DK + tl.arange(0, DR)[None, :], real[:, None], other=0.0)
         s = tl.dot(k_rest, tl.trans(q_rest), s, input_precision=PRECISION)
     p = tl.exp2(s * scale_log2 - lse[None, :])
     seen = seen_from[:, None] <= query[None, :]
@@ -301,13 +299,13 @@ def _query_tile(
     dk = tl.dot(ds, q, dk, input_precision=PRECISION)
     dq = tl.trans(tl.dot(tl.trans(k), ds, input_precision=PRECISION))
     if BULK:
-        DQ_BOX.atomic_add([b.to(tl.int32), m * BQ, first_head, 0], dq.reshape(1, BQ, GP, MAIN))
+        Dq_box.atomic_add([batch.to(tl.int32), number * BQ, first_head, 0], dq.reshape(1, BQ, GP, DK))
     else:
-        dq_rows = row_pointers(DQ, m, row, dq_n, dq_h, BQ, GP)[:, None]
-        tl.atomic_add(dq_rows + column, dq, ok[:, None], sem="relaxed")
-    if REST:
+        dq_rows = row_pointers(Dq, number, row, stride_dqn, stride_dqh, BQ, GP)[:, None]
+        tl.atomic_add(dq_rows + column, dq, real[:, None], sem="relaxed")
+    if DR:
         dk_rest = tl.dot(ds, q_rest, dk_rest, input_precision=PRECISION)
         dq_rest = tl.trans(tl.dot(tl.trans(k_rest), ds, input_precision=PRECISION))
-        dq_rows = row_pointers(DQ, m, row, dq_n, dq_h, BQ, GP)[:, None]
-        tl.atomic_add(dq_rows + MAIN + tl.arange(0, REST)[None, :], dq_rest, ok[:, None], sem="relaxed")
+        dq_rows = row_pointers(Dq, number, row, stride_dqn, stride_dqh, BQ, GP)[:, None]
+        tl.atomic_add(dq_rows + DK + tl.arange(0, DR)[None, :], dq_rest, real[:, None], sem="relaxed")
     return dk, dk_rest, dv

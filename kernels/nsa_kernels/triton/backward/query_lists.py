@@ -63,7 +63,7 @@ def query_lists(blocks: Tensor, grid: Grid, *, chunk: int, piece: int) -> QueryL
     entries = blocks[0].numel()
     programs = (triton.cdiv(entries, _ENTRIES), grid.batch)
     sizes = (entries, grid.kv_heads, chunks, num_blocks)
-    options = {"SLOTS": blocks.shape[-1], "CHUNK": chunk, "ENTRIES": _ENTRIES}
+    options = {"COUNT": blocks.shape[-1], "CHUNK": chunk, "ENTRIES": _ENTRIES}
     _rank_kernel[programs](blocks, lengths, ranks, *sizes, **options)
     lists = QueryLists(
         chunks=chunks,
@@ -101,74 +101,74 @@ def _reached(grid: Grid, chunk: int, chunks: int, num_blocks: int) -> int:
 
 @triton.jit
 def _entries(
-    blocks,
+    Blocks,
     entries,
     kv_heads,
     chunks,
     num_blocks,
-    SLOTS: tl.constexpr,
+    COUNT: tl.constexpr,
     CHUNK: tl.constexpr,
     ENTRIES: tl.constexpr,
 ):
     """Offsets of this program's entries, their queries and their cells, and which of them count."""
-    row = tl.program_id(1)
+    batch = tl.program_id(1)
     entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)
-    offset = row.to(tl.int64) * entries + entry
-    block = tl.load(blocks + offset, mask=entry < entries, other=-1)
-    head = (entry // SLOTS) % kv_heads
-    query = entry // (SLOTS * kv_heads)
-    cell = ((row * kv_heads + head) * chunks + query // CHUNK) * num_blocks + block
+    offset = batch.to(tl.int64) * entries + entry
+    block = tl.load(Blocks + offset, mask=entry < entries, other=-1)
+    kv_head = (entry // COUNT) % kv_heads
+    query = entry // (COUNT * kv_heads)
+    cell = ((batch * kv_heads + kv_head) * chunks + query // CHUNK) * num_blocks + block
     return offset, query, cell, (block >= 0) & (block < num_blocks)
 
 
 @triton.jit
 def _rank_kernel(
-    blocks,
-    lengths,
-    ranks,
+    Blocks,
+    Lengths,
+    Ranks,
     entries,
     kv_heads,
     chunks,
     num_blocks,
-    SLOTS: tl.constexpr,
+    COUNT: tl.constexpr,
     CHUNK: tl.constexpr,
     ENTRIES: tl.constexpr,
 ):
     """Counts each cell's queries and gives each entry a place in its cell's list."""
-    offset, _, cell, used = _entries(blocks, entries, kv_heads, chunks, num_blocks, SLOTS, CHUNK, ENTRIES)
-    rank = tl.atomic_add(lengths + cell, 1, mask=used, sem="relaxed")
-    tl.store(ranks + offset, rank, mask=used)
+    offset, _, cell, used = _entries(Blocks, entries, kv_heads, chunks, num_blocks, COUNT, CHUNK, ENTRIES)
+    rank = tl.atomic_add(Lengths + cell, 1, mask=used, sem="relaxed")
+    tl.store(Ranks + offset, rank, mask=used)
 
 
 @triton.jit
 def _fill_kernel(
-    blocks,
-    lengths,
-    ranks,
-    list_ends,
-    piece_ends,
-    queries,
-    cells,
-    firsts,
-    counts,
+    Blocks,
+    Lengths,
+    Ranks,
+    List_ends,
+    Piece_ends,
+    Queries,
+    Cells,
+    Firsts,
+    Counts,
     entries,
     kv_heads,
     chunks,
     num_blocks,
-    SLOTS: tl.constexpr,
+    COUNT: tl.constexpr,
     CHUNK: tl.constexpr,
     PIECE: tl.constexpr,
     ENTRIES: tl.constexpr,
 ):
     """Writes the lists; the entry at the head of a piece writes the piece's work as well."""
-    offset, query, cell, used = _entries(blocks, entries, kv_heads, chunks, num_blocks, SLOTS, CHUNK, ENTRIES)
-    rank = tl.load(ranks + offset, mask=used, other=1)
-    length = tl.load(lengths + cell, mask=used, other=0)
-    place = tl.load(list_ends + cell, mask=used, other=0) - length + rank
-    tl.store(queries + place, query % CHUNK, mask=used)
+    offset, query, cell, used = _entries(Blocks, entries, kv_heads, chunks, num_blocks, COUNT, CHUNK, ENTRIES)
+    rank = tl.load(Ranks + offset, mask=used, other=1)
+    length = tl.load(Lengths + cell, mask=used, other=0)
+    place = tl.load(List_ends + cell, mask=used, other=0) - length + rank
+    tl.store(Queries + place, query % CHUNK, mask=used)
     heads = used & (rank % PIECE == 0)
     pieces = (length + PIECE - 1) // PIECE
-    work = tl.load(piece_ends + cell, mask=heads, other=0) - pieces + rank // PIECE
-    tl.store(cells + work, cell, mask=heads)
-    tl.store(firsts + work, place, mask=heads)
-    tl.store(counts + work, tl.minimum(length - rank, PIECE), mask=heads)
+    work = tl.load(Piece_ends + cell, mask=heads, other=0) - pieces + rank // PIECE
+    tl.store(Cells + work, cell, mask=heads)
+    tl.store(Firsts + work, place, mask=heads)
+    tl.store(Counts + work, tl.minimum(length - rank, PIECE), mask=heads)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nsa_kernels.triton.backward.query_lists import query_lists
 from nsa_kernels.triton.configs import shipped
-from nsa_kernels.triton.tiles import MIN_DOT, Grid, queries_per_tile, split_width
+from nsa_kernels.triton.tiles import MIN_DOT, Grid, launch_options, precision, queries_per_tile, split_width
 
 
 def selected_backward(
@@ -51,19 +51,19 @@ def selected_backward(
         Gradients of k and v, in their dtypes; 0 at padding.
     """
     width, value_width = q.shape[-1], v.shape[-1]
-    chosen = dict(config or shipped("selected_backward", max(width, value_width), q.device))
-    queries = queries_per_tile(chosen.pop("BM"), grid)
+    chosen = config or shipped("selected_backward", max(width, value_width), q.device)
+    queries = queries_per_tile(chosen["BM"], grid)
     size = grid.geometry.select_block
-    keys = max(MIN_DOT, min(chosen.pop("BN"), triton.next_power_of_2(size)))
-    chunk = chosen.pop("CHUNK")
-    lists = query_lists(blocks, grid, chunk=chunk, piece=chosen.pop("PIECE"))
+    keys = max(MIN_DOT, min(chosen["BN"], triton.next_power_of_2(size)))
+    chunk = chosen["CHUNK"]
+    lists = query_lists(blocks, grid, chunk=chunk, piece=chosen["PIECE"])
     # A gate as a factor of every probability is a shift of the log-sum-exp. It and delta stand side by side:
     # one copy a row brings both.
     shifts = torch.stack((lse - gates[..., 1].float().log2(), dgates[..., 1]), -1)
     dk = torch.zeros(k.shape, dtype=torch.float32, device=k.device)
     dv = torch.zeros(v.shape, dtype=torch.float32, device=v.device)
     main, rest = split_width(width)
-    if chosen.pop("HALVES") and rest == 0 and main > MIN_DOT:
+    if chosen["HALVES"] and rest == 0 and main > MIN_DOT:
         main = rest = main // 2
     _selected_backward_kernel[(lists.counts.numel(), triton.cdiv(size, keys))](
         q,
@@ -95,7 +95,7 @@ def selected_backward(
         grid.scale_log2,
         grid.scale,
         PACKED=q.stride(2) == width and dout.stride(2) == value_width and dq.stride(2) == width,
-        SIZE=size,
+        SELECT=size,
         CHUNK=chunk,
         G=grid.group,
         GP=grid.padded_group,
@@ -104,8 +104,8 @@ def selected_backward(
         DK=main,
         DR=rest,
         DV=value_width,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        **chosen,
+        PRECISION=precision(q),
+        **launch_options(chosen),
     )
     return dk.to(k.dtype), dv.to(v.dtype)
 
@@ -124,42 +124,42 @@ def _add(
 
 @triton.jit
 def _selected_backward_kernel(
-    q,
-    k,
-    v,
-    dout,
-    shifts,
-    dq,
-    dk,
-    dv,
+    Q,
+    K,
+    V,
+    Dout,
+    Shifts,
+    Dq,
+    Dk,
+    Dv,
+    Queries,
+    Cells,
+    Firsts,
+    Counts,
+    Starts,
+    Ends,
+    stride_qb,
+    stride_qn,
+    stride_qh,
+    stride_kb,
+    stride_ks,
+    stride_kh,
+    stride_vb,
+    stride_vs,
+    stride_vh,
+    stride_dob,
+    stride_don,
+    stride_doh,
+    stride_dqb,
+    stride_dqn,
+    stride_dqh,
+    stride_dkb,
+    stride_dks,
+    stride_dkh,
+    stride_dvb,
+    stride_dvs,
+    stride_dvh,
     queries,
-    cells,
-    firsts,
-    counts,
-    starts,
-    ends,
-    q_b,
-    q_n,
-    q_h,
-    k_b,
-    k_s,
-    k_h,
-    v_b,
-    v_s,
-    v_h,
-    dout_b,
-    dout_n,
-    dout_h,
-    dq_b,
-    dq_n,
-    dq_h,
-    dk_b,
-    dk_s,
-    dk_h,
-    dv_b,
-    dv_s,
-    dv_h,
-    length,
     heads,
     kv_heads,
     chunks,
@@ -167,7 +167,7 @@ def _selected_backward_kernel(
     scale_log2,
     scale,
     PACKED: tl.constexpr,
-    SIZE: tl.constexpr,
+    SELECT: tl.constexpr,
     CHUNK: tl.constexpr,
     G: tl.constexpr,
     GP: tl.constexpr,
@@ -179,104 +179,106 @@ def _selected_backward_kernel(
     PRECISION: tl.constexpr,
 ):
     """One piece of one list, against (a part of) its block. Scores stand keys x rows."""
-    count = tl.load(counts + tl.program_id(0))
+    count = tl.load(Counts + tl.program_id(0))
     if count == 0:
         return
-    cell = tl.load(cells + tl.program_id(0))
-    queries += tl.load(firsts + tl.program_id(0))
+    cell = tl.load(Cells + tl.program_id(0))
+    Queries += tl.load(Firsts + tl.program_id(0))
     block = cell % blocks
     chunk = (cell // blocks) % chunks
-    head = (cell // (blocks * chunks) % kv_heads).to(tl.int64)
-    b = (cell // (blocks * chunks * kv_heads)).to(tl.int64)
-    start = tl.load(starts + b) + chunk * CHUNK
-    end = tl.minimum(tl.load(ends + b), tl.load(starts + b) + length)  # no query sees what stands behind
+    kv_head = (cell // (blocks * chunks) % kv_heads).to(tl.int64)
+    batch = (cell // (blocks * chunks * kv_heads)).to(tl.int64)
+    start = tl.load(Starts + batch) + chunk * CHUNK
+    # No query sees what stands behind.
+    end = tl.minimum(tl.load(Ends + batch), tl.load(Starts + batch) + queries)
 
     first_query = chunk.to(tl.int64) * CHUNK
-    q += b * q_b + first_query * q_n + head * G * q_h
-    dout += b * dout_b + first_query * dout_n + head * G * dout_h
-    shifts += ((b * length + first_query) * heads + head * G) * 2
-    dq += b * dq_b + first_query * dq_n + head * G * dq_h
+    Q += batch * stride_qb + first_query * stride_qn + kv_head * G * stride_qh
+    Dout += batch * stride_dob + first_query * stride_don + kv_head * G * stride_doh
+    Shifts += ((batch * queries + first_query) * heads + kv_head * G) * 2
+    Dq += batch * stride_dqb + first_query * stride_dqn + kv_head * G * stride_dqh
 
     inside = tl.program_id(1) * BN + tl.arange(0, BN)
-    position = block * SIZE + inside
-    mine = (inside < SIZE) & (position < end)
+    position = block * SELECT + inside
+    mine = (inside < SELECT) & (position < end)
     # Keys that are not this program's stand behind every query: the causal mask takes them out.
     position = tl.where(mine, position, 2147483647)
-    first_key = block.to(tl.int64) * SIZE
-    k += b * k_b + first_key * k_s + head * k_h
-    v += b * v_b + first_key * v_s + head * v_h
+    first_key = block.to(tl.int64) * SELECT
+    K += batch * stride_kb + first_key * stride_ks + kv_head * stride_kh
+    V += batch * stride_vb + first_key * stride_vs + kv_head * stride_vh
     key = inside[:, None]
     column = tl.arange(0, DK)[None, :]
     value_column = tl.arange(0, DV)[None, :]
-    keys = tl.load(k + key * k_s + column, mask=mine[:, None], other=0.0)
-    values = tl.load(v + key * v_s + value_column, mask=mine[:, None], other=0.0)
-    key_grad = tl.zeros([BN, DK], tl.float32)
-    value_grad = tl.zeros([BN, DV], tl.float32)
+    k = tl.load(K + key * stride_ks + column, mask=mine[:, None], other=0.0)
+    v = tl.load(V + key * stride_vs + value_column, mask=mine[:, None], other=0.0)
+    dk = tl.zeros([BN, DK], tl.float32)
+    dv = tl.zeros([BN, DV], tl.float32)
     if DR > 0:
         rest_column = DK + tl.arange(0, DR)[None, :]
-        rest_keys = tl.load(k + key * k_s + rest_column, mask=mine[:, None], other=0.0)
-        rest_grad = tl.zeros([BN, DR], tl.float32)
+        k_rest = tl.load(K + key * stride_ks + rest_column, mask=mine[:, None], other=0.0)
+        dk_rest = tl.zeros([BN, DR], tl.float32)
 
     # Pointers in three axes: the compiler then sees that a thread's heads and columns lie at fixed distances.
     # In two, rows and columns, it kept an offset for each and spilled them.
-    h = tl.arange(0, GP)
+    head = tl.arange(0, GP)
     if G < GP:
-        h = tl.minimum(h, G - 1)  # rows that stand for nothing repeat one that does, and count for nothing
-    wide_h = h
+        # Rows that stand for nothing repeat one that does, and count for nothing.
+        head = tl.minimum(head, G - 1)
+    head64 = head
     if PACKED:  # known to the compiler, these strides cost no registers
-        q_h = DK + DR
-        dq_h = DK + DR
-        dout_h = DV
+        stride_qh = DK + DR
+        stride_dqh = DK + DR
+        stride_doh = DV
     else:
-        wide_h = h.to(tl.int64)
+        head64 = head.to(tl.int64)
     main = tl.arange(0, DK)[None, None, :]
-    x_offset = (wide_h * q_h)[None, :, None]
-    y_offset = (wide_h * dout_h)[None, :, None] + tl.arange(0, DV)[None, None, :]
-    dx_offset = (wide_h * dq_h)[None, :, None]
+    q_offset = (head64 * stride_qh)[None, :, None]
+    dout_offset = (head64 * stride_doh)[None, :, None] + tl.arange(0, DV)[None, None, :]
+    dq_offset = (head64 * stride_dqh)[None, :, None]
     if DR > 0:
         rest = DK + tl.arange(0, DR)[None, None, :]
     row = tl.arange(0, BQ * GP)
     # Only a chunk with queries before the block's end needs the causal mask: it has keys behind a query, or
     # behind the row's end.
-    masked = (start < (block + 1) * SIZE) | (SIZE % BN != 0)
+    masked = (start < (block + 1) * SELECT) | (SELECT % BN != 0)
     for first in range(0, count, BQ):
         place = first + row // GP
-        one = tl.load(queries + tl.minimum(first + tl.arange(0, BQ), count - 1))
-        x = tl.load(q + (one * q_n)[:, None, None] + (x_offset + main))
-        y = tl.load(dout + (one * dout_n)[:, None, None] + y_offset)
-        pair = ((one * heads)[:, None] + h[None, :]) * 2
-        pair = tl.load(shifts + pair[:, :, None] + tl.arange(0, 2)[None, None, :])
-        x = tl.reshape(x, [BQ * GP, DK])
-        y = tl.reshape(y, [BQ * GP, DV])
-        shift, mean = tl.split(tl.reshape(pair, [BQ * GP, 2]))
+        query = tl.load(Queries + tl.minimum(first + tl.arange(0, BQ), count - 1))
+        q = tl.load(Q + (query * stride_qn)[:, None, None] + (q_offset + main))
+        dout = tl.load(Dout + (query * stride_don)[:, None, None] + dout_offset)
+        pair = ((query * heads)[:, None] + head[None, :]) * 2
+        pair = tl.load(Shifts + pair[:, :, None] + tl.arange(0, 2)[None, None, :])
+        q = tl.reshape(q, [BQ * GP, DK])
+        dout = tl.reshape(dout, [BQ * GP, DV])
+        lse, delta = tl.split(tl.reshape(pair, [BQ * GP, 2]))
         real = (place < count) & (row % GP < G)
-        shift = tl.where(real, shift, float("inf"))
+        lse = tl.where(real, lse, float("inf"))
 
-        s = tl.dot(keys, tl.trans(x), input_precision=PRECISION)
+        s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         if DR > 0:
-            z = tl.load(q + (one * q_n)[:, None, None] + (x_offset + rest))
-            z = tl.reshape(z, [BQ * GP, DR])
-            s = tl.dot(rest_keys, tl.trans(z), s, input_precision=PRECISION)
-        p = tl.exp2(s * scale_log2 - shift[None, :])
+            q_rest = tl.load(Q + (query * stride_qn)[:, None, None] + (q_offset + rest))
+            q_rest = tl.reshape(q_rest, [BQ * GP, DR])
+            s = tl.dot(k_rest, tl.trans(q_rest), s, input_precision=PRECISION)
+        p = tl.exp2(s * scale_log2 - lse[None, :])
         if masked:
-            last = start + tl.load(queries + tl.minimum(place, count - 1))
+            last = start + tl.load(Queries + tl.minimum(place, count - 1))
             p = tl.where(position[:, None] <= last[None, :], p, 0.0)
-        dp = tl.dot(values, tl.trans(y), input_precision=PRECISION)
-        value_grad = tl.dot(p.to(y.dtype), y, value_grad, input_precision=PRECISION)
-        ds = (p * (dp - mean[None, :])).to(x.dtype)
-        key_grad = tl.dot(ds, x, key_grad, input_precision=PRECISION)
+        dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
+        dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
+        ds = (p * (dp - delta[None, :])).to(q.dtype)
+        dk = tl.dot(ds, q, dk, input_precision=PRECISION)
         if DR > 0:
-            rest_grad = tl.dot(ds, z, rest_grad, input_precision=PRECISION)
-        dx = tl.trans(tl.dot(tl.trans(keys), ds, input_precision=PRECISION))
-        add = dq + (one * dq_n)[:, None, None]
-        _add(add + (dx_offset + main), dx, real, G, BQ, GP, DK)
+            dk_rest = tl.dot(ds, q_rest, dk_rest, input_precision=PRECISION)
+        dq = tl.trans(tl.dot(tl.trans(k), ds, input_precision=PRECISION))
+        add = Dq + (query * stride_dqn)[:, None, None]
+        _add(add + (dq_offset + main), dq, real, G, BQ, GP, DK)
         if DR > 0:
-            dz = tl.trans(tl.dot(tl.trans(rest_keys), ds, input_precision=PRECISION))
-            _add(add + (dx_offset + rest), dz, real, G, BQ, GP, DR)
+            dq_rest = tl.trans(tl.dot(tl.trans(k_rest), ds, input_precision=PRECISION))
+            _add(add + (dq_offset + rest), dq_rest, real, G, BQ, GP, DR)
 
-    dk += b * dk_b + first_key * dk_s + head * dk_h + key * dk_s
-    dv += b * dv_b + first_key * dv_s + head * dv_h + key * dv_s
-    tl.atomic_add(dk + column, key_grad * scale, mask=mine[:, None], sem="relaxed")
-    tl.atomic_add(dv + value_column, value_grad, mask=mine[:, None], sem="relaxed")
+    Dk += batch * stride_dkb + first_key * stride_dks + kv_head * stride_dkh + key * stride_dks
+    Dv += batch * stride_dvb + first_key * stride_dvs + kv_head * stride_dvh + key * stride_dvs
+    tl.atomic_add(Dk + column, dk * scale, mask=mine[:, None], sem="relaxed")
+    tl.atomic_add(Dv + value_column, dv, mask=mine[:, None], sem="relaxed")
     if DR > 0:
-        tl.atomic_add(dk + rest_column, rest_grad * scale, mask=mine[:, None], sem="relaxed")
+        tl.atomic_add(Dk + rest_column, dk_rest * scale, mask=mine[:, None], sem="relaxed")

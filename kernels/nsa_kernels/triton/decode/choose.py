@@ -16,7 +16,7 @@ FORCED = tl.constexpr(3)
 
 @triton.jit
 def load_pooled(
-    reference, pooled, first, count,
+    Reference, Pooled, first, count,
     G: tl.constexpr, GROUP: tl.constexpr, BJ: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """What the tiles from `first` on gave to their blocks; nothing from `count` on.
@@ -25,32 +25,32 @@ def load_pooled(
     all heads of a block to one, so that the sum over a group needs no shuffle.
 
     Returns:
-        The m that the sums refer to [GROUP, TILES], and the sums [GROUP, TILES, BJ].
+        The top that the sums refer to [GROUP, TILES], and the sums [GROUP, TILES, BJ].
     """
     head = tl.arange(0, GROUP)[:, None]
     tile = first + tl.arange(0, TILES)[None, :]
-    m = tl.load(reference + tile * G + head, mask=(head < G) & (tile < count), other=float("-inf"))
+    top = tl.load(Reference + tile * G + head, mask=(head < G) & (tile < count), other=float("-inf"))
     block = tl.arange(0, TILES * BJ)[None, :]
     tile = first + block // BJ
-    place = pooled + (tile * G + head) * BJ + block % BJ
+    place = Pooled + (tile * G + head) * BJ + block % BJ
     sums = tl.load(place, mask=(head < G) & (tile < count), other=0.0)
-    return m, tl.reshape(sums, [GROUP, TILES, BJ])
+    return top, tl.reshape(sums, [GROUP, TILES, BJ])
 
 
 @triton.jit
 def rank_tiles(
-    ranked, m, sums, lse, first, tiles, BJ: tl.constexpr, TILES: tl.constexpr
+    Ranked, top, sums, lse, first, tiles, BJ: tl.constexpr, TILES: tl.constexpr
 ):  # fmt: skip
     """Writes the importance of the blocks of the tiles from `first` on."""
     block = (first + tl.arange(0, TILES))[:, None] * BJ + tl.arange(0, BJ)[None, :]
-    importance = tl.sum(sums * tl.exp2(m - lse[:, None])[:, :, None], 0)
+    importance = tl.sum(sums * tl.exp2(top - lse[:, None])[:, :, None], 0)
     importance = tl.maximum(importance, 0.0)
-    tl.store(ranked + block, importance.to(tl.int32, bitcast=True), mask=block < tiles * BJ)
+    tl.store(Ranked + block, importance.to(tl.int32, bitcast=True), mask=block < tiles * BJ)
 
 
 @triton.jit
 def importances(
-    ranked, stats, reference, pooled, splits, tiles, G: tl.constexpr, GROUP: tl.constexpr, BJ: tl.constexpr,
+    Ranked, Stats, Reference, Pooled, splits, tiles, G: tl.constexpr, GROUP: tl.constexpr, BJ: tl.constexpr,
     SPLITS: tl.constexpr, TILES: tl.constexpr, PIECEWISE: tl.constexpr,
 ):  # fmt: skip
     """Writes the importance of the blocks to `ranked`, as the bits of a float >= 0.
@@ -60,17 +60,17 @@ def importances(
     Returns:
         The compressed branch's log2-sum-exp [GROUP].
     """
-    m, sums = load_pooled(reference, pooled, 0, tiles, G, GROUP, BJ, TILES)
+    top, sums = load_pooled(Reference, Pooled, 0, tiles, G, GROUP, BJ, TILES)
     # The assembler moves no load past a barrier. Else it asks for the sums when it needs them: after the
     # denominators, for which it has waited.
     tl.debug_barrier()
-    m_split, total = load_stats(stats, splits, G, GROUP, SPLITS)
-    lse = log_sum_exp(m_split, total, 0)
-    rank_tiles(ranked, m, sums, lse, 0, tiles, BJ, TILES)
+    top_split, total = load_stats(Stats, splits, G, GROUP, SPLITS)
+    lse = log_sum_exp(top_split, total, 0)
+    rank_tiles(Ranked, top, sums, lse, 0, tiles, BJ, TILES)
     if PIECEWISE:
         for first in range(TILES, tiles, TILES):
-            m, sums = load_pooled(reference, pooled, first, tiles, G, GROUP, BJ, TILES)
-            rank_tiles(ranked, m, sums, lse, first, tiles, BJ, TILES)
+            top, sums = load_pooled(Reference, Pooled, first, tiles, G, GROUP, BJ, TILES)
+            rank_tiles(Ranked, top, sums, lse, first, tiles, BJ, TILES)
     return lse
 
 
@@ -117,7 +117,7 @@ def bounds(bits, need, many, NB: tl.constexpr, GROUPS: tl.constexpr, WAYS: tl.co
 
 @triton.jit
 def choose(
-    ranked, written, own,
+    Ranked, written, own,
     COUNT: tl.constexpr, NB: tl.constexpr, GROUPS: tl.constexpr, WAYS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The slot of each block [NB], -1 where it is not chosen; among equals the lower index is.
@@ -134,7 +134,7 @@ def choose(
     """
     block = tl.arange(0, NB)
     # Past L1, which may hold what stood here before.
-    bits = tl.load(ranked + block, mask=block < written, other=0, cache_modifier=".cg")
+    bits = tl.load(Ranked + block, mask=block < written, other=0, cache_modifier=".cg")
     forced = ((block == 0) | (block >= own - 1)) & (block <= own)
     bits = tl.where(forced | (block > own), -1, bits)
     many = own >= COUNT

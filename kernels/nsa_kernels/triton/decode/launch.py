@@ -11,9 +11,9 @@ from torch import Tensor
 from nsa_kernels.geometry import BlockGeometry
 from nsa_kernels.triton.decode.attend import attend_kernel
 from nsa_kernels.triton.decode.merge import merge_kernel
-from nsa_kernels.triton.decode.plan import bulk_tiles, first_grid, prepare, rows_contiguous
+from nsa_kernels.triton.decode.plan import bulk_tiles, first_grid, prepare
 from nsa_kernels.triton.decode.score import score_kernel
-from nsa_kernels.triton.tiles import LOG2E
+from nsa_kernels.triton.tiles import LOG2E, rows_contiguous
 from nsa_kernels.types import Caches, NSAOutput
 
 

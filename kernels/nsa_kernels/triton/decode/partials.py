@@ -1,11 +1,11 @@
 """What the three kernels of decode share: rows of a cache as a tile, one step of a softmax, the merge of
 partials.
 
-A partial is what a program makes of its share of a branch's keys: per head the largest score m, the sum l of
-2^(score - m), and the values summed with these weights, not normalised. Scratch holds them as
-[pair, share, G, width] and [pair, share, 2, G] (m, then l), float32; a pair is a row of the batch with a KV
-head. The shares of a pair are the splits of the window, those of the compressed branch, and the runs of
-selected blocks.
+A partial is what a program makes of its share of a branch's keys: per head the largest score (top), the sum
+of 2^(score - top) (total), and the values summed with these weights, not normalised (acc). Scratch holds them
+as [pair, share, G, width] and [pair, share, 2, G] (top, then total), float32; a pair is a row of the batch
+with a KV head. The shares of a pair are the splits of the window, those of the compressed branch, and the
+runs of selected blocks.
 """
 
 import triton
@@ -13,10 +13,10 @@ import triton.language as tl
 
 
 @triton.jit
-def row_of(pair, lengths, kv_heads):
+def row_of(pair, Lengths, kv_heads):
     """Where a program begins: row of the batch and KV head of its pair, both 64-bit, and the row's length."""
     batch = (pair // kv_heads).to(tl.int64)
-    tokens = tl.load(lengths + batch).to(tl.int32)
+    tokens = tl.load(Lengths + batch).to(tl.int32)
     return batch, (pair % kv_heads).to(tl.int64), tokens
 
 
@@ -32,38 +32,38 @@ def load_rows(base, offsets, seen, FIRST: tl.constexpr, WIDTH: tl.constexpr, END
 
 @triton.jit
 def load_query(
-    q, stride, G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr
+    Q, stride, G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr
 ):
     """The queries of a group, MAIN [GP, DK] and REST [GP, DR] (MAIN again where there is no rest)."""
     head = tl.arange(0, GP)
-    return load_keys(q, head * stride, head < G, DK, DR, DK_END)
+    return load_keys(Q, head * stride, head < G, DK, DR, DK_END)
 
 
 @triton.jit
 def load_keys(base, offsets, seen, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr):
     """Rows of a cache, MAIN [R, DK] and REST [R, DR] (MAIN again where there is no rest)."""
-    keys = load_rows(base, offsets, seen, 0, DK, DK_END)
-    rest = keys
+    k = load_rows(base, offsets, seen, 0, DK, DK_END)
+    k_rest = k
     if DR > 0:
-        rest = load_rows(base, offsets, seen, DK, DR, DK_END)
-    return keys, rest
+        k_rest = load_rows(base, offsets, seen, DK, DR, DK_END)
+    return k, k_rest
 
 
 @triton.jit
 def score_keys(
-    query, query_rest, keys, rest, seen, scale_log2, DR: tl.constexpr, PRECISION: tl.constexpr
+    q, q_rest, k, k_rest, seen, scale_log2, DR: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
     """Scores [GP, R] in units of log2; -inf where not seen, whatever the keys are there."""
-    s = tl.dot(query, tl.trans(keys), input_precision=PRECISION)
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if DR > 0:
-        s = tl.dot(query_rest, tl.trans(rest), s, input_precision=PRECISION)
+        s = tl.dot(q_rest, tl.trans(k_rest), s, input_precision=PRECISION)
     return tl.where(seen[None, :], s * scale_log2, float("-inf"))
 
 
 @triton.jit
 def scores(
-    query,
-    query_rest,
+    q,
+    q_rest,
     base,
     offsets,
     seen,
@@ -74,45 +74,45 @@ def scores(
     PRECISION: tl.constexpr,
 ):
     """Scores [GP, R] in units of log2; -inf where not seen."""
-    keys, rest = load_keys(base, offsets, seen, DK, DR, DK_END)
-    return score_keys(query, query_rest, keys, rest, seen, scale_log2, DR, PRECISION)
+    k, k_rest = load_keys(base, offsets, seen, DK, DR, DK_END)
+    return score_keys(q, q_rest, k, k_rest, seen, scale_log2, DR, PRECISION)
 
 
 @triton.jit
-def absorb(s, values, m, total, acc, PRECISION: tl.constexpr):
-    """m, total and acc with one tile more. Every row of the first tile must see something."""
-    top = tl.maximum(m, tl.max(s, 1))
-    decay = tl.exp2(m - top)
-    p = tl.exp2(s - top[:, None])
-    acc = tl.dot(p.to(values.dtype), values, acc * decay[:, None], input_precision=PRECISION)
-    return top, total * decay + tl.sum(p, 1), acc
+def absorb(s, v, top, total, acc, PRECISION: tl.constexpr):
+    """top, total and acc with one tile more. Every row of the first tile must see something."""
+    new_top = tl.maximum(top, tl.max(s, 1))
+    fade = tl.exp2(top - new_top)
+    p = tl.exp2(s - new_top[:, None])
+    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
+    return new_top, total * fade + tl.sum(p, 1), acc
 
 
 @triton.jit
 def store_partial(
-    partial, stats, m, total, acc, G: tl.constexpr, GP: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr
+    Partial, Stats, top, total, acc, G: tl.constexpr, GP: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr
 ):
     """Writes one partial; both pointers stand at its share."""
     head = tl.arange(0, GP)
     column = tl.arange(0, DV)
-    tl.store(stats + head, m, mask=head < G)
-    tl.store(stats + G + head, total, mask=head < G)
-    place = partial + head[:, None] * DV_END + column[None, :]
+    tl.store(Stats + head, top, mask=head < G)
+    tl.store(Stats + G + head, total, mask=head < G)
+    place = Partial + head[:, None] * DV_END + column[None, :]
     tl.store(place, acc, mask=(head < G)[:, None] & (column < DV_END)[None, :])
 
 
 @triton.jit
 def store_pooled(
-    reference, pooled, tile, m, sums, wanted, G: tl.constexpr, GP: tl.constexpr, BJ: tl.constexpr
+    Reference, Pooled, tile, top, sums, wanted, G: tl.constexpr, GP: tl.constexpr, BJ: tl.constexpr
 ):  # fmt: skip
-    """Writes what a tile gives to its blocks, sums [GP, BJ], and the m that they refer to, where it is
+    """Writes what a tile gives to its blocks, sums [GP, BJ], and the top that they refer to, where it is
     wanted; both pointers stand at the pair."""
     head = tl.arange(0, GP)
     block = tl.arange(0, BJ)
     mask = (head < G) & wanted
-    tl.store(reference + tile * G + head, m, mask=mask)
+    tl.store(Reference + tile * G + head, top, mask=mask)
     cell = (tile * G + head[:, None]) * BJ + block[None, :]
-    tl.store(pooled + cell, sums, mask=mask[:, None] & (block < BJ)[None, :])
+    tl.store(Pooled + cell, sums, mask=mask[:, None] & (block < BJ)[None, :])
 
 
 @triton.jit
@@ -128,20 +128,20 @@ def used_splits(tiles, tile_run):
 
 
 @triton.jit
-def load_stats(stats, count, G: tl.constexpr, GROUP: tl.constexpr, SHARES: tl.constexpr):
-    """m and l [SHARES, GROUP] of the first `count` partials; -inf and 0 behind them."""
+def load_stats(Stats, count, G: tl.constexpr, GROUP: tl.constexpr, SHARES: tl.constexpr):
+    """top and total [SHARES, GROUP] of the first `count` partials; -inf and 0 behind them."""
     share = tl.arange(0, SHARES)
     head = tl.arange(0, GROUP)
-    place = stats + share[:, None] * (2 * G) + head[None, :]
+    place = Stats + share[:, None] * (2 * G) + head[None, :]
     mask = (share < count)[:, None] & (head < G)[None, :]
-    m = tl.load(place, mask=mask, other=float("-inf"))
-    return m, tl.load(place + G, mask=mask, other=0.0)
+    top = tl.load(place, mask=mask, other=float("-inf"))
+    return top, tl.load(place + G, mask=mask, other=0.0)
 
 
 @triton.jit
-def log_sum_exp(m, total, AXIS: tl.constexpr):
+def log_sum_exp(top, total, AXIS: tl.constexpr):
     """Log2-sum-exp of partials along an axis; +inf where nothing was seen."""
-    top = tl.max(m, AXIS)
-    top = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.sum(total * tl.exp2(m - tl.expand_dims(top, AXIS)), AXIS)
-    return tl.where(total > 0, top + tl.log2(tl.where(total > 0, total, 1.0)), float("inf"))
+    most = tl.max(top, AXIS)
+    most = tl.where(most == float("-inf"), 0.0, most)
+    total = tl.sum(total * tl.exp2(top - tl.expand_dims(most, AXIS)), AXIS)
+    return tl.where(total > 0, most + tl.log2(tl.where(total > 0, total, 1.0)), float("inf"))

@@ -53,7 +53,7 @@ class Plan:
     window_splits: int
     """Programs to a pair, window branch."""
     stream: bool
-    """Whether a program takes its tiles of the compressed branch as decode_stream.py does."""
+    """Whether a program takes its tiles of the compressed branch as stream.py does."""
     ranked: int
     """Selection blocks to the whole cache, padded."""
     rank_tiles: int
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def shares(self) -> int:
-        """Partials to a pair (see decode_tile.py)."""
+        """Partials to a pair (see partials.py)."""
         return self.window_splits + self.splits + self.runs
 
 
@@ -123,7 +123,7 @@ def plan(
     if stream and tiles > 1:
         tile_run = min(range(2, tiles + 1), key=time_in_tiles)
     window_run = run_of_window(tile_run)
-    # At least a group of blocks for each that is chosen (see `bounds` of decode_choose.py).
+    # At least a group of blocks for each that is chosen (see `bounds` of choose.py).
     ranked = max(next_power(max(1, geometry.num_select_blocks(size))), tile_blocks, rank_groups(geometry))
     rank_tiles = max(1, config["ranked"] * MIN_DOT // max(MIN_DOT, padded_group) // tile_blocks)
     # One slot a program while there are processors to spare: each program ranks all blocks.
@@ -180,10 +180,10 @@ class Work:
     out: Tensor
     blocks: Tensor | None
     partial: Tensor
-    """float32, `plan.shares` to a pair (see decode_tile.py)."""
+    """float32, `plan.shares` to a pair (see partials.py)."""
     stats: Tensor
     reference: Tensor
-    """float32 [pair, tile, G]: the m that a tile's pooled scores refer to."""
+    """float32 [pair, tile, G]: the top that a tile's pooled scores refer to."""
     pooled: Tensor
     """float32 [pair, tile, G, tile_blocks]."""
     ranked: Tensor
@@ -251,7 +251,7 @@ def prepare(
         "PRECISION": precision(q),
     }
     window = {"WINDOW": geometry.window, "BW": config["window_keys"]}
-    selection = {"SELECT_BLOCK": geometry.select_block, "COUNT": count, "SLOTS": p.slots}
+    selection = {"SELECT": geometry.select_block, "COUNT": count, "SLOTS": p.slots}
     score = {
         **cut,
         **widths,
@@ -317,7 +317,7 @@ def prepare(
 
 
 def first_grid(plan: Plan, parts: int, pairs: int) -> tuple[int, int]:
-    """Of the first launch (see `place_in_grid` of decode_score.py)."""
+    """Of the first launch (see `place_in_grid` of score.py)."""
     return (pairs, parts) if plan.stream else (parts, pairs)
 
 
@@ -329,11 +329,6 @@ def bulk_tiles(plan: Plan, *compressed: Tensor) -> tuple[TensorDescriptor | None
     if not (plan.stream and fit and bulk_copies(*compressed)):
         return (None,) * len(compressed)
     return tuple(descriptor(x, plan.tile_blocks * plan.pieces) for x in compressed)
-
-
-def rows_contiguous(x: Tensor) -> Tensor:
-    """The tensor itself where its last dimension is contiguous, else a copy."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def padded_split(width: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from nsa_kernels.triton.hopper.conditions import CONSUMERS, ROWS, pitch
 from nsa_kernels.triton.hopper.parts import Sizes, heads_descriptor, matrix_descriptor
 from nsa_kernels.triton.hopper.sections import COMPRESSED, WINDOWED
-from nsa_kernels.triton.hopper.stream import attention_hopper
+from nsa_kernels.triton.hopper.stream import attention_kernel
 from nsa_kernels.triton.tiles import Grid, launch_options, processors
 
 
@@ -75,12 +75,12 @@ def _launch(
     group, geometry = grid.group, grid.geometry
     bq = CONSUMERS * ROWS // group
     sizes = Sizes(group, bq, geometry.block, geometry.stride, geometry.select_block, geometry.window)
-    tiles, heads = triton.cdiv(grid.queries, bq), grid.batch * grid.kv_heads
+    tiles, pairs = triton.cdiv(grid.queries, bq), grid.batch * grid.kv_heads
     half = bq // CONSUMERS
     outs = [q.new_empty(q.shape) for _ in sources]
     lses = [torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) for _ in sources]
     none = [None] * (2 - len(sources))
-    attention_hopper[(min(tiles * heads, processors(q.device)),)](
+    attention_kernel[(min(tiles * pairs, processors(q.device)),)](
         heads_descriptor(q, half, group),
         *(matrix_descriptor(x, config["BN"]) for pair in sources for x in pair),
         *none,
@@ -97,7 +97,7 @@ def _launch(
         grid.queries,
         grid.kv_heads,
         tiles,
-        heads,
+        pairs,
         grid.scale_log2,
         SIZES=sizes,
         FIRST=first,

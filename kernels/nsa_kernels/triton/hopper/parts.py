@@ -135,10 +135,10 @@ class Work(NamedTuple):
 
     Starts: Any
     Ends: Any
-    N: Any
-    HKV: Any
+    queries: Any
+    kv_heads: Any
     tiles: Any  # of one group's queries
-    heads: Any  # B * H_kv
+    pairs: Any  # B * H_kv
 
 
 class Piece(NamedTuple):
@@ -146,7 +146,7 @@ class Piece(NamedTuple):
 
     tile: Any
     batch: Any
-    group: Any
+    kv_head: Any
     start: Any  # position of query 0
     end: Any
     first: Any  # position of the tile's first query
@@ -156,13 +156,13 @@ class Piece(NamedTuple):
 @gluon.jit
 def piece_at(at, work, SIZES: gl.constexpr):
     """Piece of work number `at`; long ones go first."""
-    tile = work.tiles - 1 - at // work.heads
-    batch = at % work.heads // work.HKV
+    tile = work.tiles - 1 - at // work.pairs
+    batch = at % work.pairs // work.kv_heads
     start = gl.load(work.Starts + batch)
     end = gl.load(work.Ends + batch)
     first = start + tile * SIZES.BQ
-    last = gl.minimum(gl.minimum(first + SIZES.BQ, start + work.N), end)
-    return Piece(tile, batch, at % work.heads % work.HKV, start, end, first, last)
+    last = gl.minimum(gl.minimum(first + SIZES.BQ, start + work.queries), end)
+    return Piece(tile, batch, at % work.pairs % work.kv_heads, start, end, first, last)
 
 
 @gluon.jit
@@ -172,9 +172,9 @@ def blocks_before(tokens, SIZES: gl.constexpr):
 
 
 @gluon.jit
-def rows_of(piece, N, FIRST: gl.constexpr, SIZES: gl.constexpr, layout: gl.constexpr):
+def rows_of(piece, queries, FIRST: gl.constexpr, SIZES: gl.constexpr, layout: gl.constexpr):
     """Rows FIRST .. FIRST + 63 of the tile: row, query, whether it exists, whether it is real."""
     row = FIRST + gl.arange(0, ROWS, layout=layout)
     query = piece.tile * SIZES.BQ + row // SIZES.G
-    exists = query < N
+    exists = query < queries
     return row, query, exists, exists & (piece.start + query < piece.end)

@@ -38,14 +38,14 @@ class Section(NamedTuple):
 @gluon.jit
 def pieces_of(work):
     """How many pieces of work this program owns."""
-    return (work.tiles * work.heads - gl.program_id(0) + gl.num_programs(0) - 1) // gl.num_programs(0)
+    return (work.tiles * work.pairs - gl.program_id(0) + gl.num_programs(0) - 1) // gl.num_programs(0)
 
 
 @gluon.jit
 def nth_piece(n, work, SIZES: gl.constexpr):
     """The n-th of them; behind the last there is some other."""
     at = gl.program_id(0) + n * gl.num_programs(0)
-    return piece_at(gl.minimum(at, work.tiles * work.heads - 1), work, SIZES)
+    return piece_at(gl.minimum(at, work.tiles * work.pairs - 1), work, SIZES)
 
 
 @gluon.jit

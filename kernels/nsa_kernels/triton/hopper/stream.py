@@ -49,10 +49,14 @@ PRODUCER_REGISTERS = gl.constexpr(24)
 """Of a thread. Three warpgroups start with 168 each (`maxnreg`), 504 in all, and share them out anew."""
 
 
-@gluon.jit(do_not_specialize=("pitch_k1", "pitch_v1", "pitch_k2", "pitch_v2", "N", "HKV", "tiles", "heads"))
-def attention_hopper(
+@gluon.jit(
+    do_not_specialize=(
+        "pitch_k1", "pitch_v1", "pitch_k2", "pitch_v2", "queries", "kv_heads", "tiles", "pairs"
+    )
+)  # fmt: skip
+def attention_kernel(
     Q, K1, V1, K2, V2, Out1, Out2, Lse1, Lse2, Starts, Ends, pitch_k1, pitch_v1, pitch_k2, pitch_v2,
-    N, HKV, tiles, heads, scale, SIZES: gl.constexpr, FIRST: gl.constexpr,
+    queries, kv_heads, tiles, pairs, scale_log2, SIZES: gl.constexpr, FIRST: gl.constexpr,
     KEY_SLOTS: gl.constexpr, VALUE_SLOTS: gl.constexpr, QUERY_SLOTS: gl.constexpr,
 ):  # fmt: skip
     """The branch FIRST, and the next one unless it is None.
@@ -69,7 +73,7 @@ def attention_hopper(
     fence_async_shared()
     upper_out = gl.allocate_shared_memory(Q.dtype, Q.block_type.shape, Q.layout)
     lower_out = gl.allocate_shared_memory(Q.dtype, Q.block_type.shape, Q.layout)
-    work = Work(Starts, Ends, N, HKV, tiles, heads)
+    work = Work(Starts, Ends, queries, kv_heads, tiles, pairs)
     first = Source(K1, V1, pitch_k1, pitch_v1)
     second = first
     outs = (Out1, Out1, Lse1, Lse1)
@@ -78,8 +82,8 @@ def attention_hopper(
         outs = (Out1, Out2, Lse1, Lse2)
     gl.warp_specialize(
         [
-            (_consume, (keys, values, upper, upper_out, outs, work, scale, SIZES, FIRST, BRANCHES, 0)),
-            (_consume, (keys, values, lower, lower_out, outs, work, scale, SIZES, FIRST, BRANCHES, 1)),
+            (_consume, (keys, values, upper, upper_out, outs, work, scale_log2, SIZES, FIRST, BRANCHES, 0)),
+            (_consume, (keys, values, lower, lower_out, outs, work, scale_log2, SIZES, FIRST, BRANCHES, 1)),
             (_produce, (keys, values, upper, lower, Q, first, second, work, SIZES, FIRST, BRANCHES)),
         ],
         [4, 1],
@@ -105,8 +109,8 @@ def _produce(
     for n in range(pieces):
         piece = nth_piece(n, work, SIZES)
         query = piece.tile * SIZES.BQ
-        copy(upper, n, Q, [piece.batch, query, piece.group * SIZES.G, 0])
-        copy(lower, n, Q, [piece.batch, query + HALF, piece.group * SIZES.G, 0])
+        copy(upper, n, Q, [piece.batch, query, piece.kv_head * SIZES.G, 0])
+        copy(lower, n, Q, [piece.batch, query + HALF, piece.kv_head * SIZES.G, 0])
         if BRANCHES == 1:
             it, value_row = _copy_section(
                 keys, values, it, piece, first, first, value_row, value_column, FIRST, SIZES
@@ -116,9 +120,9 @@ def _produce(
                 keys, values, it, piece, first, second, value_row, value_column, FIRST, SIZES
             )
             it, value_row = _copy_section(
-                keys, values, it, piece, second, first, value_row, piece.group * D, FIRST + 1, SIZES
+                keys, values, it, piece, second, first, value_row, piece.kv_head * D, FIRST + 1, SIZES
             )
-        value_column = piece.group * D
+        value_column = piece.kv_head * D
     # Consumers look one section ahead: whatever keys it has.
     copy(keys, it, first.k, [0, 0])
     if BRANCHES == 1:
@@ -138,7 +142,7 @@ def _copy_section(
     """
     BN: gl.constexpr = keys.slots.shape[1]
     section = section_at(piece, BRANCH, SIZES, BN)
-    column = piece.group * keys.slots.shape[2]
+    column = piece.kv_head * keys.slots.shape[2]
     key_row = piece.batch * source.k_pitch
     copy(keys, it, source.k, [key_row + first_key(section, 0, BN), column])
     if it > 0:
@@ -155,7 +159,7 @@ def _copy_section(
 
 @gluon.jit
 def _consume(
-    keys, values, queries, staging, outs, work, scale, SIZES: gl.constexpr, FIRST: gl.constexpr,
+    keys, values, queries, staging, outs, work, scale_log2, SIZES: gl.constexpr, FIRST: gl.constexpr,
     BRANCHES: gl.constexpr, HALF: gl.constexpr,
 ):  # fmt: skip
     """Its 64 rows of each piece: a stream of tiles, section after section. `staging` is for what it writes.
@@ -171,7 +175,7 @@ def _consume(
     q = _rows(landed(queries, 0))
     s = warpgroup_mma_wait(0, (_start_scores(q, landed(keys, 0)),))
     leave(keys, 0)
-    p, top, total = _begin(s, section, low, high, scale, SIZES)
+    p, top, total = _begin(s, section, low, high, scale_log2, SIZES)
     p = _weights(p, values)
     before = 0  # tiles of earlier sections
     for n in range(pieces * BRANCHES):
@@ -183,11 +187,11 @@ def _consume(
             _clear(landed(values, before), 0, section.most)
         for j in range(1, section.whole):
             p, acc, top, total = _step(
-                p, acc, top, total, q, keys, values, before, section, j, low, high, scale, SIZES, False
+                p, acc, top, total, q, keys, values, before, section, j, low, high, scale_log2, SIZES, False
             )
         for j in range(gl.maximum(section.whole, 1), section.count):
             p, acc, top, total = _step(
-                p, acc, top, total, q, keys, values, before, section, j, low, high, scale, SIZES, True
+                p, acc, top, total, q, keys, values, before, section, j, low, high, scale_log2, SIZES, True
             )
 
         before += section.count
@@ -205,7 +209,7 @@ def _consume(
         low, high = _seen(next_piece, next_branch, work, SIZES, HALF, BN)
         s = warpgroup_mma_wait(1, (s,))
         leave(keys, before)
-        next_p, next_top, next_total = _begin(s, next_section, low, high, scale, SIZES)
+        next_p, next_top, next_total = _begin(s, next_section, low, high, scale_log2, SIZES)
         next_total = _pin(next_total)
         acc = warpgroup_mma_wait(0, (acc,))
         leave(values, before - 1)
@@ -221,7 +225,7 @@ def _consume(
 def _seen(piece, branch, work, SIZES: gl.constexpr, HALF: gl.constexpr, BN: gl.constexpr):
     """`seen_by` of the consumer's rows [64]."""
     scores: gl.constexpr = gl.SliceLayout(1, product_layout(BN))
-    _, query, _, real = rows_of(piece, work.N, HALF * ROWS, SIZES, scores)
+    _, query, _, real = rows_of(piece, work.queries, HALF * ROWS, SIZES, scores)
     return seen_by(piece, query, real, branch, SIZES)
 
 
@@ -232,16 +236,17 @@ def _rows(tile):
 
 
 @gluon.jit
-def _begin(s, section, low, high, scale, SIZES: gl.constexpr):
+def _begin(s, section, low, high, scale_log2, SIZES: gl.constexpr):
     """Weights, top and total of a section's first scores."""
     nothing = gl.full([ROWS], float("-inf"), gl.float32, layout=gl.SliceLayout(1, s.type.layout))
-    p, _, top, total = _softmax(s, nothing, gl.zeros_like(nothing), section, 0, low, high, scale, SIZES, True)
+    zeros = gl.zeros_like(nothing)
+    p, _, top, total = _softmax(s, nothing, zeros, section, 0, low, high, scale_log2, SIZES, True)
     return p, top, total
 
 
 @gluon.jit
 def _step(
-    p, acc, top, total, q, keys, values, before, section, j, low, high, scale, SIZES: gl.constexpr,
+    p, acc, top, total, q, keys, values, before, section, j, low, high, scale_log2, SIZES: gl.constexpr,
     MASKED: gl.constexpr,
 ):  # fmt: skip
     """Scores and softmax of tile j over the product of the weights p of tile j - 1."""
@@ -249,7 +254,7 @@ def _step(
     acc = warpgroup_mma(p, landed(values, before + j - 1), acc, is_async=True)
     s = warpgroup_mma_wait(1, (s,))
     leave(keys, before + j)
-    weights, fade, top, total = _softmax(s, top, total, section, j, low, high, scale, SIZES, MASKED)
+    weights, fade, top, total = _softmax(s, top, total, section, j, low, high, scale_log2, SIZES, MASKED)
     total = _pin(total)
     acc = warpgroup_mma_wait(0, (acc,))
     leave(values, before + (j - 1))  # a sum of its own: that of above would hold a register meanwhile
@@ -265,7 +270,7 @@ def _start_scores(q, k):
 
 
 @gluon.jit
-def _softmax(s, top, total, section, j, low, high, scale, SIZES: gl.constexpr, MASKED: gl.constexpr):
+def _softmax(s, top, total, section, j, low, high, scale_log2, SIZES: gl.constexpr, MASKED: gl.constexpr):
     """One step of online softmax, as in `prefill.online`: weights, factor of all before, top, total."""
     BN: gl.constexpr = s.shape[1]
     if MASKED:
@@ -275,14 +280,14 @@ def _softmax(s, top, total, section, j, low, high, scale, SIZES: gl.constexpr, M
         key = gl.arange(0, BN, layout=gl.SliceLayout(0, s.type.layout))
         at = first_key(section, j, BN)
         seen = (key[None, :] >= (low - at)[:, None]) & (key[None, :] < (high - at)[:, None])
-        s = gl.where(seen, s * scale, float("-inf"))
+        s = gl.where(seen, s * scale_log2, float("-inf"))
         new_top = gl.maximum(top, gl.max(s, 1))
         shift = gl.where(new_top == float("-inf"), 0.0, new_top)
         p = gl.exp2(s - shift[:, None])
     else:
-        new_top = gl.maximum(top, gl.max(s, 1) * scale)
+        new_top = gl.maximum(top, gl.max(s, 1) * scale_log2)
         shift = new_top
-        p = gl.exp2(s * scale - shift[:, None])
+        p = gl.exp2(s * scale_log2 - shift[:, None])
     fade = gl.exp2(top - shift)
     return p, fade, new_top, total * fade + gl.sum(p, 1)
 
@@ -314,13 +319,13 @@ def _store(staging, outs, first, acc, top, total, piece, work, SIZES: gl.constex
     """Writes the rows' output and log-sum-exp; rows that saw nothing get 0 and +inf."""
     Out1, Out2, Lse1, Lse2 = outs
     scores: gl.constexpr = top.type.layout
-    row, query, exists, real = rows_of(piece, work.N, HALF * ROWS, SIZES, scores)
+    row, query, exists, real = rows_of(piece, work.queries, HALF * ROWS, SIZES, scores)
     some = real & (total > 0)
     divisor = gl.where(some, total, 1.0)
     lse = gl.where(some, top + gl.log2(divisor), float("inf"))
     Lse = gl.where(first, Lse1, Lse2)
-    token = piece.batch.to(gl.int64) * work.N + query  # of [B, N, H], contiguous
-    gl.store(Lse + (token * work.HKV + piece.group) * SIZES.G + row % SIZES.G, lse, mask=exists)
+    token = piece.batch.to(gl.int64) * work.queries + query  # of [B, N, H], contiguous
+    gl.store(Lse + (token * work.kv_heads + piece.kv_head) * SIZES.G + row % SIZES.G, lse, mask=exists)
 
     sums: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
     factor = gl.convert_layout(gl.where(some, 1.0 / divisor, 0.0), sums)
@@ -329,7 +334,7 @@ def _store(staging, outs, first, acc, top, total, piece, work, SIZES: gl.constex
     store_wait(0)  # what was written before has been read
     _rows(staging).store(out)
     fence_async_shared()
-    at = [piece.batch, piece.tile * SIZES.BQ + HALF * (SIZES.BQ // CONSUMERS), piece.group * SIZES.G, 0]
+    at = [piece.batch, piece.tile * SIZES.BQ + HALF * (SIZES.BQ // CONSUMERS), piece.kv_head * SIZES.G, 0]
     if first:
         async_copy_shared_to_global(Out1, at, staging)
     else:

@@ -1,8 +1,8 @@
 """Block compression phi on Triton: the tokens are read where they lie, and no block is unfolded.
 
-Here are the functions and their gradients; the launches are in `compression_launch`, the kernels in
-`compression_kernels`. The mean has a kernel for its gradient. Those of the linear map and the MLP are a few
-large matrix products, which torch does.
+Here are the functions and their gradients; the launches are in `launch`, the kernels in `kernels`. The mean
+has a kernel for its gradient. Those of the linear map and the MLP are a few large matrix products, which
+torch does.
 
 What positional embeddings and biases add is the same for every block, so that they come as one vector, an
 `offset` that torch makes (and differentiates).
@@ -24,6 +24,7 @@ from nsa_kernels.triton.phi.launch import (
     mean_forward,
     mlp_forward,
 )
+from nsa_kernels.triton.tiles import rows_contiguous
 
 
 def compress_mean(
@@ -41,7 +42,7 @@ def compress_mean(
         [B, C, H_kv, D].
     """
     offset = None if pe is None else pe.float().mean(0)
-    out: Tensor = _Mean.apply(_dense_rows(x), offset, geometry, config)
+    out: Tensor = _Mean.apply(rows_contiguous(x), offset, geometry, config)
     return out
 
 
@@ -67,7 +68,7 @@ def compress_linear(
     Returns:
         [B, C, H_kv, D_out].
     """
-    out: Tensor = _Linear.apply(_dense_rows(x), weight, offset_of(weight, bias, pe), geometry, config)
+    out: Tensor = _Linear.apply(rows_contiguous(x), weight, offset_of(weight, bias, pe), geometry, config)
     return out
 
 
@@ -98,7 +99,7 @@ def compress_mlp(
         [B, C, H_kv, D_out].
     """
     offset = offset_of(weight_in, bias_in, pe)
-    out: Tensor = _MLP.apply(_dense_rows(x), weight_in, offset, weight_out, bias_out, geometry, config)
+    out: Tensor = _MLP.apply(rows_contiguous(x), weight_in, offset, weight_out, bias_out, geometry, config)
     return out
 
 
@@ -124,7 +125,7 @@ class _Mean(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         dx = doffset = None
         if ctx.needs_input_grad[0]:
-            dx = mean_backward(_dense_rows(dout), ctx.shape[1], ctx.geometry, config=ctx.config)
+            dx = mean_backward(rows_contiguous(dout), ctx.shape[1], ctx.geometry, config=ctx.config)
         if ctx.needs_input_grad[1]:
             doffset = dout.sum((0, 1, 2), dtype=torch.float32).to(ctx.offset_dtype)
         return dx, doffset, None, None
@@ -188,7 +189,3 @@ class _MLP(torch.autograd.Function):
             for dtype, gradient in zip(sums, (dflat, given), strict=True)
         )
         return dx, dweight, doffset, given.mT @ active, dbias, None, None
-
-
-def _dense_rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()

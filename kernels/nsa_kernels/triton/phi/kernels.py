@@ -13,21 +13,21 @@ from nsa_kernels.triton.tiles import wide
 
 
 @triton.jit
-def mean_forward(
-    X, Offset, Out, stride_xb, stride_xs, stride_xh, stride_ob, stride_oc, stride_oh, count, HKV,
+def mean_forward_kernel(
+    X, Offset, Out, stride_xb, stride_xs, stride_xh, stride_ob, stride_oc, stride_oh, count, kv_heads,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr,
     OPEN: tl.constexpr, PIECES: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """PIECES neighbouring blocks of one head: a walk over their pieces, at most l/d blocks being open."""
     first = tl.program_id(0) * PIECES
-    row, head = tl.program_id(1) // HKV, tl.program_id(1) % HKV
+    batch, kv_head = tl.program_id(1) // kv_heads, tl.program_id(1) % kv_heads
     shares: tl.constexpr = BLOCK // STRIDE
     column = tl.arange(0, DP)
     token = tl.arange(0, ROWS)
     slot = tl.arange(0, OPEN)
     inside = column < D
-    x = X + wide(row) * stride_xb + wide(head) * stride_xh + wide(first) * STRIDE * stride_xs
-    out = Out + wide(row) * stride_ob + wide(head) * stride_oh + wide(first) * stride_oc
+    x = X + wide(batch) * stride_xb + wide(kv_head) * stride_xh + wide(first) * STRIDE * stride_xs
+    out = Out + wide(batch) * stride_ob + wide(kv_head) * stride_oh + wide(first) * stride_oc
     offset = tl.zeros([DP], tl.float32)
     if OFFSET:
         offset = tl.load(Offset + column, mask=inside, other=0).to(tl.float32)
@@ -52,26 +52,26 @@ def mean_forward(
 
 
 @triton.jit
-def mean_backward(
-    DOut, DX, stride_ob, stride_oc, stride_oh, stride_xb, stride_xs, stride_xh, count, length, HKV,
+def mean_backward_kernel(
+    Dout, Dx, stride_ob, stride_oc, stride_oh, stride_xb, stride_xs, stride_xh, count, length, kv_heads,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """All tokens of a piece get the same: the mean's share of each of the l/d blocks that cover the piece."""
     first = tl.program_id(0) * PIECES
-    row, head = tl.program_id(1) // HKV, tl.program_id(1) % HKV
+    batch, kv_head = tl.program_id(1) // kv_heads, tl.program_id(1) % kv_heads
     shares: tl.constexpr = BLOCK // STRIDE
     column = tl.arange(0, DP)
     piece = tl.arange(0, PIECES)
     inside = (column < D)[None, :]
-    dout = DOut + wide(row) * stride_ob + wide(head) * stride_oh + wide(first) * stride_oc
+    dout = Dout + wide(batch) * stride_ob + wide(kv_head) * stride_oh + wide(first) * stride_oc
     total = tl.zeros([PIECES, DP], tl.float32)
     for r in tl.static_range(shares):
         block = first + piece - r
         keep = ((block >= 0) & (block < count))[:, None] & inside
         at = dout + (piece - r)[:, None] * stride_oc + column[None, :]
         total += tl.load(at, mask=keep, other=0).to(tl.float32)
-    gradient = (total / BLOCK).to(DX.dtype.element_ty)
-    dx = DX + wide(row) * stride_xb + wide(head) * stride_xh + wide(first) * STRIDE * stride_xs
+    gradient = (total / BLOCK).to(Dx.dtype.element_ty)
+    dx = Dx + wide(batch) * stride_xb + wide(kv_head) * stride_xh + wide(first) * STRIDE * stride_xs
     for token in range(STRIDE):
         keep = ((first + piece) * STRIDE + token < length)[:, None] & inside
         tl.store(dx + (piece * STRIDE + token)[:, None] * stride_xs + column[None, :], gradient, mask=keep)
@@ -101,25 +101,25 @@ def _blocks_times_weight(
 
 
 @triton.jit
-def _block_pointers(X, index, rows, stride_xb, stride_xs, stride_xh, count, HKV, STRIDE: tl.constexpr):
+def _block_pointers(X, index, rows, stride_xb, stride_xs, stride_xh, count, kv_heads, STRIDE: tl.constexpr):
     """Where the blocks of rows `index` begin; row = (batch * C + block) * H_kv + head."""
     index = tl.minimum(index, rows - 1).to(tl.int64)
-    head = index % HKV
-    block = (index // HKV) % count
-    return X + index // HKV // count * stride_xb + block * STRIDE * stride_xs + head * stride_xh
+    kv_head = index % kv_heads
+    block = (index // kv_heads) % count
+    return X + index // kv_heads // count * stride_xb + block * STRIDE * stride_xs + kv_head * stride_xh
 
 
 @triton.jit
-def linear_forward(
-    X, W, Offset, Out, stride_xb, stride_xs, stride_xh, stride_wn, stride_wk, rows, count, HKV, out_width,
-    BLOCK: tl.constexpr, STRIDE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+def linear_forward_kernel(
+    X, W, Offset, Out, stride_xb, stride_xs, stride_xh, stride_wn, stride_wk, rows, count, kv_heads,
+    out_width, BLOCK: tl.constexpr, STRIDE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, OFFSET: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One matrix product: a row is a block of a head, l*D wide."""
     index = wide(tl.program_id(0)) * BM + tl.arange(0, BM)
     column = tl.program_id(1) * BN + tl.arange(0, BN)
     keep = index < rows
-    x = _block_pointers(X, index, rows, stride_xb, stride_xs, stride_xh, count, HKV, STRIDE)
+    x = _block_pointers(X, index, rows, stride_xb, stride_xs, stride_xh, count, kv_heads, STRIDE)
     acc = _blocks_times_weight(
         tl.zeros([BM, BN], tl.float32), x, keep, W, column, stride_xs, stride_wn, stride_wk, out_width,
         BLOCK, D, BK, D % BK == 0, PRECISION,
@@ -132,9 +132,9 @@ def linear_forward(
 
 
 @triton.jit
-def mlp_forward(
+def mlp_forward_kernel(
     X, W, Offset, W2, Bias, Out, stride_xb, stride_xs, stride_xh, stride_wn, stride_wk, stride_vn, stride_vk,
-    rows, count, HKV, out_width,
+    rows, count, kv_heads, out_width,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, D: tl.constexpr, HIDDEN: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, DO: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -142,7 +142,7 @@ def mlp_forward(
     """BN hidden units at a time go through GELU into the second product, and never to memory."""
     index = wide(tl.program_id(0)) * BM + tl.arange(0, BM)
     keep = index < rows
-    x = _block_pointers(X, index, rows, stride_xb, stride_xs, stride_xh, count, HKV, STRIDE)
+    x = _block_pointers(X, index, rows, stride_xb, stride_xs, stride_xh, count, kv_heads, STRIDE)
     out_column = tl.arange(0, DO)
     real = out_column < out_width
     out = tl.zeros([BM, DO], tl.float32)

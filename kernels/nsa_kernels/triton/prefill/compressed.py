@@ -45,7 +45,7 @@ def compressed_forward(
         chosen = config or shipped("compressed_hopper", conditions.WIDTH, q.device)
         return compressed_hopper(q, k, v, grid, chosen)
     return launch_packed(
-        _compressed_forward,
+        _compressed_forward_kernel,
         "compressed_forward",
         q,
         k,
@@ -58,7 +58,7 @@ def compressed_forward(
 
 
 @triton.jit
-def _compressed_forward(
+def _compressed_forward_kernel(
     Q,
     K,
     V,

@@ -40,7 +40,7 @@ def forced_forward(
         +inf there.
     """
     return launch_packed(
-        _forced_forward,
+        _forced_forward_kernel,
         "forced_forward",
         q,
         k,
@@ -52,7 +52,7 @@ def forced_forward(
 
 
 @triton.jit
-def _forced_forward(
+def _forced_forward_kernel(
     Q, K, V, Out, Lse, Starts, Ends,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh,
     queries, kv_heads, scale_log2,

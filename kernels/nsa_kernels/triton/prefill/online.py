@@ -55,12 +55,12 @@ def attend(
         stride_k: Elements from one key to the next.
         stride_v: Elements from one value to the next.
         batch: Row of the batch, for descriptors.
-        head: KV head, for descriptors.
+        kv_head: KV head, for descriptors.
         first: First key of the tile.
         limit: Keys from here on are never read (they may be NaN), if MASKED.
         low: First key that each row sees [BM], if MASKED and LOW.
         high: Key up to which each row sees, exclusive [BM], if MASKED.
-        scale: From q.k to units of log2.
+        scale_log2: From q.k to units of log2.
 
     Returns:
         acc, top, total.

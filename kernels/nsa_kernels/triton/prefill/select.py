@@ -73,7 +73,7 @@ def select(
     bn = max(chosen["BN"], padded_pieces)
     tma = bool(chosen.get("TMA")) and rest == 0 and pieces == padded_pieces and k.shape[1] > 0
     tma = tma and bulk_copies(k)
-    _select[(programs,)](
+    _select_kernel[(programs,)](
         q,
         descriptor(k, bn) if tma else k,
         lse,
@@ -123,7 +123,7 @@ def _score(
     BACK: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Importance that the keys of BN / PADDED blocks, from `block` on, give to these and the next blocks."""
+    """Importance that the keys of the BN / PIECES_P blocks from `block` on give to these and the next."""
     index = tl.arange(0, BN)
     if PIECES == PIECES_P:
         key = index
@@ -162,7 +162,7 @@ def _score(
 
 
 @triton.jit
-def _select(
+def _select_kernel(
     Q, K, Lse, Scratch, Blocks, Starts, Ends,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kc, stride_kh, queries, items, pairs, kv_heads,
     scale_log2, G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr, DK: tl.constexpr,

@@ -68,7 +68,7 @@ def selected_forward(
     out = torch.empty_like(o_cmp)
     own = torch.empty_like(o_cmp) if save else o_cmp.new_empty(0)
     lse = torch.empty(q.shape[:3] if save else (0,), dtype=torch.float32, device=q.device)
-    _selected_forward[(grid.queries, grid.batch * grid.kv_heads)](
+    _selected_forward_kernel[(grid.queries, grid.batch * grid.kv_heads)](
         q,
         descriptor(k, bn) if tma else k,
         descriptor(v, bn) if tma else v,
@@ -108,7 +108,7 @@ def selected_forward(
 
 
 @triton.jit
-def _selected_forward(
+def _selected_forward_kernel(
     Q, K, V, Blocks, Gates, Compressed, Window, Forced, ForcedLse, Out, Own, Lse, Starts, Ends,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh,
     stride_gb, stride_gn, stride_gh, stride_gc, queries, kv_heads, scale_log2,

@@ -36,7 +36,7 @@ def window_forward(
         +inf there.
     """
     return launch_packed(
-        _window_forward,
+        _window_forward_kernel,
         "window_forward",
         q,
         k,
@@ -48,7 +48,7 @@ def window_forward(
 
 
 @triton.jit
-def _window_forward(
+def _window_forward_kernel(
     Q,
     K,
     V,
