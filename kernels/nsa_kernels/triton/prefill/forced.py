@@ -60,8 +60,7 @@ def _forced_forward_kernel(
     DV: tl.constexpr, SELECT: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program owns a packed tile of queries of one group."""
-    number = tl.program_id(0)
-    tile = tile_at(number, tl.program_id(1), Starts, Ends, queries, kv_heads, BQ)
+    tile = tile_at(tl.program_id(0), tl.program_id(1), Starts, Ends, queries, kv_heads, BQ)
     row = tl.arange(0, BQ * GP)
     position, real = rows_of(tile, row, queries, G, GP, BQ)
     q, q_rest = load_queries(Q, tile, row, real, stride_qb, stride_qn, stride_qh, G, GP, BQ, DK, DR)

@@ -82,8 +82,7 @@ def _window_forward_kernel(
     """A program owns a packed tile of queries of one group; all of them see most of the keys it reads."""
     tl.static_assert(not TMA)  # a few keys at the edge are read by pointers
     FEW: tl.constexpr = BQ if BQ > 16 else 16
-    number = tl.program_id(0)
-    tile = tile_at(number, tl.program_id(1), Starts, Ends, queries, kv_heads, BQ)
+    tile = tile_at(tl.program_id(0), tl.program_id(1), Starts, Ends, queries, kv_heads, BQ)
     row = tl.arange(0, BQ * GP)
     position, real = rows_of(tile, row, queries, G, GP, BQ)
     q, q_rest = load_queries(Q, tile, row, real, stride_qb, stride_qn, stride_qh, G, GP, BQ, DK, DR)
