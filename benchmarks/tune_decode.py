@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from launch_candidates import DECODE
 from torch import Tensor
 
 from nsa_kernels import BlockGeometry, compress_mean, nsa_decode
-from nsa_kernels.triton.decode import SEARCH, decode
+from nsa_kernels.triton.decode import decode
 from nsa_kernels.types import Caches
 
 
@@ -68,7 +69,7 @@ def main() -> None:
         sets = [Rows(batch, length, args) for _ in range(max(2, args.tokens // (batch * length)))]
         expected = sets[0].expected().float()
         entries = results[case] = []
-        for config in SEARCH:
+        for config in DECODE:
             try:
                 out = sets[0].decode(config).float()
                 error = ((out - expected).norm() / expected.norm()).item()

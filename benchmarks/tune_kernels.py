@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from launch_candidates import candidates
 from torch import Tensor
 
 from nsa_kernels import BlockGeometry, compress_mean
@@ -28,16 +29,16 @@ from nsa_kernels.triton.function import make_grid
 from nsa_kernels.types import Caches
 
 MODULES = {
-    "compressed_forward": "compressed",
-    "select": "selection",
-    "window_forward": "window",
-    "forced_forward": "forced",
-    "near_forward": "near",
-    "selected_forward": "selected",
-    "gate_backward": "gates",
-    "compressed_backward": "compressed_backward",
-    "window_backward": "window_backward",
-    "selected_backward": "selected_backward",
+    "compressed_forward": "prefill.compressed",
+    "select": "prefill.select",
+    "window_forward": "prefill.window",
+    "forced_forward": "prefill.forced",
+    "window_and_forced_forward": "prefill.window_and_forced",
+    "selected_forward": "prefill.selected",
+    "gate_backward": "backward.gates",
+    "compressed_backward": "backward.compressed",
+    "window_backward": "backward.window",
+    "selected_backward": "backward.selected",
 }
 
 
@@ -85,7 +86,7 @@ class Bench:
             return lambda c: run(q, self.k_cmp, self.v_cmp, grid, config=c)
         if name in ("window_forward", "forced_forward"):
             return lambda c: run(q, k, v, grid, config=c)
-        if name == "near_forward":
+        if name == "window_and_forced_forward":
             return lambda c: tuple(x for pair in run(q, self.caches, grid, config=c) for x in pair)
         o_cmp, lse_cmp = self.need("compressed_forward")
         if name == "select":
@@ -119,7 +120,7 @@ def main() -> None:
     """Runs the candidates and prints a table."""
     args = _arguments()
     stages = args.stages.split(",")
-    jobs = [(s, i) for s in stages for i in range(len(_search(s)))]
+    jobs = [(s, i) for s in stages for i in range(len(candidates(s)))]
     workers = min(args.workers or os.cpu_count() or 1, len(jobs))
     if workers > 1:
         context = multiprocessing.get_context("spawn")
@@ -145,7 +146,7 @@ def _measure(bench: Bench, stage: str, repeats: int) -> list[dict[str, Any]]:
         {"check": False} if stage.endswith("_backward") and stage != "gate_backward" else {}
     )
     first = None
-    for config in _search(stage):
+    for config in candidates(stage):
         try:
             result = run(config)
             result = result if isinstance(result, tuple) else (result,)
@@ -184,18 +185,14 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
 
 
-def _search(stage: str) -> tuple[dict[str, int], ...]:
-    return importlib.import_module(f"nsa_kernels.triton.{MODULES[stage]}").SEARCH
-
-
 def _compile(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> None:
     bench = Bench(args)
     for stage, index in jobs:
         try:
-            bench.stage(stage)(_search(stage)[index])
+            bench.stage(stage)(candidates(stage)[index])
             torch.cuda.synchronize()
         except Exception:
-            print(stage, _search(stage)[index], traceback.format_exc(limit=1)[-300:], file=sys.stderr)
+            print(stage, candidates(stage)[index], traceback.format_exc(limit=1)[-300:], file=sys.stderr)
 
 
 def _arguments() -> argparse.Namespace:

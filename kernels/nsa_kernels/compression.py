@@ -232,7 +232,7 @@ def _kernels(backend: str, width: int, x: Tensor, *weights: Tensor | None) -> Mo
 @functools.cache
 def _triton_kernels() -> ModuleType:
     get_backend("triton")  # says why it cannot run
-    import nsa_kernels.triton.compression as kernels
+    import nsa_kernels.triton.phi as kernels
 
     return kernels
 

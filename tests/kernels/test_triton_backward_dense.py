@@ -12,10 +12,10 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from nsa_kernels import BlockGeometry, num_blocks
-from nsa_kernels.triton.compressed_backward import compressed_backward
-from nsa_kernels.triton.gates import gate_backward
+from nsa_kernels.triton.backward.compressed import compressed_backward
+from nsa_kernels.triton.backward.gates import gate_backward
+from nsa_kernels.triton.backward.window import window_backward
 from nsa_kernels.triton.tiles import LOG2E, Grid
-from nsa_kernels.triton.window_backward import window_backward
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GEOMETRY = BlockGeometry(block=8, stride=4, select_block=8, select_count=3, window=11)

@@ -11,8 +11,8 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from nsa_kernels import BlockGeometry
-from nsa_kernels.triton.inverse import query_lists
-from nsa_kernels.triton.selected_backward import selected_backward
+from nsa_kernels.triton.backward.query_lists import query_lists
+from nsa_kernels.triton.backward.selected import selected_backward
 from nsa_kernels.triton.tiles import LOG2E, Grid
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

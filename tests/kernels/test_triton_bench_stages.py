@@ -41,8 +41,8 @@ def test_a_stage_that_fails_takes_only_those_that_need_it_along(monkeypatch) -> 
     def broken(*_: object) -> None:
         raise RuntimeError("out of shared memory\nand more")
 
-    monkeypatch.setattr("nsa_kernels.triton.near.near_forward", broken)
-    monkeypatch.delattr("nsa_kernels.triton.gates.gate_backward")
+    monkeypatch.setattr("nsa_kernels.triton.prefill.window_and_forced.window_and_forced_forward", broken)
+    monkeypatch.delattr("nsa_kernels.triton.backward.gates.gate_backward")
     stages = Stages(Attention(16, SETTINGS, DEVICE))
     ran = [f"{part} {name}" for part, name, _ in stages]
     assert ran == [

@@ -53,11 +53,9 @@ JITFunction.run = compile_only
 
 import nsa_kernels.compression as compress
 from nsa_kernels import BlockGeometry, num_blocks
-from nsa_kernels.triton import compression, function
+from nsa_kernels.triton import function
 from nsa_kernels.triton.configs import H200
 from nsa_kernels.triton.decode import decode
-from nsa_kernels.triton.decode_step import NewToken, StepCaches, decode_step
-from nsa_kernels.triton.phi import Phi
 from nsa_kernels.types import Caches
 
 G = BlockGeometry(block=8, stride=4, select_block=8, select_count=4, window=12)
@@ -102,35 +100,9 @@ def many():
         decode(torch.zeros(2, HEADS, key, **half), rows, gates[:, 0], lengths=lengths, config=config,
                **more | {"geometry": BlockGeometry()})
 
-def step(T=T, geometry=G, config=None):
-    C = num_blocks(T, geometry)
-    tokens = [torch.zeros(2, T, KV, w, **half) for w in wide]
-    compressed = [torch.zeros(2, C, KV, w, **half) for w in wide[:2]]
-    for kind in ("mean", "linear", "mlp"):
-        phis = []
-        for width in (DK, DV):
-            size, hidden = geometry.block * width, 20
-            zeros = lambda *shape: torch.zeros(*shape, **half)
-            weights = {"mean": {}, "linear": dict(weight=zeros(width, size), bias=zeros(width)),
-                       "mlp": dict(weight=zeros(hidden, size), bias=zeros(hidden),
-                                   weight_out=zeros(width, hidden), bias_out=zeros(width))}[kind]
-            phis.append(Phi(kind=kind, pe=zeros(geometry.block, width), **weights))
-        new = NewToken(*(torch.zeros(2, KV, w, **half) for w in wide))
-        buffers = StepCaches(*tokens[:2], *compressed, *tokens[2:])
-        rotary = torch.zeros(T, DK), torch.zeros(T, DK)
-        decode_step(q[:, 0], new, buffers, gates[:, 0], phi_k=phis[0], phi_v=phis[1], rotary=rotary,
-                    lengths=lengths, config=config, **more | {"geometry": geometry})
-
-def many_steps():
-    global DK, q, wide
-    config = {**H200["decode_many"][128], "programs": 1}
-    step(4000, BlockGeometry(), config)  # of an odd width: by pointers
-    DK, wide = 32, [32, 16] * 3
-    q = torch.zeros(2, 1, HEADS, DK, **half)
-    step(4000, BlockGeometry(), config)
-
 def phi():
-    compress._triton_kernels = lambda: compression  # asks for a GPU
+    import nsa_kernels.triton.phi as kernels
+    compress._triton_kernels = lambda: kernels  # asks for a GPU
     x, weight = caches.k_slc.requires_grad_(), torch.zeros(20, G.block * DK, **half).requires_grad_()
     out = torch.zeros(DK, 20, **half).requires_grad_()
     compress.compress_mean(x, G, backend="triton").sum().backward()
@@ -142,17 +114,21 @@ globals()[sys.argv[1]]()
 print(*sorted(names))
 """
 KERNELS = {
-    "attention": "_compressed_forward _forced_forward _gate_backward _key_tile_backward _select "
-    "_selected_backward_kernel _selected_forward _window_forward",
-    "phi": "linear_forward mean_backward mean_forward mlp_forward",
+    "attention": "_compressed_forward_kernel _forced_forward_kernel _gate_backward_kernel "
+    "_key_tile_backward_kernel _select_kernel _selected_backward_kernel _selected_forward_kernel "
+    "_window_forward_kernel",
+    "phi": "linear_forward_kernel mean_backward_kernel mean_forward_kernel mlp_forward_kernel",
     "one_token": "attend_kernel merge_kernel score_kernel",
     "many": "attend_kernel bulk merge_kernel pointers score_kernel",
-    "many_steps": "bulk merge_kernel pointers step_attend_kernel step_score_kernel",
-    "step": "merge_kernel step_attend_kernel step_score_kernel",
 }
 
 
-SPILLED = {"_selected_backward_kernel": 128, "_key_tile_backward": 32, "_select": 192, "_window_forward": 16}
+SPILLED = {
+    "_selected_backward_kernel": 128,
+    "_key_tile_backward_kernel": 32,
+    "_select_kernel": 192,
+    "_window_forward_kernel": 16,
+}
 """Bytes a thread, by the assembler's count, where any are. Shared memory leaves these kernels a small L1
 cache, so that what their loops spill comes from L2: at 356 the first took a fifth longer."""
 

@@ -10,8 +10,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.importorskip("triton")
 
+from launch_candidates import candidates
+
 from nsa_kernels import BlockGeometry, compress_linear, compress_mean, compress_mlp, num_blocks
-from nsa_kernels.triton import compression, compression_launch
+from nsa_kernels.triton.phi import functions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GEOMETRIES = {
@@ -165,9 +167,9 @@ def test_every_launch_worth_measuring_computes_the_same() -> None:
     geometry, dim = GEOMETRIES["l = 2d"], 16
     x = _random(1, 70, 2, dim).half().to(DEVICE)
     launches = {
-        "mean": (compression.compress_mean, compression_launch.SEARCH_MEAN),
-        "linear": (compression.compress_linear, compression_launch.SEARCH),
-        "mlp": (compression.compress_mlp, compression_launch.SEARCH_MLP),
+        "mean": (functions.compress_mean, candidates("compress_mean")),
+        "linear": (functions.compress_linear, candidates("compress_linear")),
+        "mlp": (functions.compress_mlp, candidates("compress_mlp")),
     }
     for phi, (function, search) in launches.items():
         weights = {name: w.half().to(DEVICE) for name, w in _weights(phi, geometry, dim).items()}
@@ -183,7 +185,7 @@ class TestChoice:
 
     def test_auto_takes_triton_where_the_attention_does(self, monkeypatch) -> None:
         called = []
-        monkeypatch.setattr(compression, "mean_forward", lambda x, *_, **__: called.append(1) or x[:, :1])
+        monkeypatch.setattr(functions, "mean_forward", lambda x, *_, **__: called.append(1) or x[:, :1])
         x, geometry = self.x.to(DEVICE, torch.float16), GEOMETRIES["l = 2d"]
         monkeypatch.setattr("nsa_kernels.compression.choose_backend", lambda *_, **__: "torch")
         compress_mean(x, geometry)

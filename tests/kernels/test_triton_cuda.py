@@ -20,8 +20,9 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from launch_candidates import DECODE
+
 from nsa_kernels import BlockGeometry, compress_mean, nsa_attention, nsa_decode, num_blocks, reference
-from nsa_kernels.triton.decode import SEARCH as DECODE_SEARCH
 from nsa_kernels.triton.decode import decode as triton_decode
 from nsa_kernels.types import Caches
 
@@ -414,7 +415,7 @@ def test_decode_eager_and_in_a_graph(decoding: Decoding, poisoned: Poison) -> No
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("index", range(len(DECODE_SEARCH)))
+@pytest.mark.parametrize("index", range(len(DECODE)))
 def test_every_candidate_of_decode(index: int, decoding: Decoding, poisoned: Poison) -> None:
     q, gates = decoding.clean.tensors[0].squeeze(1), decoding.clean.tensors[7].squeeze(1)
     with poisoned():
@@ -426,7 +427,7 @@ def test_every_candidate_of_decode(index: int, decoding: Decoding, poisoned: Poi
             lengths=decoding.lengths,
             scale=q.shape[-1] ** -0.5,
             return_blocks=True,
-            config=DECODE_SEARCH[index],
+            config=DECODE[index],
         )
     decoding.check(out, blocks)
 

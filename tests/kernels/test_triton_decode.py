@@ -14,14 +14,14 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
+from launch_candidates import DECODE
 
 import nsa_kernels.triton as triton_backend
 from nsa_kernels import BlockGeometry, compress_mean, num_blocks, reference
-from nsa_kernels.triton.configs import H200
-from nsa_kernels.triton.configs import config as shipped_config
-from nsa_kernels.triton.decode import SEARCH, decode
-from nsa_kernels.triton.decode_choose import choose
-from nsa_kernels.triton.decode_plan import Plan, plan
+from nsa_kernels.triton.configs import H200, shipped
+from nsa_kernels.triton.decode import decode
+from nsa_kernels.triton.decode.choose import choose
+from nsa_kernels.triton.decode.plan import Plan, plan
 from nsa_kernels.types import Caches, NSAOutput
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -111,7 +111,7 @@ def check(call: Call, tolerance: float = 1e-5, **kwargs) -> None:
 def test_heads_and_widths(group: int, dim: int, value_dim: int) -> None:
     call = make(SMALL, [221, 40], capacity=230, group=group, dim=dim, value_dim=value_dim, kv_heads=1)
     check(call)
-    stream = {**shipped_config("decode", max(dim, value_dim), DEVICE), "stream": 1, "programs": 3}
+    stream = {**shipped("decode", max(dim, value_dim), DEVICE), "stream": 1, "programs": 3}
     if DEVICE.type == "cpu":
         p = plan(SMALL, 230, 2, value_dim, group, 2, tuple(stream.items()))
         assert p.stream
@@ -140,7 +140,7 @@ def test_block_grids(stride: int, pieces: int, shares: int, stream: int) -> None
         3 * geometry.select_block + 1,
         53,
     ]
-    config = {**shipped_config("decode", 16, DEVICE), "stream": stream, "programs": 2}
+    config = {**shipped("decode", 16, DEVICE), "stream": stream, "programs": 2}
     check(make(geometry, lengths, capacity=54, kv_heads=1, seed=stride), config=config)
 
 
@@ -180,7 +180,7 @@ def test_uncommon_geometries(geometry: BlockGeometry) -> None:
 )
 def test_every_configuration_gives_the_same(changes: dict[str, int]) -> None:
     geometry = BlockGeometry(block=8, stride=4, select_block=8, select_count=7, window=70)
-    config = {**shipped_config("decode", 16, DEVICE), **changes}
+    config = {**shipped("decode", 16, DEVICE), **changes}
     check(make(geometry, [350, 64, 0, 331], capacity=360), config=config)
 
 
@@ -188,7 +188,7 @@ def test_every_configuration_gives_the_same(changes: dict[str, int]) -> None:
 @pytest.mark.parametrize("count", [3, 7, 16])
 def test_every_run_of_slots_gives_the_same(count: int, slots: int) -> None:
     geometry = BlockGeometry(block=8, stride=4, select_block=8, select_count=count, window=12)
-    config = {**shipped_config("decode", 16, DEVICE), "slots": slots, "attend_programs": 1000}
+    config = {**shipped("decode", 16, DEVICE), "slots": slots, "attend_programs": 1000}
     check(make(geometry, [200, 8 * count, 8 * count - 8, 9, 0], capacity=210, kv_heads=1), config=config)
 
 
@@ -206,7 +206,7 @@ def test_lengths_around_the_borders_of_blocks_and_tiles(changes: dict[str, int])
     # Keys every 4 tokens; blocks of 8; tiles of 8 blocks: a key reaches into the tile after its own.
     block = 8 if changes.get("stream") else 12  # no longer ones in a stream
     geometry = BlockGeometry(block=block, stride=4, select_block=8, select_count=5, window=9)
-    config = {**shipped_config("decode", 16, DEVICE), **changes}
+    config = {**shipped("decode", 16, DEVICE), **changes}
     lengths = [border + step for border in (8, 12, 40, 64, 72, 128) for step in (-1, 0, 1)]
     check(make(geometry, lengths, capacity=200, kv_heads=1, group=1), config=config)
 
@@ -268,7 +268,7 @@ def test_ties_across_tiles_runs_and_the_bounds_of_the_search() -> None:
 
 @programs_vary
 def test_a_capacity_far_beyond_the_rows(changes: dict[str, int]) -> None:
-    config = {**shipped_config("decode", 16, DEVICE), **changes}
+    config = {**shipped("decode", 16, DEVICE), **changes}
     check(make(SMALL, [70, 33, 3, 0, 8], capacity=600, kv_heads=1), config=config)
 
 
@@ -285,7 +285,7 @@ def test_a_key_of_the_halo_may_outweigh_its_tile_beyond_all_floats(changes: dict
     call = make(geometry, [321], capacity=330, kv_heads=1, group=1)
     call.caches.k_cmp.mul_(0.01)
     call.caches.k_cmp[:, 31] = 500 * call.q / call.q.square().sum(-1, keepdim=True)
-    config = {**shipped_config("decode", 16, DEVICE), **changes}
+    config = {**shipped("decode", 16, DEVICE), **changes}
     check(call, config=config)
     assert call.run(config=config).blocks[0, 0].tolist() == [0, 15, 16, 39, 40]
 
@@ -294,7 +294,7 @@ def test_a_key_of_the_halo_may_outweigh_its_tile_beyond_all_floats(changes: dict
 @pytest.mark.parametrize("size", [0, 31, 8192, 65536, 1 << 20])
 def test_plans_cover_the_cache(size: int, pairs: int) -> None:
     geometry = BlockGeometry()
-    for config in SEARCH:
+    for config in DECODE:
         p = plan(geometry, size, pairs, 128, 16, 132, tuple(config.items()))
         assert p.splits * p.tile_run >= p.tiles
         assert p.tiles * p.tile_blocks >= num_blocks(size, geometry) / p.pieces

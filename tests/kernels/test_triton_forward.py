@@ -17,10 +17,10 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from nsa_kernels import BlockGeometry, nsa_attention, num_blocks
-from nsa_kernels.triton.compressed import compressed_forward
-from nsa_kernels.triton.configs import config as shipped_config
+from nsa_kernels.triton.configs import shipped
 from nsa_kernels.triton.function import make_grid
-from nsa_kernels.triton.selection import select
+from nsa_kernels.triton.prefill.compressed import compressed_forward
+from nsa_kernels.triton.prefill.select import select
 from nsa_kernels.types import Caches
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -203,7 +203,7 @@ def test_selection_in_tiles_of_any_size(rows: int, occupancy: int, make_inputs, 
         q, Caches(*caches), geometry=SMALL, start=inputs.start, lengths=inputs.lengths, scale=0.25
     )
     _, lse = compressed_forward(q, *caches[:2], grid)
-    config = {**shipped_config("select", 16, DEVICE), "BM": rows, "OCCUPANCY": occupancy}
+    config = {**shipped("select", 16, DEVICE), "BM": rows, "OCCUPANCY": occupancy}
     assert torch.equal(select(q, caches[0], lse, grid, config=config).cpu(), expected)
 
 

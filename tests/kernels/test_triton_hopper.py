@@ -15,11 +15,14 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 
+from launch_candidates import HOPPER
+
 from nsa_kernels import BlockGeometry
-from nsa_kernels.triton import compressed, configs, near
-from nsa_kernels.triton.branches_hopper import SEARCH, fits, serves
+from nsa_kernels.triton import configs
 from nsa_kernels.triton.function import make_grid
-from nsa_kernels.triton.hopper import pitch
+from nsa_kernels.triton.hopper import conditions
+from nsa_kernels.triton.hopper.conditions import fits, pitch, serves
+from nsa_kernels.triton.prefill import compressed, window_and_forced
 from nsa_kernels.triton.tiles import Grid
 from nsa_kernels.types import Caches
 
@@ -31,12 +34,12 @@ COMPILE = """
 import json, subprocess, sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
-from nsa_kernels.triton.branches_hopper import WIDTH
-from nsa_kernels.triton.hopper import Sizes, heads_layout, shared_layout
-from nsa_kernels.triton.stream_hopper import attention_hopper
+from nsa_kernels.triton.hopper.conditions import WIDTH
+from nsa_kernels.triton.hopper.parts import Sizes, heads_layout, shared_layout
+from nsa_kernels.triton.hopper.stream import attention_kernel
 
 def compiled(dtype, group, branches, select, config):
-    kernel = attention_hopper
+    kernel = attention_kernel
     keys = f"tensordesc<{dtype}[{config['BN']},{WIDTH}],{shared_layout()!r}>"
     rows = f"tensordesc<{dtype}[1,{64 // group},{group},{WIDTH}],{heads_layout()!r}>"
     slots = ("KEY_SLOTS", "VALUE_SLOTS", "QUERY_SLOTS")
@@ -45,7 +48,7 @@ def compiled(dtype, group, branches, select, config):
     }
     if branches == 1:
         constants |= dict.fromkeys(("K2", "V2", "Out2", "Lse2", "pitch_k2", "pitch_v2"))
-    types = {"Q": rows, "Starts": "*i32", "Ends": "*i32", "scale": "fp32"}
+    types = {"Q": rows, "Starts": "*i32", "Ends": "*i32", "scale_log2": "fp32"}
     for n in "12":
         types |= {"K" + n: keys, "V" + n: keys, "Out" + n: rows, "Lse" + n: "*fp32"}
     types |= dict.fromkeys(constants, "constexpr")
@@ -82,7 +85,7 @@ def compile_for_hopper(cases: list[Case], folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-SHIPPED = dict(configs.H200["near_hopper"][128])
+SHIPPED = dict(configs.H200["window_and_forced_hopper"][128])
 SHIPPED_ALONE = dict(configs.H200["compressed_hopper"][128])
 CASES: dict[str, list[Case]] = {
     "shipped": [("bf16", 16, 1, 64, SHIPPED_ALONE), ("bf16", 16, 2, 64, SHIPPED)],
@@ -91,7 +94,7 @@ CASES: dict[str, list[Case]] = {
         ("bf16", 2, 2, 16, SHIPPED),
         ("fp16", 64, 2, 128, SHIPPED),
     ],
-    "candidates": [("bf16", 16, 2, 64, config) for config in SEARCH if config != SHIPPED],
+    "candidates": [("bf16", 16, 2, 64, config) for config in HOPPER if config != SHIPPED],
 }
 
 
@@ -201,26 +204,54 @@ def test_its_configurations_mean_nothing_where_it_does_not_serve() -> None:
     ):
         assert torch.equal(ours, theirs)
     tokens = [torch.randn(1, 40, 2, 16) for _ in range(4)]
-    pairs = near.near_forward(q, Caches(k, v, *tokens), grid, config=SHIPPED)
-    plain = near.window_forward(q, *tokens[2:], grid), near.forced_forward(q, *tokens[:2], grid)
+    pairs = window_and_forced.window_and_forced_forward(q, Caches(k, v, *tokens), grid, config=SHIPPED)
+    plain = (
+        window_and_forced.window_forward(q, *tokens[2:], grid),
+        window_and_forced.forced_forward(q, *tokens[:2], grid),
+    )
     for ours, theirs in zip(pairs, plain, strict=True):
         assert torch.equal(ours[0], theirs[0])
         assert torch.equal(ours[1], theirs[1])
 
 
 @pytest.mark.parametrize(
-    "lacking",
+    ("lacking", "reason"),
     [
-        "import sys; sys.modules['triton.experimental.gluon'] = None",
-        "from triton.experimental.gluon import language; del language.shared_memory_descriptor._reinterpret",
+        ("import triton; triton.__version__ = '3.5.1'", "written for Triton 3.6 and 3.7, and this is 3.5.1"),
+        ("import triton; triton.__version__ = '4.0.0+git1'", "this is 4.0.0+git1"),
+        ("import sys; sys.modules['triton.experimental.gluon'] = None", "has no Gluon here"),
+        (
+            "from triton.experimental.gluon import language; "
+            "del language.shared_memory_descriptor._reinterpret",
+            "shared_memory_descriptor._reinterpret",
+        ),
     ],
 )
-def test_a_triton_without_what_it_takes_has_the_plain_kernels_alone(lacking: str) -> None:
+def test_a_triton_without_what_it_takes_has_the_plain_kernels_alone_and_says_why_once(
+    lacking: str, reason: str
+) -> None:
     code = (
         f"{lacking}\n"
-        "from nsa_kernels.triton import compressed, near\n"
-        "assert compressed.on_hopper is None and all('BM' in config for config in compressed.SEARCH)\n"
-        "assert near.on_hopper is None and not near.SEARCH"
+        "import torch, triton\n"
+        "from launch_candidates import candidates\n"
+        "from nsa_kernels.triton.prefill import compressed, window_and_forced\n"
+        "from nsa_kernels.triton.hopper import conditions\n"
+        "triton.knobs.runtime.interpret = False\n"
+        "conditions.table_name = lambda device: 'h200'\n"
+        "conditions.PIECES, conditions.fits = 0, lambda *_: True\n"
+        "class grid: batch = queries = heads = 1\n"
+        "assert not any(conditions.serves(torch.zeros(1), (), grid) for _ in range(2))\n"
+        "assert conditions.missing()\n"
+        "assert all('BM' in config for config in candidates('compressed_forward'))\n"
+        "assert not candidates('window_and_forced_forward')"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "kernels")}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'kernels'}{os.pathsep}{ROOT / 'benchmarks'}"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("without its kernel for Hopper") == 1
+    assert reason in done.stderr
+
+
+def test_this_triton_has_what_it_takes() -> None:
+    assert conditions.missing() is None

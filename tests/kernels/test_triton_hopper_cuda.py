@@ -8,15 +8,17 @@ from torch import Tensor
 
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 
+from launch_candidates import HOPPER
+
 from nsa_kernels import BlockGeometry, nsa_attention, num_blocks
-from nsa_kernels.triton import branches_hopper
-from nsa_kernels.triton.branches_hopper import SEARCH, serves
-from nsa_kernels.triton.compressed import compressed_forward
 from nsa_kernels.triton.configs import H200
-from nsa_kernels.triton.forced import forced_forward
-from nsa_kernels.triton.near import near_forward
+from nsa_kernels.triton.hopper import conditions
+from nsa_kernels.triton.hopper.conditions import serves
+from nsa_kernels.triton.prefill.compressed import compressed_forward
+from nsa_kernels.triton.prefill.forced import forced_forward
+from nsa_kernels.triton.prefill.window import window_forward
+from nsa_kernels.triton.prefill.window_and_forced import window_and_forced_forward
 from nsa_kernels.triton.tiles import Grid
-from nsa_kernels.triton.window import window_forward
 from nsa_kernels.types import Caches
 
 pytestmark = [
@@ -86,7 +88,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _seed(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(branches_hopper, "PIECES", 0)  # these are small
+    monkeypatch.setattr(conditions, "PIECES", 0)  # these are small
 
 
 def make(
@@ -141,7 +143,7 @@ Pairs = tuple[tuple[Tensor, Tensor], ...]
 def ours(q: Tensor, caches: Caches, grid: Grid, config: dict[str, int] | None = None) -> Pairs:
     assert serves(q, caches, grid)
     compressed = compressed_forward(q, caches.k_cmp, caches.v_cmp, grid, config=config)
-    return compressed, *near_forward(q, caches, grid, config=config)
+    return compressed, *window_and_forced_forward(q, caches, grid, config=config)
 
 
 def plain(q: Tensor, caches: Caches, grid: Grid) -> Pairs:
@@ -170,19 +172,19 @@ def test_it_agrees_with_the_plain_kernels(name: str) -> None:
     assert_same(ours(*given), plain(*given))
 
 
-@pytest.mark.parametrize("index", range(len(SEARCH)))
+@pytest.mark.parametrize("index", range(len(HOPPER)))
 @pytest.mark.parametrize("name", ["1000 tokens", "ragged", "9001 tokens"])
 def test_candidates_agree_with_the_plain_kernels(name: str, index: int) -> None:
     given = make(**CASES[name])
-    assert_same(ours(*given, dict(SEARCH[index])), plain(*given))
+    assert_same(ours(*given, dict(HOPPER[index])), plain(*given))
 
 
 def test_few_pieces_are_left_to_the_plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     q, caches, grid = make(**CASES["1000 tokens"])
-    monkeypatch.setattr(branches_hopper, "PIECES", 5)
-    monkeypatch.setattr(branches_hopper, "processors", lambda _: 101)  # there are 500 pieces
+    monkeypatch.setattr(conditions, "PIECES", 5)
+    monkeypatch.setattr(conditions, "processors", lambda _: 101)  # there are 500 pieces
     assert not serves(q, caches, grid)
-    monkeypatch.setattr(branches_hopper, "processors", lambda _: 100)
+    monkeypatch.setattr(conditions, "processors", lambda _: 100)
     assert serves(q, caches, grid)
 
 
@@ -196,7 +198,7 @@ def test_the_whole_attention_takes_it_and_has_its_gradients(monkeypatch: pytest.
     dout = torch.randn_like(q)
     results = []
     for pieces in (0, 10**9):
-        monkeypatch.setattr(branches_hopper, "PIECES", pieces)
+        monkeypatch.setattr(conditions, "PIECES", pieces)
         leaves = [x.detach().requires_grad_() for x in (q, *clean, gates)]
         out, _ = nsa_attention(
             *leaves, geometry=GEOMETRY, start=start, lengths=lengths, backend="triton", return_blocks=True

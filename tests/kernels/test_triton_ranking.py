@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from nsa_kernels.triton.ranking import keep_largest
+from nsa_kernels.triton.prefill.ranking import keep_largest
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LANES = 32

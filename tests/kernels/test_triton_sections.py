@@ -15,8 +15,8 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 
 from nsa_kernels import BlockGeometry, num_blocks
-from nsa_kernels.triton import hopper, sections_hopper
-from nsa_kernels.triton.hopper import Piece, Sizes
+from nsa_kernels.triton.hopper import parts, sections
+from nsa_kernels.triton.hopper.parts import Piece, Sizes
 
 BRANCHES = ("compressed", "window", "forced")
 
@@ -42,7 +42,7 @@ def as_python(*modules: Any) -> SimpleNamespace:
     return SimpleNamespace(**names)
 
 
-CODE = as_python(hopper, sections_hopper)
+CODE = as_python(parts, sections)
 
 
 def expected_keys(branch: str, position: int, g: BlockGeometry) -> list[int]:

@@ -10,13 +10,13 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from nsa_kernels import BlockGeometry, compress_mean
-from nsa_kernels.triton.compressed import compressed_forward
-from nsa_kernels.triton.forced import forced_forward
 from nsa_kernels.triton.function import make_grid
-from nsa_kernels.triton.selected import selected_forward
-from nsa_kernels.triton.selection import select
+from nsa_kernels.triton.prefill.compressed import compressed_forward
+from nsa_kernels.triton.prefill.forced import forced_forward
+from nsa_kernels.triton.prefill.select import select
+from nsa_kernels.triton.prefill.selected import selected_forward
+from nsa_kernels.triton.prefill.window import window_forward
 from nsa_kernels.triton.tiles import bulk_copies, split_width
-from nsa_kernels.triton.window import window_forward
 from nsa_kernels.types import Caches
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

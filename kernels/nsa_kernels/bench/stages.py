@@ -16,7 +16,7 @@ from torch import Tensor
 from nsa_kernels.bench.sparse import Attention
 from nsa_kernels.types import Caches
 
-NEAR = "window + forced blocks"
+WINDOW_AND_FORCED = "window + forced blocks"
 
 Stage = tuple[str, str, Callable[[], object]]
 """fwd or bwd, name as in `counts`, what to time."""
@@ -46,7 +46,7 @@ class Stages:
             ("fwd", "compression", self._compression),
             ("fwd", "compressed attention", self._compressed),
             ("fwd", "scores + top-n", self._select),
-            ("fwd", NEAR, self._near),
+            ("fwd", WINDOW_AND_FORCED, self._window_and_forced),
             ("fwd", "selected attention", self._selected),
             ("bwd", "gates", self._gates_backward),
             ("bwd", "compressed attention", self._compressed_backward),
@@ -80,29 +80,32 @@ class Stages:
         return run
 
     def _compressed(self) -> Callable[[], object]:
-        stage, (k, v) = _stage("compressed", "compressed_forward"), self._made["fwd compression"]
+        stage, (k, v) = _stage("prefill.compressed", "compressed_forward"), self._made["fwd compression"]
         return lambda: stage(self.inputs.q, k, v, self._grid())
 
     def _select(self) -> Callable[[], object]:
-        stage, (k, _) = _stage("selection", "select"), self._made["fwd compression"]
+        stage, (k, _) = _stage("prefill.select", "select"), self._made["fwd compression"]
         _, lse = self._made["fwd compressed attention"][:2]
         return lambda: stage(self.inputs.q, k, lse, self._grid())
 
-    def _near(self) -> Callable[[], object]:
-        stage, x = _stage("near", "near_forward"), self.inputs
+    def _window_and_forced(self) -> Callable[[], object]:
+        stage, x = _stage("prefill.window_and_forced", "window_and_forced_forward"), self.inputs
         caches = Caches(x.k, x.v, x.k, x.v, x.k_win, x.v_win)  # the first two are not looked at
         return lambda: stage(x.q, caches, self._grid())
 
     def _selected(self, *, save: bool = False) -> Callable[[], Any]:
         """The other blocks, with the gates and the sum of the branches, which are fused into it."""
-        stage, x = _stage("selected", "selected_forward"), self.inputs
-        blocks, (o_forced, lse_forced) = self._made["fwd scores + top-n"], self._made[f"fwd {NEAR}"][1]
+        stage, x = _stage("prefill.selected", "selected_forward"), self.inputs
+        blocks, (o_forced, lse_forced) = (
+            self._made["fwd scores + top-n"],
+            self._made[f"fwd {WINDOW_AND_FORCED}"][1],
+        )
         o_cmp, o_win = self._other_outputs()
         before = (x.q, x.k, x.v, blocks, x.gates, o_cmp, o_win, o_forced, lse_forced)
         return lambda: stage(*before, self._grid(), save=save)
 
     def _other_outputs(self) -> tuple[Tensor, Tensor]:
-        return self._made["fwd compressed attention"][0], self._made[f"fwd {NEAR}"][0][0]
+        return self._made["fwd compressed attention"][0], self._made[f"fwd {WINDOW_AND_FORCED}"][0][0]
 
     def _selected_for_backward(self) -> tuple[Tensor, Tensor]:
         """The branch's own output and log-sum-exp, which only a training forward keeps."""
@@ -114,22 +117,22 @@ class Stages:
     # ---- backward; dq is written by atomic additions and its content doesn't matter to the time
 
     def _gates_backward(self) -> Callable[[], object]:
-        stage = _stage("gates", "gate_backward")
+        stage = _stage("backward.gates", "gate_backward")
         o_cmp, o_win = self._other_outputs()
         outs = (o_cmp, self._selected_for_backward()[0], o_win)
         return lambda: stage(self.inputs.dout, *outs, self._grid())
 
     def _compressed_backward(self) -> Callable[[], object]:
-        stage, (k, v) = _stage("compressed_backward", "compressed_backward"), self._made["fwd compression"]
+        stage, (k, v) = _stage("backward.compressed", "compressed_backward"), self._made["fwd compression"]
         return self._branch_backward(stage, self._made["fwd compressed attention"][1], k, v)
 
     def _window_backward(self) -> Callable[[], object]:
-        stage = _stage("window_backward", "window_backward")
-        lse = self._made[f"fwd {NEAR}"][0][1]
+        stage = _stage("backward.window", "window_backward")
+        lse = self._made[f"fwd {WINDOW_AND_FORCED}"][0][1]
         return self._branch_backward(stage, lse, self.inputs.k_win, self.inputs.v_win)
 
     def _selected_backward(self) -> Callable[[], object]:
-        stage = _stage("selected_backward", "selected_backward")
+        stage = _stage("backward.selected", "selected_backward")
         blocks = self._made["fwd scores + top-n"]
         lse = self._selected_for_backward()[1]
         return self._branch_backward(stage, lse, self.inputs.k, self.inputs.v, blocks)

@@ -1,7 +1,9 @@
 """The `triton` backend: NSA kernels for CUDA GPUs; with TRITON_INTERPRET=1 they run on a CPU, for tests.
 
-One stage a file; `function` puts them together, forward and backward, `decode` is a single token against a
-cache, and `decode_step` also appends the token to the cache and compresses the block that it completes.
+Rooms: `prefill` (forward of many queries), `backward` (its gradients), `decode` (one token a row against a
+cache), `phi` (block compression), `hopper` (what replaces parts of prefill on that card). `function` puts the
+first two together for autograd. `tiles` is what all kernels share, `configs` the launches that are shipped. A
+room imports `tiles` and `configs`; prefill imports hopper too.
 """
 
 import os
@@ -12,12 +14,10 @@ from torch import Tensor
 from nsa_kernels.geometry import BlockGeometry
 from nsa_kernels.triton import decode as _decode
 from nsa_kernels.triton import function as _function
-from nsa_kernels.triton.decode_step import NewToken, StepCaches, decode_step
 from nsa_kernels.triton.function import attention
-from nsa_kernels.triton.phi import Phi
 from nsa_kernels.types import Caches, NSAOutput
 
-__all__ = ["NewToken", "Phi", "StepCaches", "attention", "decode", "decode_step", "unavailable"]
+__all__ = ["attention", "decode", "unavailable"]
 
 
 def unavailable() -> str | None:
@@ -27,7 +27,7 @@ def unavailable() -> str | None:
     return "it needs a CUDA device"
 
 
-# The function takes the place of the submodule `decode` as an attribute of this package; the import system
+# The function takes the place of the subpackage `decode` as an attribute of this package; the import system
 # finds the submodule all the same.
 def decode(
     q: Tensor,

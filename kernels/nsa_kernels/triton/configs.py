@@ -1,8 +1,14 @@
 """Launch configurations, measured once and shipped: nothing is tuned at run time.
 
-Each stage names its parameters itself (BM rows of queries and BN keys to a tile, mostly). A stage's
-candidates are measured by `benchmarks/tune_kernels.py` on the machine that it runs on; what wins goes into
-these tables.
+Each stage names its parameters itself. BM: rows of queries to a tile. BN: keys to a tile. TMA: whether tiles
+come (in the backward of compressed attention and window: dQ goes) in bulk copies. CHUNK: queries to a chunk,
+PIECE: to a program. OCCUPANCY: programs to a multiprocessor. HALVES: keys in halves. num_warps, num_stages,
+maxnreg: as Triton has them. compress_linear: BM blocks, BN outputs, BK elements of a token at a time (of 16
+bits each; half as many of 32); compress_mlp the same with BN hidden units; compress_mean: PIECES blocks to a
+program, ROWS tokens read at once. The kernel for Hopper: BN, and the slots of its rings.
+
+Candidates are measured by `benchmarks/tune_kernels.py` and `tune_decode.py` on the machine that they run on;
+what wins goes into these tables.
 """
 
 import functools
@@ -15,7 +21,7 @@ Table = Mapping[str, Mapping[int, Config]]
 """Stage -> widest head dimension that the entry serves -> configuration."""
 
 
-def config(stage: str, width: int, device: torch.device) -> Config:
+def shipped(stage: str, width: int, device: torch.device) -> Config:
     """The shipped configuration of a stage.
 
     Args:
@@ -60,6 +66,15 @@ _DECODE = {
     "attend_stages": 2,
     "merge_warps": 4,
 }
+"""keys: compressed keys to a tile. window_keys: tokens to a tile of the window. programs: of the first launch
+to a multiprocessor, at most about. early: whether, where a program has one tile, its keys are asked for
+before the row's length has come. stream: whether, where it has more, they come as in decode/stream.py; then
+programs come in whole rounds. ranked: selection blocks whose pooled scores a program holds at a time. slots:
+selected blocks to a program, at least. attend_programs: of the second launch to a multiprocessor, at most
+about. columns: of the values that one program merges, at least. merged: partials of the compressed branch
+that it holds at a time. overlap: whether a launch may begin before the one before it has ended. The rest:
+warps and pipeline stages of the three launches.
+"""
 
 DEFAULT: Table = {
     "compressed_forward": {128: {"BM": 64, "BN": 32, **_SMALL}},
@@ -85,7 +100,6 @@ DEFAULT: Table = {
     "compress_mlp": {128: {"BM": 64, "BN": 64, "BK": 32, **_SMALL}},
     "decode": {128: _DECODE},
     "decode_many": {128: _DECODE},
-    "decode_step": {128: {"units": 16, "elements": 256, "stages": 4, "programs": 2}},
 }
 
 _FEW = {**_DECODE, "keys": 128, "columns": 16, "overlap": 1, "attend_warps": 4}
@@ -97,7 +111,7 @@ H200: Table = {
         128: {"BM": 64, "BN": 64, "TMA": 1, "num_warps": 4, "num_stages": 1, "maxnreg": 168}
     },
     "compressed_hopper": {128: {**_HOPPER, "BN": 128, "KEY_SLOTS": 2, "VALUE_SLOTS": 2}},
-    "near_hopper": {128: {**_HOPPER, "BN": 64, "KEY_SLOTS": 4, "VALUE_SLOTS": 4}},
+    "window_and_forced_hopper": {128: {**_HOPPER, "BN": 64, "KEY_SLOTS": 4, "VALUE_SLOTS": 4}},
     "select": {
         128: {"BM": 128, "BN": 64, "TMA": 1, "OCCUPANCY": 3, "num_warps": 4, "num_stages": 3, "maxnreg": 160}
     },
@@ -163,7 +177,6 @@ INTERPRETER: Table = {
     "compress_mlp": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
     "decode": {128: _FINE},
     "decode_many": {128: {**_FINE, "stream": 1}},
-    "decode_step": {128: {"units": 16, "elements": 32, "stages": 2, "programs": 4}},
 }
 
 TABLES: Mapping[str, Table] = {"h200": H200, "a100": A100, "default": DEFAULT, "interpreter": INTERPRETER}

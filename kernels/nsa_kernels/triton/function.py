@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nsa_kernels.geometry import BlockGeometry
-from nsa_kernels.triton.compressed import compressed_forward
-from nsa_kernels.triton.compressed_backward import compressed_backward
-from nsa_kernels.triton.gates import gate_backward
-from nsa_kernels.triton.near import near_forward
-from nsa_kernels.triton.selected import selected_forward
-from nsa_kernels.triton.selected_backward import selected_backward
-from nsa_kernels.triton.selection import select
-from nsa_kernels.triton.tiles import MAX_GROUP, MIN_DOT, Grid, split_width
-from nsa_kernels.triton.window_backward import window_backward
+from nsa_kernels.triton.backward.compressed import compressed_backward
+from nsa_kernels.triton.backward.gates import gate_backward
+from nsa_kernels.triton.backward.selected import selected_backward
+from nsa_kernels.triton.backward.window import window_backward
+from nsa_kernels.triton.prefill.compressed import compressed_forward
+from nsa_kernels.triton.prefill.select import select
+from nsa_kernels.triton.prefill.selected import selected_forward
+from nsa_kernels.triton.prefill.window_and_forced import window_and_forced_forward
+from nsa_kernels.triton.tiles import MAX_GROUP, MIN_DOT, Grid, rows_contiguous, split_width
 from nsa_kernels.types import Caches, NSAOutput
 
 
@@ -111,7 +111,7 @@ class _Attention(torch.autograd.Function):
         caches = Caches(*tensors)
         o_cmp, lse_cmp = compressed_forward(q, caches.k_cmp, caches.v_cmp, grid)
         blocks = select(q, caches.k_cmp, lse_cmp, grid)
-        (o_win, lse_win), forced = near_forward(q, caches, grid)
+        (o_win, lse_win), forced = window_and_forced_forward(q, caches, grid)
         save = any(ctx.needs_input_grad)
         out, o_slc, lse_slc = selected_forward(
             q, caches.k_slc, caches.v_slc, blocks, gates, o_cmp, o_win, *forced, grid, save=save
@@ -127,7 +127,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q, *tensors, gates, blocks, o_cmp, o_slc, o_win, lse_cmp, lse_slc, lse_win = ctx.saved_tensors
         caches, grid = Caches(*tensors), ctx.grid
-        dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+        dout = rows_contiguous(dout)
         dgates = gate_backward(dout, o_cmp, o_slc, o_win, grid)
         dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)  # the branches add to it
         upstream = (gates, dgates)
@@ -148,7 +148,7 @@ def _padded(q: Tensor, caches: Caches) -> tuple[Tensor, Caches]:
     def fit(x: Tensor, width: int) -> Tensor:
         if x.shape[-1] != width:
             return F.pad(x, (0, width - x.shape[-1])).contiguous()  # pad keeps a channels-last layout
-        return x if x.stride(-1) == 1 else x.contiguous()
+        return rows_contiguous(x)
 
     key_width = _next_width(q.shape[-1])
     value_width = max(MIN_DOT, triton.next_power_of_2(caches.v_slc.shape[-1]))

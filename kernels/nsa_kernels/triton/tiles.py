@@ -112,6 +112,11 @@ def launch_options(config: Mapping[str, int]) -> dict[str, int]:
     return {name: config[name] for name in ("num_warps", "num_stages", "maxnreg") if name in config}
 
 
+def rows_contiguous(x: Tensor) -> Tensor:
+    """The tensor itself where its last dimension is contiguous, else a copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
 def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
     """A tensor [B, S, H_kv, D] from which tiles of `rows` tokens of one head are copied in bulk."""
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, rows, 1, x.shape[-1]])
