@@ -9,7 +9,7 @@ from nsa_eval.comparison._rows import Draft, RowMaker
 from nsa_eval.comparison._stored import digest
 from nsa_eval.comparison._types import Comparison, ModelInfo
 from nsa_eval.errors import UserError
-from nsa_eval.results import ModelRun, Run, load_run
+from nsa_eval.results import ModelRun, Run, load_run, outline
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -28,8 +28,9 @@ def compare(
 ) -> Comparison:
     """Compares models on the same documents: differences, intervals, tests, and what could have been seen.
 
-    Every model but the baseline is a candidate and is compared with it, task by task and metric by metric;
-    Holm's correction covers all of them together. Example:
+    Every model but the baseline is a candidate and is compared with it, task by task and metric by metric.
+    Holm's correction covers the headline metrics of all candidates together (the main metric of every task; a
+    group's in place of its members', which are a family of their own, as further metrics are). Example:
 
         comparison = compare(["runs/quickstart"], baseline="dense")
         print(to_table(comparison, "md"))
@@ -43,7 +44,7 @@ def compare(
         resamples: Bootstrap resamples, and most sign flips of a permutation test.
         seed: Of both. The same seed gives the same numbers, whatever else is compared.
         metrics: Only these, as "acc" or "acc,none" (metric, filter); all by default.
-        tasks: Only these; all by default. The models may then differ in the others.
+        tasks: Only these tasks and groups; all by default. The models may then differ in the others.
 
     Raises:
         ProtocolMismatchError: Tasks, documents or protocol differ; lists all differences.
@@ -63,10 +64,12 @@ def compare(
         )
     base = baseline_of(models, baseline)
     base_run = models[base]
+    unknown = set(tasks or ()) - {name for model in models.values() for name in (*model.tasks, *model.groups)}
+    if tasks is not None:
+        tasks = [one for task in tasks for one in _single(task, base_run)]
     shared = [task for task in base_run.tasks if tasks is None or task in tasks]
-    unknown = set(tasks or ()) - {task for model in models.values() for task in model.tasks}
     if unknown or not shared:
-        known = ", ".join(base_run.tasks)
+        known = ", ".join([*base_run.groups, *base_run.tasks])
         raise UserError(
             f"no task {', '.join(sorted(unknown or tasks or []))!r} in these runs. They have: {known}"
         )
@@ -81,9 +84,13 @@ def compare(
 
     maker = RowMaker(confidence=confidence, resamples=resamples, seed=seed, metrics=metrics)
     drafts: list[Draft] = []
-    for task in shared:
+    for name, depth in outline(shared, base_run.groups):
         for label in candidates:
-            drafts += maker.drafts((base, base_run.tasks[task]), (label, models[label].tasks[task]))
+            other = models[label]
+            if name in base_run.tasks:
+                drafts += maker.drafts((base, base_run.tasks[name]), (label, other.tasks[name]), depth=depth)
+            else:
+                drafts += maker.group_drafts(name, (base, base_run), (label, other), depth=depth)
     if metrics is not None and (missing := set(metrics) - maker.seen):
         raise UserError(
             f"no metric {', '.join(sorted(missing))!r}. These tasks have: {', '.join(sorted(maker.seen))}"
@@ -110,6 +117,10 @@ def compare(
         rows=maker.finish(drafts),
         notes=list(dict.fromkeys([*remarks, *maker.notes])),
     )
+
+
+def _single(name: str, model: ModelRun) -> tuple[str, ...]:
+    return model.groups[name].tasks if name in model.groups else (name,)
 
 
 def labelled(runs: Sequence[str | Path | Run]) -> dict[str, ModelRun]:

@@ -75,6 +75,11 @@ class Line:
         """Whether this is one length of the task above."""
         return self.row.length is not None
 
+    @property
+    def indent(self) -> int:
+        """How far it stands in: below its groups, and a length below its task."""
+        return self.row.depth + self.sub
+
 
 def lines(comparison: Comparison, *, lengths: bool) -> Iterator[Line]:
     """The rows of a comparison, each followed by its sub-rows if `lengths`."""

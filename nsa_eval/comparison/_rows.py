@@ -1,38 +1,21 @@
 """From paired samples to the rows of a comparison."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from nsa_eval.comparison._pairs import Matched, Pairs, group_pairs, task_pairs
 from nsa_eval.comparison._power import mde_means, mde_proportions
 from nsa_eval.comparison._significance import holm, mcnemar, sign_flip
-from nsa_eval.comparison._types import Row, Verdict
+from nsa_eval.comparison._types import Family, Row, Verdict
 from nsa_eval.comparison.intervals import bootstrap, tango
-from nsa_eval.comparison.scores import Floats, document_scores, is_binary, score_estimate, unit_of
-from nsa_eval.results import Sample, TaskResult
+from nsa_eval.comparison.scores import Floats, is_binary, score_estimate, unit_of
+from nsa_eval.results import ModelRun, TaskResult
 
 # Below this many documents a bootstrap interval is known to come out too narrow.
 _FEW_DOCUMENTS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class _Pairs:
-    """The documents of a row."""
-
-    baseline: Floats
-    """Mean score of the baseline on each document, [n]."""
-    candidate: Floats
-    """The same of the candidate, [n]."""
-    lengths: list[int | None]
-    samples: list[int]
-    """Samples behind each document, [n]."""
-
-    def at(self, length: int) -> "_Pairs":
-        keep = [index for index, value in enumerate(self.lengths) if value == length]
-        samples = [self.samples[index] for index in keep]
-        return _Pairs(self.baseline[keep], self.candidate[keep], [length] * len(keep), samples)
 
 
 @dataclass(slots=True)
@@ -41,6 +24,7 @@ class Draft:
 
     row: Row
     differences: Floats
+    """Of each document, with the variance of the row's difference, [n]."""
     subs: list["Draft"] = field(default_factory=list)
 
 
@@ -56,85 +40,118 @@ class RowMaker:
     seen: set[str] = field(default_factory=set)
     """Every metric met, as "metric" and as "metric,filter"."""
 
-    def drafts(self, baseline: tuple[str, TaskResult], candidate: tuple[str, TaskResult]) -> list[Draft]:
-        """One draft per metric and filter of a task, each with those of its lengths."""
-        found = []
-        for filter_name, samples in baseline[1].filters.items():
-            for metric in dict.fromkeys(name for sample in samples for name in sample.metrics):
-                keys = {metric, f"{metric},{filter_name}"}
-                # "bypass" is lm-eval's stand-in for a score that is not computed (--predict_only).
-                if metric == "bypass":
-                    continue
-                self.seen |= keys
-                if self.metrics is not None and not keys & set(self.metrics):
-                    continue
-                draft = self._draft(baseline, candidate, metric, filter_name)
-                found += [] if draft is None else [draft]
+    def drafts(
+        self, baseline: tuple[str, TaskResult], candidate: tuple[str, TaskResult], *, depth: int = 0
+    ) -> list[Draft]:
+        """One draft per metric and filter of a task, each with those of its lengths.
+
+        Args:
+            baseline: Label and results.
+            candidate: The same.
+            depth: How many groups the task stands in.
+        """
+        task = baseline[1]
+        found: list[Draft] = []
+        for metric, filter_name in self._wanted(metrics_of(task)):
+            matched = task_pairs(task, candidate[1], metric, filter_name)
+            shape = self._shape(task.name, metric, filter_name, baseline[0], candidate[0], depth, bool(found))
+            higher = task.higher_is_better.get(metric)
+            draft = self._draft(matched, shape, higher)
+            if draft is None or matched.pairs is None:
+                continue
+            self._remark(task, matched.pairs, draft.row)
+            lengths = matched.pairs.lengths if task.has_lengths else []
+            grid = sorted({length for length in lengths if length is not None})
+            if len(grid) > 1:
+                draft.subs = [self._measure(matched.pairs.at(length), draft.row, length) for length in grid]
+            found.append(draft)
+        return found
+
+    def group_drafts(
+        self, group: str, baseline: tuple[str, ModelRun], candidate: tuple[str, ModelRun], *, depth: int = 0
+    ) -> list[Draft]:
+        """One draft per metric and filter of a group.
+
+        Args:
+            group: Its name.
+            baseline: Label and results.
+            candidate: The same.
+            depth: How many groups it stands in.
+        """
+        own, theirs = baseline[1].groups[group], candidate[1].groups.get(group)
+        found: list[Draft] = []
+        for metric, filter_name in self._wanted(_split(key) for key in own.by_size):
+            if theirs is None or theirs.by_size.get(f"{metric},{filter_name}") is None:
+                self.notes.append(f"{group}, {metric}: not compared, {candidate[0]} has no such group score")
+                continue
+            matched = group_pairs(own, baseline[1], candidate[1], metric, filter_name)
+            shape = self._shape(group, metric, filter_name, baseline[0], candidate[0], depth, bool(found))
+            draft = self._draft(matched, shape, own.higher_is_better.get(metric))
+            found += [] if draft is None else [draft]
         return found
 
     def finish(self, drafts: Sequence[Draft]) -> list[Row]:
-        """Holm over all rows, and apart from that over all sub-rows; then detectable effects and verdicts."""
-        subs = iter(self._judged([sub for draft in drafts for sub in draft.subs]))
-        rows = self._judged(drafts)
-        return [
-            row.model_copy(update={"lengths": [next(subs) for _ in draft.subs]})
-            for row, draft in zip(rows, drafts, strict=True)
-        ]
+        """Holm within each family of rows, and apart from that of its sub-rows; then effects and verdicts."""
+        by_family: dict[str, list[Draft]] = {}
+        for draft in drafts:
+            by_family.setdefault(draft.row.family_name, []).append(draft)
+        judged: dict[int, Row] = {}
+        for together in by_family.values():
+            subs = iter(self._judged([sub for draft in together for sub in draft.subs]))
+            for draft, row in zip(together, self._judged(together), strict=True):
+                update = {"lengths": [next(subs) for _ in draft.subs]}
+                judged[id(draft)] = row.model_copy(update=update)
+        return [judged[id(draft)] for draft in drafts]
 
-    def _draft(
+    def _wanted(self, metrics: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        for metric, filter_name in metrics:
+            keys = {metric, f"{metric},{filter_name}"}
+            # "bypass" is lm-eval's stand-in for a score that is not computed (--predict_only).
+            if metric == "bypass":
+                continue
+            self.seen |= keys
+            if self.metrics is None or keys & set(self.metrics):
+                yield metric, filter_name
+
+    def _shape(
         self,
-        baseline: tuple[str, TaskResult],
-        candidate: tuple[str, TaskResult],
+        name: str,
         metric: str,
         filter_name: str,
-    ) -> Draft | None:
-        task = baseline[1]
-        pairs = self._pairs(task, candidate[1], metric, filter_name)
-        if pairs is None:
-            return None
-        both = np.concatenate([pairs.baseline, pairs.candidate])
-        higher = task.higher_is_better.get(metric)
-        # What belongs to the whole task is settled here, so that its sub-rows use the same methods and units.
-        shape = Row.model_construct(
-            task=task.name,
+        baseline: str,
+        candidate: str,
+        depth: int,
+        further: bool,
+    ) -> Row:
+        """What is known of a row before its scores are looked at: its family of hypotheses above all."""
+        family: Family = "further metrics" if further else "headline" if depth == 0 else f"members {depth}"
+        return Row.model_construct(
+            task=name,
             metric=metric,
             filter=filter_name,
-            baseline=baseline[0],
-            candidate=candidate[0],
-            binary=is_binary(both),
-            unit=unit_of(both, higher),
-            higher_is_better=higher,
+            baseline=baseline,
+            candidate=candidate,
+            depth=depth,
+            family_name=family,
         )
-        self._remark(task, pairs, shape)
-        draft = self._measure(pairs, shape, None)
-        grid = sorted({length for length in pairs.lengths if length is not None}) if task.has_lengths else []
-        if len(grid) > 1:
-            draft.subs = [self._measure(pairs.at(length), shape, length) for length in grid]
-        return draft
 
-    def _pairs(self, left: TaskResult, right: TaskResult, metric: str, filter_name: str) -> _Pairs | None:
-        samples = left.filters[filter_name]
-        a, b = document_scores(samples, metric), document_scores(right.filters[filter_name], metric)
-        shared = [doc for doc in a if doc in b]
-        where = f"{left.name}, {metric}"
-        if len(shared) < max(len(a), len(b)):
-            self.notes.append(f"{where}: only {len(shared)} documents have this metric in both models")
-        scores = [np.array([side[doc] for doc in shared], dtype=np.float64) for side in (a, b)]
-        broken = sum(int((~np.isfinite(side)).sum()) for side in scores)
-        if broken or not shared:
-            self.notes.append(f"{where}: not compared, {broken} scores are not finite numbers")
+    def _draft(self, matched: Matched, shape: Row, higher: bool | None) -> Draft | None:
+        self.notes += matched.notes
+        pairs = matched.pairs
+        if pairs is None:
             return None
-        first: dict[str, Sample] = {}
-        counts: dict[str, int] = {}
-        for sample in samples:
-            first.setdefault(sample.doc_hash, sample)
-            counts[sample.doc_hash] = counts.get(sample.doc_hash, 0) + sample.repeats
-        lengths = [first[doc].length for doc in shared]
-        return _Pairs(scores[0], scores[1], lengths, [counts[doc] for doc in shared])
+        both = np.concatenate([pairs.baseline.values, pairs.candidate.values])
+        # What belongs to the whole task is settled here, so that its sub-rows use the same methods and units.
+        update = {
+            "binary": is_binary(both) and pairs.baseline.strata is None,
+            "unit": unit_of(both, higher),
+            "higher_is_better": higher,
+        }
+        return self._measure(pairs, shape.model_copy(update=update), None)
 
-    def _remark(self, task: TaskResult, pairs: _Pairs, shape: Row) -> None:
+    def _remark(self, task: TaskResult, pairs: Pairs, shape: Row) -> None:
         """Notes what a reader of the row has to know."""
-        where, n = f"{shape.task}, {shape.metric}", len(pairs.baseline)
+        where, n = f"{shape.task}, {shape.metric}", pairs.n
         if sum(pairs.samples) > n:
             self.notes.append(
                 f"{where}: {sum(pairs.samples)} samples of {n} documents; each counts once, by its mean"
@@ -150,13 +167,14 @@ class RowMaker:
                     f"{where}: reported by lm-eval as {aggregation}, compared by the mean over documents"
                 )
 
-    def _measure(self, pairs: _Pairs, shape: Row, length: int | None) -> Draft:
-        n, higher = len(pairs.baseline), shape.higher_is_better is not False
+    def _measure(self, pairs: Pairs, shape: Row, length: int | None) -> Draft:
+        n, higher = pairs.n, shape.higher_is_better is not False
         # Its own stream for every row, free of the models' order: a row doesn't change when others join it.
         key = repr((shape.task, shape.metric, shape.filter, length)).encode()
         seed = [self.seed, *hashlib.sha256(key).digest()[:8]]
-        differences = pairs.candidate - pairs.baseline
-        above, below = int((differences > 0).sum()), int((differences < 0).sum())
+        plain = pairs.differences
+        differences = plain.spread
+        above, below = int((plain.values > 0).sum()), int((plain.values < 0).sum())
         resampled = bootstrap(
             differences,
             self.confidence,
@@ -168,23 +186,25 @@ class RowMaker:
         if shape.binary:
             interval, p = tango(above, below, n, self.confidence), mcnemar(above, below)
         else:
-            p = sign_flip(differences, resamples=self.resamples, rng=np.random.default_rng([*seed, 2]))
+            p = sign_flip(plain.weighted, resamples=self.resamples, rng=np.random.default_rng([*seed, 2]))
         baseline, candidate = (
             score_estimate(
-                values,
+                scores,
                 binary=shape.binary,
                 unit=shape.unit,
                 confidence=self.confidence,
                 resamples=self.resamples,
                 seed=[*seed, 3],
             )
-            for values in (pairs.baseline, pairs.candidate)
+            for scores in (pairs.baseline, pairs.candidate)
         )
         row = Row(
             task=shape.task,
             metric=shape.metric,
             filter=shape.filter,
             length=length,
+            depth=shape.depth,
+            family_name=shape.family_name,
             baseline=shape.baseline,
             candidate=shape.candidate,
             n=n,
@@ -229,6 +249,22 @@ class RowMaker:
             }
             rows.append(row.model_copy(update=update))
         return rows
+
+
+def metrics_of(task: TaskResult) -> list[tuple[str, str]]:
+    """(metric, filter) of a task, the main one first: the order in which its configuration lists both."""
+    named = [f.get("name") for f in task.config.get("filter_list") or [] if isinstance(f, dict)]
+    filters = sorted(task.filters, key=lambda name: named.index(name) if name in named else len(named))
+    return list(
+        dict.fromkeys(
+            (metric, name) for name in filters for sample in task.filters[name] for metric in sample.metrics
+        )
+    )
+
+
+def _split(key: str) -> tuple[str, str]:
+    metric, _, filter_name = key.partition(",")
+    return metric, filter_name
 
 
 def _verdict(row: Row, significant: bool) -> Verdict:

@@ -21,6 +21,7 @@ def digest(model: ModelRun) -> str:
     tasks = {
         name: {
             "version": task.version,
+            "filters": task.config.get("filter_list"),
             "num_fewshot": task.num_fewshot,
             "higher_is_better": task.higher_is_better,
             "samples": {
@@ -43,7 +44,8 @@ def digest(model: ModelRun) -> str:
         for name, task in model.tasks.items()
     }
     events = [{key: value for key, value in event.items() if key != "model"} for event in model.audit]
-    text = json.dumps({"tasks": tasks, "audit": events}, sort_keys=True, default=str)
+    groups = {name: group.model_dump() for name, group in model.groups.items()}
+    text = json.dumps({"tasks": tasks, "groups": groups, "audit": events}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

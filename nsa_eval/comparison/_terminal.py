@@ -50,7 +50,7 @@ class TerminalTable:
         return table
 
     def _cells(self, line: Line, wide: bool) -> list[Text]:
-        name = "  " * line.sub + printable(line.name)
+        name = "  " * line.indent + printable(line.name)
         if len(self.comparison.candidates) > 1 and not line.sub:
             name += f": {printable(line.row.candidate)}"
         verdict = Text(line.row.verdict, style=_COLOURS.get(line.row.verdict, ""))

@@ -8,6 +8,9 @@ from nsa_eval.comparison.intervals import Interval
 
 Verdict = Literal["better", "worse", "higher", "lower", "not distinguishable"]
 Unit = Literal["points", "raw"]
+Family = str
+"""Which rows Holm's correction covers together: "headline" (the main metric of every task and outermost
+group), "members 1", "members 2", ... (the same of what stands in so many groups), "further metrics"."""
 
 
 class Estimate(BaseModel):
@@ -33,6 +36,9 @@ class Row(BaseModel):
     filter: str
     length: int | None
     """Context length in tokens for a sub-row, None for the whole task."""
+    depth: int = 0
+    """How many groups it stands in: rows of a group's members follow the group's, one deeper."""
+    family_name: Family = "headline"
     baseline: str
     candidate: str
     n: int
@@ -60,6 +66,7 @@ class Row(BaseModel):
     p_adjusted: float
     """After Holm's correction over `family` tests."""
     family: int
+    """How many tests: those of `family_name`, sub-rows apart."""
     minimum_detectable: float | None
     """Smallest true difference that had an 80 % chance of being found at alpha / family; None: no
     difference."""
@@ -91,7 +98,7 @@ class Comparison(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     baseline: str
     models: list[ModelInfo]
     """The baseline first, then the candidates."""
@@ -120,7 +127,8 @@ class Comparison(BaseModel):
             f"({self.resamples:,} resamples, seed {self.seed}), which is given beside Tango's for 0/1 "
             "scores as well.",
             "p: exact McNemar test for 0/1 scores, paired permutation test for others; adjusted by Holm "
-            "over all tasks, metrics and candidates (figures per length: over all of those).",
+            "within families: the main metric of every task and group for all candidates; the members of "
+            "groups; further metrics; figures per length.",
             f"Verdict: the adjusted p against {1 - self.confidence:.3g}. Intervals are not adjusted, and the "
             "exact test is the stricter of the two: an interval may leave out 0 where the verdict finds "
             "nothing.",

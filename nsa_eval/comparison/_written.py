@@ -11,7 +11,8 @@ _CSV_COLUMNS = (
     *("task", "metric", "filter", "length", "baseline", "candidate", "n", "samples", "unit"),
     *("baseline_mean", "baseline_low", "baseline_high", "candidate_mean", "candidate_low", "candidate_high"),
     *("difference", "low", "high", "interval", "bootstrap_low", "bootstrap_high"),
-    *("wins", "losses", "test", "p", "p_adjusted", "family", "minimum_detectable", "verdict"),
+    *("wins", "losses", "test", "p", "p_adjusted", "family", "family_name"),
+    *("minimum_detectable", "verdict", "depth"),
 )
 _MD_ESCAPED = "\\`*_[]|"
 _TEX = {
@@ -31,7 +32,7 @@ def to_markdown(comparison: Comparison, *, lengths: bool) -> str:
     rows.append("|" + "|".join(":---" if side == "l" else "---:" for side in aligned) + "|")
     for line in lines(comparison, lengths=lengths):
         cells = [_md(cell) for cell in _cells(comparison, line)]
-        cells[0] = f"&nbsp;&nbsp;at {cells[0]}" if line.sub else cells[0]
+        cells[0] = "&nbsp;&nbsp;" * line.indent + ("at " if line.sub else "") + cells[0]
         rows.append("| " + " | ".join([*cells, _md(verdict_text(line.row))]) + " |")
     remarks = [f"- {_md(text)}" for text in (*comparison.notes, *comparison.method)]
     return "\n".join([*rows, "", _md(legend(comparison)), "", *remarks]) + "\n"
@@ -47,7 +48,7 @@ def to_latex(comparison: Comparison, *, lengths: bool) -> str:
     for line in lines(comparison, lengths=lengths):
         cells = [*_cells(comparison, line), line.row.verdict]
         cells = [_tex(c) if side == "l" else _tex_number(c) for c, side in zip(cells, aligned, strict=True)]
-        cells[0] = r"\quad " + cells[0] if line.sub else cells[0]
+        cells[0] = r"\quad " * line.indent + cells[0]
         out.append(" & ".join(cells) + r" \\")
     return "\n".join([*out, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
@@ -97,8 +98,8 @@ def _csv_values(row: Row) -> list[object]:
         *(row.n, row.samples, row.unit),
         *(scaled(base.mean), *ends(base.interval), scaled(cand.mean), *ends(cand.interval)),
         *(scaled(row.difference), *ends(row.interval), row.interval and row.interval.method),
-        *(*ends(row.bootstrap), row.wins, row.losses, row.test, row.p, row.p_adjusted, row.family),
-        *(scaled(row.minimum_detectable), row.verdict),
+        *(*ends(row.bootstrap), row.wins, row.losses, row.test, row.p, row.p_adjusted),
+        *(row.family, row.family_name, scaled(row.minimum_detectable), row.verdict, row.depth),
     ]
 
 

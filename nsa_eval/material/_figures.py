@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nsa_eval.comparison import Comparison, Estimate, Row, Unit
-from nsa_eval.comparison.scores import document_scores, is_binary, score_estimate, unit_of
+from nsa_eval.comparison.scores import (
+    Scores,
+    document_scores,
+    group_scores,
+    is_binary,
+    score_estimate,
+    unit_of,
+)
 from nsa_eval.results import ModelRun, Sample
 from nsa_reports import LengthRow, ScoreRow, ShownDifference, ShownScore
 
@@ -41,7 +48,7 @@ def _once(method: Callable[Concatenate[Figures, P], T]) -> Callable[Concatenate[
 
 
 class Figures:
-    """The figures of all tasks: taken from the comparison where it has them, computed where it doesn't.
+    """The figures of all tasks and groups: the comparison's where it has them, computed where it doesn't.
 
     Args:
         models: By label, in the report's order.
@@ -76,9 +83,12 @@ class Figures:
 
     @_once
     def metrics(self, task: str) -> list[tuple[str, str]]:
-        """(metric, filter) of a task, the main metric first."""
+        """(metric, filter) of a task or group, the main metric first."""
         found: dict[tuple[str, str], None] = {}
         for model in self._models.values():
+            if task in model.groups:
+                pairs = (key.partition(",") for key in model.groups[task].by_size)
+                found |= {(metric, name): None for metric, _, name in pairs}
             for name, samples in model.tasks[task].filters.items() if task in model.tasks else ():
                 names = dict.fromkeys(metric for sample in samples for metric in sample.metrics)
                 found |= {(metric, name): None for metric in names}
@@ -95,12 +105,9 @@ class Figures:
 
     @_once
     def row(self, task: str, metric: str, filter_name: str) -> ScoreRow:
-        """The whole task under one metric."""
+        """The whole task, or group, under one metric."""
         _, unit = self.shape(task, metric, filter_name)
         scores = self._scores(task, metric, filter_name, None)
-        higher = [
-            m.tasks[task].higher_is_better.get(metric) for m in self._models.values() if task in m.tasks
-        ]
         return ScoreRow(
             task=task,
             metric=metric_label(metric, filter_name),
@@ -109,7 +116,7 @@ class Figures:
             n=max((score.n or 0 for score in scores if score), default=None),
             protocol=self.protocol(task),
             percent=unit == "points",
-            higher_is_better=False not in higher,
+            higher_is_better=False not in self._directions(task, metric),
         )
 
     def by_length(self, task: str, metric: str, filter_name: str, lengths: Iterable[int]) -> list[LengthRow]:
@@ -130,19 +137,10 @@ class Figures:
     @_once
     def shape(self, task: str, metric: str, filter_name: str) -> tuple[bool, Unit]:
         """Whether the task's scores are all 0 or 1, and their unit: one answer for all models and cells."""
-        values = [
-            score
-            for model in self._models.values()
-            if task in model.tasks
-            for score in document_scores(model.tasks[task].filters.get(filter_name, ()), metric).values()
-        ]
-        directions = {
-            model.tasks[task].higher_is_better.get(metric)
-            for model in self._models.values()
-            if task in model.tasks
-        }
-        scores = np.array(values, dtype=np.float64)
-        return is_binary(scores), unit_of(scores, False not in directions)
+        found = [self._documents(model, task, metric, filter_name) for model in self._models.values()]
+        scores = np.concatenate([one.values for one in found]) if found else np.array([], dtype=np.float64)
+        pooled = all(one.strata is None for one in found)
+        return is_binary(scores) and pooled, unit_of(scores, False not in self._directions(task, metric))
 
     @_once
     def grids(self, task: str) -> dict[str, Grid] | None:
@@ -178,30 +176,53 @@ class Figures:
         known |= {row.baseline: row.baseline_score for row in rows}
         found: list[ShownScore | None] = []
         for label, model in self._models.items():
-            samples = model.tasks[task].filters.get(filter_name, ()) if task in model.tasks else ()
-            at = [sample for sample in samples if length is None or sample.length == length]
-            values = finite(document_scores(at, metric).values())
-            if not len(values):
+            scores = self._documents(model, task, metric, filter_name, length)
+            if not len(scores.values):
                 found.append(None)
                 continue
-            found.append(
-                _shown(known.get(label) or self.estimate(values, task, metric, filter_name), len(values))
-            )
+            estimate = known.get(label) or self._estimate(scores, task, metric, filter_name)
+            found.append(_shown(estimate, len(scores.values)))
         return tuple(found)
 
     def estimate(
         self, values: Floats, task: str, metric: str, filter_name: str, resamples: int = 10_000
     ) -> Estimate:
         """Mean and interval of scores of a task."""
+        return self._estimate(Scores(values), task, metric, filter_name, resamples)
+
+    def _estimate(
+        self, scores: Scores, task: str, metric: str, filter_name: str, resamples: int = 10_000
+    ) -> Estimate:
         binary, unit = self.shape(task, metric, filter_name)
         return score_estimate(
-            values,
+            scores,
             binary=binary,
             unit=unit,
             confidence=self.confidence,
             resamples=resamples,
             seed=[0],
         )
+
+    def _documents(
+        self, model: ModelRun, name: str, metric: str, filter_name: str, length: int | None = None
+    ) -> Scores:
+        """A model's scores of a task's documents (of one length), or of those of a group; finite ones."""
+        if name in model.groups:
+            group = model.groups[name]
+            by_document = group_scores(group, model, metric, filter_name)
+            kept = {key: score for key, score in by_document.items() if np.isfinite(score)}
+            tasks = [task for task, _ in kept]
+            pooled = not kept or group.by_size.get(f"{metric},{filter_name}", True)
+            strata = None if pooled else np.unique(tasks, return_inverse=True)[1]
+            return Scores(finite(kept.values()), strata)
+        samples = model.tasks[name].filters.get(filter_name, ()) if name in model.tasks else ()
+        at = [sample for sample in samples if length is None or sample.length == length]
+        return Scores(finite(document_scores(at, metric).values()))
+
+    def _directions(self, name: str, metric: str) -> set[bool | None]:
+        """Whether higher is better, as the models' results say it."""
+        homes = [model.groups.get(name) or model.tasks.get(name) for model in self._models.values()]
+        return {home.higher_is_better.get(metric) for home in homes if home is not None}
 
     def _comparisons(
         self, task: str, metric: str, filter_name: str, length: int | None

@@ -10,7 +10,7 @@ from typing import Any
 from nsa_eval.comparison import Comparison, labelled
 from nsa_eval.material._figures import Figures
 from nsa_eval.material._settings import settings_of, variant_of
-from nsa_eval.results import ModelRun, Run
+from nsa_eval.results import GroupResult, ModelRun, Run, outline
 
 
 class Material:
@@ -59,6 +59,19 @@ class Material:
         """Tasks that have a score, in the runs' order."""
         names = dict.fromkeys(task for model in self.models.values() for task in model.tasks)
         return tuple(task for task in names if self.figures.metrics(task))
+
+    @functools.cached_property
+    def _groups(self) -> dict[str, GroupResult]:
+        return {name: group for model in self.models.values() for name, group in model.groups.items()}
+
+    @functools.cached_property
+    def outline(self) -> tuple[tuple[str, int], ...]:
+        """Groups and tasks that have a score, each with its depth: a group, then its members."""
+        return tuple(outline(self.tasks, self._groups))
+
+    def members(self, group: str) -> tuple[str, ...]:
+        """A group and those of its tasks and groups that have a score."""
+        return (group, *(name for name in self._groups[group].children if self.figures.metrics(name)))
 
     def settings(self, label: str) -> dict[str, str]:
         """How a model was run, by what each setting is called; not which checkpoint it is.

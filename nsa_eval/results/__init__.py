@@ -1,6 +1,7 @@
 """Reads run directories: lm-eval's results_*.json and samples_*.jsonl, whoever wrote them."""
 
+from nsa_eval.results._groups import outline
 from nsa_eval.results._load import load_run
-from nsa_eval.results._types import ModelRun, Run, Sample, TaskResult
+from nsa_eval.results._types import GroupResult, ModelRun, Run, Sample, TaskResult
 
-__all__ = ["ModelRun", "Run", "Sample", "TaskResult", "load_run"]
+__all__ = ["GroupResult", "ModelRun", "Run", "Sample", "TaskResult", "load_run", "outline"]

@@ -11,6 +11,7 @@ import yaml
 
 from nsa_eval.config import ModelSpec, variants_of
 from nsa_eval.errors import UserError
+from nsa_eval.results._groups import groups_of
 from nsa_eval.results._samples import read_samples
 from nsa_eval.results._types import ModelRun, Run, Sample, TaskResult
 from nsa_eval.store import Cost
@@ -80,10 +81,17 @@ def load_run(path: str | Path) -> Run:
         named, key=lambda name: (list(configs).index(name) if name in configs else len(configs), name)
     ):
         if wanted is None or name == wanted:
+            files = folders[named[name]]
+            tasks = _tasks(named[name], files, config)
             models[name] = ModelRun(
                 name=name,
                 directory=home,
-                tasks=_tasks(named[name], folders[named[name]], config),
+                tasks=tasks,
+                groups={
+                    key: group
+                    for file in files
+                    for key, group in groups_of(file.content, tasks, file.path).items()
+                },
                 config=configs.get(name),
                 run_config=config,
                 env=env,

@@ -85,6 +85,23 @@ class TaskResult(BaseModel):
         return all(sample.depth is not None for sample in samples) or 2 * len(lengths) <= len(samples)
 
 
+class GroupResult(BaseModel):
+    """A group of tasks that has a score of its own (MMLU, LongBench)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    children: tuple[str, ...]
+    """Its members that have a score: tasks and groups."""
+    tasks: tuple[str, ...]
+    """The single tasks below it."""
+    by_size: dict[str, bool]
+    """Its metrics, "metric,filter", the main one first: whether documents count alike (a task by its size),
+    or tasks do."""
+    higher_is_better: dict[str, bool | None] = {}
+    """By metric name."""
+
+
 class ModelRun(BaseModel):
     """One model's results in one run directory."""
 
@@ -94,6 +111,8 @@ class ModelRun(BaseModel):
     directory: Path
     """The run directory (the folder above the model's own, if it has one)."""
     tasks: dict[str, TaskResult]
+    groups: dict[str, GroupResult] = {}
+    """Groups of these tasks that have a score, by name."""
     config: dict[str, Any] | None = None
     """This model's entry in run.yaml, if nsa-eval wrote the directory."""
     run_config: dict[str, Any] | None = None

@@ -18,16 +18,16 @@ class Result(SectionData):
     headline: str
     """The outcome in one plain sentence."""
     rows: tuple[ScoreRow, ...] = ()
-    """One per task, under its main metric."""
+    """One per task or outermost group, under its main metric."""
     method: tuple[str, ...] = ()
     """How the numbers were made, one sentence each: intervals, test, correction, detectable effect."""
 
 
 def build(material: Material) -> Result:
-    """The main metric of every task, under all its filters."""
+    """The main metric of every task and outermost group, under all its filters; members come further down."""
     figures = material.figures
     rows = []
-    for task in material.tasks:
+    for task in (name for name, depth in material.outline if depth == 0):
         # The first metric is the task's own main one; the others come further down, with the task.
         metrics = figures.metrics(task)
         rows += [figures.row(task, metric, name) for metric, name in metrics if metric == metrics[0][0]]

@@ -51,10 +51,14 @@ class Tasks(SectionData):
 
 
 def build(material: Material) -> Tasks | None:
-    """Every task that the heatmaps don't show in full."""
+    """Every task that the heatmaps don't show in full; a group is a table of its members."""
     figures = material.figures
     found = []
-    for task in material.tasks:
+    for task, _ in material.outline:
+        if task not in material.tasks:
+            rows = tuple(figures.row(name, *figures.metrics(name)[0]) for name in material.members(task))
+            found.append(TaskScores(task=task, rows=rows))
+            continue
         metrics = figures.metrics(task)
         is_grid = figures.grids(task) is not None
         if is_grid and len(metrics) == 1:
