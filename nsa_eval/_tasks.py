@@ -6,9 +6,9 @@ import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from nsa_eval._paths import user_path
 from nsa_eval._seeds import set_seeds
 from nsa_eval.catalog import task_names
 from nsa_eval.config import ModelSpec, RunConfig, TaskSpec
@@ -135,7 +135,7 @@ def _task_manager(names: set[str], include_path: Sequence[str]) -> Any:  # noqa:
     """lm-eval's own, without its 7 seconds of indexing where no task of its own is asked for."""
     from lm_eval.tasks import TaskManager
 
-    folders = [str(Path(folder).expanduser()) for folder in include_path]
+    folders = [str(user_path(folder)) for folder in include_path]
     if names <= task_names(folders):  # our own tasks come as complete dicts and need no index at all
         return TaskManager(include_defaults=False, include_path=folders or None)
     return TaskManager(include_path=folders) if folders else _default_task_manager()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nsa_eval._paths import user_path
 from nsa_eval.errors import UserError
 from nsa_eval.rundir import explain_os_error
 from nsa_kernels.bench import Measurement, Settings, measure, require_gpu
@@ -42,7 +43,7 @@ def bench_kernels(
         require_gpu()
     except BackendUnavailableError as error:
         raise UserError(str(error)) from None
-    target = None if output is None else Path(output).expanduser()
+    target = None if output is None else user_path(output)
     try:
         if target is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def load_measurement(path: str | Path) -> Measurement:
     Raises:
         UserError: It can't be read, or is something else.
     """
-    source = Path(path).expanduser()
+    source = user_path(path)
     try:
         return Measurement.from_json(json.loads(source.read_text(encoding="utf-8")))
     except OSError as error:

@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from nsa_eval._paths import is_file, is_folder, user_path
 from nsa_eval._suggest import did_you_mean
 from nsa_eval.errors import UserError
 
@@ -65,11 +66,11 @@ def find_config(name: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: Neither.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = user_path(name)
+    if is_file(path):
         return path
-    if path.is_dir():
-        if (path / "run.yaml").is_file():
+    if is_folder(path):
+        if is_file(path / "run.yaml"):
             return path / "run.yaml"
         raise UserError(f"{name}: a folder without a run.yaml; name a config file")
     bundled = {entry.name: entry.path for entry in list_configs()}
@@ -91,13 +92,13 @@ def zoo_names() -> list[str]:
 
 def checkpoint_config(path: str) -> dict[str, Any] | None:
     """The config.json of a bundled or local checkpoint, unchecked; None where it isn't at hand."""
-    folder = zoo_folder(path) if path.startswith("zoo:") else Path(path)
+    folder = zoo_folder(path) if path.startswith("zoo:") else user_path(path)
     try:
-        file = folder.expanduser() / "config.json"
-        if not file.is_file() or file.stat().st_size > _LARGEST_CONFIG:
+        file = folder / "config.json"
+        if not is_file(file) or file.stat().st_size > _LARGEST_CONFIG:
             return None
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):  # said in full when the checkpoint is loaded
+    except (OSError, ValueError, RecursionError):  # said in full when the checkpoint is loaded
         return None
     return content if isinstance(content, dict) else None
 

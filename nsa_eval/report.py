@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from nsa_eval._paths import user_path
 from nsa_eval.comparison import Comparison, compare_run
 from nsa_eval.errors import UserError
 from nsa_eval.results import Run, load_run
@@ -52,7 +53,7 @@ def render_report(
     if title is None and isinstance(section, dict) and section.get("title"):
         title = str(section["title"])
     page = build_page(Material(run, comparison, refusal), title=title)
-    target = Path(out).expanduser() if out is not None else run.directory / "report.html"
+    target = user_path(out) if out is not None else run.directory / "report.html"
     try:
         return render(page, out=target)
     except OSError as error:

@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from nsa_eval._paths import is_file, is_folder, is_there, user_path
 from nsa_eval.config import RunConfig, TaskSpec, all_variants, dump_yaml, load_config, to_plain
 from nsa_eval.config.marks import without_neutral
 from nsa_eval.errors import UserError
@@ -39,7 +40,7 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Name the folder; it may not exist yet."""
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
 
     @property
     def store_path(self) -> Path:
@@ -191,25 +192,25 @@ def home_of(config: object) -> Path | None:
     """
     if not isinstance(config, str | os.PathLike):
         return None
-    path = Path(config).expanduser()
-    if path.is_dir() and (path / "run.yaml").is_file():
+    path = user_path(config)
+    if is_folder(path) and is_file(path / "run.yaml"):
         return path
-    return path.parent if path.name == "run.yaml" and (path.parent / "store").is_dir() else None
+    return path.parent if path.name == "run.yaml" and is_folder(path.parent / "store") else None
 
 
 def portable(config: RunConfig) -> RunConfig:
     """The config with its folders as absolute paths, so that run.yaml means the same from anywhere."""
 
     def absolute(path: str) -> str:
-        expanded = Path(path).expanduser()
-        return str(expanded.resolve()) if expanded.exists() else path
+        expanded = user_path(path)
+        return str(expanded.resolve()) if is_there(expanded) else path
 
     def task(spec: TaskSpec) -> TaskSpec:
         family = family_of(spec.task)
         return spec if family is None else spec.with_params(family.portable(spec.task, spec.params))
 
     models = [
-        m.model_copy(update={"path": absolute(m.path)}) if Path(m.path).expanduser().is_dir() else m
+        m.model_copy(update={"path": absolute(m.path)}) if is_folder(user_path(m.path)) else m
         for m in config.models
     ]
     tasks = [task(t) for t in config.tasks]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nsa_eval._json import read_json, read_mapping
+from nsa_eval._paths import is_folder, user_path
 from nsa_eval.audit import terminal_notes
 from nsa_eval.config import ConfigLike, RunConfig, Variant, all_variants, load_config
 from nsa_eval.errors import UserError
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
     from nsa_eval.comparison import Compared, Comparison
     from nsa_eval.results import Run
+
+
+_ANEW = "Remove it and run again: finished responses are kept."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,9 +267,12 @@ def _check_fingerprint(variant: Variant, directory: RunDirectory) -> None:
 
     model = variant.checkpoint
     file = directory.results_file(variant.name)
-    if file is None or not (model.path.startswith("zoo:") or Path(model.path).expanduser().is_dir()):
+    if file is None or not (model.path.startswith("zoo:") or is_folder(user_path(model.path))):
         return
-    recorded = _read_json(file).get("config", {}).get("model_fingerprint")
+    config = _read_json(file).get("config")
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: damaged, 'config' should be a mapping. {_ANEW}")
+    recorded = config.get("model_fingerprint")
     if recorded and recorded != nsa_models.fingerprint(model.path, revision=model.revision):
         raise UserError(
             f"{variant.name}: the weights in {model.path} have changed since {directory.path} was made: "
@@ -289,13 +297,18 @@ def _write_env(config: RunConfig, directory: RunDirectory) -> None:
 def _write_audit(variants: Iterable[Variant], directory: RunDirectory) -> None:
     """Gather the variants' audits, which came into place together with their results."""
     files = {variant.name: directory.path / variant.name / "audit.json" for variant in variants}
-    events = {
-        name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()
-    }
+    events = {name: _read_events(file) for name, file in files.items() if file.is_file()}
     text = json.dumps(events, indent=2, ensure_ascii=False) + "\n"
     file = directory.path / "audit.json"
-    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+    if not file.is_file() or file.read_bytes() != text.encode():
         write_atomically(file, text)
+
+
+def _read_events(file: Path) -> list[dict[str, Any]]:
+    events = read_json(file, _ANEW)
+    if not isinstance(events, list) or not all(isinstance(event, dict) for event in events):
+        raise UserError(f"{file}: damaged, expected a list of events. {_ANEW}")
+    return events
 
 
 def _read_audit(directory: RunDirectory) -> tuple[dict[str, Any], ...]:
@@ -366,10 +379,4 @@ def _model_result(name: str, directory: RunDirectory) -> ModelResult:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: damaged ({error}): remove it and run again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: damaged (not a mapping): remove it and run again")
-    return content
+    return read_mapping(file, _ANEW)

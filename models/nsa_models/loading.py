@@ -27,6 +27,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _NSA_BACKENDS = ("reference", "torch", "triton")
 # Any one of these is a tokenizer of some kind; transformers' own message on none at all runs to a page.
 _TOKENIZER_FILES = ("tokenizer*", "tokenization*.py", "vocab*", "*.model", "*.tiktoken")
+_SHARED_LAYERS = 512
+"""Layers that may share one set of weights; beyond, each has a tensor of its own."""
 
 
 def load_config(
@@ -54,6 +56,7 @@ def load_tokenizer(
         raise ModelLoadError(
             f"{spec}: no tokenizer in {folder}; put its files (tokenizer.json, ...) beside the weights"
         )
+    _check_plain(spec, folder, *_TOKENIZER_FILES, "special_tokens_map.json", "chat_template*")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and Rust errors here
@@ -98,7 +101,7 @@ def load_model(
     target = _device(device)
     folder = local_folder(spec, revision=revision)
     config = _read_config(spec, folder, trust_remote_code)
-    _check_weight_files(spec, folder)
+    _check_layers(spec, config, _check_weight_files(spec, folder))
     options: dict[str, Any] = {}
     if isinstance(config, NSADecoderConfig):
         _check_backend(backend)
@@ -195,7 +198,31 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _check_weight_files(spec: str, folder: Path) -> None:
+def _check_plain(spec: str, folder: Path, *patterns: str) -> None:
+    """Every file that would be read is one: a link to nothing, or a pipe that would be waited on, is none."""
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        if not path.is_file() and not path.is_dir():
+            kind = "a link to a file that isn't there" if path.is_symlink() else "no plain file"
+            raise ModelLoadError(f"{spec}: {path.name} is {kind}; copy or download it again")
+
+
+def _check_layers(spec: str, config: PreTrainedConfig, tensors: int) -> None:
+    """No more layers than there can be weights of: building a million of them takes hours before it fails."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(layers, int):
+        return
+    most = max(_SHARED_LAYERS, tensors)
+    if not 1 <= layers <= most:
+        raise ModelLoadError(
+            f"{spec}: config.json says num_hidden_layers {layers:,}; expected 1 to {most:,}, as the weight "
+            f"files hold {tensors:,} tensors"
+        )
+
+
+def _check_weight_files(spec: str, folder: Path) -> int:
+    """Open every weight file; returns how many tensors they hold."""
+    _check_plain(spec, folder, "*.safetensors", "*.safetensors.index.json")
+    tensors = 0
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
@@ -208,12 +235,13 @@ def _check_weight_files(spec: str, folder: Path) -> None:
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
-                file.keys()
+                tensors += len(file.keys())
         except (SafetensorError, OSError) as error:
             raise ModelLoadError(
                 f"{spec}: {path.name} ({path.stat().st_size:,} bytes) is truncated or not a safetensors file "
                 f"({_first_line(error)}); copy or download it again"
             ) from error
+    return tensors
 
 
 def _check_loading(spec: str, info: dict[str, Any]) -> None:

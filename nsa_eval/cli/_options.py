@@ -153,7 +153,9 @@ def model_keys_given(*, chat_template: str | None, **keys: str | None) -> dict[s
 def engine_given(batch_size: str | None, truncation: str | None) -> dict[str, Any] | None:
     keys: dict[str, Any] = {}
     if batch_size is not None:
-        keys["batch_size"] = int(batch_size) if batch_size.isdigit() else batch_size
+        keys["batch_size"] = (
+            int(batch_size) if batch_size.isdecimal() and batch_size.isascii() else batch_size
+        )
     if truncation is not None:
         keys["truncation"] = truncation
     return keys or None
@@ -181,6 +183,9 @@ def seed_given(text: str | None) -> int | list[int | None] | None:
     if text is None:
         return None
     parts = [None if part.strip() == "None" else number_given(part, "--seed") for part in text.split(",")]
+    for part in parts:
+        if part is not None and not isinstance(part, int):
+            raise UserError(f"--seed {text}: expected whole numbers, got {part}")
     whole = [part if part is None else int(part) for part in parts]
     return whole[0] if len(whole) == 1 else whole
 

@@ -52,10 +52,10 @@ def compare(
     """
     if not 0 < confidence < 1:
         raise UserError(f"confidence must lie between 0 and 1, got {confidence}")
-    if resamples < 100:
-        raise UserError(f"resamples must be at least 100, got {resamples}")
-    if seed < 0:
-        raise UserError(f"seed must not be negative, got {seed}")
+    if not 100 <= resamples <= 10_000_000:
+        raise UserError(f"resamples must be from 100 to 10,000,000, got {resamples}")
+    if not 0 <= seed < 2**64:
+        raise UserError(f"seed must not be negative or have more than 64 bits, got {seed}")
     models = labelled([runs] if isinstance(runs, str | Path | Run) else runs)
     if len(models) < 2:
         raise UserError(

@@ -24,7 +24,7 @@ class Scores:
 
     @property
     def weighted(self) -> Floats:
-        """Values whose mean is the score, [n]: each of a task's n_k documents (K tasks) counts n / (K n_k)."""
+        """Values whose mean is the score, [n]: each of the n_k documents of one of K tasks as n / (K n_k)."""
         if self.strata is None:
             return self.values
         sizes = np.bincount(self.strata)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from nsa_eval._limits import declared_max_length
+from nsa_eval._paths import is_file, is_folder, is_there, user_path
 from nsa_eval._suggest import did_you_mean
 from nsa_eval.catalog import lm_eval_tasks, zoo_names
+from nsa_eval.config._generation import generation_problems
 from nsa_eval.config._source import Source
 from nsa_eval.config._variants import all_variants, variants_of
 from nsa_eval.config._yaml import Path_
@@ -41,7 +42,7 @@ def check(config: RunConfig, source: Source) -> None:
     for i, task in enumerate(config.tasks):
         problems += [((*("tasks", i), *path), text) for path, text in _check_task(task, config)]
     for i, folder in enumerate(config.include_path):
-        if not Path(folder).expanduser().is_dir():
+        if not is_folder(user_path(folder)):
             problems.append((("include_path", i), f"no such folder: {folder}"))
     names = _variant_names(config)
     if config.compare.baseline is not None and config.compare.baseline not in names:
@@ -115,12 +116,12 @@ def _check_model(model: ModelSpec) -> Iterator[Problem]:
         if path not in names:
             yield ("path",), f"no bundled checkpoint {path!r}{did_you_mean(path, names)}"
         return
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
+    folder = user_path(path)
+    if is_folder(folder):
+        if not is_file(folder / "config.json"):
             yield ("path",), f"{path} has no config.json: name the folder that save_pretrained wrote"
-    elif folder.is_file():
-        yield ("path",), f"{path} is a file: name the folder that holds config.json and the safetensors files"
+    elif is_there(folder):
+        yield ("path",), f"{path} is no folder: name the one that holds config.json and the safetensors files"
     elif not _HUB_ID.fullmatch(path):
         yield ("path",), f"no such folder: {path}"
 
@@ -128,6 +129,8 @@ def _check_model(model: ModelSpec) -> Iterator[Problem]:
 def _check_task(task: TaskSpec, config: RunConfig) -> Iterator[Problem]:
     from nsa_tasks import TaskParameterError, families, family_of
 
+    for key, text in generation_problems(task.gen_kwargs or {}):
+        yield ("gen_kwargs", key), text
     family = family_of(task.task)
     if family is None:
         yield from _check_lm_eval_task(task, config, [name for f in families().values() for name in f.tasks])
@@ -172,8 +175,8 @@ def _check_lengths(longest: int | None, config: RunConfig) -> Iterator[Problem]:
 
 
 def _check_lm_eval_task(task: TaskSpec, config: RunConfig, own: list[str]) -> Iterator[Problem]:
-    folders = [folder for folder in config.include_path if Path(folder).expanduser().is_dir()]
-    theirs = lm_eval_tasks([str(Path(folder).expanduser()) for folder in folders])
+    folders = [folder for folder in map(user_path, config.include_path) if is_folder(folder)]
+    theirs = lm_eval_tasks([str(folder) for folder in folders])
     if task.task not in theirs:
         near = did_you_mean(task.task, own)
         if not near.startswith("; did you mean"):

@@ -17,9 +17,12 @@ from nsa_eval.config._explain import explain
 from nsa_eval.config._overrides import apply_override
 from nsa_eval.config._source import Source
 from nsa_eval.config._variants import all_variants
-from nsa_eval.config._yaml import YamlError, parse_yaml
+from nsa_eval.config._yaml import MOST_CHARACTERS, YamlError, parse_yaml
 from nsa_eval.config.schema import RunConfig, TaskSpec, VariantSpec, default_model_name
 from nsa_eval.errors import ConfigError, UserError
+
+_LARGEST_FILE = 4 * MOST_CHARACTERS
+"""Bytes: a character of UTF-8 has at most four."""
 
 ConfigLike = str | os.PathLike[str] | Mapping[str, Any] | RunConfig
 """What `run` takes: a path or bundled name, a dict of the same keys, or a RunConfig."""
@@ -80,6 +83,8 @@ def _read(config: ConfigLike) -> tuple[dict[str, Any], Source]:
     path = find_config(config)
     source = Source(_short(path))
     try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise UserError(f"{source.label}: {path.stat().st_size:,} bytes: that is no config")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{source.label}: not a UTF-8 text file (byte {error.start})") from None

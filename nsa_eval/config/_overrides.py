@@ -59,7 +59,7 @@ def apply_override(data: dict[str, Any], override: str, source: Source) -> None:
 def _index(entries: list[Any], part: str, path: Path_, label: str) -> int:
     """Find the entry of a list that `part` names, by index or by name."""
     where = key_name(path)
-    if part.isdigit():
+    if part.isdecimal() and part.isascii():
         if int(part) < len(entries):
             return int(part)
         holds = f"entries 0 to {len(entries) - 1}" if entries else "no entries"

@@ -16,6 +16,9 @@ from nsa_tasks import read_token_count
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@,-]*")
 _LONGEST_NAME = 80
+_MOST_SAMPLES = 1_000_000_000
+"""More than any data set has."""
+_MOST_ROWS = 1_000_000
 _DEFAULT_SEEDS = (0, 1234, 1234, 1234)
 """lm-eval's own defaults for its python, numpy, torch and few-shot seeds."""
 
@@ -69,19 +72,29 @@ def variant_name(value: object) -> str:
 
 
 def _limit(value: object) -> int | float:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_SAMPLES:
         return value
-    if isinstance(value, float) and (0 < value < 1 or (value >= 1 and value.is_integer())):
+    if isinstance(value, float) and (0 < value < 1 or (1 <= value <= _MOST_SAMPLES and value.is_integer())):
         return value if value < 1 else int(value)
     raise ValueError(
-        f"expected a number of samples (1, 2, ...) or a fraction of them between 0 and 1, got {value!r}"
+        "expected a number of samples (1, 2, ...) or a fraction of them between 0 and 1, got "
+        f"{_shown(value, _MOST_SAMPLES)}"
     )
 
 
+def _shown(value: object, most: int) -> str:
+    """The value; where it is a number above the largest, that one too."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value > most:
+        return f"{value:.3g} (at most {most:,})" if abs(value) < 1e300 else f"a number above {most:,}"
+    return repr(value)
+
+
 def _batch_size(value: object) -> Any:  # noqa: ANN401  (int | "auto")
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+    if value == "auto" or (
+        isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_ROWS
+    ):
         return value
-    raise ValueError(f"expected auto or a number of rows (1, 2, ...), got {value!r}")
+    raise ValueError(f"expected auto or a number of rows (1, 2, ...), got {_shown(value, _MOST_ROWS)}")
 
 
 def _chat_template(value: object) -> bool | str:

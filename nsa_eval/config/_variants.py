@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ _SYMBOLS = {
     "nsa_stride": "d",
 }
 """Short names of config fields in the names of variants: the paper's symbols (arXiv 2502.11089, 3.3)."""
+
+
+_MOST_VARIANTS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +53,7 @@ def variants_of(model: ModelSpec) -> tuple[Variant, ...]:
     """The variants of a model entry, each list of values written out.
 
     Raises:
-        ValueError: A name that can't become part of file names.
+        ValueError: A name that can't become part of file names, or lists that make too many.
     """
     return tuple(found for spec in model.variants for found in _written_out(model, spec))
 
@@ -61,6 +65,10 @@ def all_variants(config: RunConfig) -> tuple[Variant, ...]:
 
 def _written_out(model: ModelSpec, spec: VariantSpec) -> Iterator[Variant]:
     lists = [value if isinstance(value, list) else [value] for value in spec.set.values()]
+    budgets = spec.method.budget if spec.method is not None else 0
+    count = math.prod(map(len, lists)) * (len(budgets) if isinstance(budgets, list) else 1)
+    if count > _MOST_VARIANTS:
+        raise ValueError(f"{count:,} variants, at most {_MOST_VARIANTS:,}: shorten the lists")
     for values in itertools.product(*lists):
         changes = dict(zip(spec.set, values, strict=True))
         for method in _methods(spec.method):

@@ -9,12 +9,22 @@ value was written.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 Path_ = tuple[str | int, ...]
 """A place in a config: `("tasks", 0, "lengths")` is tasks[0].lengths."""
+
+
+MOST_CHARACTERS = 1 << 20
+"""Of a document. The largest config that people write holds a few thousand."""
+_MOST_VALUES = 100_000
+"""With every alias written out."""
+_MOST_DEPTH = 100
+_MOST_DIGITS = 40
+"""Of a whole number: more than any key takes, and far fewer than take long to read."""
 
 
 class YamlError(ValueError):
@@ -75,22 +85,25 @@ def parse_yaml(text: str) -> tuple[Any, dict[Path_, int]]:
         The data (dicts with string keys, lists, scalars) and the line, from 1, of every key and list entry.
 
     Raises:
-        YamlError: Not YAML, two documents, a key given twice, a key that isn't text, or a tag such as
-            `!!python`.
+        YamlError: Not YAML, two documents, a key given twice, a key that isn't text, a tag such as
+            `!!python`, or more than a config can be (nesting, values behind aliases, digits).
 
     Example:
         >>> parse_yaml("name: demo")
         ({'name': 'demo'}, {(): 1, ('name',): 1})
     """
-    lines: dict[Path_, int] = {}
+    if len(text) > MOST_CHARACTERS:
+        raise YamlError(f"{len(text):,} characters, at most {MOST_CHARACTERS:,} are read", 1)
     loader = None
     try:
+        _check_shape(text)
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None, {(): 1}
-        lines[()] = node.start_mark.line + 1
-        return _build(loader, node, (), lines, frozenset()), lines
+        building = _Building(loader)
+        building.lines[()] = node.start_mark.line + 1
+        return building.build(node, (), frozenset()), building.lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -105,48 +118,83 @@ def parse_yaml(text: str) -> tuple[Any, dict[Path_, int]]:
             loader.dispose()
 
 
-def _build(
-    loader: _Loader, node: yaml.Node, path: Path_, lines: dict[Path_, int], inside: frozenset[int]
-) -> Any:  # noqa: ANN401  (any YAML value)
-    """Turn a node into data, noting lines; `inside` holds the nodes around it, which no alias may name."""
-    if id(node) in inside:
-        raise YamlError("an alias that holds itself", node.start_mark.line + 1, path)
-    inside |= {id(node)}
-    if node.tag not in _TAGS:
+def _check_shape(text: str) -> None:
+    """Count nesting and values before anything is built: events come one by one, a tree recurses."""
+    depth = values = 0
+    loader = _Loader(text)
+    try:
+        while loader.check_event():
+            event = loader.get_event()
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            values += isinstance(event, yaml.NodeEvent)
+            if depth > _MOST_DEPTH:
+                line = event.start_mark.line + 1
+                raise YamlError(f"nested more than {_MOST_DEPTH} deep: no key of a config is", line)
+            if values > _MOST_VALUES:
+                raise YamlError(f"more than {_MOST_VALUES:,} values", event.start_mark.line + 1)
+    finally:
+        loader.dispose()
+
+
+@dataclass(slots=True)
+class _Building:
+    """From nodes to data."""
+
+    loader: _Loader
+    lines: dict[Path_, int] = field(default_factory=dict)
+    values: int = 0
+    """Values built so far, those behind aliases each time anew."""
+
+    def build(self, node: yaml.Node, path: Path_, inside: frozenset[int]) -> Any:  # noqa: ANN401  (any YAML value)
+        """Turn a node into data, noting lines; `inside`: the nodes around it, which no alias may name."""
         line = node.start_mark.line + 1
-        raise YamlError(f"the tag {node.tag} isn't allowed in a config: write a plain value", line, path)
-    if isinstance(node, yaml.SequenceNode):
-        for i, child in enumerate(node.value):
-            lines[(*path, i)] = child.start_mark.line + 1
-        return [_build(loader, child, (*path, i), lines, inside) for i, child in enumerate(node.value)]
-    if isinstance(node, yaml.MappingNode):
-        return _build_mapping(loader, node, path, lines, inside)
-    return loader.construct_object(node)
+        self.values += 1
+        if self.values > _MOST_VALUES:
+            outermost = self.lines.get(
+                path[:1], line
+            )  # its own may be far above
+            raise YamlError(f"more than {_MOST_VALUES:,} values with its aliases written out", outermost)
+        if id(node) in inside:
+            raise YamlError("an alias that holds itself", line, path)
+        inside |= {id(node)}
+        if node.tag not in _TAGS:
+            text = f"the tag {node.tag} isn't allowed in a config: write a plain value"
+            raise YamlError(text, line, path)
+        if isinstance(node, yaml.SequenceNode):
+            for i, child in enumerate(node.value):
+                self.lines[(*path, i)] = child.start_mark.line + 1
+            return [self.build(child, (*path, i), inside) for i, child in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path, inside)
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MOST_DIGITS:
+            raise YamlError(f"a number of {len(node.value):,} digits", line, path)
+        return self.loader.construct_object(node)
 
-
-def _build_mapping(
-    loader: _Loader, node: yaml.MappingNode, path: Path_, lines: dict[Path_, int], inside: frozenset[int]
-) -> dict[str, Any]:
-    own: dict[str, Any] = {}
-    merged: dict[str, Any] = {}
-    merges = [pair for pair in node.value if pair[0].tag == "tag:yaml.org,2002:merge"]
-    for key_node, value_node in merges:  # before our own keys, whose lines then stand
-        sources = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
-        for source in sources:
-            values = _build(loader, source, path, lines, inside)
-            if not isinstance(values, dict):
-                raise YamlError("<< merges mappings only", key_node.start_mark.line + 1, path)
-            merged = {**values, **merged}  # the first of several sources wins
-    for key_node, value_node in (pair for pair in node.value if pair not in merges):
-        line = key_node.start_mark.line + 1
-        key = loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
-        if not isinstance(key, str):
-            shown = getattr(key_node, "value", key)
-            raise YamlError(f"keys are words; put quotes round {shown!r} if it is one", line, path)
-        if key in own:
-            raise YamlError(
-                f"given twice (first on line {lines[(*path, key)]}): keep one", line, (*path, key)
-            )
-        lines[(*path, key)] = line
-        own[key] = _build(loader, value_node, (*path, key), lines, inside)
-    return {**merged, **own}
+    def _mapping(self, node: yaml.MappingNode, path: Path_, inside: frozenset[int]) -> dict[str, Any]:
+        own: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        merges = [pair for pair in node.value if pair[0].tag == "tag:yaml.org,2002:merge"]
+        for key_node, value_node in merges:  # before our own keys, whose lines then stand
+            sources = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+            for source in sources:
+                values = self.build(source, path, inside)
+                if not isinstance(values, dict):
+                    raise YamlError("<< merges mappings only", key_node.start_mark.line + 1, path)
+                merged = {**values, **merged}  # the first of several sources wins
+        for key_node, value_node in (pair for pair in node.value if pair not in merges):
+            line = key_node.start_mark.line + 1
+            key = self.loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            if not isinstance(key, str):
+                shown = getattr(key_node, "value", key)
+                raise YamlError(
+                    f"keys are words; put quotes round {str(shown)[:80]!r} if it is one", line, path
+                )
+            if key in own:
+                first = self.lines[(*path, key)]
+                raise YamlError(f"given twice (first on line {first}): keep one", line, (*path, key))
+            self.lines[(*path, key)] = line
+            own[key] = self.build(value_node, (*path, key), inside)
+        return {**merged, **own}

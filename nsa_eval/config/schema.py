@@ -151,7 +151,7 @@ class EngineSpec(_Section):
     truncation: Literal["error", "left", "middle"] = "error"
     """What becomes of a prompt over the model's length: stop with an error, or cut its start (`left`) or its
     middle. Every cut is written to audit.json and shown."""
-    prefill_chunk: Neutral[int] = Field(default=8192, ge=1)
+    prefill_chunk: Neutral[int] = Field(default=8192, ge=1, le=2**32)
     """Tokens of a prompt that are run at once. Smaller needs less memory."""
     share_prefixes: Neutral[bool] = True
     """Compute the common start of several prompts once."""
@@ -171,7 +171,7 @@ class CompareSpec(_Section):
     """Coverage of the intervals, between 0 and 1."""
     resamples: int = Field(default=10_000, ge=100, le=10_000_000)
     """Resamples of the paired bootstrap."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
     """Seed of the bootstrap."""
 
 

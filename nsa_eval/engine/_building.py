@@ -88,4 +88,4 @@ def _batch_size(value: object) -> object:
     text = str(value)
     if text.startswith("auto"):
         return "auto"
-    return int(text) if text.isdigit() else value
+    return int(text) if text.isdecimal() and text.isascii() else value

@@ -1,15 +1,14 @@
 """Finds the files of a run directory and puts the newest of each task together."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from nsa_eval.config import ModelSpec, variants_of
+from nsa_eval._json import read_json, read_mapping
+from nsa_eval._paths import is_file, is_folder, user_path
+from nsa_eval.config import ModelSpec, YamlError, parse_yaml, variants_of
 from nsa_eval.errors import UserError
 from nsa_eval.results._groups import groups_of
 from nsa_eval.results._samples import read_samples
@@ -21,6 +20,9 @@ from nsa_eval.store import Cost
 _RESULTS = re.compile(r"^(?P<stem>.+)_(?P<date>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json$")
 # Characters that lm-eval replaces in a model's name to get the name of its folder.
 _UNSAFE = re.compile(r"[\"<>:/|\\?*\[\]]+")
+_AGAIN = "Evaluate again."
+_BY_TASK = ("results", "configs", "higher_is_better", "n-samples")
+_MAPPINGS = ("config", "versions", "n-shot")
 _CONTEXT = (
     "chat_template_sha",
     "system_instruction_sha",
@@ -104,14 +106,14 @@ def load_run(path: str | Path) -> Run:
 def _split(text: str) -> tuple[Path, str | None]:
     """ "DIR" or "DIR:model"; a colon may stand in either, so the first split whose left side exists
     counts."""
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = user_path(text)
+    if is_folder(path):
         return path, None
     for at, character in enumerate(text):
-        left = Path(text[:at]).expanduser()
-        if character == ":" and at > 0 and left.is_dir():
+        left = user_path(text[:at])
+        if character == ":" and at > 0 and is_folder(left):
             return left, text[at + 1 :]
-    if path.is_file():
+    if is_file(path):
         raise UserError(f"{text}: a file, but a run directory was expected (DIR, or DIR:model)")
     raise UserError(
         f"{text}: no such directory. Expected a run directory (DIR), or DIR:model for one model of it."
@@ -139,11 +141,33 @@ def _results_files(folder: Path) -> Iterator[_ResultsFile]:
         match = _RESULTS.match(path.name)
         if not match or not path.is_file():
             continue
-        content = _json(path)
+        content = read_json(path, _AGAIN)
         if isinstance(content, dict) and "results" in content and "configs" in content:
+            _check_results(path, content)
             yield _ResultsFile(path, match["date"], content)
         elif match["stem"] == "results":
             raise UserError(f"{path}: not an lm-eval results file: it has no 'results' and 'configs'")
+
+
+def _check_results(path: Path, content: Mapping[str, Any]) -> None:
+    """The parts of a results file are what lm-eval writes, or aren't there.
+
+    Raises:
+        UserError: One is something else; names it.
+    """
+    for key in (*_BY_TASK, *_MAPPINGS):
+        part = content.get(key, {})
+        if not isinstance(part, dict):
+            raise UserError(f"{path}: damaged, {key!r} should be a mapping, got {_kind(part)}. {_AGAIN}")
+        for task, inside in part.items() if key in _BY_TASK else ():
+            if not isinstance(inside, dict):
+                raise UserError(
+                    f"{path}: damaged, {key!r} of {task} should be a mapping, got {_kind(inside)}. {_AGAIN}"
+                )
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else type(value).__name__
 
 
 def _model_name(files: list[_ResultsFile], folder: Path) -> str:
@@ -240,28 +264,18 @@ def _costs(path: Path) -> dict[str, Cost]:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}). Evaluate again.") from error
 
 
-def _json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: can't be read ({error})") from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: damaged, expected JSON ({error.msg} in line {error.lineno}). Evaluate again."
-        ) from error
-
-
 def _mapping(path: Path) -> dict[str, Any] | None:
     """A YAML or JSON file that holds a mapping; None if there is no such file."""
     if not path.is_file():
         return None
     if path.suffix == ".json":
-        content = _json(path)
-    else:
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{path}: can't be read as YAML ({str(error).splitlines()[0]})") from error
+        return read_mapping(path, _AGAIN)
+    try:
+        content, _ = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: can't be read as YAML ({str(error).splitlines()[0]})") from error
+    except YamlError as error:
+        raise UserError(f"{path}:{error.line}: can't be read as YAML ({error.message})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping, got {type(content).__name__}")
     return content
@@ -271,7 +285,7 @@ def _audit(path: Path) -> list[dict[str, Any]]:
     """The events of audit.json, each with its model's name: a list of events, or lists by model."""
     if not path.is_file():
         return []
-    content = _json(path)
+    content = read_json(path, _AGAIN)
     if isinstance(content, list):
         return [dict(event) for event in content if isinstance(event, dict)]
     if not isinstance(content, dict):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nsa_eval._json import parse_json
 from nsa_eval.errors import UserError
 from nsa_eval.results._types import Sample
 
@@ -48,11 +49,11 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not line.strip():
                     continue
                 try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
+                    record = parse_json(line)
+                except ValueError as error:
                     raise UserError(
-                        f"{path}, line {number}: damaged, expected a JSON object ({error.msg} at character "
-                        f"{error.pos}). The file was cut or edited: evaluate again."
+                        f"{path}, line {number}: damaged, expected a JSON object ({error}). The file was cut "
+                        "or edited: evaluate again."
                     ) from error
                 if not isinstance(record, dict):
                     raise UserError(

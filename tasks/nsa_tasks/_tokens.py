@@ -165,14 +165,19 @@ def tokenizer_template(tokenizer: "PreTrainedTokenizerBase") -> ChatTemplate:
     """Make the chat template that lm-eval's `HFLM.apply_chat_template` applies from a tokenizer alone."""
 
     def apply(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return str(
-            tokenizer.apply_chat_template(
+        try:
+            text = tokenizer.apply_chat_template(
                 messages,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
             )
-        )
+        except Exception as error:  # a template is a program: jinja2's errors and whatever it raises itself
+            raise TaskParameterError(
+                f"the chat template of {tokenizer.name_or_path!r} failed ({type(error).__name__}: {error}): "
+                "evaluate without it, or give the tokenizer another template."
+            ) from error
+        return str(text)
 
     return apply
 

@@ -63,8 +63,8 @@ def data_root(given: str | os.PathLike[str] | None = None) -> Path | None:
     named = given or os.environ.get(ENVIRONMENT)
     if not named:
         return None
-    root = Path(named).expanduser()
-    if not root.is_dir():
+    root = Path(os.path.expanduser(named))
+    if not os.path.isdir(root):
         origin = "data_root" if given else ENVIRONMENT
         raise TaskDataError(f"{origin} = {str(named)!r}: no such folder (looked for {root.absolute()}).")
     return root
@@ -85,7 +85,7 @@ def load_data(source: DataSource, root: str | os.PathLike[str] | None = None) ->
     """
     folder = data_root(root)
     path = None if folder is None else folder / source.file
-    if path is not None and path.exists():
+    if path is not None and os.path.exists(path):
         digest = check_sha256(path, source.sha256)
         return Data(read_records(path, source.fields), f"data:{digest[:_NAMED_DIGITS]}")
     looked = (

@@ -5,6 +5,7 @@ that offers the object as `FAMILY`. Neither this package nor the harness above i
 they find the folder and ask the object.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -162,7 +163,7 @@ class TaskFamily(ABC):
         made = dict(given)
         for parameter in self.parameters(task):
             path = self._local(parameter, given.get(parameter.name))
-            if path is not None and path.exists():
+            if path is not None and os.path.exists(path):
                 made[parameter.name] = f"{parameter.scheme}:{path}"
         return made
 
@@ -171,4 +172,4 @@ class TaskFamily(ABC):
         if parameter.scheme is None or not isinstance(value, str):
             return None
         scheme, colon, path = value.partition(":")
-        return Path(path).expanduser().resolve() if colon and scheme == parameter.scheme else None
+        return Path(os.path.expanduser(path)).resolve() if colon and scheme == parameter.scheme else None

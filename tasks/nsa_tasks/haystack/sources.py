@@ -1,5 +1,6 @@
 """Where filler comes from: generated prose, RULER's repeated sentences, distractor needles, text files."""
 
+import os
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from nsa_tasks._errors import TaskParameterError
 from nsa_tasks._random import Draw
 from nsa_tasks.haystack.cuts import LONGEST_WORD, sentence_ends
 from nsa_tasks.haystack.generator import generate_text
+
+_MOST_BYTES = 1 << 30
+"""Of a `text:PATH` haystack: far more than the longest request takes, and little enough for the memory."""
 
 # RULER's noise, one unit of it (arXiv 2404.06654, section 3).
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -147,21 +151,30 @@ def text_files(path: str) -> list[Path]:
     Raises:
         TaskParameterError: The path does not exist, is not a .txt file, or is a folder without any.
     """
-    root = Path(path).expanduser()
-    if root.is_dir():
+    root = Path(os.path.expanduser(path))
+    if os.path.isdir(root):
         files = sorted(file for file in root.rglob("*.txt") if file.is_file())
         if not files:
             raise TaskParameterError(
                 f"haystack text:{path}: the folder holds no .txt file; give one that does."
             )
         return files
-    if not root.exists():
+    if not os.path.exists(root):
         raise TaskParameterError(
             f"haystack text:{path}: no such file or folder (looked for {root.absolute()})."
         )
     if root.suffix.lower() != ".txt" or not root.is_file():  # a pipe would be waited on for ever
         raise TaskParameterError(f"haystack text:{path}: expected a .txt file or a folder of them.")
     return [root]
+
+
+def _refuse_huge(path: str, files: list[Path]) -> None:
+    size = sum(file.stat().st_size for file in files)
+    if size > _MOST_BYTES:
+        raise TaskParameterError(
+            f"haystack text:{path}: {size:,} bytes of text, at most {_MOST_BYTES:,} are read; name fewer "
+            "files."
+        )
 
 
 def load_text(path: str) -> TextHaystack:
@@ -175,6 +188,7 @@ def load_text(path: str) -> TextHaystack:
             needle at.
     """
     files = text_files(path)
+    _refuse_huge(path, files)
     return _read(path, tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 

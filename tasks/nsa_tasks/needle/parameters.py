@@ -92,7 +92,8 @@ _COMMON = (
     Parameter(
         name="depths",
         unit="percent",
-        help="where the needle stands: a count of even steps from 0 to 100, or a list",
+        help="where the needle stands: a count of even steps from 0 to 100 (50: fifty depths), or a list "
+        "of percentages (0,50,100; one alone: 50%)",
         read=read_depths,
         write=write_depths,
         parse=parse_depths,
