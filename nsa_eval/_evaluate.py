@@ -53,19 +53,25 @@ def evaluate_checkpoint(
     import nsa_models
     from nsa_eval._quiet import quiet
     from nsa_eval._tasks import load_tasks
+    from nsa_eval.executors import lm_fingerprint
 
     model, jobs = work[0][0].checkpoint, work[0][1]
     with quiet() as heard:
         progress.say(f"{model.name}: preparing tasks")
-        tokenizer = nsa_models.load_tokenizer(
-            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-        if model.chat_template and not getattr(tokenizer, "chat_template", None):
+        tokenizer = None
+        if model.lm is None:
+            tokenizer = nsa_models.load_tokenizer(
+                model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+        if tokenizer and model.chat_template and not getattr(tokenizer, "chat_template", None):
             raise UserError(f"{model.name}: its tokenizer has no chat template: leave chat_template out")
         tasks = load_tasks(model, jobs, config)
         progress.say(f"{model.name}: loading")
         executor.load(model)
-        fingerprint = nsa_models.fingerprint(model.path, revision=model.revision)
+        if model.lm is None:
+            fingerprint = nsa_models.fingerprint(model.path, revision=model.revision)
+        else:
+            fingerprint = lm_fingerprint(model)
     for message in (*_doubts(model), *tasks.notes, *heard.messages):
         progress.note(f"{model.name}: {message}")
     for variant, own in work:
@@ -98,7 +104,8 @@ def _evaluate_variant(
 ) -> None:
     from nsa_eval._lm_eval import evaluate_tasks
     from nsa_eval._quiet import quiet
-    from nsa_eval.engine import Engine
+    from nsa_eval.engine import Engine, ForeignEngine
+    from nsa_eval.executors import LmEvalExecutor
 
     model = variant.checkpoint
     guessed = sum(tasks.documents(job.task) * _GUESSED_TOKENS for job in jobs if job.tokens is None)
@@ -107,17 +114,19 @@ def _evaluate_variant(
     with quiet() as heard:
         facts = executor.use(variant)
         progress.say(variant.name)
-        engine = Engine.over(
-            tokenizer,
-            facts.model,
-            executor.answer,
-            settings=config.engine,
-            store=store,
-            store_context=store_context(variant, facts, fingerprint, config),
-            task_contexts=tasks.contexts(),
-            truncations=tasks.truncations,
-            seed=config.seed[2],
-        )
+        shared: dict[str, Any] = {
+            "settings": config.engine,
+            "store": store,
+            "store_context": store_context(variant, facts, fingerprint, config),
+            "task_contexts": tasks.contexts(),
+            "seed": config.seed[2],
+        }
+        engine: Engine
+        if isinstance(executor, LmEvalExecutor):
+            engine = ForeignEngine.around(executor.lm, facts.model, executor.answer, **shared)
+        else:
+            policies = tasks.truncations
+            engine = Engine.over(tokenizer, facts.model, executor.answer, truncations=policies, **shared)
         results = evaluate_tasks(engine, tasks, model, config)
         results["config"] |= {
             "model_name": variant.name,
@@ -148,6 +157,7 @@ def store_context(variant: Variant, facts: VariantFacts, fingerprint: str, confi
             "model": model
             | {
                 "fingerprint": fingerprint,
+                "name": variant.checkpoint.path if variant.checkpoint.lm else None,
                 "dtype": facts.model.dtype,
                 "device": facts.model.device,
                 "backend": dataclasses.asdict(facts.backend),

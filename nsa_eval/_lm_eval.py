@@ -52,8 +52,10 @@ def evaluate_tasks(engine: Any, loaded: LoadedTasks, model: ModelSpec, config: R
         raise RuntimeError("lm-eval returned no results")
     found: dict[str, Any] = dict(results)
     found["config"] = {
-        "model": type(engine).__name__,
-        "model_args": {"pretrained": model.path, "dtype": model.dtype, "revision": model.revision},
+        "model": model.lm or type(engine).__name__,
+        "model_args": {"model": model.path, **model.lm_args}
+        if model.lm
+        else {"pretrained": model.path, "dtype": model.dtype, "revision": model.revision},
         **engine.get_model_info(),
         "batch_size": config.engine.batch_size,
         "batch_sizes": [],  # of lm-eval's own search for one, which the engine doesn't use

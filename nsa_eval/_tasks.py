@@ -27,6 +27,23 @@ _NOT_FOUND = {
 """Names of what the hub's libraries raise when data can't be had; importing them all would take seconds."""
 
 
+SERVED = frozenset(
+    {
+        *("local-completions", "local-chat-completions", "openai-completions", "openai-chat-completions"),
+        *(
+            "anthropic-chat",
+            "anthropic-chat-completions",
+            "anthropic-completions",
+            "gguf",
+            "ggml",
+            "textsynth",
+        ),
+        *("litellm", "litellm-chat", "litellm-chat-completions", "sglang-generate", "watsonx_llm"),
+    }
+)
+"""lm-eval's classes that ask a server: the model's name is no path of a tokenizer."""
+
+
 @dataclass(slots=True, kw_only=True)
 class LoadedTasks:
     """What `lm_eval.evaluate` runs, and whose tasks they are."""
@@ -106,8 +123,6 @@ def load_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> Load
 
 
 def _load(manager: Any, job: Job, model: ModelSpec, config: RunConfig) -> dict[str, Any]:  # noqa: ANN401
-    import nsa_models
-
     spec = job.task
     try:
         wanted: Any = spec.task
@@ -115,7 +130,7 @@ def _load(manager: Any, job: Job, model: ModelSpec, config: RunConfig) -> dict[s
             wanted = task_spec(
                 spec.task,
                 job.params,
-                tokenizer=nsa_models.resolve(model.path),
+                tokenizer=tokenizer_of(model, spec.label),
                 apply_chat_template=bool(model.chat_template),
                 alias=spec.alias,
                 revision=model.revision,
@@ -129,6 +144,27 @@ def _load(manager: Any, job: Job, model: ModelSpec, config: RunConfig) -> dict[s
         raise UserError(f"task {spec.label}: {error}") from error
     except Exception as error:
         raise _task_error(spec, error) from error
+
+
+def tokenizer_of(model: ModelSpec, task: str) -> str:
+    """The folder or hub id of the tokenizer that counts a task's lengths.
+
+    Raises:
+        UserError: The model is a server's, and names no tokenizer.
+    """
+    import nsa_models
+
+    if model.lm is None:
+        return nsa_models.resolve(model.path)
+    named = model.lm_args.get("tokenizer")
+    if isinstance(named, str):
+        return nsa_models.resolve(named)
+    if model.lm in SERVED:
+        raise UserError(
+            f"task {task}: its lengths are counted in the model's own tokens, and {model.name} ({model.lm}) "
+            "names no tokenizer: add lm_args: {tokenizer: PATH} with a folder or hub id"
+        )
+    return nsa_models.resolve(model.path)
 
 
 def _task_manager(names: set[str], include_path: Sequence[str]) -> Any:  # noqa: ANN401  (TaskManager)

@@ -41,6 +41,12 @@ KINDS: dict[str, AuditKind] = {
         sentence="its config names no longest length; a default was taken",
         of_model=True,
     ),
+    "unaudited": AuditKind(
+        title="Models of which nothing could be recorded",
+        sentence="asked through a class of lm-eval's, which records neither cut prompts nor added tokens",
+        of_model=True,
+        always_shown=False,
+    ),
     "uncached": AuditKind(
         title="Models whose replies were made without a cache",
         sentence="its replies were made without a cache, by reading each row again for every token",

@@ -194,6 +194,19 @@ def _names_in(folder: str) -> frozenset[str]:
     return frozenset(names - {""})
 
 
+_MODEL_LINE = re.compile(r'^    "(?P<name>[\w-]+)": "lm_eval\.models\.', re.MULTILINE)
+
+
+@lru_cache(maxsize=1)
+def lm_eval_models() -> frozenset[str]:
+    """Names of lm-eval's model classes, without importing them: `--model` of its command line."""
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or not spec.origin:
+        return frozenset()
+    text = (Path(spec.origin).parent / "models" / "__init__.py").read_text(encoding="utf-8")
+    return frozenset(match["name"] for match in _MODEL_LINE.finditer(text))
+
+
 def lm_eval_tasks(include_path: Iterable[str] = ()) -> frozenset[str]:
     """Names of lm-eval's tasks, groups and tags.
 

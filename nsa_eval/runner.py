@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
     from nsa_eval.comparison import Compared, Comparison
+    from nsa_eval.executors import Executor
     from nsa_eval.results import Run
 
 
@@ -227,7 +228,7 @@ def _evaluate(
     """Run the variants that have no results yet, those of one checkpoint together."""
     from nsa_eval._counting import CountingStore
     from nsa_eval._evaluate import evaluate_checkpoint
-    from nsa_eval.executors import make_executor
+    from nsa_eval.executors import LmEvalExecutor, make_executor
     from nsa_eval.store import ResponseStore
 
     with contextlib.closing(ResponseStore.open(directory.store_path, lock=lock)) as opened:
@@ -235,15 +236,24 @@ def _evaluate(
         _check_variants(waiting)
         progress.start(sum(job.tokens or 0 for variant in waiting for job in plan.of(variant.name)))
         _write_env(config, directory)
-        executor = make_executor(config.executor, settings=config.engine, store=store)
-        with contextlib.closing(executor):
-            for _, together in itertools.groupby(waiting, key=lambda variant: variant.checkpoint.name):
+        with contextlib.ExitStack() as stack:
+            executors: dict[bool, Executor] = {}
+            for _, grouped in itertools.groupby(waiting, key=lambda variant: variant.checkpoint.name):
+                together = list(grouped)
+                foreign = together[0].checkpoint.lm is not None
+                if foreign not in executors:  # no cluster is started for models that need none
+                    executors[foreign] = (
+                        LmEvalExecutor(config.engine, store)
+                        if foreign
+                        else make_executor(config.executor, settings=config.engine, store=store)
+                    )
+                    stack.enter_context(contextlib.closing(executors[foreign]))
                 evaluate_checkpoint(
                     [(variant, plan.of(variant.name)) for variant in together],
                     config,
                     directory=directory,
                     store=store,
-                    executor=executor,
+                    executor=executors[foreign],
                     progress=progress,
                 )
 

@@ -124,12 +124,23 @@ ExecutorOption = Annotated[
 ]
 
 
+_OURS = frozenset({"hf", "hf-auto", "huggingface", "nsa-eval"})
+"""Names of lm-eval's whose checkpoints the engine evaluates: the same token ids and scores."""
+
+
 def models_given(names: list[str], model_args: dict[str, Any]) -> list[dict[str, Any]]:
     """The models of `eval`: `--model PATH`, or `--model hf --model_args pretrained=PATH` as in lm-eval."""
+    from nsa_eval._paths import is_folder, user_path
+    from nsa_eval.catalog import lm_eval_models
+
+    named = dict(model_args)
     pretrained = model_args.pop("pretrained", None)
-    entries = []
+    entries: list[dict[str, Any]] = []
     for name in names:
-        if name in {"hf", "hf-auto", "huggingface", "nsa-eval"}:
+        if name not in _OURS and name in lm_eval_models() and not is_folder(user_path(name)):
+            entries.append(_of_lm_eval(name, named))
+            continue
+        if name in _OURS:
             if pretrained is None:
                 raise UserError(
                     f"--model {name} names no checkpoint: give --model_args pretrained=PATH or --model PATH"
@@ -141,6 +152,15 @@ def models_given(names: list[str], model_args: dict[str, Any]) -> list[dict[str,
             )
         entries.append({"path": name} | model_args)
     return entries
+
+
+def _of_lm_eval(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """A model that one of lm-eval's own classes asks: `--model local-completions --model_args model=...`."""
+    given = [key for key in ("model", "pretrained") if arguments.get(key)]
+    if len(given) != 1:
+        raise UserError(f"--model {name}: name the model once, by --model_args model=NAME or pretrained=PATH")
+    others = {key: value for key, value in arguments.items() if key not in ("model", "pretrained")}
+    return {"path": str(arguments[given[0]]), "lm": name, "lm_args": others}
 
 
 def model_keys_given(*, chat_template: str | None, **keys: str | None) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from nsa_eval.comparison.scores import Floats, Scores, document_scores, group_scores
 from nsa_eval.results import GroupResult, ModelRun, Sample, TaskResult
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,8 @@ def group_pairs(
     return Matched(Pairs(baseline, candidate, [None] * len(shared), [1] * len(shared)))
 
 
-def _values(scores: Mapping[str, float] | Mapping[tuple[str, str], float], keys: list[object]) -> Floats:
-    return np.array([scores[key] for key in keys], dtype=np.float64)  # type: ignore[index]
+def _values(scores: Mapping[K, float], keys: Sequence[K]) -> Floats:
+    return np.array([scores[key] for key in keys], dtype=np.float64)
 
 
 def _broken(sides: list[Floats]) -> int:

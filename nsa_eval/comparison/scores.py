@@ -44,7 +44,8 @@ class Scores:
         sizes = np.bincount(self.strata)
         means = np.bincount(self.strata, self.values) / sizes
         shares: Floats = len(self.values) / (len(sizes) * sizes)
-        return means.mean() + shares[self.strata] * (self.values - means[self.strata])
+        spread: Floats = means.mean() + shares[self.strata] * (self.values - means[self.strata])
+        return spread
 
 
 def document_scores(samples: Sequence[Sample], metric: str) -> dict[str, float]:

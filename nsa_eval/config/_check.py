@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from nsa_eval._limits import declared_max_length
 from nsa_eval._paths import is_file, is_folder, is_there, user_path
 from nsa_eval._suggest import did_you_mean
-from nsa_eval.catalog import lm_eval_tasks, zoo_names
+from nsa_eval.catalog import lm_eval_models, lm_eval_tasks, zoo_names
 from nsa_eval.config._generation import generation_problems
 from nsa_eval.config._source import Source
 from nsa_eval.config._variants import all_variants, variants_of
@@ -24,6 +24,8 @@ RESERVED = frozenset(
     }
 )
 """Names in a run's folder that no model may take."""
+_SECRET = frozenset({"auth_token", "api_key", "header", "token", "hf_token"})
+_OURS_ALONE = ("dtype", "backend", "revision", "trust_remote_code", "max_length")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -109,7 +111,30 @@ def _check_method(method: MethodSpec) -> Iterator[Problem]:
         yield (), str(error)
 
 
+def _check_lm(model: ModelSpec) -> Iterator[Problem]:
+    """A model that one of lm-eval's classes loads: what that class is told, and what isn't for it."""
+    names = lm_eval_models()
+    if model.lm not in names:
+        yield ("lm",), f"lm-eval has no model class {model.lm!r}{did_you_mean(str(model.lm), names)}"
+    for key in model.lm_args:
+        if key in _SECRET:
+            text = "would stand in run.yaml and the results: leave it to the environment (OPENAI_API_KEY)"
+            yield ("lm_args", key), text
+        if key in ("model", "pretrained"):
+            yield ("lm_args", key), f"the model is named twice: path is {model.path} already"
+    for key in _OURS_ALONE:
+        if getattr(model, key) != ModelSpec.model_fields[key].get_default():
+            yield (key,), f"{model.lm} loads the model itself: give it in lm_args"
+    if model.variants != [VariantSpec()]:
+        yield ("variants",), f"only the engine's own models have variants, not lm-eval's {model.lm}"
+
+
 def _check_model(model: ModelSpec) -> Iterator[Problem]:
+    if model.lm is not None:
+        yield from _check_lm(model)
+        return
+    if model.lm_args:
+        yield ("lm_args",), "arguments of no class: say which with lm (vllm, local-completions, ...)"
     path = model.path
     if path.startswith("zoo:"):
         names = zoo_names()
@@ -121,7 +146,7 @@ def _check_model(model: ModelSpec) -> Iterator[Problem]:
         if not is_file(folder / "config.json"):
             yield ("path",), f"{path} has no config.json: name the folder that save_pretrained wrote"
     elif is_there(folder):
-        yield ("path",), f"{path} is no folder: name the one that holds config.json and the safetensors files"
+        yield ("path",), f"{path} is a file: name the folder that holds config.json and the safetensors files"
     elif not _HUB_ID.fullmatch(path):
         yield ("path",), f"no such folder: {path}"
 
@@ -163,7 +188,8 @@ def _check_lengths(longest: int | None, config: RunConfig) -> Iterator[Problem]:
     if longest is None:
         return
     for model in config.models:
-        declared = declared_max_length(model.path)
+        named = model.lm_args.get("max_length")
+        declared = named if isinstance(named, int) else declared_max_length(model.path)
         limit, where = (model.max_length, "max_length") if model.max_length else (declared, "its config.json")
         if limit is not None and longest > limit:
             yield (

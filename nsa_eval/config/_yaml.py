@@ -153,9 +153,7 @@ class _Building:
         line = node.start_mark.line + 1
         self.values += 1
         if self.values > _MOST_VALUES:
-            outermost = self.lines.get(
-                path[:1], line
-            )  # its own may be far above
+            outermost = self.lines.get(path[:1], line)  # its own may be far above
             raise YamlError(f"more than {_MOST_VALUES:,} values with its aliases written out", outermost)
         if id(node) in inside:
             raise YamlError("an alias that holds itself", line, path)

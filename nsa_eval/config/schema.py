@@ -94,14 +94,28 @@ class ModelSpec(_Section):
     """Text put before every prompt (in the system turn, with a chat template). Default: none."""
     max_length: Length | None = None
     """Longest prompt plus reply, in tokens. Default: what the checkpoint's config says."""
+    lm: str | None = None
+    """Ask it through this class of lm-eval's (`vllm`, `sglang`, `local-completions`, `hf`, ...), not by the
+    engine; `path` is then the model's name. Its prompts aren't audited."""
+    lm_args: dict[str, Any] = {}
+    """Arguments of that class, as in lm-eval's --model_args: {base_url: ..., tokenizer: ...}. Keys and tokens
+    belong into the environment."""
     variants: list[VariantSpec] = [VariantSpec()]
     """What to evaluate of it; the weights are loaded once for all. Default: the checkpoint as it is."""
 
     @model_validator(mode="before")
     @classmethod
-    def _default_name(cls, data: Any) -> Any:  # noqa: ANN401  (raw input)
-        if isinstance(data, dict) and "name" not in data:
-            return {"name": default_model_name(str(data.get("path", ""))), **data}
+    def _default_path_and_name(cls, data: Any) -> Any:  # noqa: ANN401  (raw input)
+        """A class's arguments may name the model, as they do in lm-eval; its name is the end of its path."""
+        if not isinstance(data, dict):
+            return data
+        if data.get("lm") and isinstance(data.get("lm_args"), dict) and "path" not in data:
+            arguments = dict(data["lm_args"])
+            named = [arguments.pop(key) for key in ("model", "pretrained") if key in arguments]
+            if len(named) == 1:
+                data = {**data, "path": named[0], "lm_args": arguments}
+        if "name" not in data:
+            data = {"name": default_model_name(str(data.get("path", ""))), **data}
         return data
 
 

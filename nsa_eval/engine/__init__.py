@@ -3,9 +3,20 @@
 from nsa_eval.engine._answerer import Answerer, Emit, ModelFacts
 from nsa_eval.engine._building import register
 from nsa_eval.engine._engine import Engine
+from nsa_eval.engine._foreign import ForeignAnswerer, ForeignEngine, said
 from nsa_eval.engine._reader import NonFiniteLogitsError
 from nsa_eval.engine._requests import Request
 
-__all__ = ["Answerer", "Emit", "Engine", "ModelFacts", "NonFiniteLogitsError", "Request"]
+__all__ = [
+    "Answerer",
+    "Emit",
+    "Engine",
+    "ForeignAnswerer",
+    "ForeignEngine",
+    "ModelFacts",
+    "NonFiniteLogitsError",
+    "Request",
+    "said",
+]
 
 register(Engine)

@@ -142,6 +142,40 @@ class Engine(TemplateLM):
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
+        self._attach(
+            facts,
+            answer,
+            settings=settings,
+            store=store,
+            store_context=store_context,
+            task_contexts=task_contexts,
+            truncations=truncations,
+            seed=seed,
+            on_response=on_response,
+            keeps=keeps,
+        )
+        self.prompts = PromptEncoder(
+            tokenizer,
+            max_length=facts.max_length,
+            truncation=settings.truncation,
+            add_bos_token=settings.add_bos_token,
+        )
+
+    def _attach(
+        self,
+        facts: ModelFacts,
+        answer: Answer,
+        *,
+        settings: EngineSpec,
+        store: ResponseStore | None,
+        store_context: str,
+        task_contexts: Mapping[str, str] | None,
+        truncations: Mapping[str, Truncation] | None,
+        seed: int | None,
+        on_response: Callable[[int], None] | None,
+        keeps: bool,
+    ) -> None:
+        """Connect whoever answers with the store: all that asking needs, whoever makes the tokens."""
         self.facts = facts
         self.settings = settings
         self.max_length = facts.max_length
@@ -154,12 +188,6 @@ class Engine(TemplateLM):
         self._costs: dict[str, Cost] = {}
         self._ledger = Ledger(store, on_response)
         self._ledger.note(facts.events)
-        self.prompts = PromptEncoder(
-            tokenizer,
-            max_length=facts.max_length,
-            truncation=settings.truncation,
-            add_bos_token=settings.add_bos_token,
-        )
 
     @classmethod
     def create_from_arg_obj(

@@ -2,5 +2,6 @@
 
 from nsa_eval.executors._base import Executor, make_executor
 from nsa_eval.executors._worker import VariantFacts, Worker
+from nsa_eval.executors.lm_eval_model import LmEvalExecutor, lm_fingerprint
 
-__all__ = ["Executor", "VariantFacts", "Worker", "make_executor"]
+__all__ = ["Executor", "LmEvalExecutor", "VariantFacts", "Worker", "lm_fingerprint", "make_executor"]

@@ -164,7 +164,7 @@ MODEL_KEYS = {
     "path: ~nosuch/x": "models[0].path: no such folder: ~nosuch/x",
     f"path: /{LONG}, name: long": f"models[0].path: no such folder: /{LONG}",
     'path: "a\\0b", name: null-byte': "models[0].path: no such folder",
-    "path: pipe": "models[0].path: pipe is no folder",
+    "path: pipe": "models[0].path: pipe is a file",
     f"path: x/y, name: {LONG}": "models[0].name: expected a name",
     "path: x/y, max_length: 1e300": "models[0].max_length: expected a length",
     "path: x/y, variants: [{set: {a: [%s], b: [%s]}}]": "4,000,000 variants, at most 1,000",

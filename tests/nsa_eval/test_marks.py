@@ -39,6 +39,8 @@ OTHER = {
     "models.chat_template": "chat",
     "models.system_instruction": "Answer.",
     "models.max_length": 1024,
+    "models.lm": "vllm",
+    "models.lm_args": {"tensor_parallel_size": 2},
     "models.variants.name": "renamed",
     "models.variants.set": {"nsa_select_count": 8},
     "models.variants.method.name": "exact-top",
