@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from nsa_eval._seeds import set_seeds
+from nsa_eval._task_errors import asking_error
 from nsa_eval._tasks import LoadedTasks
 from nsa_eval.config import ModelSpec, RunConfig
 
@@ -39,15 +40,18 @@ def evaluate_tasks(engine: Any, loaded: LoadedTasks, model: ModelSpec, config: R
     python_seed, numpy_seed, torch_seed, fewshot_seed = config.seed
     set_seeds(python_seed, numpy_seed, torch_seed)
     limits = loaded.limits()
-    results = evaluate(
-        lm=engine,
-        task_dict={"tasks": loaded.tasks, "groups": loaded.groups},
-        bootstrap_iters=_BOOTSTRAP_ITERS,
-        system_instruction=model.system_instruction,
-        apply_chat_template=model.chat_template,
-        fewshot_as_multiturn=True,
-        **limits,
-    )
+    try:
+        results = evaluate(
+            lm=engine,
+            task_dict={"tasks": loaded.tasks, "groups": loaded.groups},
+            bootstrap_iters=_BOOTSTRAP_ITERS,
+            system_instruction=model.system_instruction,
+            apply_chat_template=model.chat_template,
+            fewshot_as_multiturn=True,
+            **limits,
+        )
+    except Exception as error:
+        raise asking_error(error) from error
     if results is None:  # only on ranks above 0, which the runner never is
         raise RuntimeError("lm-eval returned no results")
     found: dict[str, Any] = dict(results)

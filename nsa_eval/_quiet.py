@@ -61,6 +61,9 @@ def quiet() -> Iterator[Collected]:
     before = (logger.level, logger.propagate, list(logger.handlers))
     hf_before, hf_bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hub_bars, bars = not are_progress_bars_disabled(), not datasets.are_progress_bars_disabled()
+    data_logger = logging.getLogger("datasets")
+    data_level = data_logger.level
+    data_logger.setLevel(logging.CRITICAL)  # what it logs on bad data it raises too
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers[:] = [collected]
@@ -73,6 +76,7 @@ def quiet() -> Iterator[Collected]:
             warnings.simplefilter("ignore", category=FutureWarning)
             yield collected
     finally:
+        data_logger.setLevel(data_level)
         logger.setLevel(before[0])
         logger.propagate = before[1]
         logger.handlers[:] = before[2]

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nsa_eval._paths import user_path
 from nsa_eval._seeds import set_seeds
+from nsa_eval._task_errors import folder_error, loading_error, said
 from nsa_eval.catalog import task_names
-from nsa_eval.config import ModelSpec, RunConfig, TaskSpec
+from nsa_eval.config import ModelSpec, RunConfig, TaskSpec, generation_problems
 from nsa_eval.config.marks import Effect, own_values
 from nsa_eval.errors import UserError
 from nsa_eval.plan import Job, limited, repeats_of
 from nsa_tasks import TaskDataError, TaskParameterError, Truncation, family_of, task_spec
-
-_NOT_FOUND = {
-    "ConnectError",
-    "DatasetNotFoundError",
-    "HfHubHTTPError",
-    "LocalEntryNotFoundError",
-    "OfflineModeIsEnabled",
-}
-"""Names of what the hub's libraries raise when data can't be had; importing them all would take seconds."""
-
 
 SERVED = frozenset(
     {
@@ -42,6 +37,10 @@ SERVED = frozenset(
     }
 )
 """lm-eval's classes that ask a server: the model's name is no path of a tokenizer."""
+
+
+_LONGEST_NAME = 190
+"""Bytes: with `samples_` and a date it becomes the name of a file, which may have 255."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,6 +113,10 @@ def load_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> Load
                     f"task {name} is asked for twice (by {loaded.specs[name].label} and {spec.label}): "
                     "keep one"
                 )
+            if len(os.fsencode(name)) > _LONGEST_NAME:
+                raise UserError(
+                    f"task {name[:40]}...: a name of {len(name)} characters, too many for a file's"
+                )
             loaded.notes += _configure(task, job, fewshot_seed=config.seed[3])
             loaded.tasks[name], loaded.specs[name] = task, spec
             if (policy := _truncation(spec)) is not None:
@@ -137,13 +140,18 @@ def _load(manager: Any, job: Job, model: ModelSpec, config: RunConfig) -> dict[s
                 trust_remote_code=model.trust_remote_code,
                 add_bos_token=config.engine.add_bos_token,
             )
+        else:
+            manager = _with_metadata(manager, model, spec)
         return dict(manager.load([wanted]))
     except (UserError, TaskParameterError):
         raise
     except TaskDataError as error:
         raise UserError(f"task {spec.label}: {error}") from error
     except Exception as error:
-        raise _task_error(spec, error) from error
+        if isinstance(error, ValueError) and job.params is not None:  # our tasks' way to refuse a setting
+            raise UserError(f"task {spec.label}: {said(error)}") from error
+        folders = [user_path(folder) for folder in config.include_path]
+        raise loading_error(spec.label, spec.task, error, folders) from error
 
 
 def tokenizer_of(model: ModelSpec, task: str) -> str:
@@ -172,9 +180,14 @@ def _task_manager(names: set[str], include_path: Sequence[str]) -> Any:  # noqa:
     from lm_eval.tasks import TaskManager
 
     folders = [str(user_path(folder)) for folder in include_path]
-    if names <= task_names(folders):  # our own tasks come as complete dicts and need no index at all
-        return TaskManager(include_defaults=False, include_path=folders or None)
-    return TaskManager(include_path=folders) if folders else _default_task_manager()
+    # Our own tasks come as complete dicts and need no index at all.
+    needed = not names <= task_names(folders)
+    if needed and not folders:
+        return _default_task_manager()
+    try:
+        return TaskManager(include_defaults=needed, include_path=folders or None)
+    except Exception as error:
+        raise folder_error(error, map(Path, folders)) from error
 
 
 @functools.cache
@@ -183,6 +196,20 @@ def _default_task_manager() -> Any:  # noqa: ANN401  (TaskManager)
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
+
+
+def _with_metadata(manager: Any, model: ModelSpec, spec: TaskSpec) -> Any:  # noqa: ANN401  (TaskManager)
+    """lm-eval hands a model's arguments and `--metadata` to every task: RULER's size their texts by them."""
+    from lm_eval.tasks._factory import TaskFactory
+
+    known: dict[str, Any] = {"pretrained": model.path}
+    with contextlib.suppress(UserError):  # a server's, without one: a task that needs it says so
+        known["tokenizer"] = tokenizer_of(model, spec.label)
+    # The manager's own way takes them as it indexes 14,000 files: the index is the same for all models.
+    own = copy.copy(manager)
+    own.metadata = known | (spec.metadata or {})
+    own._factory = TaskFactory(meta=own.metadata)
+    return own
 
 
 def _truncation(spec: TaskSpec) -> Truncation | None:
@@ -208,6 +235,8 @@ def _configure(task: Any, job: Job, *, fewshot_seed: int | None) -> list[str]:  
                 f"{spec.label}: num_fewshot {spec.num_fewshot} doesn't apply: the task fixes it at 0"
             )
     task.set_fewshot_seed(seed=fewshot_seed)
+    for key, text in generation_problems(task.get_config("generation_kwargs") or {}):
+        raise UserError(f"task {spec.label}: its generation_kwargs.{key}: {text}")
     if spec.gen_kwargs and task.get_config("output_type") == "generate_until":
         task.set_config(key="generation_kwargs", value=dict(spec.gen_kwargs), update=True)
     repeats = repeats_of(spec, job.params)
@@ -229,15 +258,3 @@ def _set_repeats(task: Any, spec: TaskSpec, repeats: int) -> list[str]:  # noqa:
     if repeats > 1 and not every:
         return [f"{spec.label}: the task scores the first of {repeats} replies alone; all are in its samples"]
     return []
-
-
-def _task_error(spec: TaskSpec, error: Exception) -> Exception:
-    """A data set that can't be had is the user's to mend; anything else is ours."""
-    name = type(error).__name__
-    offline = isinstance(error, ConnectionError | FileNotFoundError | TimeoutError) or name in _NOT_FOUND
-    text = " ".join(str(error).split())[:300]
-    if offline or isinstance(error, ModuleNotFoundError):
-        return UserError(f"task {spec.label} can't be loaded ({name}: {text})")
-    if isinstance(error, ValueError):  # lm-eval's and our tasks' way to refuse a setting
-        return UserError(f"task {spec.label}: {text}")
-    return error

@@ -169,6 +169,8 @@ def list_tasks() -> list[CatalogEntry]:
     ]
 
 
+LARGEST_TASK_FILE = 4 * 2**20
+"""Bytes. lm-eval's largest YAML is a tenth of it."""
 _TASK_LINE = re.compile(
     rb"""^["']?(?:task|group|tag)["']?:[ \t]*(?P<one>[^\s#\[][^\s#]*|\[[^\]]*\])
     |^[ ]*-[ ]+(?P<item>[^\s#:]+)[ \t]*(?:\#.*)?$""",
@@ -187,11 +189,26 @@ def _names_in(folder: str) -> frozenset[str]:
     for root, _, files in os.walk(folder):
         for file in files:
             # What a task includes names tags too, under names such as `_default_template_yaml` or `_gpqa`.
-            if file.endswith("yaml") or "." not in file:
-                for match in _TASK_LINE.finditer(Path(root, file).read_bytes()):
-                    text = (match["one"] or match["item"]).decode("utf-8", "replace")
-                    names.update(part.strip(" \"'") for part in text.strip("[]").split(","))
-    return frozenset(names - {""})
+            path = Path(root, file)
+            if (file.endswith("yaml") or "." not in file) and is_file(path):
+                names |= names_in_file(path)
+    return frozenset(names)
+
+
+def names_in_file(path: Path) -> set[str]:
+    """Names of the tasks, groups and tags in one file of task YAML, with a word too many at times."""
+    if path.stat().st_size > LARGEST_TASK_FILE:
+        return set()
+    names: set[str] = set()
+    for match in _TASK_LINE.finditer(path.read_bytes()):
+        text = (match["one"] or match["item"]).decode("utf-8", "replace")
+        names.update(part.strip(" \"'") for part in text.strip("[]").split(","))
+    return names - {""}
+
+
+def task_yaml_files(folder: Path) -> list[Path]:
+    """The files of a folder that lm-eval reads as task YAML, those below included."""
+    return sorted(path for path in folder.rglob("*.yaml") if not path.is_dir())
 
 
 _MODEL_LINE = re.compile(r'^    "(?P<name>[\w-]+)": "lm_eval\.models\.', re.MULTILINE)

@@ -1,9 +1,10 @@
 """The config of a run: strict, read from YAML with line numbers."""
 
+from nsa_eval.config._generation import generation_problems
 from nsa_eval.config._load import ConfigLike, dump_yaml, load_config, to_plain
 from nsa_eval.config._types import parse_length
 from nsa_eval.config._variants import Variant, all_variants, variants_of
-from nsa_eval.config._yaml import YamlError, parse_yaml
+from nsa_eval.config._yaml import YamlError, check_shape, parse_yaml
 from nsa_eval.config.schema import (
     CompareSpec,
     EngineSpec,
@@ -31,7 +32,9 @@ __all__ = [
     "VariantSpec",
     "YamlError",
     "all_variants",
+    "check_shape",
     "dump_yaml",
+    "generation_problems",
     "load_config",
     "parse_length",
     "parse_yaml",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from nsa_eval._limits import declared_max_length
 from nsa_eval._paths import is_file, is_folder, is_there, user_path
 from nsa_eval._suggest import did_you_mean
-from nsa_eval.catalog import lm_eval_models, lm_eval_tasks, zoo_names
+from nsa_eval.catalog import LARGEST_TASK_FILE, lm_eval_models, lm_eval_tasks, task_yaml_files, zoo_names
 from nsa_eval.config._generation import generation_problems
 from nsa_eval.config._source import Source
 from nsa_eval.config._variants import all_variants, variants_of
@@ -46,6 +46,14 @@ def check(config: RunConfig, source: Source) -> None:
     for i, folder in enumerate(config.include_path):
         if not is_folder(user_path(folder)):
             problems.append((("include_path", i), f"no such folder: {folder}"))
+            continue
+        for file in task_yaml_files(user_path(folder)):
+            if not is_file(file):
+                text = f"{file} is no plain file: reading it would never end, or can't begin"
+                problems.append((("include_path", i), text))
+            elif file.stat().st_size > LARGEST_TASK_FILE:
+                text = f"{file} has {file.stat().st_size:,} bytes: that is no task"
+                problems.append((("include_path", i), text))
     names = _variant_names(config)
     if config.compare.baseline is not None and config.compare.baseline not in names:
         text = f"no model is named {config.compare.baseline!r}{did_you_mean(config.compare.baseline, names)}"
@@ -167,6 +175,8 @@ def _check_task(task: TaskSpec, config: RunConfig) -> Iterator[Problem]:
         yield (key,), f"unknown key{did_you_mean(key, [*known, *common])}"
     if task.num_fewshot and not family.fewshot:
         yield ("num_fewshot",), f"{task.task} has no solved examples to show: leave num_fewshot out"
+    if task.metadata:
+        yield ("metadata",), f"{task.task} takes its parameters as keys of the task: {', '.join(known)}"
     if not unknown:
         try:
             params = family.resolve(task.task, task.params)

@@ -96,7 +96,7 @@ def parse_yaml(text: str) -> tuple[Any, dict[Path_, int]]:
         raise YamlError(f"{len(text):,} characters, at most {MOST_CHARACTERS:,} are read", 1)
     loader = None
     try:
-        _check_shape(text)
+        check_shape(text)
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
@@ -118,8 +118,13 @@ def parse_yaml(text: str) -> tuple[Any, dict[Path_, int]]:
             loader.dispose()
 
 
-def _check_shape(text: str) -> None:
-    """Count nesting and values before anything is built: events come one by one, a tree recurses."""
+def check_shape(text: str) -> None:
+    """Count nesting and values before anything is built: events come one by one, a tree recurses.
+
+    Raises:
+        YamlError: More than a config can be.
+        yaml.YAMLError: Not YAML.
+    """
     depth = values = 0
     loader = _Loader(text)
     try:

@@ -134,6 +134,9 @@ class TaskSpec(_Section):
     """Only the first samples: a count, or a fraction below 1. Default: the run's `limit`."""
     gen_kwargs: Request[dict[str, Any] | None] = None
     """Generation settings that replace the task's, such as {temperature: 0.7}. Default: the task's."""
+    metadata: Request[dict[str, Any] | None] = None
+    """What one of lm-eval's tasks reads from its metadata, as its --metadata: RULER's {max_seq_lengths:
+    [4096]}. The project's own tasks take such values as keys of their own."""
     repeats: Request[int | None] = Field(default=None, ge=1, le=100_000)
     """Replies to each document. The project's tasks score a document by their mean; of lm-eval's tasks some
     use all replies, others the first. Default: what the task says, mostly 1."""

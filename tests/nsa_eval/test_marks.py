@@ -50,6 +50,7 @@ OTHER = {
     "tasks.num_fewshot": 0,
     "tasks.limit": 1,
     "tasks.gen_kwargs": {"temperature": 0.5},
+    "tasks.metadata": {"max_seq_lengths": [4096]},
     "tasks.repeats": 2,
     "tasks.truncation": "left",
     "engine.batch_size": 3,
