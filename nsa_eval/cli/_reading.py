@@ -66,6 +66,15 @@ def compare_command(
         list[str] | None,
         typer.Option("--task", help="Only this task; may be given again.", show_default=False),
     ] = None,
+    allow: Annotated[
+        str | None,
+        typer.Option(
+            "--allow",
+            metavar="WHAT,...",
+            help="Compare although this differs, on purpose: chat_template, system_instruction, truncation.",
+            show_default=False,
+        ),
+    ] = None,
     confidence: Annotated[float, typer.Option("--confidence", help="Coverage of the intervals.")] = 0.95,
     resamples: Annotated[int, typer.Option("--resamples", help="Resamples of the bootstrap.")] = 10_000,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
@@ -89,6 +98,7 @@ def compare_command(
         seed=seed,
         metrics=metrics,
         tasks=tasks,
+        allow=[part.strip() for part in (allow or "").split(",") if part.strip()],
     )
     if output is None and format is TableFormat.table:
         print_comparison(comparison)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nsa_eval.comparison._power import POWER
-from nsa_eval.comparison._protocol import ProtocolMismatchError, mismatches, notes
+from nsa_eval.comparison._protocol import ALLOWABLE, ProtocolMismatchError, mismatches, notes
 from nsa_eval.comparison._rows import Draft, RowMaker
 from nsa_eval.comparison._stored import digest
 from nsa_eval.comparison._types import Comparison, ModelInfo
@@ -25,6 +25,7 @@ def compare(
     seed: int = SEED,
     metrics: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
+    allow: Sequence[str] = (),
 ) -> Comparison:
     """Compares models on the same documents: differences, intervals, tests, and what could have been seen.
 
@@ -45,6 +46,8 @@ def compare(
         seed: Of both. The same seed gives the same numbers, whatever else is compared.
         metrics: Only these, as "acc" or "acc,none" (metric, filter); all by default.
         tasks: Only these tasks and groups; all by default. The models may then differ in the others.
+        allow: Differences that are meant, of chat_template, system_instruction and truncation: an ablation.
+            The comparison and every table say so.
 
     Raises:
         ProtocolMismatchError: Tasks, documents or protocol differ; lists all differences.
@@ -75,11 +78,14 @@ def compare(
         )
 
     candidates = [label for label in models if label != base]
+    if strange := sorted(set(allow) - set(ALLOWABLE)):
+        raise UserError(f"--allow {', '.join(strange)}: one may allow {', '.join(ALLOWABLE)}")
     differences = [
         line for label in candidates for line in mismatches(base_run, models[label], (base, label), tasks)
     ]
-    if differences:
-        raise ProtocolMismatchError(list(dict.fromkeys(differences)))
+    meant = [line for line in differences if line.causes and line.causes <= set(allow)]
+    if forbidding := [line for line in differences if line not in meant]:
+        raise ProtocolMismatchError(list(dict.fromkeys(forbidding)))
     remarks = [line for label in candidates for line in notes(base_run, models[label], (base, label), shared)]
 
     maker = RowMaker(confidence=confidence, resamples=resamples, seed=seed, metrics=metrics)
@@ -115,6 +121,7 @@ def compare(
         seed=seed,
         power=POWER,
         rows=maker.finish(drafts),
+        allowed=list(dict.fromkeys(map(str, meant))),
         notes=list(dict.fromkeys([*remarks, *maker.notes])),
     )
 

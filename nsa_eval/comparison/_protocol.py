@@ -39,9 +39,31 @@ _NOTED_ENGINE = own_keys(EngineSpec, Effect.NEUTRAL)
 _FORBIDDING_ENGINE = own_keys(EngineSpec, Effect.RESPONSE, Effect.REQUEST)
 # Seeds count where they act: `_acting_seeds`.
 _FORBIDDING_RUN = tuple(key for key in own_keys(RunConfig, Effect.RESPONSE, Effect.REQUEST) if key != "seed")
+_PROMPT_CAUSES = ("chat_template", "system_instruction")
+_TRUNCATION = "metadata.truncation"
+_CAUSES = {"metadata.apply_chat_template": ("chat_template",), _TRUNCATION: ("truncation",)}
 _LABELS = {"truncation": "truncation policy"}
+ALLOWABLE = ("chat_template", "system_instruction", "truncation")
+"""What two models may differ in on purpose: an ablation of how they are asked, on the same documents."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SHOWN_IDS = 5
+
+
+class Mismatch(str):
+    """A difference that forbids a comparison, as a line; its causes decide whether it may be allowed."""
+
+    causes: frozenset[str]
+
+    @classmethod
+    def of(cls, line: str, *causes: str) -> "Mismatch":
+        """A line with its causes; none where nothing can allow it."""
+        made = cls(line)
+        made.causes = frozenset(causes)
+        return made
+
+    def within(self, where: str) -> "Mismatch":
+        """The same with a place in front."""
+        return Mismatch.of(f"{where}: {self}", *self.causes)
 
 
 class ProtocolMismatchError(UserError):
@@ -61,7 +83,9 @@ class ProtocolMismatchError(UserError):
         )
 
 
-def mismatches(a: ModelRun, b: ModelRun, names: tuple[str, str], tasks: Sequence[str] | None) -> list[str]:
+def mismatches(
+    a: ModelRun, b: ModelRun, names: tuple[str, str], tasks: Sequence[str] | None
+) -> list[Mismatch]:
     """Every difference that forbids comparing `a` with `b`, a line each.
 
     Args:
@@ -70,15 +94,15 @@ def mismatches(a: ModelRun, b: ModelRun, names: tuple[str, str], tasks: Sequence
         names: How to call them.
         tasks: Only these tasks count; None for all.
     """
-    found: list[str] = []
+    found: list[Mismatch] = []
     left = [task for task in a.tasks if tasks is None or task in tasks]
     right = [task for task in b.tasks if tasks is None or task in tasks]
     for name, only in ((names[0], set(left) - set(right)), (names[1], set(right) - set(left))):
         if only:
-            found.append(f"tasks only in {name}: {', '.join(sorted(only))}")
+            found.append(Mismatch.of(f"tasks only in {name}: {', '.join(sorted(only))}"))
     for task in left:
         if task in b.tasks:
-            found += [f"{task}: {line}" for line in _task_mismatches(a, b, task, names)]
+            found += [line.within(task) for line in _task_mismatches(a, b, task, names)]
     found += _run_mismatches(a, b, names)
     # A setting that differs shows up once for every task: one line is enough.
     return list(dict.fromkeys(found))
@@ -105,6 +129,11 @@ def notes(a: ModelRun, b: ModelRun, names: tuple[str, str], tasks: Iterable[str]
         _line(f"engine.{key}", left_engine[key], right_engine[key], names)
         for key in _changed(left_engine, right_engine, _NOTED_ENGINE)
     ]
+    if not _cut(a) and not _cut(b):
+        found += [
+            f"{_line('truncation policy', left_engine[key], right_engine[key], names)}; nothing was cut"
+            for key in _changed(left_engine, right_engine, ("truncation",))
+        ]
     for model, name in ((a, names[0]), (b, names[1])):
         if "truncation" not in _engine(model):
             found.append(f"{name}: not written by nsa-eval, so cut prompts were not recorded")
@@ -112,29 +141,33 @@ def notes(a: ModelRun, b: ModelRun, names: tuple[str, str], tasks: Iterable[str]
     return list(dict.fromkeys(found))
 
 
-def _task_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str]) -> list[str]:
+def _task_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str]) -> list[Mismatch]:
     one, two = a.tasks[task], b.tasks[task]
-    found: list[str] = []
+    found: list[Mismatch] = []
     if one.version != two.version:
-        found.append(_line("task version", one.version, two.version, names))
+        found.append(Mismatch.of(_line("task version", one.version, two.version, names)))
     if one.num_fewshot != two.num_fewshot:
-        found.append(_line("few-shot examples", one.num_fewshot, two.num_fewshot, names))
+        found.append(Mismatch.of(_line("few-shot examples", one.num_fewshot, two.num_fewshot, names)))
     left, right = _comparable(one), _comparable(two)
     for key in sorted(set(left) | set(right)):
-        if left.get(key) != right.get(key):
-            found.append(_line(f"task config {key}", left.get(key), right.get(key), names))
+        if left.get(key) == right.get(key) or (
+            key == _TRUNCATION and not _cut(a, task) and not _cut(b, task)
+        ):
+            continue
+        causes = _CAUSES.get(key, ())
+        found.append(Mismatch.of(_line(f"task config {key}", left.get(key), right.get(key), names), *causes))
     kwargs = [result.config.get("generation_kwargs") for result in (one, two)]
     if _canonical(kwargs[0]) != _canonical(kwargs[1]):
-        found.append(_line("generation settings", kwargs[0], kwargs[1], names))
+        found.append(Mismatch.of(_line("generation settings", kwargs[0], kwargs[1], names)))
     for key in _changed(one.settings, two.settings, (*_SETTINGS, *_acting_seeds(one, two))):
-        found.append(_line(key, one.settings[key], two.settings[key], names))
+        found.append(Mismatch.of(_line(key, one.settings[key], two.settings[key], names)))
     if set(one.filters) != set(two.filters):
-        found.append(_line("filters", sorted(one.filters), sorted(two.filters), names))
+        found.append(Mismatch.of(_line("filters", sorted(one.filters), sorted(two.filters), names)))
     for filter_name in sorted(set(one.filters) & set(two.filters)):
         pair = (one.filters[filter_name], two.filters[filter_name])
         metrics = [set().union(*(sample.metrics for sample in samples)) for samples in pair]
         if metrics[0] != metrics[1]:
-            found.append(_line("metrics", sorted(metrics[0]), sorted(metrics[1]), names))
+            found.append(Mismatch.of(_line("metrics", sorted(metrics[0]), sorted(metrics[1]), names)))
         documents = _document_mismatches(*pair, names, one, two)
         found += [line for line in documents if line not in found]
     found += _cut_mismatches(a, b, task, names)
@@ -143,9 +176,9 @@ def _task_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str]
 
 def _document_mismatches(
     left: Sequence[Sample], right: Sequence[Sample], names: tuple[str, str], one: TaskResult, two: TaskResult
-) -> list[str]:
+) -> list[Mismatch]:
     a, b = _by_document(left), _by_document(right)
-    found: list[str] = []
+    found: list[Mismatch] = []
     only_a, only_b = [doc for doc in a if doc not in b], [doc for doc in b if doc not in a]
     shared = [doc for doc in a if doc in b]
     if only_a or only_b:
@@ -159,53 +192,56 @@ def _document_mismatches(
             tokenizers = [(result.config["metadata"] or {}).get("tokenizer") for result in (one, two)]
             if tokenizers[0] != tokenizers[1]:
                 hint = "; lengths are counted in each model's own tokens, and their tokenizers differ"
-        found.append(f"documents differ: {', '.join(parts)}, {len(shared)} in both{hint}")
+        found.append(Mismatch.of(f"documents differ: {', '.join(parts)}, {len(shared)} in both{hint}"))
     counts = [doc for doc in shared if len(a[doc]) != len(b[doc]) or a[doc][0].repeats != b[doc][0].repeats]
     if counts:
         sizes = [len(side[counts[0]]) * side[counts[0]][0].repeats for side in (a, b)]
-        found.append(_line(f"samples per document (id {_ids(a, counts)})", sizes[0], sizes[1], names))
+        line = _line(f"samples per document (id {_ids(a, counts)})", sizes[0], sizes[1], names)
+        found.append(Mismatch.of(line))
     prompts = _differing(a, b, shared, "prompt_hash")
     if prompts:
+        causes = [cause for cause in _PROMPT_CAUSES if _differ(one, two, cause)]
         why = [
-            f"{label} {_shown(one.context.get(key))} / {_shown(two.context.get(key))}"
-            for key, label in (
-                ("chat_template_sha", "chat template"),
-                ("system_instruction_sha", "system instruction"),
-            )
-            if one.context.get(key) != two.context.get(key)
+            f"{cause.replace('_', ' ')} {_shown(one.context.get(f'{cause}_sha'))} / "
+            f"{_shown(two.context.get(f'{cause}_sha'))}"
+            for cause in causes
         ]
         reason = f": {', '.join(why)}" if why else ": template, few-shot examples or chat template differ"
-        found.append(
-            f"prompts differ on {len(prompts)} of {len(shared)} shared documents "
-            f"(ids {_ids(a, prompts)}){reason}"
-        )
+        line = f"prompts differ on {len(prompts)} of {len(shared)} shared documents (ids {_ids(a, prompts)})"
+        found.append(Mismatch.of(line + reason, *causes))
     targets = _differing(a, b, shared, "target_hash")
     if targets:
-        found.append(f"expected answers differ on {len(targets)} shared documents (ids {_ids(a, targets)})")
+        line = f"expected answers differ on {len(targets)} shared documents (ids {_ids(a, targets)})"
+        found.append(Mismatch.of(line))
     settings = [doc for doc in shared if {s.settings for s in a[doc]} != {s.settings for s in b[doc]}]
     if settings:
         values = [" ".join(side[settings[0]][0].settings) for side in (a, b)]
-        found.append(_line("generation settings", values[0], values[1], names))
+        found.append(Mismatch.of(_line("generation settings", values[0], values[1], names)))
     known = {*prompts, *settings}
     requests = [doc for doc in _differing(a, b, shared, "requests_hash") if doc not in known]
     if requests:
-        found.append(
+        line = (
             f"answer choices or continuations differ on {len(requests)} documents (ids {_ids(a, requests)})"
         )
+        found.append(Mismatch.of(line))
     return found
 
 
-def _run_mismatches(a: ModelRun, b: ModelRun, names: tuple[str, str]) -> list[str]:
+def _run_mismatches(a: ModelRun, b: ModelRun, names: tuple[str, str]) -> list[Mismatch]:
     """What run.yaml says that lm-eval's files don't, where both have one."""
     if a.run_config is None or b.run_config is None:
         return []
-    found = [_line(key, a.run_config[key], b.run_config[key], names)
+    found = [Mismatch.of(_line(key, a.run_config[key], b.run_config[key], names))
              for key in _changed(a.run_config, b.run_config, _FORBIDDING_RUN)]  # fmt: skip
     left, right = _engine(a), _engine(b)
     return found + [
-        _line(_LABELS.get(key, f"engine.{key}"), left.get(key), right.get(key), names)
+        Mismatch.of(
+            _line(_LABELS.get(key, f"engine.{key}"), left.get(key), right.get(key), names),
+            *(("truncation",) if key == "truncation" else ()),
+        )
         for key in _FORBIDDING_ENGINE
-        if left.get(key) != right.get(key)
+        # A policy for prompts that are too long makes no difference where none was.
+        if left.get(key) != right.get(key) and (key != "truncation" or _cut(a) or _cut(b))
     ]
 
 
@@ -224,7 +260,18 @@ def _is_drawn(result: TaskResult) -> bool:
     return any(r.get("do_sample", float(r.get("temperature") or 0) > 0) for r in requests)
 
 
-def _cut_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str]) -> list[str]:
+def _cut(model: ModelRun, task: str | None = None) -> bool:
+    """Whether a prompt was cut, of one task or of any; what lm-eval cuts by itself it doesn't record."""
+    return any(
+        event.get("kind") == "truncated" and task in (None, event.get("task")) for event in model.audit
+    )
+
+
+def _differ(one: TaskResult, two: TaskResult, cause: str) -> bool:
+    return bool(one.context.get(f"{cause}_sha") != two.context.get(f"{cause}_sha"))
+
+
+def _cut_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str]) -> list[Mismatch]:
     """Prompts that one model saw whole and the other cut, or cut to another length."""
     cuts = [
         {
@@ -240,23 +287,24 @@ def _cut_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str])
         f"{len(cut)} documents of {name} (max_length {_shown(model.tasks[task].context.get('max_length'))})"
         for cut, name, model in zip(cuts, names, (a, b), strict=True)
     ]
-    return [f"prompts were cut differently: {', '.join(parts)}"]
+    return [Mismatch.of(f"prompts were cut differently: {', '.join(parts)}", "truncation")]
 
 
 def _comparable(result: TaskResult) -> dict[str, Any]:
     """The task's configuration without what names the model, flattened one level into its metadata."""
     config = {
-        key: value for key, value in result.config.items() if key not in _OWN_LINE and value is not None
+        key: value for key, value in result.config.items() if key not in _OWN_LINE and not _is_off(value)
     }
     metadata = config.pop("metadata", None) or {}
     arguments = result.settings.get("model_args")
     if isinstance(arguments, str):
         arguments = dict(part.partition("=")[::2] for part in arguments.split(","))
-    skipped = {*_MODEL_KEYS, *(arguments or ()), "version"}
+    # Where lm-eval read the task's YAML: what it says is compared itself.
+    skipped = {*_MODEL_KEYS, *(arguments or ()), "version", "config_source"}
     if isinstance(metadata, Mapping):
         skipped |= _named_by_content(metadata)
     for key, value in metadata.items() if isinstance(metadata, Mapping) else ():
-        if key not in skipped:
+        if key not in skipped and not _is_off(value):
             config[f"metadata.{key}"] = value
     return {key: _canonical(value) for key, value in config.items()}
 
@@ -272,12 +320,32 @@ def _named_by_content(metadata: Mapping[str, Any]) -> set[str]:
 
 
 def _canonical(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    """Text to compare by: key order and the memory address of a function don't count."""
-    return _ADDRESS.sub("", json.dumps(value, sort_keys=True, ensure_ascii=False, default=str))
+    """Text to compare by: key order, 8 or 8.0, and the memory address of a function don't count."""
+    return _ADDRESS.sub("", json.dumps(_whole(value), sort_keys=True, ensure_ascii=False, default=str))
+
+
+def _whole(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: _whole(item) for key, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_off(value: object) -> bool:
+    """What front ends write for a setting that nobody gave: none, false, an empty list or mapping."""
+    return value is None or value is False or (isinstance(value, list | dict | str) and not value)
 
 
 def _changed(a: Mapping[str, Any], b: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
-    return [key for key in keys if key in a and key in b and _canonical(a[key]) != _canonical(b[key])]
+    return [
+        key
+        for key in keys
+        if key in a
+        and key in b
+        and not (_is_off(a[key]) and _is_off(b[key]))
+        and _canonical(a[key]) != _canonical(b[key])
+    ]
 
 
 def _engine(model: ModelRun) -> dict[str, Any]:

@@ -107,6 +107,9 @@ class Comparison(BaseModel):
     seed: int
     power: float
     rows: list[Row]
+    allowed: list[str] = []
+    """Differences that would forbid the comparison and were allowed: what the models were asked differs on
+    purpose."""
     notes: list[str]
     """Differences that don't forbid the comparison, and everything else that a reader should know."""
 
@@ -116,10 +119,17 @@ class Comparison(BaseModel):
         return [model.label for model in self.models if model.label != self.baseline]
 
     @property
+    def meant(self) -> str:
+        """The allowed differences in one text; empty where there is none."""
+        return f"this differs on purpose: {'; '.join(self.allowed)}" if self.allowed else ""
+
+    @property
     def method(self) -> list[str]:
         """How the numbers were made, a sentence each."""
         level = f"{self.confidence * 100:g} %"
+        meant = [f"Compared although {self.meant}."] if self.allowed else []
         return [
+            *meant,
             "All differences are candidate minus baseline on the same documents; several samples of one "
             "document are averaged first.",
             f"Intervals ({level}): Wilson for the mean of 0/1 scores, Tango's score interval for their "

@@ -12,7 +12,7 @@ _CSV_COLUMNS = (
     *("baseline_mean", "baseline_low", "baseline_high", "candidate_mean", "candidate_low", "candidate_high"),
     *("difference", "low", "high", "interval", "bootstrap_low", "bootstrap_high"),
     *("wins", "losses", "test", "p", "p_adjusted", "family", "family_name"),
-    *("minimum_detectable", "verdict", "depth"),
+    *("minimum_detectable", "verdict", "depth", "differs_on_purpose"),
 )
 _MD_ESCAPED = "\\`*_[]|"
 _TEX = {
@@ -50,6 +50,9 @@ def to_latex(comparison: Comparison, *, lengths: bool) -> str:
         cells = [_tex(c) if side == "l" else _tex_number(c) for c, side in zip(cells, aligned, strict=True)]
         cells[0] = r"\quad " * line.indent + cells[0]
         out.append(" & ".join(cells) + r" \\")
+    if comparison.allowed:
+        columns = len(_header(comparison))
+        out += [r"\midrule", f"\\multicolumn{{{columns}}}{{l}}{{Although {_tex(comparison.meant)}}} \\\\"]
     return "\n".join([*out, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -59,7 +62,8 @@ def to_csv(comparison: Comparison) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
     for line in lines(comparison, lengths=True):
-        writer.writerow([_csv_cell(value) for value in _csv_values(line.row)])
+        values = [*_csv_values(line.row), "; ".join(comparison.allowed)]
+        writer.writerow([_csv_cell(value) for value in values])
     return out.getvalue()
 
 

@@ -275,7 +275,7 @@ def _mapping(path: Path) -> dict[str, Any] | None:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read as YAML ({str(error).splitlines()[0]})") from error
     except YamlError as error:
-        raise UserError(f"{path}:{error.line}: can't be read as YAML ({error.message})") from error
+        raise UserError(f"{path}: can't be read as YAML (line {error.line}: {error.message})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping, got {type(content).__name__}")
     return content

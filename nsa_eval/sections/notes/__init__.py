@@ -68,7 +68,7 @@ def _remarks(material: Material) -> list[AuditNote]:
     comparison, refusal = material.comparison, material.refusal
     notes = []
     if refusal:
-        notes.append(AuditNote(title="Models not compared", count=len(refusal), details=refusal))
+        notes.append(AuditNote(title="Models not compared", count=len(material.models) - 1, details=refusal))
     if comparison is not None and comparison.notes:
         title = "Remarks on the comparison"
         notes.append(AuditNote(title=title, count=len(comparison.notes), details=tuple(comparison.notes)))

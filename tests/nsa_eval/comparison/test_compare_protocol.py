@@ -1,12 +1,15 @@
 """What may differ between two runs, and what may not."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from nsa_eval.comparison import ProtocolMismatchError, compare
+from nsa_eval.comparison import ProtocolMismatchError, compare, to_table
+from nsa_eval.errors import UserError
 
 FAST = {"resamples": 200}
 
@@ -177,12 +180,19 @@ def _two_runs(tmp_path: Path, write_model: Any, scored: Any, a: str, b: str) -> 
     return [tmp_path / "a", tmp_path / "b"]
 
 
+def _cut_alike(runs: list[Path]) -> None:
+    event = {"kind": "truncated", "task": "t", "doc_id": 1, "before": 99, "after": 64}
+    for run in runs:
+        (run / "audit.json").write_text(json.dumps([event]))
+
+
 def test_other_run_settings(tmp_path: Path, write_model: Any, scored: Any) -> None:
     runs = _two_runs(
         tmp_path, write_model, scored,
         "{limit: null, engine: {truncation: left}}",
         "{limit: 4, engine: {truncation: error}}",
     )  # fmt: skip
+    _cut_alike(runs)
     assert refused(runs) == (
         "limit: 4 in b, none in a",
         "truncation policy: error in b, left in a",
@@ -248,3 +258,80 @@ def test_one_message_lists_everything(tmp_path: Path, write_model: Any, scored: 
     assert "task version" in text
     assert "few-shot" in text
     assert "documents differ" in text
+
+
+def test_a_truncation_policy_that_cut_nothing_is_noted_not_refused(
+    tmp_path: Path, write_model: Any, scored: Any
+) -> None:
+    runs = _two_runs(
+        tmp_path, write_model, scored, "{engine: {truncation: left}}", "{engine: {truncation: error}}"
+    )
+    comparison = compare(runs, baseline="b", **FAST)
+    assert "truncation policy: error in b, left in a; nothing was cut" in comparison.notes
+    _cut_alike(runs)
+    assert refused(runs) == ("truncation policy: error in b, left in a",)
+
+
+@pytest.mark.parametrize(
+    ("key", "one", "other"),
+    [
+        ("limit", 8, 8.0),
+        ("gen_kwargs", None, {}),
+        ("gen_kwargs", {"temperature": 1}, {"temperature": 1.0}),
+    ],
+)
+def test_settings_of_one_meaning_are_equal(
+    tmp_path: Path, write_model: Any, scored: Any, key: str, one: Any, other: Any
+) -> None:
+    for name, value in (("a", one), ("b", other)):
+        _set(write_model(tmp_path, name, {"t": scored([1, 0])}), **{key: value})
+    assert len(compare(tmp_path, **FAST).rows) == 1
+
+
+def test_metadata_of_one_meaning_is_equal_and_what_differs_is_named(
+    tmp_path: Path, write_model: Any, scored: Any
+) -> None:
+    ours = {"version": 1, "apply_chat_template": False, "config_source": "inline", "samples": 2}
+    theirs = {"version": 1, "config_source": "/tasks/t.yaml", "filters": [], "samples": 3}
+    for name, metadata in (("a", ours), ("b", theirs)):
+        write_model(tmp_path, name, {"t": scored([1, 0])}, config={"metadata": metadata})
+    assert refused(tmp_path) == ("t: task config metadata.samples: 3 in b, 2 in a",)
+
+
+@pytest.fixture
+def templates(tmp_path: Path, write_model: Any, sample_line: Any) -> Path:
+    """Two models asked the same, one of them with its chat template."""
+    for name, text, template, score in (("a", "<|user|>Q", "f00", 1), ("b", "Q", None, 0)):
+        lines = [sample_line({"id": i}, {"score": score}, prompt=f"{text} {i}") for i in range(8)]
+        write_model(tmp_path, name, {"t": lines}, chat_template_sha=template)
+    return tmp_path
+
+
+def test_a_deliberate_difference_is_allowed_and_marked_in_every_table(templates: Path) -> None:
+    comparison = compare(templates, baseline="b", allow=["chat_template"], **FAST)
+    [line] = comparison.allowed
+    assert line.startswith("t: prompts differ on 8 of 8 shared documents")
+    assert comparison.rows[0].wins == 8
+    for format in ("md", "latex", "csv", "json"):
+        assert "chat template none / f00" in str(to_table(comparison, format))
+    console = Console(width=200, file=io.StringIO(), color_system=None)
+    console.print(to_table(comparison))
+    assert "COMPARED ALTHOUGH this differs on purpose" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert comparison.method[0].startswith("Compared although this differs on purpose: t: prompts differ")
+
+
+def test_only_what_is_named_is_allowed(templates: Path) -> None:
+    with pytest.raises(ProtocolMismatchError):
+        compare(templates, baseline="b", allow=["truncation"], **FAST)
+    with pytest.raises(UserError, match="--allow prompts: one may allow chat_template, system_instruction"):
+        compare(templates, baseline="b", allow=["prompts"], **FAST)
+    assert compare(templates, baseline="b", allow=["chat_template", "truncation"], **FAST).allowed
+
+
+def test_cuts_are_allowed_by_name(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    runs = _two_runs(
+        tmp_path, write_model, scored, "{engine: {truncation: left}}", "{engine: {truncation: middle}}"
+    )
+    event = {"model": "a", "kind": "truncated", "task": "t", "doc_id": 1, "before": 99, "after": 64}
+    (tmp_path / "a" / "audit.json").write_text(json.dumps([event]))
+    assert len(compare(runs, baseline="b", allow=["truncation"], **FAST).allowed) == 2
