@@ -64,6 +64,7 @@ def evaluate_config(
     *,
     num_fewshot: int | None = None,
     gen_kwargs: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     name: str | None = None,
     **keys: Any,  # noqa: ANN401  (other keys of a config)
 ) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def evaluate_config(
         tasks: Task names (comma-separated text or a list), or mappings with the keys of a config's task.
         num_fewshot: Solved examples before each question of lm-eval's tasks.
         gen_kwargs: Generation settings that replace the tasks' own.
+        metadata: What tasks read from their metadata; the project's own take it as their parameters.
         name: Name of the run. Default: `eval-` and a hash of the config.
         **keys: Other keys of a config: `limit`, `seed`, `engine`, `include_path`, ...; None means the
         default.
@@ -81,6 +83,8 @@ def evaluate_config(
     Returns:
         What a YAML config would hold.
     """
+    from nsa_tasks import family_of
+
     listed = [t.strip() for t in tasks.split(",") if t.strip()] if isinstance(tasks, str) else list(tasks)
     entries = []
     for task in listed:
@@ -89,6 +93,9 @@ def evaluate_config(
             entry.setdefault("num_fewshot", num_fewshot)
         if gen_kwargs:
             entry.setdefault("gen_kwargs", dict(gen_kwargs))
+        if metadata:
+            own = family_of(str(entry.get("task"))) is not None
+            entry = {**metadata, **entry} if own else {"metadata": dict(metadata), **entry}
         entries.append(entry)
     data = {"models": model_entries(models), "tasks": entries}
     return named(data | {key: value for key, value in keys.items() if value is not None}, "eval", name)

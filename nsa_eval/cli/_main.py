@@ -30,9 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not os.environ.get("LMEVAL_LOG_LEVEL"):
         # lm-eval draws a bar for each task, across ours. Set to nothing by the user, they stay.
         os.environ.setdefault("TQDM_DISABLE", "1")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["eval"]:
+        from nsa_eval.cli._errors import EXIT_USER, show_error
+        from nsa_eval.cli._lm_eval_flags import without_lm_eval_flags
+        from nsa_eval.errors import UserError
+
+        try:
+            given = without_lm_eval_flags(given)
+        except UserError as error:
+            show_error(str(error))
+            sys.exit(EXIT_USER)
     from nsa_eval.cli._commands import app
 
-    app(args=as_lm_eval(sys.argv[1:] if arguments is None else arguments), prog_name="nsa-eval")
+    app(args=as_lm_eval(given), prog_name="nsa-eval")
 
 
 def as_lm_eval(arguments: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nsa_eval.cli._lm_eval_flags import refuse_model_args
 from nsa_eval.errors import UserError
 
 CONFIG = typer.Argument(
@@ -133,6 +134,8 @@ def models_given(names: list[str], model_args: dict[str, Any]) -> list[dict[str,
     from nsa_eval._paths import is_folder, user_path
     from nsa_eval.catalog import lm_eval_models
 
+    if any(name in _OURS or name not in lm_eval_models() for name in names):
+        refuse_model_args(model_args)
     named = dict(model_args)
     pretrained = model_args.pop("pretrained", None)
     entries: list[dict[str, Any]] = []

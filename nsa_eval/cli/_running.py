@@ -8,6 +8,7 @@ import typer
 
 from nsa_eval.cli._app import app, examples
 from nsa_eval.cli._errors import guarded
+from nsa_eval.cli._lm_eval_flags import metadata_given
 from nsa_eval.cli._options import (
     CONFIG,
     BatchSizeOption,
@@ -122,6 +123,14 @@ def eval_command(
         str | None,
         typer.Option("--gen_kwargs", help="KEY=VALUE,...: generation settings.", show_default=False),
     ] = None,
+    metadata: Annotated[
+        str | None,
+        typer.Option(
+            "--metadata",
+            help="What tasks read from their metadata, as JSON or KEY=VALUE,...",
+            show_default=False,
+        ),
+    ] = None,
     include_path: Annotated[
         list[str] | None,
         typer.Option("--include_path", help="Folder with more task YAML files.", show_default=False),
@@ -142,8 +151,10 @@ def eval_command(
 ) -> None:
     """Evaluate checkpoints on tasks without a config file.
 
-    Flags that lm-eval has too mean the same here. Two differ in what they default to: samples are always
-    logged, and a prompt that is too long is an error (lm-eval cuts its start silently: --truncation left).
+    Flags that lm-eval has too mean the same here, and its model classes go by their names (vllm, sglang,
+    local-completions, ...); hf is answered by the engine, with the same token ids and scores. Two flags
+    differ in what they default to: samples are always logged, and a prompt that is too long is an error
+    (lm-eval cuts its start silently: --truncation left).
     """
     from nsa_eval.from_arguments import evaluate_config, with_variants
 
@@ -158,6 +169,7 @@ def eval_command(
         ",".join(tasks),
         num_fewshot=num_fewshot,
         gen_kwargs=pairs_given(gen_kwargs, "--gen_kwargs"),
+        metadata=metadata_given(metadata),
         seed=seed_given(seed),
         engine=engine_given(batch_size, truncation),
         include_path=include_path,

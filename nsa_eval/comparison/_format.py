@@ -112,10 +112,10 @@ def legend(comparison: Comparison) -> str:
     """What the columns mean, in a few sentences."""
     meant = f"COMPARED ALTHOUGH {comparison.meant}. " if comparison.allowed else ""
     return (
-        f"{meant}Scores and differences in points of 100 with {comparison.confidence * 100:g} % intervals; "
-        "rows marked [raw] in the metric's own unit. Difference: candidate minus baseline on the same "
-        "documents. won/lost: documents on which the candidate scores better/worse. MDE: smallest true difference "
-        f"found with {comparison.power * 100:g} % power."
+        f"{meant}Scores and differences in points of 100 with {comparison.confidence * 100:g} % "
+        "intervals; rows marked [raw] in the metric's own unit. Difference: candidate minus baseline on the "
+        "same documents. won/lost: documents on which the candidate scores better/worse. MDE: smallest true "
+        f"difference found with {comparison.power * 100:g} % power."
     )
 
 
