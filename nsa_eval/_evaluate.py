@@ -127,6 +127,9 @@ def _evaluate_variant(
         else:
             policies = tasks.truncations
             engine = Engine.over(tokenizer, facts.model, executor.answer, truncations=policies, **shared)
+        engine.template_date = model.template_date
+        if model.chat_template and model.template_date is None:
+            engine.note_clock(model.chat_template)
         results = evaluate_tasks(engine, tasks, model, config)
         results["config"] |= {
             "model_name": variant.name,

@@ -139,6 +139,7 @@ def _load(manager: Any, job: Job, model: ModelSpec, config: RunConfig) -> dict[s
                 revision=model.revision,
                 trust_remote_code=model.trust_remote_code,
                 add_bos_token=config.engine.add_bos_token,
+                template_date=model.template_date,
             )
         else:
             manager = _with_metadata(manager, model, spec)

@@ -41,6 +41,12 @@ KINDS: dict[str, AuditKind] = {
         sentence="its config names no longest length; a default was taken",
         of_model=True,
     ),
+    "clock": AuditKind(
+        title="Models whose chat template prints the day's date",
+        sentence="its chat template prints the day's date: prompts of another day are others",
+        of_model=True,
+        always_shown=False,
+    ),
     "unaudited": AuditKind(
         title="Models of which nothing could be recorded",
         sentence="asked through a class of lm-eval's, which records neither cut prompts nor added tokens",

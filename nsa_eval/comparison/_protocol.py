@@ -169,6 +169,14 @@ def _task_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str]
         if metrics[0] != metrics[1]:
             found.append(Mismatch.of(_line("metrics", sorted(metrics[0]), sorted(metrics[1]), names)))
         documents = _document_mismatches(*pair, names, one, two)
+        clocks = [name for name, model in zip(names, (a, b), strict=True) if _prints_date(model)]
+        if clocks:
+            whose = " and of ".join(clocks)
+            why = f"; the chat template of {whose} prints the day's date (template_date holds it)"
+            documents = [
+                Mismatch.of(f"{line}{why}", *line.causes) if line.startswith("prompts differ") else line
+                for line in documents
+            ]
         found += [line for line in documents if line not in found]
     found += _cut_mismatches(a, b, task, names)
     return found
@@ -265,6 +273,10 @@ def _cut(model: ModelRun, task: str | None = None) -> bool:
     return any(
         event.get("kind") == "truncated" and task in (None, event.get("task")) for event in model.audit
     )
+
+
+def _prints_date(model: ModelRun) -> bool:
+    return any(event.get("kind") == "clock" for event in model.audit)
 
 
 def _differ(one: TaskResult, two: TaskResult, cause: str) -> bool:

@@ -25,7 +25,7 @@ RESERVED = frozenset(
 )
 """Names in a run's folder that no model may take."""
 _SECRET = frozenset({"auth_token", "api_key", "header", "token", "hf_token"})
-_OURS_ALONE = ("dtype", "backend", "revision", "trust_remote_code", "max_length")
+_OURS_ALONE = ("dtype", "backend", "revision", "trust_remote_code", "max_length", "template_date")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 

@@ -117,7 +117,7 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
     """The config as plain data with every default written out, as in run.yaml."""
     data: dict[str, Any] = config.model_dump(mode="json")
     for model, given in zip(data["models"], config.models, strict=True):
-        for key in ("lm", "lm_args"):
+        for key in ("lm", "lm_args", "template_date"):
             if not getattr(given, key):
                 del model[key]
         if given.variants == [VariantSpec()]:

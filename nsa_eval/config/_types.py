@@ -7,6 +7,7 @@ message would list every branch.
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -103,6 +104,15 @@ def _chat_template(value: object) -> bool | str:
     raise ValueError(f"expected true, false or the name of one of the tokenizer's templates, got {value!r}")
 
 
+def _day(value: object) -> str:
+    try:
+        if isinstance(value, str) and len(value) == 10:
+            return date.fromisoformat(value).isoformat()
+    except ValueError:
+        pass
+    raise ValueError(f"expected a day such as 2026-01-31, got {value!r}")
+
+
 def _seeds(value: object) -> Any:  # noqa: ANN401  (tuple of four)
     def is_seed(v: object) -> bool:
         return isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**32
@@ -133,5 +143,7 @@ BatchSize = Annotated[Any, BeforeValidator(_batch_size)]
 """Rows: a whole number, or `auto`."""
 ChatTemplate = Annotated[bool | str, BeforeValidator(_chat_template)]
 """Whether to apply the tokenizer's chat template, or the name of one of several."""
+Day = Annotated[str, BeforeValidator(_day)]
+"""A date, as YEAR-MONTH-DAY."""
 Seeds = Annotated[tuple[int | None, int | None, int | None, int | None], BeforeValidator(_seeds)]
 """Seeds of python, numpy, torch and the few-shot sampler."""

@@ -18,6 +18,7 @@ from nsa_eval.config._types import (
     BatchSize,
     Budget,
     ChatTemplate,
+    Day,
     Length,
     Limit,
     Name,
@@ -90,6 +91,9 @@ class ModelSpec(_Section):
     """Run the Python code that comes with the checkpoint. Off: only architectures that are installed load."""
     chat_template: Request[ChatTemplate] = False
     """Put prompts through the tokenizer's chat template; a name picks one of several."""
+    template_date: Request[Day | None] = None
+    """The day, as 2026-01-31, that a chat template prints which asks for the date. Default: today, so that
+    every day's prompts are new."""
     system_instruction: Request[str | None] = None
     """Text put before every prompt (in the system turn, with a chat template). Default: none."""
     max_length: Length | None = None

@@ -21,6 +21,7 @@ from nsa_eval.engine._scoring import LogLikelihood, units_of
 from nsa_eval.engine._settings import engine_settings
 from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent, Cost, Response, ResponseStore
+from nsa_tasks import calls_clock, clock_at
 
 Answer = Callable[[Sequence[Request], Collection[str], Emit], None]
 """Answers requests of one kind: (each key once, the keys that are missing, where finished responses go)."""
@@ -39,6 +40,8 @@ class Engine(TemplateLM):
     """
 
     backend = "causal"
+    template_date: str | None = None
+    """The day that a chat template prints which asks for the date; None: today."""
 
     def __init__(
         self,
@@ -312,18 +315,25 @@ class Engine(TemplateLM):
             UserError: The tokenizer has no chat template, or the template refuses the messages.
         """
         try:
-            text = self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
+            with clock_at(self.template_date):
+                text = self.tokenizer.apply_chat_template(
+                    chat_history,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                )
         except Exception as error:  # a template is a program: jinja2 errors and whatever it raises itself
             raise UserError(
                 f"the chat template of {self.tokenizer.name_or_path!r} failed: {error}; evaluate without "
                 "chat_template, or give the tokenizer a template"
             ) from error
         return str(text)
+
+    def note_clock(self, chat_template: bool | str) -> None:
+        """Record that the chat template prints the day's date, if it does: prompts are others tomorrow."""
+        if calls_clock(self.chat_template(chat_template)):
+            detail = "its chat template prints the day's date; template_date: 2026-01-31 holds it to one"
+            self._ledger.note([AuditEvent(kind="clock", detail=detail)])
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes beside the results."""

@@ -10,6 +10,7 @@ such tasks), `sampling` (seeds, several replies a document), `data` (local files
 """
 
 from nsa_tasks._api import TaskInfo, families, family_of, list_tasks, resolve, task_spec
+from nsa_tasks._clock import calls_clock, clock_at
 from nsa_tasks._errors import TaskDataError, TaskError, TaskParameterError
 from nsa_tasks._parameters import Parameter, ParameterInfo, read_token_count
 from nsa_tasks._suggest import closest
@@ -29,6 +30,8 @@ __all__ = [
     "TaskInfo",
     "TaskParameterError",
     "Truncation",
+    "calls_clock",
+    "clock_at",
     "closest",
     "families",
     "family_of",

@@ -78,6 +78,7 @@ def task_spec(
     revision: str | None = None,
     trust_remote_code: bool = False,
     add_bos_token: bool | None = None,
+    template_date: str | None = None,
 ) -> dict[str, Any]:
     """Make a task with parameters for lm-eval.
 
@@ -94,6 +95,7 @@ def task_spec(
         revision: Revision of a tokenizer on the hub.
         trust_remote_code: Allow a tokenizer with code of its own.
         add_bos_token: As the model's `add_bos_token` in lm-eval; None leaves it to the tokenizer.
+        template_date: The day (2026-01-31) that a chat template prints which asks for the date.
 
     Returns:
         The YAML as a dict, its functions resolved, with resolved parameters in `metadata`, and under `params`
@@ -121,6 +123,7 @@ def task_spec(
         ("revision", revision, None),
         ("trust_remote_code", trust_remote_code, False),
         ("add_bos_token", add_bos_token, None),
+        ("template_date", template_date, None),
     ):
         if value != default:
             settings[key] = value

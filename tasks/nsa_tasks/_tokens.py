@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from nsa_tasks._clock import clock_at
 from nsa_tasks._errors import TaskParameterError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class RequestTokens:
         revision: str | None = None,
         trust_remote_code: bool = False,
         add_bos_token: bool | None = None,
+        template_date: str | None = None,
     ) -> "RequestTokens":
         """Load a tokenizer by folder or hub id (once per process).
 
@@ -90,7 +92,7 @@ class RequestTokens:
                     f"tokenizer {path!r} has no chat template, but apply_chat_template is on: "
                     "turn it off for this model."
                 )
-            template = tokenizer_template(tokenizer)
+            template = tokenizer_template(tokenizer, template_date)
         return cls(tokenizer, add_bos_token=add_bos_token, chat_template=template)
 
     def render(self, prompt: str, prefix: str) -> str:
@@ -161,17 +163,23 @@ class RequestTokens:
         return self.tokenizer(text, verbose=False, **arguments)
 
 
-def tokenizer_template(tokenizer: "PreTrainedTokenizerBase") -> ChatTemplate:
-    """Make the chat template that lm-eval's `HFLM.apply_chat_template` applies from a tokenizer alone."""
+def tokenizer_template(tokenizer: "PreTrainedTokenizerBase", day: str | None = None) -> ChatTemplate:
+    """Make the chat template that lm-eval's `HFLM.apply_chat_template` applies from a tokenizer alone.
+
+    Args:
+        tokenizer: The tokenizer.
+        day: The date that the template prints; None: today's.
+    """
 
     def apply(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         try:
-            text = tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
+            with clock_at(day):
+                text = tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                )
         except Exception as error:  # a template is a program: jinja2's errors and whatever it raises itself
             raise TaskParameterError(
                 f"the chat template of {tokenizer.name_or_path!r} failed ({type(error).__name__}: {error}): "
@@ -205,4 +213,5 @@ def request_tokens(task: str, metadata: Mapping[str, Any]) -> RequestTokens:
         revision=metadata.get("revision"),
         trust_remote_code=bool(metadata.get("trust_remote_code", False)),
         add_bos_token=metadata.get("add_bos_token"),
+        template_date=metadata.get("template_date"),
     )

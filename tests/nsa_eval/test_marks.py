@@ -37,6 +37,7 @@ OTHER = {
     "models.revision": "abc",
     "models.trust_remote_code": True,
     "models.chat_template": "chat",
+    "models.template_date": "2026-01-31",
     "models.system_instruction": "Answer.",
     "models.max_length": 1024,
     "models.lm": "vllm",
