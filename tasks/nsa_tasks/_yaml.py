@@ -1,6 +1,7 @@
 """The task YAMLs, read without lm-eval's index of thousands of files."""
 
 import importlib
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def load_task_yaml(path: Path, *, resolve: bool) -> dict[str, Any]:
 def task_files() -> dict[str, Path]:
     """Map each task's name to its YAML, in the order of the task families' folders."""
     files = {}
-    for root in map(Path, importlib.import_module("nsa_tasks").__path__):
+    # The package's own path, which may have more folders than the one of this file.
+    for root in map(Path, sys.modules[str(__package__)].__path__):
         for path in sorted(root.glob("*/*.yaml")):
             if not path.name.startswith("_"):
                 files[str(load_task_yaml(path, resolve=False)["task"])] = path
