@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from nsa_kernels import BackendUnavailableError, get_backend
 from nsa_models.checkpoints import ModelLoadError, local_folder
 from nsa_models.configuration import NSADecoderConfig
+from nsa_models.lower_right import prefer_lower_right
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NSA_BACKENDS = ("reference", "torch", "triton")
@@ -82,7 +83,8 @@ def load_model(
         device: "cpu", "cuda", "cuda:1", ..., or "auto": CUDA where there is one.
         backend: For our decoders the attention's backend in nsa_kernels; other models take no notice of those
             names, so that one setting serves a mixed run, and read any other as transformers'
-            attn_implementation; "auto" leaves the choice to them.
+            attn_implementation; "auto" leaves the choice to them, but on a GPU lets those with `sdpa` read
+            chunks without a mask (`lower_right.py`).
         revision: Branch, tag or commit of a hub repository.
         trust_remote_code: Run the modelling code that comes with the checkpoint.
 
@@ -124,7 +126,10 @@ def load_model(
         raise ModelLoadError(f"{spec}: the model can't be loaded: {_first_line(error)}") from error
     _check_loading(spec, info)
     _check_finite(spec, model)
-    return model.to(target).eval()
+    model = model.to(target).eval()
+    if backend == "auto" and target.type == "cuda" and not isinstance(config, NSADecoderConfig):
+        prefer_lower_right(model)
+    return model
 
 
 def _read_config(spec: str, folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
