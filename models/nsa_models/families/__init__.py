@@ -56,7 +56,7 @@ def by_ability() -> dict[str, Candidates]:
         order, candidates = getattr(module, "ORDER", None), getattr(module, "candidates", None)
         if not isinstance(order, int) or candidates is None:
             raise TypeError(
-                f"{module.__name__}: the file of a model family needs candidates(model, declared) and ORDER = "
+                f"{module.__name__}: the file of a model family needs candidates(model, declared) and ORDER, "
                 "a whole number; the name of another file starts with an underscore"
             )
         found[info.name] = (order, candidates)
