@@ -39,9 +39,9 @@ def test_a_file_is_an_executor(with_queue, tiny_config):
 
 def test_a_kind_without_a_file_is_an_error_with_those_that_have_one(tiny_config):
     with pytest.raises(
-        ConfigError, match=r"executor\.kind: expected local or ray, got 'rya'; did you mean 'ray'"
+        ConfigError, match=r"executor\.kind: expected local .*or ray, got 'rya'; did you mean 'ray'"
     ):
         load_config(tiny_config(executor={"kind": "rya"}))
-    with pytest.raises(ConfigError, match=r"executor\.kind: expected local or ray, got '_pieces'$"):
+    with pytest.raises(ConfigError, match=r"executor\.kind: expected local .*or ray, got '_pieces'$"):
         load_config(tiny_config(executor={"kind": "_pieces"}))
     assert ExecutorSpec().kind == "local"
