@@ -19,13 +19,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from nsa_kernels import BackendUnavailableError, get_backend
+from nsa_kernels import BACKENDS, BackendUnavailableError, get_backend
 from nsa_models.checkpoints import ModelLoadError, local_folder
 from nsa_models.configuration import NSADecoderConfig
 from nsa_models.lower_right import prefer_lower_right
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_NSA_BACKENDS = ("reference", "torch", "triton")
 # Any one of these is a tokenizer of some kind; transformers' own message on none at all runs to a page.
 _TOKENIZER_FILES = ("tokenizer*", "tokenization*.py", "vocab*", "*.model", "*.tiktoken")
 
@@ -105,7 +104,7 @@ def load_model(
     if isinstance(config, NSADecoderConfig):
         _check_backend(backend)
         config.nsa_backend = backend
-    elif backend != "auto" and backend not in _NSA_BACKENDS:
+    elif backend != "auto" and backend not in BACKENDS:
         options["attn_implementation"] = backend
     wanted: str | torch.dtype = DTYPES.get(dtype, "auto")
     if dtype == "auto" and target.type == "cpu":

@@ -3,7 +3,7 @@
 Everything is strict: a key that isn't here is an error, and so is text where a number belongs. The
 docstring under each field says what it means, in which unit, and what happens when it is left out; the
 documentation is made from them. Its mark (`Neutral[...]`, ...; none: it can change a response) says what it
-can change, and everything that has to know goes by it: see `_marks.py`.
+can change, and everything that has to know goes by it: see `marks.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from nsa_eval.config._types import (
     BatchSize,
     Budget,
     ChatTemplate,
+    ExecutorKind,
     Length,
     Limit,
     Name,
@@ -185,7 +186,7 @@ class ReportSpec(_Section):
 class ExecutorSpec(_Section):
     """Who answers the requests: this process, or workers of a Ray cluster."""
 
-    kind: Literal["local", "ray"] = "local"
+    kind: ExecutorKind = "local"
     """`local`: this process, one model on one device. `ray`: several workers (pip install nsa-eval[ray])."""
     address: str = Field(default="local", min_length=1)
     """Ray: `local` starts workers on this machine; `auto` or HOST:PORT joins a cluster that is there, whose
