@@ -6,7 +6,8 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from nsa_eval.engine import Engine, _batching
+from nsa_eval.config import EngineSpec
+from nsa_eval.engine import Answerer, Engine, _batching
 from nsa_eval.errors import UserError
 
 VARIANTS = {
@@ -143,8 +144,6 @@ def test_prompts_read_in_several_batches_go_on_as_one(any_model, tokenizer, toys
 
 
 def test_drawn_replies_follow_the_runs_seed(llama, tokenizer, toys):
-    from nsa_eval.engine import Answerer
-
     settings = EngineSpec()
     answerer = Answerer(llama, tokenizer, max_length=None, settings=settings)
     requests = toys.reply_requests(do_sample=True, temperature=1.5)
