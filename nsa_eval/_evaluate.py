@@ -126,6 +126,7 @@ def _evaluate_variant(
             "attention": facts.attention,
             "backend": str(facts.backend),
             "variant": variant.settings,
+            "model_config": facts.config,
         }
         audit = [event.model_dump(mode="json") for event in engine.audit]
         costs = {task: cost.model_dump(mode="json") for task, cost in engine.costs.items()}

@@ -41,6 +41,13 @@ def variant_of(model: ModelRun) -> dict[str, str]:
     return found
 
 
+def config_of(model: ModelRun) -> dict[str, str]:
+    """The fields of the model's own config, where the run recorded them."""
+    task = next(iter(model.tasks.values()))
+    config = task.settings.get("model_config")
+    return {str(key): _text(value) for key, value in config.items()} if isinstance(config, Mapping) else {}
+
+
 def _flat(key: str, value: object) -> Iterator[tuple[str, str]]:
     """A mapping's own keys, a method's name under "method" and its parameters as "method budget"."""
     if not isinstance(value, Mapping):

@@ -27,7 +27,13 @@ class Differences(SectionData):
 
 def build(material: Material) -> Differences | None:
     """The settings that are not alike for all models; None where only names and checkpoints differ."""
-    by_model = [material.settings(label) for label in material.models]
+    configs = [material.config(label) for label in material.models]
+    # Configs of other architectures differ in most fields, which says nothing about how they were run.
+    alike = len({config.get("model_type") for config in configs}) == 1
+    by_model = [
+        {**material.settings(label), **(config if alike else {})}
+        for label, config in zip(material.models, configs, strict=True)
+    ]
     names = dict.fromkeys(name for settings in by_model for name in settings)
     rows = [
         Setting(name=name, values=tuple(settings.get(name, "") for settings in by_model)) for name in names
