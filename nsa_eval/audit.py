@@ -41,6 +41,18 @@ KINDS: dict[str, AuditKind] = {
         sentence="its config names no longest length; a default was taken",
         of_model=True,
     ),
+    "bos_unscored": AuditKind(
+        title="Texts whose beginning-of-sequence token was given, not scored as lm-eval's hf does",
+        sentence="the beginning-of-sequence token of {n} texts was given, not scored (lm-eval's hf scores it)",
+        always_shown=False,
+    ),
+    "eos_left_out": AuditKind(
+        title="Models whose tokenizer appends an end-of-sequence token, which was left out",
+        sentence="its tokenizer ends every text in an end-of-sequence token, which was left out of prompts "
+        "(lm-eval's hf keeps it)",
+        of_model=True,
+        always_shown=False,
+    ),
     "uncached": AuditKind(
         title="Models whose replies were made without a cache",
         sentence="its replies were made without a cache, by reading each row again for every token",

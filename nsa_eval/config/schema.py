@@ -160,6 +160,11 @@ class EngineSpec(_Section):
     get 17 tokens or more. `off`: never."""
     add_bos_token: bool | None = None
     """Put the beginning-of-sequence token before prompts. Default: as the tokenizer does."""
+    parity: Literal["lm-eval"] | None = None
+    """`lm-eval`: do as its hf model does where that is known to be wrong: score a BOS given BOS in rolling
+    log-likelihoods, cut it off with `truncation: left`, leave an EOS that the tokenizer appends in prompts,
+    and let a task's generation settings win over `gen_kwargs` under another name. Default: what is right;
+    the audit says where they differ."""
 
 
 class CompareSpec(_Section):

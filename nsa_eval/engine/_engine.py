@@ -62,7 +62,7 @@ class Engine(TemplateLM):
                 fingerprint, dtype, backend, engine settings.
             on_response: Called with the number of requests just answered, for a progress bar.
             settings: Keys of a config's `engine` section (`nsa_eval.config.EngineSpec`): batch_size,
-                truncation, prefill_chunk, share_prefixes, cuda_graphs, add_bos_token.
+                truncation, prefill_chunk, share_prefixes, cuda_graphs, add_bos_token, parity.
 
         Raises:
             UserError: A setting out of range.
@@ -159,6 +159,7 @@ class Engine(TemplateLM):
             max_length=facts.max_length,
             truncation=settings.truncation,
             add_bos_token=settings.add_bos_token,
+            parity=settings.parity,
         )
 
     @classmethod
