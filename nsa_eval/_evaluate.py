@@ -116,6 +116,7 @@ def _evaluate_variant(
             store_context=store_context(variant, facts, fingerprint, config),
             task_contexts=tasks.contexts(),
             truncations=tasks.truncations,
+            documents=tasks.samples,
             seed=config.seed[2],
         )
         results = evaluate_tasks(engine, tasks, model, config)
@@ -127,7 +128,7 @@ def _evaluate_variant(
             "backend": str(facts.backend),
             "variant": variant.settings,
         }
-        audit = [event.model_dump(mode="json") for event in engine.audit]
+        audit = [event.model_dump(mode="json") for event in (*tasks.events, *engine.audit)]
         costs = {task: cost.model_dump(mode="json") for task, cost in engine.costs.items()}
         _stage(results, variant, engine, directory, audit, costs)
     for message in heard.messages:

@@ -53,6 +53,18 @@ KINDS: dict[str, AuditKind] = {
         of_model=True,
         always_shown=False,
     ),
+    "sampled": AuditKind(
+        title="Tasks asked in part, evenly over the cells of their grid",
+        sentence="{n} tasks were asked in part (limit), evenly over the cells of their grid",
+        of_model=True,
+        always_shown=False,
+    ),
+    "setting": AuditKind(
+        title="Settings that did nothing, or took the place of a task's own",
+        sentence="{n} settings did nothing, or took the place of a task's own",
+        of_model=True,
+        always_shown=False,
+    ),
     "uncached": AuditKind(
         title="Models whose replies were made without a cache",
         sentence="its replies were made without a cache, by reading each row again for every token",

@@ -126,7 +126,7 @@ def run(
         output: Folder of the run. Default: the config's own where it is an earlier run, else `runs/` and the
             run's name.
         overrides: `key=value` settings that win over the config.
-        limit: Only the first samples of each task: a count, or a fraction below 1.
+        limit: Only so many samples of each task: a count, or a fraction below 1; of a grid evenly.
         dry_run: Only plan: no folder, weights, tokenizer or data is touched.
         overwrite: Replace the results of another config in `output`; responses that still apply are reused.
         progress: False for none, or a display of your own. Default: a bar in a terminal, lines elsewhere.

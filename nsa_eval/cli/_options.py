@@ -41,7 +41,7 @@ LimitOption = Annotated[
     typer.Option(
         "--limit",
         "-L",
-        help="Only the first samples of each task: a count, or a fraction below 1.",
+        help="Only so many samples of each task: a count, or a fraction below 1; of a grid evenly.",
         show_default=False,
     ),
 ]

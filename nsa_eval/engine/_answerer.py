@@ -270,10 +270,13 @@ class Answerer:
         prompts: list[Prompt] = []
         for name, request in enumerate(requests):
             text, given = request.arguments
-            settings = GenerationSettings.parse(given, request.origin)
+            settings = GenerationSettings.parse(given, request.origin, parity=self.settings.parity)
             prompt = self.prompts.generation(
                 text, budget=settings.budget, origin=request.origin, truncation=request.truncation
             )
+            prompt.events += [
+                AuditEvent(kind="setting", task=request.origin.task, detail=note) for note in settings.notes
+            ]
             prompts.append(prompt)
             asked.append(
                 ReplyRequest.of(name, prompt.context, settings, request.seed, request.origin, request.key)

@@ -94,6 +94,7 @@ class Engine(TemplateLM):
         store_context: str = "",
         task_contexts: Mapping[str, str] | None = None,
         truncations: Mapping[str, Truncation] | None = None,
+        documents: Mapping[str, Sequence[int]] | None = None,
         seed: int | None = None,
     ) -> Engine:
         """The same LM over a model that is loaded elsewhere: in an executor's workers.
@@ -107,6 +108,7 @@ class Engine(TemplateLM):
             store_context: All that responses depend on besides the request.
             task_contexts: The same for single tasks, by name.
             truncations: What becomes of prompts that are too long, for tasks that say so themselves.
+            documents: Which documents are asked of tasks that are asked in part.
             seed: The run's seed of drawn replies.
         """
         engine = cls.__new__(cls)
@@ -120,6 +122,7 @@ class Engine(TemplateLM):
             store_context=store_context,
             task_contexts=task_contexts,
             truncations=truncations,
+            documents=documents,
             seed=seed,
             keeps=False,
         )
@@ -136,6 +139,7 @@ class Engine(TemplateLM):
         store_context: str,
         task_contexts: Mapping[str, str] | None = None,
         truncations: Mapping[str, Truncation] | None = None,
+        documents: Mapping[str, Sequence[int]] | None = None,
         seed: int | None = None,
         on_response: Callable[[int], None] | None = None,
         keeps: bool,
@@ -149,7 +153,7 @@ class Engine(TemplateLM):
         self._device = facts.device
         self._answer = answer
         self._context, self._task_contexts, self._seed = store_context, task_contexts, seed
-        self._truncations = truncations
+        self._truncations, self._documents = truncations, documents
         self._keeps = keeps
         self._costs: dict[str, Cost] = {}
         self._ledger = Ledger(store, on_response)
@@ -313,6 +317,7 @@ class Engine(TemplateLM):
             context=self._context,
             task_contexts=self._task_contexts,
             truncations=self._truncations,
+            documents=self._documents,
             seed=self._seed,
         )
         call = Call(self._ledger, requests)

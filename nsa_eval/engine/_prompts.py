@@ -80,15 +80,14 @@ class PromptEncoder:
     @property
     def events(self) -> list[AuditEvent]:
         """What of this tokenizer's way is passed over in every prompt."""
-        if not (self._right and self._ends and self.add_bos_token is not False):
-            return []
-        ends = self.tokenizer.decode(self._ends)
-        return [
-            AuditEvent(
-                kind="eos_left_out",
-                detail=f"the tokenizer appends {ends} to every text; it was left out of prompts and scores",
-            )
-        ]
+        found = []
+        if self._right and self._ends and self.add_bos_token is not False:
+            text = f"the tokenizer appends {self.tokenizer.decode(self._ends)} to every text; it was left out"
+            found.append(AuditEvent(kind="eos_left_out", detail=f"{text} of prompts and scores"))
+        if self.add_bos_token and not self._adds_bos:
+            text = "add_bos_token: true does nothing: the tokenizer puts no such token before a text"
+            found.append(AuditEvent(kind="setting", detail=text))
+        return found
 
     @property
     def prefix_token_id(self) -> int | None:

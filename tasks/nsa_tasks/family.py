@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from nsa_tasks._grid import even_order
 from nsa_tasks._parameters import Parameter, pick_parameters, read_parameters, write_parameters
 from nsa_tasks._yaml import load_task_yaml, task_files
 
@@ -110,6 +111,28 @@ class TaskFamily(ABC):
     def document_identity(self, document: Mapping[str, Any]) -> str:
         """What a document is known by: unlike any other of its task, and alike in every run."""
         return str(document["id"])
+
+    def grid(self, params: Params) -> tuple[int, ...] | None:
+        """How the documents are arranged, where they are the cells of a grid.
+
+        Returns:
+            The grid's extents, the outermost first, as the documents are ordered, and last the documents of a
+            cell: (lengths, depths, samples). None for documents without cells.
+        """
+        return None
+
+    def sample(self, params: Params, count: int) -> tuple[int, ...]:
+        """Choose `count` documents to stand for all of them: an even share of every row of a grid.
+
+        A larger sample holds every smaller one, so that its answers can be used again.
+
+        Returns:
+            Numbers of documents in their own order; the first ones where there is no grid.
+        """
+        extents = self.grid(params)
+        if extents is None:
+            return tuple(range(min(count, self.size(params).documents)))
+        return tuple(sorted(even_order(extents)[:count]))
 
     # What follows is the same for all families.
 
