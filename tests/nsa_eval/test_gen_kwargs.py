@@ -18,7 +18,11 @@ TASK = {"until": ["\n"], "max_gen_toks": 16, "do_sample": False, "temperature": 
 @pytest.mark.parametrize(
     ("user", "changes", "note"),
     [
-        ({"max_new_tokens": 2}, {"max_gen_toks": 2}, "max_new_tokens: 2 replaces the task's max_gen_toks: 16"),
+        (
+            {"max_new_tokens": 2},
+            {"max_gen_toks": 2},
+            "max_new_tokens: 2 replaces the task's max_gen_toks: 16",
+        ),
         ({"max_tokens": 2}, {"max_gen_toks": 2}, "max_tokens: 2 replaces the task's max_gen_toks: 16"),
         ({"max_completion_tokens": 16}, {}, None),
         ({"max_gen_toks": 2}, {"max_gen_toks": 2}, None),
@@ -30,7 +34,11 @@ TASK = {"until": ["\n"], "max_gen_toks": 16, "do_sample": False, "temperature": 
         ),
         ({"temperature": 0}, {"temperature": 0}, None),
         ({"top_p": 0.9}, {"top_p": 0.9}, "top_p: 0.9 does nothing: the replies are greedy"),
-        ({"temperature": 1, "top_k": 5}, {"temperature": 1, "top_k": 5, "do_sample": True}, "do_sample: false"),
+        (
+            {"temperature": 1, "top_k": 5},
+            {"temperature": 1, "top_k": 5, "do_sample": True},
+            "do_sample: false",
+        ),
     ],
 )
 def test_the_users_settings_win(user, changes, note):
@@ -59,7 +67,10 @@ def test_what_the_user_says_about_drawing_is_what_the_engine_does(task, user, dr
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"max_gen_toks": 16, "max_new_tokens": 2}, "max_gen_toks: 16 and max_new_tokens: 2 are names of one"),
+        (
+            {"max_gen_toks": 16, "max_new_tokens": 2},
+            "max_gen_toks: 16 and max_new_tokens: 2 are names of one",
+        ),
         ({"max_gen_toks": 16, "max_new_tokens": 16}, None),
         ({"do_sample": False, "temperature": 0.7}, "temperature: 0.7 does nothing beside do_sample: false"),
         ({"do_sample": True, "temperature": 0}, "needs a temperature above 0"),

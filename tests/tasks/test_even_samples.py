@@ -22,7 +22,9 @@ def shares(indices, extents):
     )
 
 
-@pytest.mark.parametrize("extents", [(1, 1, 1), (3, 11, 4), (2, 2, 1), (4, 6, 2), (5, 5, 3), (1, 7, 1), (6, 1, 2)])
+@pytest.mark.parametrize(
+    "extents", [(1, 1, 1), (3, 11, 4), (2, 2, 1), (4, 6, 2), (5, 5, 3), (1, 7, 1), (6, 1, 2)]
+)
 def test_any_beginning_gives_every_row_its_share(extents):
     order = even_order(extents)
     assert sorted(order) == list(range(extents[0] * extents[1] * extents[2]))
@@ -32,7 +34,9 @@ def test_any_beginning_gives_every_row_its_share(extents):
 
 
 def test_a_small_sample_has_both_ends_and_the_middle():
-    lengths, depths, _ = zip(*((i // 44, i // 4 % 11, i % 4) for i in even_order((3, 11, 4))[:6]), strict=True)
+    lengths, depths, _ = zip(
+        *((i // 44, i // 4 % 11, i % 4) for i in even_order((3, 11, 4))[:6]), strict=True
+    )
     assert sorted(set(lengths)) == [0, 1, 2]
     assert {0, 5, 10} <= set(depths)
     assert len(set(depths)) == 6
