@@ -33,7 +33,11 @@ Set = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print jobs, samples and tokens; load nothing.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the results of another config in the output folder.")
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace results in the output folder: of another config, or of a model or task that has changed.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table: only the report's path.")]
 LimitOption = Annotated[

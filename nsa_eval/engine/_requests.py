@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from lm_eval.api.instance import Instance
 
 from nsa_eval.engine._prompts import Origin, Truncation
-from nsa_eval.store import request_key
-
-RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
+from nsa_eval.store import RequestKind, request_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

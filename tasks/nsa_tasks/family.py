@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from nsa_tasks._grid import even_order
 from nsa_tasks._parameters import Parameter, pick_parameters, read_parameters, write_parameters
-from nsa_tasks._yaml import load_task_yaml, task_files
+from nsa_tasks._yaml import load_task_yaml, task_files, yaml_chain
 
 Truncation = Literal["error", "left", "middle"]
 """What becomes of a prompt that is too long: refused, or its start or middle cut."""
@@ -179,6 +179,10 @@ class TaskFamily(ABC):
         """Files and folders of the user's that the parameters name, as absolute paths."""
         found = (self._local(p, getattr(params, p.name)) for p in self.parameters(params.task))
         return tuple(path for path in found if path is not None)
+
+    def sources(self, params: Params) -> tuple[Path, ...]:
+        """Files and folders that decide what the task asks: its YAML with what it includes, and local ones."""
+        return (*yaml_chain(task_files()[params.task]), *self.local_files(params))
 
     def portable(self, task: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Write local files by their absolute paths, so that given parameters mean the same from anywhere."""
