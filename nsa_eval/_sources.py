@@ -1,7 +1,7 @@
 """What a model's results were made from, by content: its checkpoint, its tasks' YAML, code, data and text.
 
-Recorded with the results, and compared when a run goes on: results of something that has changed since aren't
-finished. The folder's own config is compared elsewhere (`rundir`); here it is what the config's names lead to.
+Recorded with the results, and compared when a run goes on: results of something that has changed since
+aren't finished. The folder's own config is compared elsewhere (`rundir`); here it is what its names lead to.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class LoadedTasks:
     truncations: dict[str, Truncation] = field(default_factory=dict)
     """What becomes of prompts that are too long, for single tasks that say so themselves."""
     samples: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Numbers of the documents that are asked, for single tasks where a limit leaves others than the first."""
+    """Numbers of the documents that are asked, for tasks of which a limit leaves others than the first."""
     notes: list[str] = field(default_factory=list)
     """Settings that a task didn't take, or that replace its own."""
 
@@ -53,8 +53,8 @@ class LoadedTasks:
             AuditEvent(
                 kind="sampled",
                 task=name,
-                detail=f"{len(chosen)} of {len(self.tasks[name].eval_docs)} documents, spread evenly over the "
-                "cells of its grid (limit)",
+                detail=f"{len(chosen)} of {len(self.tasks[name].eval_docs)} documents, spread evenly over "
+                "the cells of its grid (limit)",
             )
             for name, chosen in self.samples.items()
         ]

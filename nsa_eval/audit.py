@@ -43,7 +43,7 @@ KINDS: dict[str, AuditKind] = {
     ),
     "bos_unscored": AuditKind(
         title="Texts whose beginning-of-sequence token was given, not scored as lm-eval's hf does",
-        sentence="the beginning-of-sequence token of {n} texts was given, not scored (lm-eval's hf scores it)",
+        sentence="{n} texts weren't scored on their beginning-of-sequence token, as lm-eval's hf does",
         always_shown=False,
     ),
     "eos_left_out": AuditKind(

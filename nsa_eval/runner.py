@@ -259,7 +259,7 @@ def _check_variants(variants: Iterable[Variant]) -> None:
 def _check_sources(
     variant: Variant, config: RunConfig, plan: Plan, directory: RunDirectory, *, overwrite: bool
 ) -> None:
-    """Refuse to call results finished whose checkpoint or tasks have changed since, or have them made anew."""
+    """Refuse results whose checkpoint or tasks have changed since, or have them made anew."""
     from nsa_eval._sources import changes
 
     file = directory.results_file(variant.name)
@@ -273,8 +273,8 @@ def _check_sources(
         directory.forget(variant.name)
     elif found:
         raise UserError(
-            f"{variant.name}: {'; '.join(found)} {directory.path} was made. Add --overwrite to evaluate it anew "
-            "(finished responses that still apply are kept and reused), or choose another folder with -o"
+            f"{variant.name}: {'; '.join(found)} {directory.path} was made. Add --overwrite to evaluate it "
+            "anew (finished responses that still apply are kept and reused), or choose another folder with -o"
         )
 
 

@@ -81,8 +81,8 @@ def resolve(spec: str) -> str:
         if not (path / _CONFIG).is_file():
             if (path / ADAPTER_CONFIG).is_file():
                 raise ModelLoadError(
-                    f"{spec}: the folder holds an adapter ({ADAPTER_CONFIG}) without its base model; merge the "
-                    "two (peft's merge_and_unload, then save_pretrained) and evaluate that"
+                    f"{spec}: the folder holds an adapter ({ADAPTER_CONFIG}) without its base model; merge "
+                    "the two (peft's merge_and_unload, then save_pretrained) and evaluate that"
                 )
             raise ModelLoadError(
                 f"{spec}: the folder has no {_CONFIG}, so it isn't a transformers checkpoint"

@@ -92,8 +92,9 @@ def load_model(
         The model on its device, in eval mode.
 
     Raises:
-        ModelLoadError: Not there, pickled weights only, weight files outside the folder, an adapter beside the
-            model, truncated or mismatched safetensors, missing, integer or NaN weights, unknown architecture, code of its own without leave, unknown dtype, device or backend.
+        ModelLoadError: Not there, pickled weights only, weight files outside the folder, an adapter beside
+            the model, truncated or mismatched safetensors, missing, integer or NaN weights, unknown
+            architecture, code of its own without leave, unknown dtype, device or backend.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelLoadError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")

@@ -109,7 +109,7 @@ def check_weight_files(spec: str, folder: Path, *, quantized: bool) -> None:
 
 
 def _coded(file: Any) -> list[str]:  # noqa: ANN401  (safe_open, which has no type)
-    """Weights and biases, not masks and positions, that aren't stored in 16 bits or more of floating point."""
+    """Weights and biases, not masks or positions, in whole numbers or floating point under 16 bits."""
     found = []
     for name in file.keys():  # noqa: SIM118 - not a dict
         last = name.rpartition(".")[2]
@@ -150,12 +150,12 @@ def _inside(spec: str, folder: Path, name: object, by: str, *, suffix: tuple[str
     path = PurePosixPath(name) if isinstance(name, str) else PurePosixPath("/")
     if path.is_absolute() or ".." in path.parts or "\\" in str(name):
         raise ModelLoadError(
-            f"{spec}: {by} names {name!r}, which isn't a file in {folder}; put all weight files into the folder"
+            f"{spec}: {by} names {name!r}, which isn't a file in {folder}; put all weight files there"
         )
     if not str(name).endswith(suffix):
         raise ModelLoadError(
-            f"{spec}: {by} names {name!r}, which isn't a safetensors file and could run code when loaded; save "
-            "the model as safetensors (model.save_pretrained does) and evaluate that"
+            f"{spec}: {by} names {name!r}, which isn't a safetensors file and could run code when loaded; "
+            "save the model as safetensors (model.save_pretrained does) and evaluate that"
         )
     file = folder / path
     if not there(spec, file):
@@ -179,7 +179,8 @@ def there(spec: str, path: Path) -> bool:
         return True
     if path.is_symlink() and not path.exists():
         raise ModelLoadError(
-            f"{spec}: {path.name} is a link to {os.readlink(path)}, which isn't there; copy or download it again"
+            f"{spec}: {path.name} is a link to {os.readlink(path)}, which isn't there; copy or download "
+            "it again"
         )
     if os.path.lexists(path):
         raise ModelLoadError(f"{spec}: {path.name} isn't a file; copy or download it again")

@@ -89,9 +89,9 @@ class ResponseStore:
             for number, line in enumerate(path.read_bytes().splitlines(), start=1):
                 if key.encode() in line:
                     return StoreError(
-                        f"{path}, line {number}: {value!r:.80} is stored as the answer to a {kind} request; the "
-                        "file was changed by something else. Remove that line to have its requests asked again, "
-                        "or use a new output folder"
+                        f"{path}, line {number}: {value!r:.80} is stored as the answer to a {kind} request; "
+                        "the file was changed by something else. Remove that line to have its requests asked "
+                        "again, or use a new output folder"
                     )
         return StoreError(f"{self.path}: {value!r:.80} is stored as the answer to a {kind} request")
 

@@ -181,7 +181,7 @@ class TaskFamily(ABC):
         return tuple(path for path in found if path is not None)
 
     def sources(self, params: Params) -> tuple[Path, ...]:
-        """Files and folders that decide what the task asks: its YAML with what it includes, and local ones."""
+        """Files and folders that decide what the task asks: its YAML, what that includes, and local ones."""
         return (*yaml_chain(task_files()[params.task]), *self.local_files(params))
 
     def portable(self, task: str, given: Mapping[str, Any]) -> dict[str, Any]:

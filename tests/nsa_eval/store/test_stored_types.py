@@ -44,8 +44,9 @@ def test_values_of_other_types_are_refused(change, tmp_path):
 
 @pytest.mark.parametrize("value", [1.5, [1.5, True]])
 def test_a_number_is_no_reply_and_a_reply_no_score(value, tmp_path, tiny_checkpoints):
-    import nsa_models
     from lm_eval.api.instance import Instance
+
+    import nsa_models
 
     folder = str(tiny_checkpoints[0])
     model, tokenizer = nsa_models.load_model(folder), nsa_models.load_tokenizer(folder)
