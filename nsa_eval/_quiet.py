@@ -11,7 +11,6 @@ from collections.abc import Iterator
 _TELLING = (
     "Metrics were not scored on the same number",
     "No aggregation function defined",
-    "is defined, but aggregation is not",
     "is not assigned a default aggregation",
     "is missing in",
     "no values found for metric",

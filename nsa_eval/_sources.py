@@ -142,7 +142,7 @@ class _Loader(yaml.SafeLoader):
     """YAML with functions left as text: nothing is imported."""
 
 
-_Loader.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix} {node.value}")  # type: ignore[no-untyped-call]
+_Loader.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix} {node.value}")
 
 
 def _read(path: Path) -> dict[str, Any]:

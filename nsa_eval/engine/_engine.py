@@ -15,12 +15,12 @@ from nsa_eval.engine._answerer import Answerer, Emit, ModelFacts
 from nsa_eval.engine._building import build
 from nsa_eval.engine._ledger import Call, Ledger
 from nsa_eval.engine._prompts import PromptEncoder, Truncation
-from nsa_eval.engine._requests import Request, RequestKind, name_requests
+from nsa_eval.engine._requests import Request, name_requests
 from nsa_eval.engine._sampling import DEFAULT_NEW_TOKENS
 from nsa_eval.engine._scoring import LogLikelihood, units_of
 from nsa_eval.engine._settings import engine_settings
 from nsa_eval.errors import UserError
-from nsa_eval.store import AuditEvent, Cost, Response, ResponseStore
+from nsa_eval.store import AuditEvent, Cost, RequestKind, Response, ResponseStore
 
 Answer = Callable[[Sequence[Request], Collection[str], Emit], None]
 """Answers requests of one kind: (each key once, the keys that are missing, where finished responses go)."""
