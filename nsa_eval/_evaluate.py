@@ -68,6 +68,11 @@ def evaluate_checkpoint(
         tasks = load_tasks(model, jobs, config)
         progress.say(f"{model.name}: loading")
         executor.load(model)
+        fields = nsa_models.plain_fields(
+            nsa_models.load_config(
+                model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+        )
         fingerprint = nsa_models.fingerprint_of(model.path, revision=model.revision)
     for message in (*_doubts(model), *tasks.notes, *heard.messages):
         progress.note(f"{model.name}: {message}")
@@ -80,6 +85,7 @@ def evaluate_checkpoint(
             tasks=tasks,
             fingerprint=fingerprint,
             sources=sources,
+            fields=fields,
             directory=directory,
             store=store,
             executor=executor,
@@ -96,6 +102,7 @@ def _evaluate_variant(
     tasks: LoadedTasks,
     fingerprint: Fingerprint,
     sources: dict[str, dict[str, str]],
+    fields: dict[str, Any],
     directory: RunDirectory,
     store: ResponseStore,
     executor: Executor,
@@ -130,6 +137,7 @@ def _evaluate_variant(
             "model_path": model.path,
             "model_fingerprint": fingerprint.total,
             "model_fingerprints": fingerprint.parts,
+            "model_fields": fields | facts.changes,
             "task_sources": sources,
             "attention": facts.attention,
             "backend": str(facts.backend),

@@ -11,7 +11,14 @@ from nsa_models.fingerprints import Fingerprint, fingerprint, fingerprint_of
 from nsa_models.loading import load_config, load_model, load_tokenizer
 from nsa_models.modeling import NSADecoderForCausalLM, NSADecoderModel
 from nsa_models.static import DecodeGraph, StaticDecoder, why_not_captured
-from nsa_models.variants import RunningBackend, changed_fields, config_with, running_backend, with_fields
+from nsa_models.variants import (
+    RunningBackend,
+    changed_fields,
+    config_with,
+    plain_fields,
+    running_backend,
+    with_fields,
+)
 
 __all__ = [
     "DecodeGraph",
@@ -32,6 +39,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "local_folder",
+    "plain_fields",
     "resolve",
     "running_backend",
     "why_not_captured",
