@@ -141,7 +141,7 @@ def changed_fields(config: PreTrainedConfig, fields: Mapping[str, Any]) -> dict[
 
 
 def plain_fields(config: PreTrainedConfig) -> dict[str, Any]:
-    """A config's numbers, texts and flags by name (`rope_parameters.factor`), which tell checkpoints apart."""
+    """A config's numbers, texts and flags by name (`rope_parameters.factor`), to tell checkpoints apart."""
     found: dict[str, Any] = {}
     for name, value in config.to_dict().items():
         if name.startswith("_") or name in _NOT_TELLING:

@@ -32,7 +32,7 @@ def settings_of(model: ModelRun) -> dict[str, str]:
 
 
 def fields_of(model: ModelRun) -> dict[str, str]:
-    """The fields of the checkpoint's config with what the variant set, by name; none of an older version's."""
+    """The fields of the checkpoint's config with what the variant set, by name; nothing of an old run."""
     recorded = next(iter(model.tasks.values())).settings.get("model_fields")
     return (
         {str(key): _text(value) for key, value in recorded.items()} if isinstance(recorded, Mapping) else {}
