@@ -104,7 +104,7 @@ def _short(path: Path, folders: list[Path]) -> str:
 
 def _of_lm_eval(name: str, folders: list[Path]) -> Iterator[Path]:
     """The YAML files of a task, tag or group of the user's folders, and what they lead to."""
-    everything = {path: _read(path) for folder in folders for path in sorted(_yaml_files(folder))}
+    texts = {path: path.read_bytes() for folder in folders for path in _yaml_files(folder)}
     wanted: list[str] = [name]
     seen: set[str] = set()
     while wanted:
@@ -112,7 +112,10 @@ def _of_lm_eval(name: str, folders: list[Path]) -> Iterator[Path]:
         if one in seen:
             continue
         seen.add(one)
-        for path, content in everything.items():
+        for path, text in texts.items():
+            if one.encode() not in text:  # a folder may hold thousands, which take long to parse
+                continue
+            content = _read(path)
             if one in _names(content):
                 yield from _chain(path, set())
                 members = content.get("task")
@@ -157,7 +160,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _yaml_files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.suffix in {".yaml", ".yml"} and path.is_file())
+    return (
+        path
+        for path in folder.rglob("*")
+        if path.suffix in {".yaml", ".yml"} and path.is_file() and path.stat().st_size <= _LARGEST_YAML
+    )
 
 
 def _names(content: Mapping[str, Any]) -> set[str]:
@@ -172,16 +179,15 @@ def _members(entries: list[Any]) -> Iterator[str]:
             yield from (entry[key] for key in _NAMES if isinstance(entry.get(key), str))
 
 
-def _texts(value: object) -> Iterator[str]:
-    """Every text in nested lists and mappings."""
+def _texts(value: object, seen: set[int] | None = None) -> Iterator[str]:
+    """Every text in nested lists and mappings; what YAML's aliases repeat is looked at once."""
+    seen = set() if seen is None else seen
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
+    elif isinstance(value, dict | list) and id(value) not in seen:
+        seen.add(id(value))
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item, seen)
 
 
 def _hash(path: Path) -> str:

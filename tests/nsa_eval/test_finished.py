@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import nsa_eval
+from nsa_eval._sources import _of_lm_eval
 from nsa_eval.errors import UserError
 
 YAML = """
@@ -158,3 +159,10 @@ def test_a_results_file_without_results_is_no_finished_model(config, tmp_path, c
     result = run(config, home)
     assert stored(home) == 4
     assert {score.task for score in result.models[0].scores} == {"mine", "needle_single"}
+
+
+def test_yaml_that_repeats_itself_is_looked_at_once(tmp_path):
+    """Nine levels of ten aliases are a thousand million texts."""
+    levels = ["a0: &a0 [x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    (tmp_path / "deep.yaml").write_text("task: deep\n" + "\n".join(levels) + "\ndataset_kwargs: *a9\n")
+    assert [path.name for path in _of_lm_eval("deep", [tmp_path])] == ["deep.yaml"]
