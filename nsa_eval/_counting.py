@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from nsa_eval.progress import Progress
-from nsa_eval.store import Response, ResponseStore
+from nsa_eval.store import RequestKind, Response, ResponseStore, StoreError
 
 
 class CountingStore(ResponseStore):
@@ -35,6 +35,10 @@ class CountingStore(ResponseStore):
         new = self._inner.refresh()
         self._progress.add(sum(r.prompt_tokens + r.new_tokens for r in new.values()))
         return new
+
+    def unfit(self, key: str, kind: RequestKind) -> StoreError:
+        """The inner store knows where it stands."""
+        return self._inner.unfit(key, kind)
 
     def close(self) -> None:
         """Leave the store open: the run's other models use it."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nsa_eval._tasks import LoadedTasks
     from nsa_eval.executors import Executor, VariantFacts
     from nsa_eval.store import ResponseStore
+    from nsa_models import Fingerprint
 
 _GUESSED_TOKENS = 400
 """Tokens of a document of lm-eval's own tasks, for the progress bar alone, until the prompts are built."""
@@ -52,6 +53,7 @@ def evaluate_checkpoint(
     """
     import nsa_models
     from nsa_eval._quiet import quiet
+    from nsa_eval._sources import task_sources
     from nsa_eval._tasks import load_tasks
 
     model, jobs = work[0][0].checkpoint, work[0][1]
@@ -62,10 +64,16 @@ def evaluate_checkpoint(
         )
         if model.chat_template and not getattr(tokenizer, "chat_template", None):
             raise UserError(f"{model.name}: its tokenizer has no chat template: leave chat_template out")
+        sources = {job.task.label: task_sources(job, config.include_path) for job in jobs}
         tasks = load_tasks(model, jobs, config)
         progress.say(f"{model.name}: loading")
         executor.load(model)
-        fingerprint = nsa_models.fingerprint(model.path, revision=model.revision)
+        fields = nsa_models.plain_fields(
+            nsa_models.load_config(
+                model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+        )
+        fingerprint = nsa_models.fingerprint_of(model.path, revision=model.revision)
     for message in (*_doubts(model), *tasks.notes, *heard.messages):
         progress.note(f"{model.name}: {message}")
     for variant, own in work:
@@ -76,6 +84,8 @@ def evaluate_checkpoint(
             tokenizer=tokenizer,
             tasks=tasks,
             fingerprint=fingerprint,
+            sources=sources,
+            fields=fields,
             directory=directory,
             store=store,
             executor=executor,
@@ -90,7 +100,9 @@ def _evaluate_variant(
     *,
     tokenizer: Any,  # noqa: ANN401  (PreTrainedTokenizerBase)
     tasks: LoadedTasks,
-    fingerprint: str,
+    fingerprint: Fingerprint,
+    sources: dict[str, dict[str, str]],
+    fields: dict[str, Any],
     directory: RunDirectory,
     store: ResponseStore,
     executor: Executor,
@@ -113,22 +125,25 @@ def _evaluate_variant(
             executor.answer,
             settings=config.engine,
             store=store,
-            store_context=store_context(variant, facts, fingerprint, config),
+            store_context=store_context(variant, facts, fingerprint.total, config),
             task_contexts=tasks.contexts(),
             truncations=tasks.truncations,
+            documents=tasks.samples,
             seed=config.seed[2],
         )
         results = evaluate_tasks(engine, tasks, model, config)
         results["config"] |= {
             "model_name": variant.name,
             "model_path": model.path,
-            "model_fingerprint": fingerprint,
+            "model_fingerprint": fingerprint.total,
+            "model_fingerprints": fingerprint.parts,
+            "model_fields": fields | facts.changes,
+            "task_sources": sources,
             "attention": facts.attention,
             "backend": str(facts.backend),
             "variant": variant.settings,
-            "model_config": facts.config,
         }
-        audit = [event.model_dump(mode="json") for event in engine.audit]
+        audit = [event.model_dump(mode="json") for event in (*tasks.events, *engine.audit)]
         costs = {task: cost.model_dump(mode="json") for task, cost in engine.costs.items()}
         _stage(results, variant, engine, directory, audit, costs)
     for message in heard.messages:

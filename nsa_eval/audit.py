@@ -41,6 +41,30 @@ KINDS: dict[str, AuditKind] = {
         sentence="its config names no longest length; a default was taken",
         of_model=True,
     ),
+    "bos_unscored": AuditKind(
+        title="Texts whose beginning-of-sequence token was given, not scored as lm-eval's hf does",
+        sentence="{n} texts weren't scored on their beginning-of-sequence token, as lm-eval's hf does",
+        always_shown=False,
+    ),
+    "eos_left_out": AuditKind(
+        title="Models whose tokenizer appends an end-of-sequence token, which was left out",
+        sentence="its tokenizer ends every text in an end-of-sequence token, which was left out of prompts "
+        "(lm-eval's hf keeps it)",
+        of_model=True,
+        always_shown=False,
+    ),
+    "sampled": AuditKind(
+        title="Tasks asked in part, evenly over the cells of their grid",
+        sentence="{n} tasks were asked in part (limit), evenly over the cells of their grid",
+        of_model=True,
+        always_shown=False,
+    ),
+    "setting": AuditKind(
+        title="Settings that did nothing, or took the place of a task's own",
+        sentence="{n} settings did nothing, or took the place of a task's own",
+        of_model=True,
+        always_shown=False,
+    ),
     "uncached": AuditKind(
         title="Models whose replies were made without a cache",
         sentence="its replies were made without a cache, by reading each row again for every token",

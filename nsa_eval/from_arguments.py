@@ -222,7 +222,7 @@ def needle(
         output: Folder of the run. Default: `runs/` and the run's name.
         name: Name of the run.
         engine: Keys of a config's `engine`.
-        limit: Only the first samples of the grid.
+        limit: Only so many samples, spread evenly over the grid.
         dry_run: Only plan.
         overwrite: Replace another run's results in `output`.
         progress: Show progress. Default: yes.

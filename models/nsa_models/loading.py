@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +22,7 @@ from nsa_kernels import BACKENDS, BackendUnavailableError, get_backend
 from nsa_models.checkpoints import ModelLoadError, local_folder
 from nsa_models.configuration import NSADecoderConfig
 from nsa_models.lower_right import prefer_lower_right
+from nsa_models.weight_files import check_no_adapter, check_weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Any one of these is a tokenizer of some kind; transformers' own message on none at all runs to a page.
@@ -50,6 +50,7 @@ def load_tokenizer(
         ModelLoadError: There is none, or it can't be read.
     """
     folder = local_folder(spec, revision=revision, weights=False)
+    check_no_adapter(spec, folder)
     if not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
         raise ModelLoadError(
             f"{spec}: no tokenizer in {folder}; put its files (tokenizer.json, ...) beside the weights"
@@ -59,6 +60,7 @@ def load_tokenizer(
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and Rust errors here
         if "trust_remote_code" in str(error):
             raise _needs_code(spec, "tokenizer") from error
+        _read_config(spec, folder, trust_remote_code)  # what is wrong with the config shows here first
         raise ModelLoadError(
             f"{spec}: the tokenizer in {folder} can't be loaded: {_first_line(error)}"
         ) from error
@@ -91,15 +93,17 @@ def load_model(
         The model on its device, in eval mode.
 
     Raises:
-        ModelLoadError: Not there, pickled weights only, truncated or mismatched safetensors, missing or NaN
-            weights, unknown architecture, code of its own without leave, unknown dtype, device or backend.
+        ModelLoadError: Not there, pickled weights only, weight files outside the folder, an adapter beside
+            the model, truncated or mismatched safetensors, missing, integer or NaN weights, unknown
+            architecture, code of its own without leave, unknown dtype, device or backend.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelLoadError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
     target = _device(device)
     folder = local_folder(spec, revision=revision)
+    check_no_adapter(spec, folder)
     config = _read_config(spec, folder, trust_remote_code)
-    _check_weight_files(spec, folder)
+    check_weight_files(spec, folder, quantized=bool(getattr(config, "quantization_config", None)))
     options: dict[str, Any] = {}
     if isinstance(config, NSADecoderConfig):
         _check_backend(backend)
@@ -197,27 +201,6 @@ def _device(name: str) -> torch.device:
                 f"device {name!r} was asked for, but torch has none here; use cpu"
             ) from error
     return device
-
-
-def _check_weight_files(spec: str, folder: Path) -> None:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
-        if pickles:
-            raise ModelLoadError(
-                f"{spec}: only pickled weights ({_some(sorted(pickles))}), which can run code when loaded; "
-                "save the model as safetensors (model.save_pretrained does) and evaluate that"
-            )
-        raise ModelLoadError(f"{spec}: no .safetensors weights in {folder}")
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise ModelLoadError(
-                f"{spec}: {path.name} ({path.stat().st_size:,} bytes) is truncated or not a safetensors file "
-                f"({_first_line(error)}); copy or download it again"
-            ) from error
 
 
 def _check_loading(spec: str, info: dict[str, Any]) -> None:

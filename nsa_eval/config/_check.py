@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from nsa_eval._gen_kwargs import contradiction
 from nsa_eval._limits import declared_max_length
 from nsa_eval._suggest import did_you_mean
 from nsa_eval.catalog import lm_eval_tasks, zoo_names
@@ -128,6 +129,9 @@ def _check_model(model: ModelSpec) -> Iterator[Problem]:
 def _check_task(task: TaskSpec, config: RunConfig) -> Iterator[Problem]:
     from nsa_tasks import TaskParameterError, families, family_of
 
+    against = contradiction(task.gen_kwargs or {}) if config.engine.parity is None else None
+    if against is not None:
+        yield ("gen_kwargs",), against
     family = family_of(task.task)
     if family is None:
         yield from _check_lm_eval_task(task, config, [name for f in families().values() for name in f.tasks])

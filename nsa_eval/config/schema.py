@@ -118,7 +118,8 @@ class TaskSpec(_Section):
     num_fewshot: Request[int | None] = Field(default=None, ge=0)
     """Solved examples before each question. Default: what the task says; some have none."""
     limit: Request[Limit | None] = None
-    """Only the first samples: a count, or a fraction below 1. Default: the run's `limit`."""
+    """Only so many samples: a count, or a fraction below 1; the first ones, or of a grid an even share of its
+    cells. Default: the run's `limit`."""
     gen_kwargs: Request[dict[str, Any] | None] = None
     """Generation settings that replace the task's, such as {temperature: 0.7}. Default: the task's."""
     repeats: Request[int | None] = Field(default=None, ge=1, le=100_000)
@@ -161,6 +162,11 @@ class EngineSpec(_Section):
     get 17 tokens or more. `off`: never."""
     add_bos_token: bool | None = None
     """Put the beginning-of-sequence token before prompts. Default: as the tokenizer does."""
+    parity: Literal["lm-eval"] | None = None
+    """`lm-eval`: do as its hf model does where that is known to be wrong: score a BOS given BOS in rolling
+    log-likelihoods, cut it off with `truncation: left`, leave an EOS that the tokenizer appends in prompts,
+    and let a task's generation settings win over `gen_kwargs` under another name. Default: what is right;
+    the audit says where they differ."""
 
 
 class CompareSpec(_Section):
@@ -219,7 +225,8 @@ class RunConfig(_Section):
     python's, numpy's, torch's and the few-shot sampler's, as in lm-eval. Default: lm-eval's 0, 1234, 1234,
     1234."""
     limit: Request[Limit | None] = None
-    """Only the first samples of each task, for a trial: a count, or a fraction below 1. Default: all."""
+    """Only so many samples of each task, for a trial: a count, or a fraction below 1; the first ones, or of a
+    grid an even share of its cells. Default: all."""
     include_path: Source[list[str]] = []
     """Folders with more lm-eval task YAML files."""
 

@@ -31,8 +31,6 @@ class VariantFacts:
     """Config fields whose values differ from the checkpoint's own."""
     method: dict[str, Any] | None = None
     """The sparse method that is attached, with every parameter."""
-    config: dict[str, Any] = field(default_factory=dict)
-    """The model's config: the fields whose values are numbers, words or truth values."""
 
 
 class Worker:
@@ -103,11 +101,6 @@ class Worker:
             attention=str(getattr(model.config, "attention", "full")),
             changes=changes,
             method=method.describe() if method is not None else None,
-            config={
-                name: value
-                for name, value in model.config.to_dict().items()
-                if isinstance(value, str | int | float) and not name.startswith("_")
-            },
         )
 
     def answer(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nsa_eval.comparison import Comparison, labelled
 from nsa_eval.material._figures import Figures
-from nsa_eval.material._settings import config_of, settings_of, variant_of
+from nsa_eval.material._settings import fields_of, settings_of, variant_of
 from nsa_eval.results import ModelRun, Run
 
 
@@ -67,9 +67,9 @@ class Material:
         """
         return settings_of(self.models[label])
 
-    def config(self, label: str) -> dict[str, str]:
-        """The fields of a model's own config; none where the run didn't record them."""
-        return config_of(self.models[label])
+    def fields(self, label: str) -> dict[str, str]:
+        """The fields of a checkpoint's config, with what its variant set."""
+        return fields_of(self.models[label])
 
     def variant(self, label: str) -> dict[str, str]:
         """What makes a model a variant of its checkpoint: config fields set, a method's parameters."""

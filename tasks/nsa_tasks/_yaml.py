@@ -50,6 +50,12 @@ def load_task_yaml(path: Path, *, resolve: bool) -> dict[str, Any]:
     return {**load_task_yaml(path.parent / include, resolve=resolve), **config}
 
 
+def yaml_chain(path: Path) -> tuple[Path, ...]:
+    """A task YAML and what it includes, in that order."""
+    include = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader).get("include")
+    return (path,) if include is None else (path, *yaml_chain(path.parent / include))
+
+
 @cache
 def task_files() -> dict[str, Path]:
     """Map each task's name to its YAML, in the order of the task families' folders."""

@@ -56,6 +56,7 @@ OTHER = {
     "engine.share_prefixes": False,
     "engine.cuda_graphs": "off",
     "engine.add_bos_token": True,
+    "engine.parity": "lm-eval",
     "compare.baseline": "one",
     "compare.confidence": 0.9,
     "compare.resamples": 123,

@@ -83,33 +83,27 @@ def test_variants_of_a_checkpoint_show_their_fields_and_their_method(material):
     assert "method" not in cards["nsa"]
 
 
+def test_four_checkpoints_that_differ_in_a_field_of_their_config_alone_show_it(material):
+    entries = {f"m{n}": {"path": f"zoo:m{n}"} for n in (4, 8, 16, 32)}
+    fields = {"model_type": "nsa_decoder", "hidden_size": 64}
+    recorded = {
+        f"m{n}": {"model_fields": {**fields, "nsa_select_count": n, "rope_parameters.rope_theta": 1e4}}
+        for n in (4, 8, 16, 32)
+    }
+    assert shown(material(entries, recorded)) == {"nsa_select_count": ("4", "8", "16", "32")}
+
+
+def test_of_models_of_two_types_their_types_are_told(material):
+    recorded = {
+        "a": {"model_fields": {"model_type": "llama", "hidden_size": 64, "rms_norm_eps": 1e-6}},
+        "b": {"model_fields": {"model_type": "gpt2", "n_embd": 32}},
+    }
+    assert shown(material({"a": {}, "b": {}}, recorded)) == {"model type": ("llama", "gpt2")}
+
+
 def test_the_page_shows_them_before_the_result_with_a_dash_for_none(material):
     from nsa_eval.sections import build_page
 
     html = to_html(build_page(material({"a": {}, "b": {"set": {"nsa_window": 64}}})))
     assert html.index('id="differences"') < html.index('id="result"')
     assert '<th scope="row">nsa_window</th><td>\u2013</td><td>64</td>' in html
-
-
-def test_fields_in_which_checkpoints_of_one_architecture_differ_are_shown(material):
-    config = {"model_type": "nsa_decoder", "hidden_size": 64, "nsa_select_count": 16}
-    found = material(
-        {"a": {}, "b": {"path": "zoo:b"}, "a+n=4": {"set": {"nsa_select_count": 4}}},
-        {
-            "a": {"model_config": config},
-            "b": {"model_config": {**config, "nsa_select_count": 8}},
-            "a+n=4": {"model_config": {**config, "nsa_select_count": 4}},
-        },
-    )
-    assert shown(found) == {"nsa_select_count": ("16", "8", "4")}
-
-
-def test_configs_of_other_architectures_are_not_set_against_each_other(material):
-    found = material(
-        {"a": {}, "b": {}},
-        {
-            "a": {"model_config": {"model_type": "nsa_decoder", "hidden_size": 64}},
-            "b": {"model_config": {"model_type": "llama", "hidden_size": 32}},
-        },
-    )
-    assert differences.build(found) is None
