@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,20 @@ if TYPE_CHECKING:
 
 _GUESSED_TOKENS = 400
 """Tokens of a document of lm-eval's own tasks, for the progress bar alone, until the prompts are built."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """What serves all variants of a checkpoint."""
+
+    tokenizer: Any
+    """PreTrainedTokenizerBase."""
+    tasks: LoadedTasks
+    fingerprint: Fingerprint
+    sources: dict[str, dict[str, str]]
+    """Of each task, the hashes of the files that it was made from."""
+    fields: dict[str, Any]
+    """The checkpoint's config, as far as it is plain."""
 
 
 def evaluate_checkpoint(
@@ -76,16 +91,15 @@ def evaluate_checkpoint(
         fingerprint = nsa_models.fingerprint_of(model.path, revision=model.revision)
     for message in (*_doubts(model), *tasks.notes, *heard.messages):
         progress.note(f"{model.name}: {message}")
+    prepared = _Prepared(
+        tokenizer=tokenizer, tasks=tasks, fingerprint=fingerprint, sources=sources, fields=fields
+    )
     for variant, own in work:
         _evaluate_variant(
             variant,
             own,
             config,
-            tokenizer=tokenizer,
-            tasks=tasks,
-            fingerprint=fingerprint,
-            sources=sources,
-            fields=fields,
+            prepared,
             directory=directory,
             store=store,
             executor=executor,
@@ -97,12 +111,8 @@ def _evaluate_variant(
     variant: Variant,
     jobs: Sequence[Job],
     config: RunConfig,
+    prepared: _Prepared,
     *,
-    tokenizer: Any,  # noqa: ANN401  (PreTrainedTokenizerBase)
-    tasks: LoadedTasks,
-    fingerprint: Fingerprint,
-    sources: dict[str, dict[str, str]],
-    fields: dict[str, Any],
     directory: RunDirectory,
     store: ResponseStore,
     executor: Executor,
@@ -112,7 +122,7 @@ def _evaluate_variant(
     from nsa_eval._quiet import quiet
     from nsa_eval.engine import Engine
 
-    model = variant.checkpoint
+    model, tasks, fingerprint = variant.checkpoint, prepared.tasks, prepared.fingerprint
     guessed = sum(tasks.documents(job.task) * _GUESSED_TOKENS for job in jobs if job.tokens is None)
     progress.change_total(guessed)
     planned = progress.done + guessed + sum(job.tokens or 0 for job in jobs)
@@ -120,7 +130,7 @@ def _evaluate_variant(
         facts = executor.use(variant)
         progress.say(variant.name)
         engine = Engine.over(
-            tokenizer,
+            prepared.tokenizer,
             facts.model,
             executor.answer,
             settings=config.engine,
@@ -137,8 +147,8 @@ def _evaluate_variant(
             "model_path": model.path,
             "model_fingerprint": fingerprint.total,
             "model_fingerprints": fingerprint.parts,
-            "model_fields": fields | facts.changes,
-            "task_sources": sources,
+            "model_fields": prepared.fields | facts.changes,
+            "task_sources": prepared.sources,
             "attention": facts.attention,
             "backend": str(facts.backend),
             "variant": variant.settings,
