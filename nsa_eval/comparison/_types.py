@@ -1,6 +1,6 @@
 """What a comparison holds: plain data that survives a round trip through JSON."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -8,6 +8,8 @@ from nsa_eval.comparison.intervals import Interval
 
 Verdict = Literal["better", "worse", "higher", "lower", "not distinguishable"]
 Unit = Literal["points", "raw"]
+VERDICTS = (*get_args(Verdict), "too few documents")
+"""All verdicts in words, in the order in which they are counted."""
 
 
 class Estimate(BaseModel):
@@ -66,6 +68,12 @@ class Row(BaseModel):
     verdict: Verdict
     lengths: list["Row"] = []
     """The same task at each context length."""
+
+    @property
+    def too_few_documents(self) -> bool:
+        """Whether the documents were too few to find any difference that the scores could have."""
+        undecided = self.verdict == "not distinguishable" and self.minimum_detectable is None
+        return undecided and (self.binary or self.wins + self.losses > 0)
 
     @property
     def ties(self) -> int:

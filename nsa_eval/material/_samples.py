@@ -35,6 +35,9 @@ def side_by_side(task: str, models: Mapping[str, ModelRun], key: tuple[str, str]
                     Reply(
                         model=label,
                         text=sample.reply,
+                        more=sample.replies[1:],
+                        extracted=sample.extracted,
+                        reasons=sample.reasons,
                         score=_score(sample, metric),
                         notes=events[label].get(str(sample.doc_id), ()),
                         prompt_end=None if sample.prompt_end == first.prompt_end else sample.prompt_end,

@@ -32,7 +32,7 @@ class SampleLimits:
     reply_chars: int = 4_000
     """Characters kept of a reply (from its start), of a needle and of each expected answer."""
     total_bytes: int = 8_000_000
-    """Bytes of all samples together. With plotly.js (4.8 MB) a page stays under 15 MB."""
+    """Bytes of all samples together."""
 
     def __post_init__(self) -> None:
         """Check that every limit is positive.
@@ -86,8 +86,12 @@ def _record(sample: ShownSample, models: dict[str, int], limits: SampleLimits) -
             "text": _head(reply.text, limits.reply_chars),
             "score": finite(reply.score),
         }
-        if reply.notes:
-            entry["notes"] = list(reply.notes)
+        lists = {"more": reply.more, "extracted": reply.extracted}
+        entry |= {
+            key: [_head(text, limits.reply_chars) for text in texts] for key, texts in lists.items() if texts
+        }
+        entry |= {"reasons": list(reply.reasons)} if any(reply.reasons) else {}
+        entry |= {"notes": list(reply.notes)} if reply.notes else {}
         if reply.prompt_end is not None and reply.prompt_end != sample.prompt_end:
             entry["prompt"] = _tail(reply.prompt_end, limits.prompt_chars)
         replies.append(entry)

@@ -46,6 +46,8 @@ class ShownDifference:
     """Smallest true difference this number of documents would have shown, in the unit of the score."""
     significant: bool | None = None
     """The verdict (from the adjusted p); None when no test was made."""
+    too_few: bool = False
+    """The documents were too few to find any difference."""
     test: str = ""
     """Name of the test behind p, such as "exact McNemar"."""
     n: int | None = None
@@ -117,7 +119,15 @@ class Reply:
 
     model: str
     text: str
+    """The first reply."""
+    more: tuple[str, ...] = ()
+    """The others, where the document was asked several times."""
     score: float | None = None
+    """Of the document: the mean over all replies that count."""
+    extracted: tuple[str, ...] = ()
+    """What was taken from the replies and scored, where that isn't the replies themselves."""
+    reasons: tuple[str, ...] = ()
+    """For each reply, what it holds instead of the answer; empty texts for right ones."""
     notes: tuple[str, ...] = ()
     """Remarks such as "truncated from 70,000 to 65,536 tokens"."""
     prompt_end: str | None = None
