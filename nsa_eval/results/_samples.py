@@ -132,7 +132,9 @@ def _replies(requests: list[list[Any]], resps: Any) -> tuple[str, ...]:  # noqa:
 def _extracted(resps: Any, filtered: Any, replies: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ANN401
     """What a filter made of the replies of a generation; nothing where it only chose among them."""
     first = resps[0] if resps else None
-    generated = isinstance(first, str) or (isinstance(first, list) and isinstance(next(iter(first), None), str))
+    generated = isinstance(first, str) or (
+        isinstance(first, list) and isinstance(next(iter(first), None), str)
+    )
     if not generated or not isinstance(filtered, list):
         return ()
     found = tuple(

@@ -186,7 +186,25 @@ def test_report_is_written_where_asked_and_replies_stay_text(run: Path) -> None:
     assert "<title>My report" in page
     assert "<script>alert(1)" not in page
     assert "nsa says" in page
-    assert list((out.parent / "figures").glob("*.png"))
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]
+
+
+def test_a_runs_own_report_has_figures_for_papers_beside_it(run: Path) -> None:
+    assert render_report(run) == run / "report.html"
+    names = {path.name for path in (run / "figures").iterdir()}
+    assert {"needle_single.png", "needle_single-nsa.svg", "needle_single-nsa-minus-dense.png"} <= names
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "figures/" not in page
+    assert 'download="needle_single.svg"' in page
+
+
+def test_reports_of_two_runs_in_one_folder_are_two_files(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pages"
+    render_report(run, out=out / "a.html")
+    first = (out / "a.html").read_bytes()
+    render_report(f"{run}:nsa", out=out / "b.html")
+    assert sorted(path.name for path in out.iterdir()) == ["a.html", "b.html"]
+    assert (out / "a.html").read_bytes() == first
 
 
 def test_report_says_why_models_were_not_compared(run: Path, write_model: Any, scored: Any) -> None:
