@@ -20,8 +20,8 @@ def render_report(
     """Writes the HTML report of a run directory.
 
     The page needs nothing else to be read. A run's own report, report.html in its directory, has figures for
-    papers beside it, in `figures`; one that is written elsewhere is that one file. Models that can't be compared are shown without differences, and
-    the page says why. Example:
+    papers beside it, in `figures`; one that is written elsewhere is that one file. Models that can't be
+    compared are shown without differences, and the page says why. Example:
 
         render_report("runs/quickstart", out="page.html")
 

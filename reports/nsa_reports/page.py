@@ -2,8 +2,8 @@
 
 A section's data is a frozen dataclass over `SectionData`, of plain values and the pieces of
 `nsa_reports.view`. Its template, `section.html.j2` in the section's folder, sees it as `data`; `section.css`
-and `section.js` beside it are optional. What else a section brings (samples, figures, links of the navigation)
-it says by overriding the methods of `SectionData`; the page itself knows no section.
+and `section.js` beside it are optional. What else a section brings (samples, figures, links of the
+navigation) it says by overriding the methods of `SectionData`; the page itself knows no section.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
+
 from nsa_reports.view import HeatmapGroup, LengthRow, ScoreRow, ShownDifference, ShownSample, ShownScore
 
 TEMPLATE = "section.html.j2"
@@ -64,7 +65,7 @@ class SectionData:
         return {}
 
     def grids(self) -> tuple[HeatmapGroup, ...]:
-        """Grids that are drawn as figures for papers; the template gets links to them as `figures`, in order."""
+        """Grids that are drawn as figures for papers; the template gets their links as `figures`, in order."""
         return ()
 
     def script(self) -> object:

@@ -383,7 +383,7 @@ LONG = ("dense+streaming_llm@1024", "dense+quest@2560", "nsa-native", "moba", "h
 
 
 def test_long_names_break_at_their_joints_alone(make_view, make_group, parse_page):
-    html = to_html(make_view(LONG[:1] + ("dense",)))
+    html = to_html(make_view((*LONG[:1], "dense")))
     assert "dense+<wbr>streaming_<wbr>llm@<wbr>1024" in html
     style = html.split("<style>")[1].split("</style>")[0]
     # `anywhere` lets a column shrink below its longest word; only what is no name may be cut so.
