@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nsa_eval._counting import CountingStore, Workload
 from nsa_eval.config import ModelSpec, RunConfig, Variant
 from nsa_eval.config.marks import Effect, own_values
 from nsa_eval.errors import UserError
@@ -17,11 +18,8 @@ from nsa_eval.rundir import RunDirectory, write_json
 
 if TYPE_CHECKING:
     from nsa_eval._tasks import LoadedTasks
+    from nsa_eval.engine import Request
     from nsa_eval.executors import Executor, VariantFacts
-    from nsa_eval.store import ResponseStore
-
-_GUESSED_TOKENS = 400
-"""Tokens of a document of lm-eval's own tasks, for the progress bar alone, until the prompts are built."""
 
 
 def evaluate_checkpoint(
@@ -29,8 +27,9 @@ def evaluate_checkpoint(
     config: RunConfig,
     *,
     directory: RunDirectory,
-    store: ResponseStore,
+    store: CountingStore,
     executor: Executor,
+    workload: Workload,
     progress: Progress,
 ) -> None:
     """Run all tasks of the variants of one checkpoint, and publish a folder for each.
@@ -44,6 +43,7 @@ def evaluate_checkpoint(
         directory: Where results go.
         store: Finished responses; asked first.
         executor: Has the rest answered.
+        workload: Corrected as sizes become known.
         progress: Told of every stage and response.
 
     Raises:
@@ -68,10 +68,11 @@ def evaluate_checkpoint(
         fingerprint = nsa_models.fingerprint(model.path, revision=model.revision)
     for message in (*_doubts(model), *tasks.notes, *heard.messages):
         progress.note(f"{model.name}: {message}")
-    for variant, own in work:
+    documents = {job.task.label: tasks.documents(job.task) for job in jobs}
+    workload.loaded((job for _, own in work for job in own), documents)
+    for variant, _ in work:
         _evaluate_variant(
             variant,
-            own,
             config,
             tokenizer=tokenizer,
             tasks=tasks,
@@ -79,21 +80,22 @@ def evaluate_checkpoint(
             directory=directory,
             store=store,
             executor=executor,
+            workload=workload,
             progress=progress,
         )
 
 
 def _evaluate_variant(
     variant: Variant,
-    jobs: Sequence[Job],
     config: RunConfig,
     *,
     tokenizer: Any,  # noqa: ANN401  (PreTrainedTokenizerBase)
     tasks: LoadedTasks,
     fingerprint: str,
     directory: RunDirectory,
-    store: ResponseStore,
+    store: CountingStore,
     executor: Executor,
+    workload: Workload,
     progress: Progress,
 ) -> None:
     from nsa_eval._lm_eval import evaluate_tasks
@@ -101,9 +103,12 @@ def _evaluate_variant(
     from nsa_eval.engine import Engine
 
     model = variant.checkpoint
-    guessed = sum(tasks.documents(job.task) * _GUESSED_TOKENS for job in jobs if job.tokens is None)
-    progress.change_total(guessed)
-    planned = progress.done + guessed + sum(job.tokens or 0 for job in jobs)
+    labels = {name: spec.label for name, spec in tasks.specs.items()}
+
+    def count(requests: Sequence[Request]) -> None:
+        store.expect(requests)
+        workload.built(variant.name, requests, labels)
+
     with quiet() as heard:
         facts = executor.use(variant)
         progress.say(variant.name)
@@ -117,6 +122,7 @@ def _evaluate_variant(
             task_contexts=tasks.contexts(),
             truncations=tasks.truncations,
             seed=config.seed[2],
+            on_requests=count,
         )
         results = evaluate_tasks(engine, tasks, model, config)
         results["config"] |= {
@@ -132,7 +138,6 @@ def _evaluate_variant(
         _stage(results, variant, engine, directory, audit, costs)
     for message in heard.messages:
         progress.note(f"{variant.name}: {message}")
-    progress.change_total(progress.done - planned)  # replies shorter than their budget, guesses that were off
     directory.publish(variant.name)
 
 

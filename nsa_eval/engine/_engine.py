@@ -95,6 +95,7 @@ class Engine(TemplateLM):
         task_contexts: Mapping[str, str] | None = None,
         truncations: Mapping[str, Truncation] | None = None,
         seed: int | None = None,
+        on_requests: Callable[[Sequence[Request]], None] | None = None,
     ) -> Engine:
         """The same LM over a model that is loaded elsewhere: in an executor's workers.
 
@@ -108,6 +109,7 @@ class Engine(TemplateLM):
             task_contexts: The same for single tasks, by name.
             truncations: What becomes of prompts that are too long, for tasks that say so themselves.
             seed: The run's seed of drawn replies.
+            on_requests: Called with all requests of a kind before the first is looked up.
         """
         engine = cls.__new__(cls)
         engine._answerer = None
@@ -121,6 +123,7 @@ class Engine(TemplateLM):
             task_contexts=task_contexts,
             truncations=truncations,
             seed=seed,
+            on_requests=on_requests,
             keeps=False,
         )
         return engine
@@ -137,6 +140,7 @@ class Engine(TemplateLM):
         task_contexts: Mapping[str, str] | None = None,
         truncations: Mapping[str, Truncation] | None = None,
         seed: int | None = None,
+        on_requests: Callable[[Sequence[Request]], None] | None = None,
         on_response: Callable[[int], None] | None = None,
         keeps: bool,
     ) -> None:
@@ -150,6 +154,7 @@ class Engine(TemplateLM):
         self._answer = answer
         self._context, self._task_contexts, self._seed = store_context, task_contexts, seed
         self._truncations = truncations
+        self._on_requests = on_requests
         self._keeps = keeps
         self._costs: dict[str, Cost] = {}
         self._ledger = Ledger(store, on_response)
@@ -314,6 +319,8 @@ class Engine(TemplateLM):
             truncations=self._truncations,
             seed=self._seed,
         )
+        if self._on_requests is not None:
+            self._on_requests(requests)
         call = Call(self._ledger, requests)
         if call.missing:
             distinct = call.distinct()

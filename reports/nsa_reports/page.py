@@ -65,7 +65,7 @@ class SectionData:
         return {}
 
     def grids(self) -> tuple[HeatmapGroup, ...]:
-        """Grids that are drawn as figures for papers; the template gets their links as `figures`, in order."""
+        """Grids that are drawn as figures for papers; the template gets links to them as `figures`."""
         return ()
 
     def script(self) -> object:
