@@ -92,7 +92,7 @@ class Workload:
 
 
 def size_of(request: Request) -> int:
-    """About how many tokens a request is: its text and the reply's budget. It doesn't depend on the answer."""
+    """About how many tokens a request is, whatever the answer: its text and the reply's budget."""
     characters = sum(len(part) for part in request.arguments if isinstance(part, str))
     settings = next((part for part in request.arguments if isinstance(part, dict)), None)
     budget = 0 if settings is None else settings.get("max_gen_toks", _REPLY_TOKENS)

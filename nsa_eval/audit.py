@@ -22,9 +22,9 @@ class AuditKind:
     title: str
     """What the report counts: a plural noun."""
     sentence: str
-    """What the terminal says of a model; `{n}` is the number of events, at least 2 where `single` is given."""
+    """What the terminal says of a model; `{n}` is the number of events."""
     single: str = ""
-    """The same of one event, where the sentence counts."""
+    """The same of one event, for sentences that count."""
     of_model: bool = False
     """Happens once to a model, not to each prompt."""
     always_shown: bool = True

@@ -140,7 +140,8 @@ class RowMaker:
         where, n = f"{shape.task}, {shape.metric}", len(pairs.baseline)
         if sum(pairs.samples) > n:
             self.notes.append(
-                f"{where}: {sum(pairs.samples):,} samples of {counted(n, 'document')}; each counts once, by its mean"
+                f"{where}: {sum(pairs.samples):,} samples of {counted(n, 'document')}; each counts once, "
+                "by its mean"
             )
         if shape.higher_is_better is None:
             self.notes.append(f"{where}: the task doesn't say whether higher is better")

@@ -7,6 +7,7 @@ from nsa_reports.samples import SampleLimits
 from nsa_reports.view import (
     Cell,
     DifferenceMap,
+    Extract,
     HeatmapGroup,
     LengthRow,
     ModelMap,
@@ -22,6 +23,7 @@ __all__ = [
     "Anchor",
     "Cell",
     "DifferenceMap",
+    "Extract",
     "HeatmapGroup",
     "LengthRow",
     "ModelMap",

@@ -74,6 +74,10 @@ def _head(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]} […{len(text) - limit:,} more characters]"
 
 
+def _heads(texts: Sequence[str], limits: SampleLimits) -> list[str]:
+    return [_head(text, limits.reply_chars) for text in texts]
+
+
 def _tail(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"[{len(text) - limit:,} characters before…] {text[-limit:]}"
 
@@ -86,10 +90,13 @@ def _record(sample: ShownSample, models: dict[str, int], limits: SampleLimits) -
             "text": _head(reply.text, limits.reply_chars),
             "score": finite(reply.score),
         }
-        lists = {"more": reply.more, "extracted": reply.extracted}
-        entry |= {
-            key: [_head(text, limits.reply_chars) for text in texts] for key, texts in lists.items() if texts
-        }
+        if reply.more:
+            entry["more"] = _heads(reply.more, limits)
+        if reply.extracts:
+            entry["extracts"] = [
+                {"filter": found.filter, "texts": _heads(found.texts, limits), "score": finite(found.score)}
+                for found in reply.extracts
+            ]
         entry |= {"reasons": list(reply.reasons)} if any(reply.reasons) else {}
         entry |= {"notes": list(reply.notes)} if reply.notes else {}
         if reply.prompt_end is not None and reply.prompt_end != sample.prompt_end:

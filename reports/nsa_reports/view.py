@@ -114,6 +114,17 @@ class LengthRow:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Extract:
+    """What a filter of the task took from a model's replies, and scored."""
+
+    filter: str
+    """Its name; empty where the task has one filter only."""
+    texts: tuple[str, ...]
+    """One per reply, or what was made of all of them."""
+    score: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """What one model answered to one document."""
 
@@ -124,7 +135,7 @@ class Reply:
     """The others, where the document was asked several times."""
     score: float | None = None
     """Of the document: the mean over all replies that count."""
-    extracted: tuple[str, ...] = ()
+    extracts: tuple[Extract, ...] = ()
     """What was taken from the replies and scored, where that isn't the replies themselves."""
     reasons: tuple[str, ...] = ()
     """For each reply, what it holds instead of the answer; empty texts for right ones."""

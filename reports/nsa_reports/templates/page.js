@@ -58,8 +58,12 @@ const report = (() => {
     const head = element("header", "", null, named("b", "name", data.models[reply.model]), score);
     const card = element("article", quality(reply.score), null, head);
     const texts = [reply.text, ...(reply.more || [])];
-    const extracted = reply.extracted || [];
-    const each = extracted.length === texts.length;
+    const extracts = reply.extracts || [];
+    const ofEach = ({ texts: found }) => found.length === texts.length;
+    const extract = ({ filter, score: own }, found) => {
+      const by = filter ? ` by ${filter} (${percent(own)})` : "";
+      return labelled(`Extracted${by}`, found || "(nothing)");
+    };
     texts.forEach((text, at) => {
       const reason = (reply.reasons || [])[at];
       const line = element("p", "muted");
@@ -70,9 +74,9 @@ const report = (() => {
       if (text) appendMarked(shown, text, sample.expected);
       else shown.append(element("i", "muted", "(empty reply)"));
       card.append(shown);
-      if (each) card.append(labelled("Extracted and scored", extracted[at] || "(nothing)"));
+      for (const found of extracts.filter(ofEach)) card.append(extract(found, found.texts[at]));
     });
-    if (extracted.length && !each) card.append(labelled("Extracted and scored", extracted.join("\n")));
+    for (const found of extracts) if (!ofEach(found)) card.append(extract(found, found.texts.join("\n")));
     for (const note of reply.notes || []) card.append(element("p", "muted", note));
     if (reply.prompt) card.append(labelled("End of this model's prompt", reply.prompt));
     return card;
