@@ -121,25 +121,25 @@ class CountingStore(ResponseStore):
         self._progress.begin_work()  # the engine looks everything up first, once the prompts are built
         response = self._inner.get(key)
         if response is not None:
-            self._progress.skip(*self._take([key]))
+            self._progress.skip(*self._size([key]))
         return response
 
     def put_many(self, responses: Mapping[str, Response] | Iterable[tuple[str, Response]]) -> None:
         """Store responses, then count them."""
         new = dict(responses)
         self._inner.put_many(new)
-        self._progress.add(*self._take(new))
+        self._progress.add(*self._size(new))
 
     def refresh(self) -> dict[str, Response]:
         """Take up what workers have stored, and count it."""
         new = self._inner.refresh()
-        self._progress.add(*self._take(new))
+        self._progress.add(*self._size(new))
         return new
 
     def close(self) -> None:
         """Leave the store open: the run's other models use it."""
 
-    def _take(self, keys: Iterable[str]) -> tuple[int, int]:
+    def _size(self, keys: Iterable[str]) -> tuple[int, int]:
         """Tokens and requests behind keys; each is counted once, however often it passes."""
         taken = [(self._sizes.pop(key, 0), self._counts.pop(key, 0)) for key in keys]
         return sum(size for size, _ in taken), sum(count for _, count in taken)

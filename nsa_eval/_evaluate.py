@@ -128,6 +128,7 @@ def _evaluate_variant(
         results["config"] |= {
             "model_name": variant.name,
             "model_path": model.path,
+            "device": facts.model.device,
             "model_fingerprint": fingerprint,
             "attention": facts.attention,
             "backend": str(facts.backend),

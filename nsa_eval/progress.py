@@ -75,11 +75,11 @@ class Progress:
 
     @property
     def left(self) -> float | None:
-        """Seconds left at the pace so far; None while there is no pace."""
-        worked = self.done - self.skipped
-        if self._began is None or worked <= 0 or self.total <= 0:
+        """Seconds left at the pace so far; None while there is no pace, or nothing left to answer."""
+        worked, ahead = self.done - self.skipped, self.total - self.done
+        if self._began is None or worked <= 0 or ahead <= 0:
             return None
-        return (self._clock() - self._began) / worked * max(self.total - self.done, 0)
+        return (self._clock() - self._began) / worked * ahead
 
     def draw(self, *, now: bool = False) -> None:
         """Show the new state; `now` when it should not wait."""

@@ -32,6 +32,8 @@ def test_time_left_is_at_the_pace_of_what_was_computed():
     progress.begin_work()  # the second model: the pace goes on
     progress.add(100)
     assert progress.left == 40.0
+    progress.add(400)
+    assert progress.left is None  # not "0s left" while the results are compared
 
 
 def test_a_corrected_total():
