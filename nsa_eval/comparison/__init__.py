@@ -6,10 +6,11 @@ from nsa_eval.comparison._of_run import Compared, compare_run
 from nsa_eval.comparison._protocol import ProtocolMismatchError
 from nsa_eval.comparison._stored import read_comparison
 from nsa_eval.comparison._tables import to_table
-from nsa_eval.comparison._types import VERDICTS, Comparison, Estimate, ModelInfo, Row, Unit
+from nsa_eval.comparison._types import TOO_FEW, VERDICTS, Comparison, Estimate, ModelInfo, Row, Unit
 from nsa_eval.comparison.intervals import Interval
 
 __all__ = [
+    "TOO_FEW",
     "VERDICTS",
     "Compared",
     "Comparison",

@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nsa_eval.comparison._types import Comparison, Estimate, Row
+from nsa_eval.comparison._types import TOO_FEW, Comparison, Estimate, Row
 from nsa_eval.comparison.intervals import Interval
 
 
@@ -36,8 +36,8 @@ def format_interval(interval: Interval | None, row: Row, *, signed: bool = False
 
 
 def verdict_words(row: Row) -> str:
-    """The verdict in a word or three; one that could only find nothing says so."""
-    return "too few documents" if row.too_few_documents else row.verdict
+    """The verdict in few words; one that could only find nothing says so."""
+    return TOO_FEW if row.too_few_documents else row.verdict
 
 
 def verdict_text(row: Row) -> str:
@@ -45,7 +45,7 @@ def verdict_text(row: Row) -> str:
     if row.verdict != "not distinguishable":
         return row.verdict
     if row.too_few_documents:
-        return f"too few documents ({row.n}) to see any difference"
+        return "not distinguishable (too few documents to see any difference)"
     if row.minimum_detectable is None:
         return "not distinguishable (no spread to tell what could have been seen)"
     unit = " points" if row.unit == "points" else ""

@@ -53,7 +53,7 @@ class TerminalTable:
         name = "  " * line.sub + printable(line.name)
         if len(self.comparison.candidates) > 1 and not line.sub:
             name += f": {printable(line.row.candidate)}"
-        verdict = Text(verdict_words(line.row), style=_COLOURS.get(line.row.verdict, ""))
+        verdict = Text(verdict_words(line.row).replace(" (", "\n("), style=_COLOURS.get(line.row.verdict, ""))
         scores = (line.candidate, line.baseline, line.difference)
         if wide:
             numbers = (line.won_lost, line.p, line.p_adjusted, line.detectable)

@@ -17,7 +17,8 @@ from nsa_eval.comparison.intervals import Interval
 
 Verdict = Literal["better", "worse", "higher", "lower", "not distinguishable"]
 Unit = Literal["points", "raw"]
-VERDICTS = (*get_args(Verdict), "too few documents")
+TOO_FEW = "not distinguishable (too few documents)"
+VERDICTS = (*get_args(Verdict), TOO_FEW)
 """All verdicts in words, in the order in which they are counted."""
 
 

@@ -10,7 +10,11 @@ from nsa_reports.view import LengthRow, ScoreRow, ShownDifference, ShownScore
 
 BAR_WIDTH = 120.0
 _BAR_MARGIN = 6.0
-_UNDECIDED = {"same": "not distinguishable", "few": "too few documents", "none": fmt.MISSING}
+_UNDECIDED = {
+    "same": "not distinguishable",
+    "few": "not distinguishable (too few documents)",
+    "none": fmt.MISSING,
+}
 # Scores side by side, and then differences, p and verdict, fit a page's width with as many models as this.
 _MODELS_ACROSS = 3
 _NICE_SCALES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nsa_eval._words import counted
-from nsa_eval.comparison import VERDICTS, Comparison, Row, verdict_words
+from nsa_eval.comparison import TOO_FEW, VERDICTS, Comparison, Row, verdict_words
 from nsa_eval.material import Material, metric_label
 from nsa_eval.sections import Section
 from nsa_reports import ScoreRow, SectionData
@@ -68,7 +68,7 @@ def _headline(models: Sequence[str], comparison: Comparison | None, rows: Sequen
 
 def _outcome(rows: Sequence[Row]) -> str:
     """What became of one candidate: the tasks where a difference was found by name, the others counted."""
-    undecided = ("not distinguishable", "too few documents")
+    undecided = ("not distinguishable", TOO_FEW)
     words = [(verdict_words(row), row.task) for row in rows]
     parts = [f"{verdict} on {task}" for verdict, task in words if verdict not in undecided]
     for verdict in undecided:

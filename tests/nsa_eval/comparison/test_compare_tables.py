@@ -141,7 +141,7 @@ def test_few_documents_are_said_to_be_few(tmp_path: Path, write_model: Any, scor
     few, many = comparison.rows
     assert (few.too_few_documents, few.difference) == (True, 1.0)
     assert not many.too_few_documents
-    assert "too few documents (3) to see any difference" in to_table(comparison, "md")
+    assert "not distinguishable (too few documents to see any difference)" in to_table(comparison, "md")
     for width in (80, 200):
         assert printed(comparison, width).count("too few documents") == 1
     assert "too few documents" in to_table(comparison, "latex")

@@ -180,8 +180,10 @@ def test_a_verdict_on_three_documents_says_that_they_are_few(
     write_model(tmp_path, "a", {"t": scored([1.0] * 3), "u": scored([1.0] * 24)})
     write_model(tmp_path, "b", {"t": scored([0.0] * 3), "u": scored([1.0] * 24)})
     view = build_view(tmp_path, compare(tmp_path, baseline="b", resamples=100))
-    assert view.headline == "a against b: not distinguishable on 1 task, too few documents on 1 other task."
-    assert '<span class="verdict name few">too few documents</span>' in to_html(view.page)
+    assert view.headline == (
+        "a against b: not distinguishable on 1 task, not distinguishable (too few documents) on 1 other task."
+    )
+    assert ">not distinguishable (too few documents)</span>" in to_html(view.page)
 
 
 def test_the_sentence_is_short_with_many_models(tmp_path: Path, write_model: Any, scored: Any) -> None:
