@@ -58,6 +58,11 @@ class FigureFiles:
     png: str
     svg: str
 
+    def read(self, folder: Path) -> Picture:
+        """The figure again."""
+        name = Path(self.png).name.removesuffix(".png")
+        return Picture(name=name, png=(folder / self.png).read_bytes(), svg=(folder / self.svg).read_bytes())
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GroupFigures:

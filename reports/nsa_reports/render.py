@@ -129,11 +129,17 @@ def render(
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     grids = {section.id: section.data.grids() for section in page.sections}
-    if figures_in is not None:
+    if figures_in is None:
+        pictures = {section: combined_figures(groups) for section, groups in grids.items()}
+    else:
         taken: set[str] = set()
-        for groups in grids.values():
-            save_figures(groups, Path(figures_in), taken=taken)
-    pictures = {section: combined_figures(groups) for section, groups in grids.items()}
+        pictures = {
+            section: tuple(
+                written.combined.read(Path(figures_in))
+                for written in save_figures(groups, Path(figures_in), taken=taken)
+            )
+            for section, groups in grids.items()
+        }
     html = to_html(page, limits=limits, figures=pictures)
     partial = out.with_name(f"{out.name}.partial")
     # a lone surrogate in somebody's file name must not lose the report

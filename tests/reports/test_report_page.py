@@ -10,7 +10,7 @@ import pytest
 
 import nsa_reports
 from nsa_eval.sections.provenance import Origin
-from nsa_reports import Cell, DifferenceMap, ModelMap, Reply, SampleLimits
+from nsa_reports import Cell, DifferenceMap, Extract, ModelMap, Reply, SampleLimits
 from nsa_reports._colours import DIFFERENCE, SCORE, colour_at, contrast
 from nsa_reports._format import MINUS
 from nsa_reports.render import environment
@@ -365,6 +365,12 @@ def test_a_runs_own_page_has_every_figure_beside_it_and_links_none(demo, parse_p
     ]
 
 
+def test_the_figures_inside_are_the_same_with_and_without_files(demo, tmp_path):
+    alone = render(demo, out=tmp_path / "a" / "report.html")
+    beside = render(demo, out=tmp_path / "b" / "report.html", figures_in=tmp_path / "b")
+    assert alone.read_bytes() == beside.read_bytes()
+
+
 def test_a_page_without_figures_offers_none(page):
     assert not [a for a in page.attributes("a") if "download" in a or a["href"].startswith("data:")]
 
@@ -403,6 +409,39 @@ def test_with_many_models_each_has_a_line_and_the_comparison_stays_on_the_page(m
     assert table.count('data-label="Model"') == 3 * len(LONG)
     assert table.count(">baseline<") == 3
     assert "to dense" in page.text
+
+
+def test_the_page_sees_every_reply_extract_and_reason(demo, parse_page):
+    group = demo.heatmaps[0]
+    sample = dataclasses.replace(
+        group.samples[0],
+        replies=(
+            Reply(
+                model="nsa",
+                text="one",
+                more=("two" * 50, ""),
+                score=0.5,
+                reasons=("another needle's value", "", "nothing"),
+                extracts=(Extract(filter="strict", texts=("1", "2", ""), score=0.0),),
+            ),
+        ),
+    )
+    demo = dataclasses.replace(demo, heatmaps=(dataclasses.replace(group, samples=(sample,)),))
+    page = parse_page(to_html(demo, limits=SampleLimits(reply_chars=100)))
+    (record,) = page.json["samples"]["g0"]["0,0"]["shown"]
+    assert record["replies"] == [
+        {
+            "model": 0,
+            "text": "one",
+            "score": 0.5,
+            "more": [("two" * 50)[:100] + " […50 more characters]", ""],
+            "extracts": [{"filter": "strict", "texts": ["1", "2", ""], "score": 0.0}],
+            "reasons": ["another needle's value", "", "nothing"],
+        }
+    ]
+    for name in ("more", "extracts", "reasons"):
+        assert f"reply.{name}" in page.scripts[-1]
+    assert "nsa : 2 replies not fully right: 1 another needle's value, 1 nothing" in page.text
 
 
 def test_undecodable_names_do_not_lose_the_report(make_view, tmp_path):
