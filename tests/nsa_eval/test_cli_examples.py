@@ -63,7 +63,7 @@ def test_every_command_has_examples():
 @pytest.mark.parametrize("line", EXAMPLES)
 def test_it_runs(line, workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr("nsa_reports.render", lambda page, *, out: out)  # charts take seconds
+    monkeypatch.setattr("nsa_reports.render", lambda page, *, out, **_: out)  # figures take seconds
     arguments = shlex.split(line)[1:]
     if arguments[0] in PLANNED and "--dry-run" not in arguments:
         arguments.append("--dry-run")
