@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nsa_eval._counting import CountingStore, Workload
 from nsa_eval.config import ModelSpec, RunConfig, Variant
 from nsa_eval.config.marks import Effect, own_values
 from nsa_eval.errors import UserError
@@ -18,12 +19,9 @@ from nsa_eval.rundir import RunDirectory, write_json
 
 if TYPE_CHECKING:
     from nsa_eval._tasks import LoadedTasks
+    from nsa_eval.engine import Request
     from nsa_eval.executors import Executor, VariantFacts
-    from nsa_eval.store import ResponseStore
     from nsa_models import Fingerprint
-
-_GUESSED_TOKENS = 400
-"""Tokens of a document of lm-eval's own tasks, for the progress bar alone, until the prompts are built."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +43,9 @@ def evaluate_checkpoint(
     config: RunConfig,
     *,
     directory: RunDirectory,
-    store: ResponseStore,
+    store: CountingStore,
     executor: Executor,
+    workload: Workload,
     progress: Progress,
 ) -> None:
     """Run all tasks of the variants of one checkpoint, and publish a folder for each.
@@ -60,6 +59,7 @@ def evaluate_checkpoint(
         directory: Where results go.
         store: Finished responses; asked first.
         executor: Has the rest answered.
+        workload: Corrected as sizes become known.
         progress: Told of every stage and response.
 
     Raises:
@@ -94,28 +94,30 @@ def evaluate_checkpoint(
     prepared = _Prepared(
         tokenizer=tokenizer, tasks=tasks, fingerprint=fingerprint, sources=sources, fields=fields
     )
-    for variant, own in work:
+    documents = {job.task.label: tasks.documents(job.task) for job in jobs}
+    workload.loaded((job for _, own in work for job in own), documents)
+    for variant, _ in work:
         _evaluate_variant(
             variant,
-            own,
             config,
             prepared,
             directory=directory,
             store=store,
             executor=executor,
+            workload=workload,
             progress=progress,
         )
 
 
 def _evaluate_variant(
     variant: Variant,
-    jobs: Sequence[Job],
     config: RunConfig,
     prepared: _Prepared,
     *,
     directory: RunDirectory,
-    store: ResponseStore,
+    store: CountingStore,
     executor: Executor,
+    workload: Workload,
     progress: Progress,
 ) -> None:
     from nsa_eval._lm_eval import evaluate_tasks
@@ -123,9 +125,12 @@ def _evaluate_variant(
     from nsa_eval.engine import Engine
 
     model, tasks, fingerprint = variant.checkpoint, prepared.tasks, prepared.fingerprint
-    guessed = sum(tasks.documents(job.task) * _GUESSED_TOKENS for job in jobs if job.tokens is None)
-    progress.change_total(guessed)
-    planned = progress.done + guessed + sum(job.tokens or 0 for job in jobs)
+    labels = {name: spec.label for name, spec in tasks.specs.items()}
+
+    def count(requests: Sequence[Request]) -> None:
+        store.expect(requests)
+        workload.built(variant.name, requests, labels)
+
     with quiet() as heard:
         facts = executor.use(variant)
         progress.say(variant.name)
@@ -140,11 +145,13 @@ def _evaluate_variant(
             truncations=tasks.truncations,
             documents=tasks.samples,
             seed=config.seed[2],
+            on_requests=count,
         )
         results = evaluate_tasks(engine, tasks, model, config)
         results["config"] |= {
             "model_name": variant.name,
             "model_path": model.path,
+            "device": facts.model.device,
             "model_fingerprint": fingerprint.total,
             "model_fingerprints": fingerprint.parts,
             "model_fields": prepared.fields | facts.changes,
@@ -158,7 +165,6 @@ def _evaluate_variant(
         _stage(results, variant, engine, directory, audit, costs)
     for message in heard.messages:
         progress.note(f"{variant.name}: {message}")
-    progress.change_total(progress.done - planned)  # replies shorter than their budget, guesses that were off
     directory.publish(variant.name)
 
 

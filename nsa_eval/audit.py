@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nsa_eval._words import counted
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditKind:
@@ -21,20 +23,28 @@ class AuditKind:
     """What the report counts: a plural noun."""
     sentence: str
     """What the terminal says of a model; `{n}` is the number of events."""
+    single: str = ""
+    """The same of one event, for sentences that count."""
     of_model: bool = False
     """Happens once to a model, not to each prompt."""
     always_shown: bool = True
     """The report says "none" where there was none: for what a reader would ask about."""
+
+    def say(self, n: int) -> str:
+        """The sentence about `n` events."""
+        return self.single if n == 1 and self.single else self.sentence.format(n=f"{n:,}")
 
 
 KINDS: dict[str, AuditKind] = {
     "truncated": AuditKind(
         title="Prompts cut to fit the model's length",
         sentence="{n} prompts were cut to fit",
+        single="1 prompt was cut to fit",
     ),
     "double_bos": AuditKind(
         title="Prompts that brought their own beginning-of-sequence token",
         sentence="{n} prompts brought their own beginning-of-sequence token",
+        single="1 prompt brought its own beginning-of-sequence token",
     ),
     "default_max_length": AuditKind(
         title="Models whose longest length was assumed",
@@ -74,6 +84,7 @@ KINDS: dict[str, AuditKind] = {
     "method": AuditKind(
         title="What a sparse method does beside its definition",
         sentence="its sparse method comes with {n} remarks",
+        single="its sparse method comes with 1 remark",
         of_model=True,
         always_shown=False,
     ),
@@ -108,16 +119,15 @@ def terminal_notes(events: Iterable[Mapping[str, Any]]) -> list[str]:
         events: Each with its `model`.
     """
     counts = Counter((str(event["model"]), _name(event)) for event in events)
-    return [
-        f"{model}: {kind_of(kind).sentence.format(n=n)} (audit.json)" for (model, kind), n in counts.items()
-    ]
+    return [f"{model}: {kind_of(kind).say(n)} (audit.json)" for (model, kind), n in counts.items()]
 
 
 def comparison_notes(model: str, events: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line per kind for the notes of a comparison, sorted by kind."""
     counts = Counter(_name(event) for event in events)
     return [
-        f"{model}: {kind.replace('_', ' ')}" + ("" if kind_of(kind).of_model else f" in {n} requests")
+        f"{model}: {kind.replace('_', ' ')}"
+        + ("" if kind_of(kind).of_model else f" in {counted(n, 'request')}")
         for kind, n in sorted(counts.items())
     ]
 

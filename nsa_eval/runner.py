@@ -220,7 +220,7 @@ def _evaluate(
     progress: Progress,
 ) -> None:
     """Run the variants that have no results yet, those of one checkpoint together."""
-    from nsa_eval._counting import CountingStore
+    from nsa_eval._counting import CountingStore, Workload
     from nsa_eval._evaluate import evaluate_checkpoint
     from nsa_eval.executors import make_executor
     from nsa_eval.store import ResponseStore
@@ -228,7 +228,7 @@ def _evaluate(
     with contextlib.closing(ResponseStore.open(directory.store_path, lock=lock)) as opened:
         store = CountingStore(opened, progress)
         _check_variants(waiting)
-        progress.start(sum(job.tokens or 0 for variant in waiting for job in plan.of(variant.name)))
+        workload = Workload([job for variant in waiting for job in plan.of(variant.name)], progress)
         _write_env(config, directory)
         executor = make_executor(config.executor, settings=config.engine, store=store)
         with contextlib.closing(executor):
@@ -239,6 +239,7 @@ def _evaluate(
                     directory=directory,
                     store=store,
                     executor=executor,
+                    workload=workload,
                     progress=progress,
                 )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nsa_eval._words import counted
 from nsa_eval.comparison._power import mde_means, mde_proportions
 from nsa_eval.comparison._significance import holm, mcnemar, sign_flip
 from nsa_eval.comparison._types import Row, Verdict
@@ -118,7 +119,9 @@ class RowMaker:
         shared = [doc for doc in a if doc in b]
         where = f"{left.name}, {metric}"
         if len(shared) < max(len(a), len(b)):
-            self.notes.append(f"{where}: only {len(shared)} documents have this metric in both models")
+            self.notes.append(
+                f"{where}: only {counted(len(shared), 'document')} with this metric in both models"
+            )
         scores = [np.array([side[doc] for doc in shared], dtype=np.float64) for side in (a, b)]
         broken = sum(int((~np.isfinite(side)).sum()) for side in scores)
         if broken or not shared:
@@ -137,12 +140,15 @@ class RowMaker:
         where, n = f"{shape.task}, {shape.metric}", len(pairs.baseline)
         if sum(pairs.samples) > n:
             self.notes.append(
-                f"{where}: {sum(pairs.samples)} samples of {n} documents; each counts once, by its mean"
+                f"{where}: {sum(pairs.samples):,} samples of {counted(n, 'document')}; each counts once, "
+                "by its mean"
             )
         if shape.higher_is_better is None:
             self.notes.append(f"{where}: the task doesn't say whether higher is better")
         if not shape.binary and n < _FEW_DOCUMENTS:
-            self.notes.append(f"{where}: only {n} documents; bootstrap intervals tend to be too narrow")
+            self.notes.append(
+                f"{where}: only {counted(n, 'document')}; bootstrap intervals tend to be too narrow"
+            )
         for entry in task.config.get("metric_list") or []:
             aggregation = entry.get("aggregation", "mean") if isinstance(entry, dict) else "mean"
             if isinstance(entry, dict) and entry.get("metric") == shape.metric and aggregation != "mean":

@@ -96,6 +96,7 @@ class Engine(TemplateLM):
         truncations: Mapping[str, Truncation] | None = None,
         documents: Mapping[str, Sequence[int]] | None = None,
         seed: int | None = None,
+        on_requests: Callable[[Sequence[Request]], None] | None = None,
     ) -> Engine:
         """The same LM over a model that is loaded elsewhere: in an executor's workers.
 
@@ -110,6 +111,7 @@ class Engine(TemplateLM):
             truncations: What becomes of prompts that are too long, for tasks that say so themselves.
             documents: Which documents are asked of tasks that are asked in part.
             seed: The run's seed of drawn replies.
+            on_requests: Called with all requests of a kind before the first is looked up.
         """
         engine = cls.__new__(cls)
         engine._answerer = None
@@ -124,6 +126,7 @@ class Engine(TemplateLM):
             truncations=truncations,
             documents=documents,
             seed=seed,
+            on_requests=on_requests,
             keeps=False,
         )
         return engine
@@ -141,6 +144,7 @@ class Engine(TemplateLM):
         truncations: Mapping[str, Truncation] | None = None,
         documents: Mapping[str, Sequence[int]] | None = None,
         seed: int | None = None,
+        on_requests: Callable[[Sequence[Request]], None] | None = None,
         on_response: Callable[[int], None] | None = None,
         keeps: bool,
     ) -> None:
@@ -154,6 +158,7 @@ class Engine(TemplateLM):
         self._answer = answer
         self._context, self._task_contexts, self._seed = store_context, task_contexts, seed
         self._truncations, self._documents = truncations, documents
+        self._on_requests = on_requests
         self._keeps = keeps
         self._costs: dict[str, Cost] = {}
         self._ledger = Ledger(store, on_response)
@@ -320,6 +325,8 @@ class Engine(TemplateLM):
             documents=self._documents,
             seed=self._seed,
         )
+        if self._on_requests is not None:
+            self._on_requests(requests)
         call = Call(self._ledger, requests)
         if call.missing:
             distinct = call.distinct()

@@ -98,7 +98,7 @@ def test_the_pages_name_commands_and_configs():
 @pytest.mark.parametrize("line", dict.fromkeys([*EXAMPLES, *DOCUMENTED]))
 def test_it_runs(line, workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr("nsa_reports.render", lambda page, *, out: out)  # charts take seconds
+    monkeypatch.setattr("nsa_reports.render", lambda page, *, out, **_: out)  # figures take seconds
     arguments = shlex.split(line)[1:]
     if arguments[0] in PLANNED and "--dry-run" not in arguments:
         arguments.append("--dry-run")
