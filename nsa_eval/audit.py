@@ -27,6 +27,8 @@ class AuditKind:
     """The same of one event, for sentences that count."""
     of_model: bool = False
     """Happens once to a model, not to each prompt."""
+    in_comparisons: bool = True
+    """A comparison of the model with another notes it: for what may have moved one of the two scores alone."""
     always_shown: bool = True
     """The report says "none" where there was none: for what a reader would ask about."""
 
@@ -87,6 +89,7 @@ KINDS: dict[str, AuditKind] = {
         single="its sparse method comes with 1 remark",
         of_model=True,
         always_shown=False,
+        in_comparisons=False,  # it is what is compared
     ),
 }
 
@@ -129,6 +132,7 @@ def comparison_notes(model: str, events: Iterable[Mapping[str, Any]]) -> list[st
         f"{model}: {kind.replace('_', ' ')}"
         + ("" if kind_of(kind).of_model else f" in {counted(n, 'request')}")
         for kind, n in sorted(counts.items())
+        if kind_of(kind).in_comparisons
     ]
 
 

@@ -52,6 +52,7 @@ def test_the_terminal_counts_by_model_and_kind():
 def test_a_comparison_says_how_many_requests_or_that_it_is_the_model():
     events = [{"kind": "truncated"}, {"kind": "truncated"}, {"kind": "default_max_length"}]
     assert comparison_notes("a", events) == ["a: default max length", "a: truncated in 2 requests"]
+    assert comparison_notes("a", [{"kind": "method", "detail": "quality only"}]) == []
 
 
 @pytest.mark.parametrize(
