@@ -22,6 +22,8 @@ _WINDOWS = (
     "local_window_size",
     "attention_window",
 )
+# Fields that name the most keys that a token reads, chosen by an indexer, whatever its layers are called.
+_SELECTIONS = ("index_topk", "indexer_budget")
 # Fields that say, layer by layer, what kind of attention it is, and what full attention is called in them.
 _LAYERS = ("layer_types", "attention_layers", "attention_types", "layers_block_type", "layer_block_types")
 _FULL = ("full_attention", "attention", "global", "full")
@@ -35,7 +37,7 @@ class Declared:
     plain: bool
     """Nothing but full attention in every layer, as far as anything says."""
     windows: tuple[int, ...]
-    """Local windows and chunks, in tokens, that some layer may have."""
+    """Local windows, chunks and selections, in tokens, that some layer may have."""
     longest: int | None
     """Tokens of the longest row that the model has positions for, where it says so."""
 
@@ -48,11 +50,13 @@ class Declared:
         local = any(kind not in (*_FULL, *_FEED_FORWARD) for kind in kinds)
         # Layers that are named one by one say whether a window is used; without, a window is.
         windowed = local if _words(setting(config, "layer_types")) else bool(windows) or local
-        plain = not windowed and not setting(config, "alibi") and _full_cache(model)
+        chosen = tuple(size for name in _SELECTIONS for size in _numbers(setting(config, name)) if size > 0)
+        plain = not windowed and not chosen and not setting(config, "alibi") and _full_cache(model)
+        named = [size for size in _numbers(setting(config, "max_position_embeddings")) if size > 0]
         return cls(
             plain=plain,
-            windows=windows if windowed else (),
-            longest=learned_positions(model) or setting(config, "max_position_embeddings"),
+            windows=(windows if windowed else ()) + chosen,
+            longest=learned_positions(model) or next(iter(named), None),  # XLNet, without limit, says -1
         )
 
 
