@@ -22,6 +22,8 @@ LAYERS = 2
 
 # The first pattern that matches a field's whole name gives its size. Only integers are replaced.
 _SIZES: tuple[tuple[str, int], ...] = (
+    # ReLU over a few heads leaves scores of exactly 0, and which of equal ones are chosen depends on shapes.
+    (r"(index_n_heads|indexer_n_heads)", 16),
     (r"(vocab_size|vocab_size_per_layer_input|.*_vocab_size|vocab_size_.*)", VOCABULARY),
     (r"(max_position_embeddings|n_positions|n_ctx|seq_length|max_seq_len|max_sequence_length|max_source_positions"
      r"|max_target_positions|context_length|max_length|block_size_max)", POSITIONS),
@@ -52,8 +54,6 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(chunk_size|mamba_chunk_size|chunk_length)", 16),
     (r"(time_step_rank|mamba_dt_rank)", 4),
     (r"(index_topk|indexer_budget)", 16),
-    # ReLU over a few heads leaves scores of exactly 0, and which of equal ones are chosen depends on shapes.
-    (r"(index_n_heads|indexer_n_heads)", 16),
     (r"(image_size)", 16),
     (r"(patch_size)", 8),
 )  # fmt: skip
@@ -137,6 +137,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "reformer": {
         "is_decoder": True,
         "attn_layers": ["local", "lsh"],
+        "hash_seed": 7,
         "axial_pos_shape": [16, 32],
         "axial_pos_embds_dim": [16, 16],
     },
@@ -171,12 +172,28 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 """Fields by model type; a dict within goes into the config of that name."""
 
 _DRAFTS = "drafts for another model, whose hidden states and keys it reads in place of token ids"
+_CODES = "AutoModelForCausalLM hands its decoder the config of the whole; it predicts audio codes, not text"
 NOT_ALONE = {
     "gemma3n": "its vision tower needs the package timm, which isn't installed here",
     "gemma4_assistant": _DRAFTS,
     "gemma4_unified_assistant": _DRAFTS,
+    "musicgen": _CODES,
+    "musicgen_melody": _CODES,
 }
 """Why some can't be built, in better words than their errors have."""
+
+_ROBERTA = "its generate() hands on positions from 0, its forward counts them from pad_token_id + 1"
+GENERATE = {
+    **{
+        name: _ROBERTA
+        for name in (
+            "camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod"
+        ).split()
+    },
+    "moshi": "its generate() makes a sliding cache, its forward masks by no window",
+    "xlm": "its generate() appends a mask token to the prompt and predicts that",
+}
+"""Why the generate() of some gives other replies than their own uncached forward."""
 
 
 def tiny_config(model_type: str, *, window: int = 16) -> PretrainedConfig:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ _WINDOWS = (
     "local_attention",
     "local_window_size",
     "attention_window",
+    "local_attn_chunk_length",
+    "lsh_attn_chunk_length",
 )
 # Fields that name the most keys that a token reads, chosen by an indexer, whatever its layers are called.
 _SELECTIONS = ("index_topk", "indexer_budget")
@@ -58,6 +61,36 @@ class Declared:
             windows=(windows if windowed else ()) + chosen,
             longest=learned_positions(model) or next(iter(named), None),  # XLNet, without limit, says -1
         )
+
+
+@contextmanager
+def narrowed(model: PreTrainedModel, longest: int, window: int) -> Iterator[bool]:
+    """Give a model local windows of `window` tokens in place of those longer than `longest`, for a while.
+
+    They are changed where transformers looks them up: in the text config, from which masks and caches are
+    made in every forward, and in the attributes that modules have copied from it.
+
+    Args:
+        model: The model; put back as it was at the end.
+        longest: Windows of up to so many tokens stay as they are.
+        window: Tokens of those that don't.
+
+    Yields:
+        Whether there was one to change.
+    """
+    before: list[tuple[Any, str, int]] = []
+    for owner in (text_config(model), *model.modules()):
+        for name in (*_WINDOWS, *_SELECTIONS):
+            value = vars(owner).get(name)
+            if type(value) is int and value > longest:
+                before.append((owner, name, value))
+    try:
+        for owner, name, _ in before:
+            setattr(owner, name, window)
+        yield bool(before)
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def text_config(model: PreTrainedModel) -> Any:  # noqa: ANN401 - a config of any class

@@ -17,7 +17,7 @@ from nsa_models.families._frequencies import Frequencies
 ROWS = 3
 _TOKENS = 14
 # A row passes a declared window of so many tokens and goes on behind it; a longer one costs too much here.
-_AFFORDABLE_WINDOW = 32
+AFFORDABLE_WINDOW = 32
 # Root mean square of a place's error over that of all logits. Between two ways to read a row lies rounding in
 # other shapes; a wrong position, mask or state is off by more. Measured on random models of 2 to 32 layers:
 # float32 up to 5e-6, float16 5e-3, bfloat16 3e-2; the faults that this is for from 2e-3 up, and .3 to 1 in
@@ -128,7 +128,7 @@ class PlainForwards:
 
     def _length(self, declared: Declared) -> int:
         """Beyond the declared windows where that is affordable, within what the model has positions for."""
-        affordable = [window for window in declared.windows if window <= _AFFORDABLE_WINDOW]
+        affordable = [window for window in declared.windows if window <= AFFORDABLE_WINDOW]
         length = max([_TOKENS, *(2 * window + 8 for window in affordable)])
         limits = [declared.longest, self.frequencies.moving, *self.frequencies.borders]
         return max(4, min([length, *(limit for limit in limits if limit)]))

@@ -167,6 +167,36 @@ ARCHITECTURES = {
         },
         generate=False,
     ),
+    "window that no mask knows": Architecture(
+        "moshi",
+        _UNCACHED,
+        {"ffn_dim": 64, "head_dim": 8, "audio_vocab_size": 384, "sliding_window": 48},
+        generate=False,
+    ),
+    "chosen keys": Architecture(
+        "deepseek_v32",
+        _EQUAL,
+        {
+            "kv_lora_rank": 16,
+            "q_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+            "num_key_value_heads": 4,
+            "index_topk": 40,
+            "index_head_dim": 8,
+            # Few heads give many keys an index of exactly 0, and which of those are chosen depends on shapes.
+            "index_n_heads": 16,
+            "moe_intermediate_size": 32,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+    "positions from the padding id": Architecture(
+        "roberta", _EQUAL, {"is_decoder": True, "max_position_embeddings": 514}, generate=False
+    ),
     "no cache argument": Architecture("rwkv", _UNCACHED, {"attention_hidden_size": 32}, generate=False),
     "nsa, longrope": Architecture(
         "nsa_decoder", "ours", {**_NSA, "attention": "nsa", "rope_parameters": _LONG}, generate=False
