@@ -31,14 +31,22 @@ from typing import Any
 import tiny_configs
 import torch
 import transformers
+from architecture_table import HEAD, counts_of, line_of
 from tiny_configs import SPECIAL, VOCABULARY
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-# Sums of up to 17 log-probabilities, some hundred nats: float32 leaves so much between two ways to read a row.
+# Sums of up to 9 log-probabilities: float32 leaves less between two ways to read a row.
 ATOL = 2e-3
 NEW_TOKENS = 7
 MAX_LENGTH = 256
+PADDING = 0
 WINDOWS = (16, 48)
 VARIANTS: dict[str, dict[str, Any]] = {
     "batch 1": {"batch_size": 1, "share_prefixes": False},
@@ -50,7 +58,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 _TIE = 2e-4
 _SMALL_STD = 0.1
 _WIDER_STD = 0.3
-_GUESSED = (AttributeError, TypeError, KeyError)
 
 
 # --- one architecture, in its own process
@@ -74,7 +81,7 @@ def measure(model_type: str) -> dict[str, Any]:
     return row | worst | {"family": " / ".join(families), "windows": len(windows) > 1}
 
 
-def check(config: Any) -> dict[str, Any]:
+def check(config: PretrainedConfig) -> dict[str, Any]:
     """Everything that is asked of one config."""
     from nsa_eval.engine import Engine
     from nsa_models.families import FamilyError
@@ -122,7 +129,7 @@ def check(config: Any) -> dict[str, Any]:
     return row | {"note": "; ".join([*notes, *([said] if said else [])])}
 
 
-def build(config: Any) -> Any:
+def build(config: PretrainedConfig) -> PreTrainedModel:
     """A random model whose predictions are far from uniform, the same at every call."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -138,7 +145,7 @@ def build(config: Any) -> Any:
     return model
 
 
-def expected(model: Any) -> tuple[list[Any], list[Any], list[list[int]], str]:
+def expected(model: PreTrainedModel) -> tuple[list[Any], list[Any], list[list[int]], str]:
     """Pairs with their scores, replies with margins, prompts, by plain forwards; and what these depend on."""
     pick = random.Random(5)
 
@@ -152,11 +159,13 @@ def expected(model: Any) -> tuple[list[Any], list[Any], list[list[int]], str]:
         pairs += [(context, ids(1)), (context, ids(5))]
     pairs += [(head + ids(9 + choice), ids(4)) for choice in range(3)]
     pairs += [(ids(64), ids(1)), (ids(65), ids(2)), (ids(90), ids(9))]
+    pairs[-2][0][1] = PADDING  # some models give it no position of its own, and a text may have it
     scores = []
     for context, tail in pairs:
         found = torch.log_softmax(plain(model, (context + tail)[:-1])[-len(tail) :], -1)
         scores.append((context, tail, float(found[torch.arange(len(tail)), torch.tensor(tail)].sum())))
     prompts = [ids(length) for length in (5, 60, 64, 80)] + [head + ids(3 + more) for more in range(2)]
+    prompts[1][1] = PADDING
     replies = []
     for prompt in prompts:
         new: list[int] = []
@@ -169,7 +178,7 @@ def expected(model: Any) -> tuple[list[Any], list[Any], list[list[int]], str]:
     return scores, replies, prompts, _remark(model, pairs[-1][0])
 
 
-def _remark(model: Any, ids: list[int]) -> str:
+def _remark(model: PreTrainedModel, ids: list[int]) -> str:
     """What is to be said of a model whose forwards over one row don't agree with each other."""
     once, again = plain(model, ids), plain(model, ids)
     if float((once - again).abs().max()) > ATOL:
@@ -182,7 +191,7 @@ def _remark(model: Any, ids: list[int]) -> str:
     return f"its logits differ by {off:.2g} where a cache is made" if off > ATOL else ""
 
 
-def plain(model: Any, ids: list[int]) -> torch.Tensor:
+def plain(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     """Logits [N, V] of one forward over one row, without a cache."""
     from nsa_models.families import accepts
     from nsa_models.families._frequencies import Frequencies
@@ -192,8 +201,8 @@ def plain(model: Any, ids: list[int]) -> torch.Tensor:
     return model(input_ids=torch.tensor([ids]), **given).logits[0].float()
 
 
-def compare_generate(model: Any, prompts: list[list[int]], replies: list[Any]) -> tuple[str, str]:
-    """(replies of transformers' generate() that are those of plain forwards, what is to be said of the rest)."""
+def compare_generate(model: PreTrainedModel, prompts: list[list[int]], replies: list[Any]) -> tuple[str, str]:
+    """(replies of transformers' generate() that are those of plain forwards, what to say if not all)."""
     if not model.can_generate():
         return "", "it has no generate()"
     good = 0
@@ -239,10 +248,9 @@ def one_sentence(text: str) -> str:
 # ----------------------------------------------------------------------------------------------------
 
 
-def make_tokenizer() -> Any:
+def make_tokenizer() -> PreTrainedTokenizerFast:
     """Token 17 is the word t17: a prompt has the very ids that it is to have."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     words = {f"t{number}": number for number in range(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="t3"))
@@ -305,53 +313,14 @@ def in_process(model_type: str, seconds: float) -> dict[str, Any]:
     return row | {"seconds": round(time.monotonic() - started, 1)}
 
 
-def line_of(row: dict[str, Any]) -> str:
-    """One row of the table, in Markdown."""
-    difference = f"{row['difference']:.1e}" if "difference" in row else ""
-    replies = f"{row['replies']} of {row['asked']}" if row.get("by_variant") else ""
-    cached = {True: "yes", False: "no"}.get(row.get("cached"), "")  # type: ignore[call-overload]
-    cells = (
-        row["model_type"],
-        row["class"],
-        row["status"],
-        row.get("family", ""),
-        cached,
-        difference if row.get("by_variant") else "",
-        replies,
-        row.get("generate", ""),
-        row.get("note", ""),
-    )
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
-
-
-HEAD = (
-    "| model type | class | result | family | cached | largest difference, nats | replies equal | generate() | note |\n"
-    "|---|---|---|---|---|---|---|---|---|"
-)
-
-
-def counts_of(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """What the table comes to."""
-    ran = [row for row in rows if row.get("by_variant")]
-    return {
-        "architectures": len(rows),
-        "built": sum(row["status"] != "not built" for row in rows),
-        "run": len(ran),
-        "equal": sum(row["status"] == "equal" for row in rows),
-        "different": sum(row["status"] == "differs" for row in rows),
-        "run uncached": sum(row.get("cached") is False for row in ran),
-        "refused": sum(row["status"] == "refused" for row in rows),
-        "failed": sum(row["status"] == "failed" for row in rows),
-        "not built": sum(row["status"] == "not built" for row in rows),
-    }
-
-
 def page(rows: list[dict[str, Any]], command: str) -> str:
     """docs/architectures.md."""
     counts = ", ".join(f"{number} {name}" for name, number in counts_of(rows).items())
+    chunk = VARIANTS["chunked"]["prefill_chunk"]
     return f"""# Architectures
 
-Every entry of transformers' `MODEL_FOR_CAUSAL_LM_MAPPING`, built tiny with random weights, float32 on a CPU. Written by
+Every entry of transformers' `MODEL_FOR_CAUSAL_LM_MAPPING`, built tiny with random weights, float32 on a CPU.
+Written by
 
     {command}
 
@@ -359,12 +328,17 @@ with Python {platform.python_version()}, torch {torch.__version__}, transformers
 
 {counts}.
 
-- *equal*: log-likelihoods of 10 requests at batch 1, at batch 8, in pieces of {VARIANTS["chunked"]["prefill_chunk"]} tokens and with shared prefixes are within {ATOL:g} nats of one
-  plain uncached forward a row, and all 6 greedy replies of each of the four are those of plain forwards (a token whose two best logits are within {_TIE:g} may be either).
-- *family*: how the engine feeds it (`models/nsa_models/families/`); two where windows of {WINDOWS[0]} and {WINDOWS[1]} tokens are fed differently. The worse of both windows is shown.
+- *equal*: log-likelihoods of 10 requests at batch 1, at batch 8, in pieces of {chunk} tokens and with shared
+  prefixes are within {ATOL:g} nats of one plain uncached forward a row, and all 6 greedy replies of each of
+  the four are those of plain forwards (a token whose two best logits are within {_TIE:g} may be either).
+  One request of ten and one prompt of six hold the padding's id.
+- *family*: how the engine feeds it (`models/nsa_models/families/`); two where windows of {WINDOWS[0]} and of
+  {WINDOWS[1]} tokens are fed differently. What is worse of the two windows is shown.
 - *cached*: whether replies go on from a cache; without one every token reads the row again.
-- *generate()*: greedy replies of transformers' own `generate()`, a row at a time, that are those of its own uncached forward.
-- *refused*: stopped before its first request, for the reason given. *not built*: no tiny config was found that its class takes here.
+- *generate()*: greedy replies of transformers' own `generate()`, a row at a time, that are those of its own
+  uncached forward. Where they aren't, the note says so; the engine follows the forward.
+- *refused*: stopped before its first request, for the reason given. *not built*: `AutoModelForCausalLM` makes
+  nothing that runs here, for the reason given.
 
 {HEAD}
 {chr(10).join(line_of(row) for row in rows)}

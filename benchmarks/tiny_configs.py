@@ -1,6 +1,6 @@
 """Tiny configs of transformers' architectures, made from their defaults by the names of their fields.
 
-`tiny_config("llama")` is a config of a few thousand parameters: every kind of layer that the default has once,
+`tiny_config("llama")` is a config of a few thousand parameters: every kind of layer that the default has,
 windows and chunks of a few tokens, ids of special tokens within a small vocabulary. What the rules can't know
 stands in OVERRIDES, by model type.
 """
@@ -57,10 +57,14 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(image_size)", 16),
     (r"(patch_size)", 8),
 )  # fmt: skip
-_LAYERS = re.compile(r"(num_(hidden_|decoder_|encoder_)?layers|n_layers?|encoder_layers|decoder_layers|num_blocks|depth)$")
+_LAYERS = re.compile(
+    r"(num_(hidden_|decoder_|encoder_)?layers|n_layers?|encoder_layers|decoder_layers|num_blocks|depth)$"
+)
 _MOST_KINDS = 6
 _TOKEN = re.compile(r".*(token_id|token_index|_token_idx)$")
-_WINDOW = re.compile(r".*(sliding_window|window_size|attention_window|local_attention|attention_chunk_size|index_topk|indexer_budget)$")
+_WINDOW = re.compile(
+    r".*(sliding_window|window_size|attention_window|local_attention|attention_chunk_size|index_topk|indexer_budget)$"
+)
 _NAMED = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "decoder_start_token_id": 2}
 
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}
@@ -76,7 +80,36 @@ _INDEXER = {
     "split_ngram_parts": 1,
     "hc_lowrank": 16,
 }
+_ENCODERS = (
+    "bert",
+    "bert-generation",
+    "big_bird",
+    "electra",
+    "ernie",
+    "megatron-bert",
+    "rembert",
+    "roc_bert",
+    "roformer",
+)
+_ROBERTAS = (
+    "camembert",
+    "data2vec-text",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+)
+_SLIDING = {
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 4,
+    "swa_kv_lora_rank": 16,
+    "swa_q_lora_rank": 16,
+    "swa_head_dim": 16,
+    "swa_qk_nope_head_dim": 8,
+    "swa_v_head_dim": 8,
+}
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "dots3_note_text": _SLIDING,
     "bamba": {**_MAMBA, "attn_layer_indices": [1], "num_key_value_heads": 2},
     "bart": {"is_decoder": True},
     "cohere_compass_text": {
@@ -91,6 +124,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "dbrx": {"attn_config": {"rope_theta": 1e4, "clip_qkv": 8.0}, "ffn_config": {"ffn_hidden_size": 64}},
     "dots3_note": {
+        "text_config": _SLIDING,
         "vision_config": {"adapter_in_dim": HIDDEN, "adapter_out_dim": HIDDEN},
         "audio_config": {"adapter_input_size": HIDDEN, "adapter_out_dim": HIDDEN},
     },
@@ -160,13 +194,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "zaya": {"num_experts_per_tok": 1},
     # Those that are encoders unless they are told otherwise.
-    **{
-        name: {"is_decoder": True}
-        for name in (
-            "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta "
-            "roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl"
-        ).split()
-    },
+    **{name: {"is_decoder": True} for name in (*_ENCODERS, *_ROBERTAS)},
     "xlm": {"causal": True},
 }
 """Fields by model type; a dict within goes into the config of that name."""
@@ -182,14 +210,9 @@ NOT_ALONE = {
 }
 """Why some can't be built, in better words than their errors have."""
 
-_ROBERTA = "its generate() hands on positions from 0, its forward counts them from pad_token_id + 1"
+_FROM_PADDING = "its generate() hands on positions from 0, its forward counts them from pad_token_id + 1"
 GENERATE = {
-    **{
-        name: _ROBERTA
-        for name in (
-            "camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod"
-        ).split()
-    },
+    **dict.fromkeys((*_ROBERTAS, "xmod"), _FROM_PADDING),
     "moshi": "its generate() makes a sliding cache, its forward masks by no window",
     "xlm": "its generate() appends a mask token to the prompt and predicts that",
 }
@@ -263,7 +286,9 @@ def _layers(config: PretrainedConfig) -> tuple[list[int], int]:
     lists = [
         value
         for value in default.values()
-        if isinstance(value, list) and len(value) == layers and len({repr(one) for one in value}) <= _MOST_KINDS
+        if isinstance(value, list)
+        and len(value) == layers
+        and len({repr(one) for one in value}) <= _MOST_KINDS
     ]
     if not lists or layers <= 2:
         return list(range(LAYERS)), layers

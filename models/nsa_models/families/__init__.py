@@ -45,7 +45,7 @@ _ORDER: tuple[Callable[[PreTrainedModel, Declared], Iterator[Family]], ...] = (
 
 @torch.inference_mode()
 def family_of(model: PreTrainedModel) -> Family:
-    """Find out how a model's rows are fed, by some twenty forwards of a few tokens (twice as many with windows).
+    """Find out how a model's rows are fed, by some twenty short forwards (forty where it has windows).
 
     Nothing may be attached to the model that makes a cached forward differ from a plain one on purpose (a
     sparse attention method): probe first, attach then, and tell the engine by `Restrictions`.

@@ -355,3 +355,10 @@ def test_a_config_without_a_limit_is_probed_at_full_length() -> None:
     assert Declared.of(model).longest is None
     with pytest.raises(FamilyError, match="at the end of a row of 14 "):
         family_of(model)
+
+
+def test_a_row_with_the_paddings_id_in_it_is_probed_too() -> None:
+    """RoBERTa's forward gives that id no position; its cached one counts it among those before."""
+    roberta = {"is_decoder": True, "max_position_embeddings": 130}
+    assert family_of(tiny("roberta", **roberta)).name == "uncached"
+    assert family_of(tiny("opt", ffn_dim=64, word_embed_proj_dim=32)).name == "full attention"

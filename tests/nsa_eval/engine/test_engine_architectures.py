@@ -195,7 +195,7 @@ ARCHITECTURES = {
         },
     ),
     "positions from the padding id": Architecture(
-        "roberta", _EQUAL, {"is_decoder": True, "max_position_embeddings": 514}, generate=False
+        "roberta", _UNCACHED, {"is_decoder": True, "max_position_embeddings": 514}, generate=False
     ),
     "no cache argument": Architecture("rwkv", _UNCACHED, {"attention_hidden_size": 32}, generate=False),
     "nsa, longrope": Architecture(
