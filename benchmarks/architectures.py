@@ -241,7 +241,7 @@ def sentence(error: Exception) -> str:
 def one_sentence(text: str) -> str:
     """The first sentence of a message, fit for a table's cell."""
     whole = " ".join(text.split()).replace("|", "/")
-    return re.split(r"(?<=[a-z)])[.:] (?=[A-Z])|; it may need", whole.removesuffix("."))[0][:240]
+    return re.split(r"(?<=[a-z)])[.] (?=[A-Z])|; it may need", whole.removesuffix("."))[0][:240]
 
 
 # --- prompts

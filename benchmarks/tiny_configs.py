@@ -150,6 +150,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "kimi_linear": {
         "linear_head_dim": 8,
         "linear_num_heads": 4,
+        "num_hidden_layers": 2,
         "layer_types": _HYBRID,
         "mlp_layer_types": ["dense", "sparse"],
     },
@@ -214,6 +215,7 @@ _FROM_PADDING = "its generate() hands on positions from 0, its forward counts th
 GENERATE = {
     **dict.fromkeys((*_ROBERTAS, "xmod"), _FROM_PADDING),
     "moshi": "its generate() makes a sliding cache, its forward masks by no window",
+    "prophetnet": "its logits depend on how many tokens follow, so no cache can continue as its forward does",
     "xlm": "its generate() appends a mask token to the prompt and predicts that",
 }
 """Why the generate() of some gives other replies than their own uncached forward."""

@@ -124,9 +124,10 @@ class Probe:
         first, second = self.plain.length - 3, self.plain.length - 1
         tokens[0, first:], tokens[2, second:] = 0, 0
         found = self.plain.forward(tokens)
+        # Each is compared with itself alone and unpadded: ProphetNet's logits depend on a row's width, too.
         return torch.cat(
             [
-                self.plain.error(found[row, :end], sample.logits[row, :end])
+                self.plain.error(found[row, :end], self.plain.forward(tokens[row : row + 1, :end])[0])
                 for row, end in ((0, first), (2, second))
             ]
         )

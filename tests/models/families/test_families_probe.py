@@ -362,3 +362,22 @@ def test_a_row_with_the_paddings_id_in_it_is_probed_too() -> None:
     roberta = {"is_decoder": True, "max_position_embeddings": 130}
     assert family_of(tiny("roberta", **roberta)).name == "uncached"
     assert family_of(tiny("opt", ffn_dim=64, word_embed_proj_dim=32)).name == "full attention"
+
+
+def test_rows_whose_logits_depend_on_their_width_are_not_padded() -> None:
+    """ProphetNet's relative positions do; the same row at the same width hid it."""
+    config = type(AutoConfig.for_model("prophetnet"))(
+        vocab_size=96,
+        hidden_size=32,
+        num_decoder_layers=2,
+        num_decoder_attention_heads=4,
+        decoder_ffn_dim=64,
+        max_position_embeddings=128,
+        init_std=0.3,
+    )
+    torch.manual_seed(0)
+    family = family_of(AutoModelForCausalLM.from_config(config).eval())
+    assert family.name == "uncached"
+    assert not family.padded
+    assert not family.ragged
+    assert family_of(tiny("gpt2", n_embd=32, n_layer=2, n_head=4)).padded
