@@ -28,7 +28,7 @@ class AuditKind:
     of_model: bool = False
     """Happens once to a model, not to each prompt."""
     in_comparisons: bool = True
-    """A comparison of the model with another notes it: for what may have moved one of the two scores alone."""
+    """A comparison of the model with another notes it: what may have moved one of the two scores alone."""
     always_shown: bool = True
     """The report says "none" where there was none: for what a reader would ask about."""
 
@@ -56,6 +56,7 @@ KINDS: dict[str, AuditKind] = {
     "bos_unscored": AuditKind(
         title="Texts whose beginning-of-sequence token was given, not scored as lm-eval's hf does",
         sentence="{n} texts weren't scored on their beginning-of-sequence token, as lm-eval's hf does",
+        single="1 text wasn't scored on its beginning-of-sequence token, as lm-eval's hf does",
         always_shown=False,
     ),
     "eos_left_out": AuditKind(
@@ -68,12 +69,14 @@ KINDS: dict[str, AuditKind] = {
     "sampled": AuditKind(
         title="Tasks asked in part, evenly over the cells of their grid",
         sentence="{n} tasks were asked in part (limit), evenly over the cells of their grid",
+        single="1 task was asked in part (limit), evenly over the cells of its grid",
         of_model=True,
         always_shown=False,
     ),
     "setting": AuditKind(
         title="Settings that did nothing, or took the place of a task's own",
         sentence="{n} settings did nothing, or took the place of a task's own",
+        single="1 setting did nothing, or took the place of a task's own",
         of_model=True,
         always_shown=False,
     ),

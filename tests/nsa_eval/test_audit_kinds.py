@@ -102,6 +102,6 @@ def test_a_kind_that_is_in_the_table_is_that_entry():
 
 @pytest.mark.parametrize("kind", [kind for kind, about in KINDS.items() if "{n}" in about.sentence])
 def test_one_event_is_said_in_the_singular(kind):
-    assert re.search(r"\b1 (prompt|remark)\b", KINDS[kind].say(1))
+    assert re.search(r"\b1 (prompt|remark|text|task|setting)\b", KINDS[kind].say(1))
     assert f"{1234:,} " in KINDS[kind].say(1234)
     assert comparison_notes("a", [{"kind": "truncated"}]) == ["a: truncated in 1 request"]

@@ -21,7 +21,7 @@ from nsa_models.families import ours, uncached
 from nsa_models.families._contract import Family, FamilyError, Note, Restrictions, Rows, SteadyDecoder
 from nsa_models.families._declared import Declared, accepts, activation_bytes
 from nsa_models.families._limits import check_fits
-from nsa_models.families._probe import Probe
+from nsa_models.families._probe import Probe, holds_narrowed
 
 __all__ = [
     "Family",
@@ -65,7 +65,7 @@ def by_ability() -> dict[str, Candidates]:
 
 @torch.inference_mode()
 def family_of(model: PreTrainedModel) -> Family:
-    """Find out how a model's rows are fed, by some twenty forwards of a few tokens.
+    """Find out how a model's rows are fed, by some twenty short forwards (forty where it has windows).
 
     Nothing may be attached to the model that makes a cached forward differ from a plain one on purpose (a
     sparse attention method): probe first, attach then, and tell the engine by `Restrictions`.
@@ -86,7 +86,7 @@ def family_of(model: PreTrainedModel) -> Family:
     probe = Probe(model, declared)
     for candidates in by_ability().values():
         for family in candidates(model, declared):
-            if probe.holds(family):
+            if probe.holds(family) and holds_narrowed(model, declared, family):
                 family.padded = probe.padded
                 return family
     last = uncached.UncachedFamily(model, padded=probe.padded)
