@@ -26,7 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CASES = ("choices", "few-shot choices", "single", "replies", "long", "longer")
+CASES = ("choices", "few-shot choices", "single", "rolling", "replies", "long prompts", "long", "longer")
+ROLLING_WINDOW = 256
 ZOO = ("zoo:twin-full-v0", "zoo:twin-nsa-v0")
 _SENTENCE = (
     "time year people way day man thing woman life child world school state family student group country "
@@ -72,6 +73,12 @@ def requests_of(case: str, size: int) -> list[Any]:
             ask("loglikelihood", doc, text(doc, 70 + doc % 40), " " + text(5000 + doc, 1))
             for doc in range(size)
         ]
+    if case == "rolling":  # WikiText's shape, in windows of ROLLING_WINDOW tokens
+        return [ask("loglikelihood_rolling", doc, text(doc, 300 + 40 * (doc % 9))) for doc in range(size)]
+    if case == "long prompts":  # several at once, each as long as a batch's tokens
+        return [
+            ask("loglikelihood", doc, text(doc, 900 + doc), " " + text(5000 + doc, 2)) for doc in range(size)
+        ]
     if case == "replies":
         settings = {"until": ["\n\n"], "max_gen_toks": 32, "do_sample": False}
         return [
@@ -85,7 +92,9 @@ def sizes(documents: int, long: int) -> dict[str, int]:
         "choices": documents,
         "few-shot choices": documents,
         "single": 2 * documents,
+        "rolling": documents,
         "replies": max(1, documents // 2),
+        "long prompts": max(1, documents // 4),
         "long": long,
         "longer": 2 * long,
     }
@@ -159,14 +168,15 @@ def measure(
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     model, tokenizer = load(spec, device)
+    longest = ROLLING_WINDOW if case == "rolling" else 2**20
     if kind == "hf":
         from lm_eval.models.huggingface import HFLM
 
-        lm: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=2**20)
+        lm: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=longest)
     else:
         from nsa_eval.engine import Engine
 
-        lm = Engine(model, tokenizer, batch_size=batch if batch == "auto" else int(batch), max_length=2**20)
+        lm = Engine(model, tokenizer, batch_size=batch if batch == "auto" else int(batch), max_length=longest)
     requests = requests_of(case, size)
     ask: Callable[..., list[Any]] = getattr(lm, requests[0].request_type)
     ask(
@@ -242,6 +252,8 @@ def assert_equal(case: str, ours: list[Any], theirs: list[Any]) -> None:
     for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if isinstance(a, str):
             assert a == b, f"{case}, request {number}: {a!r} != {b!r}"
+        elif isinstance(a, float):
+            assert math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-3), f"{case}, request {number}: {a} != {b}"
         else:
             assert math.isclose(a[0], b[0], rel_tol=1e-5, abs_tol=1e-3), (
                 f"{case}, request {number}: {a} != {b}"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nsa_eval._counting import CountingStore, Workload
 from nsa_eval.config import ModelSpec, RunConfig, Variant
 from nsa_eval.config.marks import Effect, own_values
 from nsa_eval.errors import UserError
@@ -17,11 +19,23 @@ from nsa_eval.rundir import RunDirectory, write_json
 
 if TYPE_CHECKING:
     from nsa_eval._tasks import LoadedTasks
+    from nsa_eval.engine import Request
     from nsa_eval.executors import Executor, VariantFacts
-    from nsa_eval.store import ResponseStore
+    from nsa_models import Fingerprint
 
-_GUESSED_TOKENS = 400
-"""Tokens of a document of lm-eval's own tasks, for the progress bar alone, until the prompts are built."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """What serves all variants of a checkpoint."""
+
+    tokenizer: Any
+    """PreTrainedTokenizerBase."""
+    tasks: LoadedTasks
+    fingerprint: Fingerprint
+    sources: dict[str, dict[str, str]]
+    """Of each task, the hashes of the files that it was made from."""
+    fields: dict[str, Any]
+    """The checkpoint's config, as far as it is plain."""
 
 
 def evaluate_checkpoint(
@@ -29,8 +43,9 @@ def evaluate_checkpoint(
     config: RunConfig,
     *,
     directory: RunDirectory,
-    store: ResponseStore,
+    store: CountingStore,
     executor: Executor,
+    workload: Workload,
     progress: Progress,
 ) -> None:
     """Run all tasks of the variants of one checkpoint, and publish a folder for each.
@@ -44,6 +59,7 @@ def evaluate_checkpoint(
         directory: Where results go.
         store: Finished responses; asked first.
         executor: Has the rest answered.
+        workload: Corrected as sizes become known.
         progress: Told of every stage and response.
 
     Raises:
@@ -52,6 +68,7 @@ def evaluate_checkpoint(
     """
     import nsa_models
     from nsa_eval._quiet import quiet
+    from nsa_eval._sources import task_sources
     from nsa_eval._tasks import load_tasks
     from nsa_eval.executors import lm_fingerprint
 
@@ -65,41 +82,50 @@ def evaluate_checkpoint(
             )
         if tokenizer and model.chat_template and not getattr(tokenizer, "chat_template", None):
             raise UserError(f"{model.name}: its tokenizer has no chat template: leave chat_template out")
+        # Loading refuses files that are too large to be read; then they can be hashed.
         tasks = load_tasks(model, jobs, config)
+        sources = {job.task.label: task_sources(job, config.include_path) for job in jobs}
         progress.say(f"{model.name}: loading")
         executor.load(model)
+        fields: dict[str, Any] = {}
         if model.lm is None:
-            fingerprint = nsa_models.fingerprint(model.path, revision=model.revision)
+            fields = nsa_models.plain_fields(
+                nsa_models.load_config(
+                    model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+                )
+            )
+            fingerprint = nsa_models.fingerprint_of(model.path, revision=model.revision)
         else:
             fingerprint = lm_fingerprint(model)
     for message in (*_doubts(model), *tasks.notes, *heard.messages):
         progress.note(f"{model.name}: {message}")
-    for variant, own in work:
+    prepared = _Prepared(
+        tokenizer=tokenizer, tasks=tasks, fingerprint=fingerprint, sources=sources, fields=fields
+    )
+    documents = {job.task.label: tasks.documents(job.task) for job in jobs}
+    workload.loaded((job for _, own in work for job in own), documents)
+    for variant, _ in work:
         _evaluate_variant(
             variant,
-            own,
             config,
-            tokenizer=tokenizer,
-            tasks=tasks,
-            fingerprint=fingerprint,
+            prepared,
             directory=directory,
             store=store,
             executor=executor,
+            workload=workload,
             progress=progress,
         )
 
 
 def _evaluate_variant(
     variant: Variant,
-    jobs: Sequence[Job],
     config: RunConfig,
+    prepared: _Prepared,
     *,
-    tokenizer: Any,  # noqa: ANN401  (PreTrainedTokenizerBase)
-    tasks: LoadedTasks,
-    fingerprint: str,
     directory: RunDirectory,
-    store: ResponseStore,
+    store: CountingStore,
     executor: Executor,
+    workload: Workload,
     progress: Progress,
 ) -> None:
     from nsa_eval._lm_eval import evaluate_tasks
@@ -107,26 +133,32 @@ def _evaluate_variant(
     from nsa_eval.engine import Engine, ForeignEngine
     from nsa_eval.executors import LmEvalExecutor
 
-    model = variant.checkpoint
-    guessed = sum(tasks.documents(job.task) * _GUESSED_TOKENS for job in jobs if job.tokens is None)
-    progress.change_total(guessed)
-    planned = progress.done + guessed + sum(job.tokens or 0 for job in jobs)
+    model, tasks, fingerprint = variant.checkpoint, prepared.tasks, prepared.fingerprint
+    labels = {name: spec.label for name, spec in tasks.specs.items()}
+
+    def count(requests: Sequence[Request]) -> None:
+        store.expect(requests)
+        workload.built(variant.name, requests, labels)
+
     with quiet() as heard:
         facts = executor.use(variant)
         progress.say(variant.name)
         shared: dict[str, Any] = {
             "settings": config.engine,
             "store": store,
-            "store_context": store_context(variant, facts, fingerprint, config),
+            "store_context": store_context(variant, facts, fingerprint.total, config),
             "task_contexts": tasks.contexts(),
+            "documents": tasks.samples,
             "seed": config.seed[2],
+            "on_requests": count,
         }
         engine: Engine
         if isinstance(executor, LmEvalExecutor):
             engine = ForeignEngine.around(executor.lm, facts.model, executor.answer, **shared)
         else:
-            policies = tasks.truncations
-            engine = Engine.over(tokenizer, facts.model, executor.answer, truncations=policies, **shared)
+            engine = Engine.over(
+                prepared.tokenizer, facts.model, executor.answer, truncations=tasks.truncations, **shared
+            )
         engine.template_date = model.template_date
         if model.chat_template and model.template_date is None:
             engine.note_clock(model.chat_template)
@@ -134,17 +166,20 @@ def _evaluate_variant(
         results["config"] |= {
             "model_name": variant.name,
             "model_path": model.path,
-            "model_fingerprint": fingerprint,
+            "device": facts.model.device,
+            "model_fingerprint": fingerprint.total,
+            "model_fingerprints": fingerprint.parts,
+            "model_fields": prepared.fields | facts.changes,
+            "task_sources": prepared.sources,
             "attention": facts.attention,
             "backend": str(facts.backend),
             "variant": variant.settings,
         }
-        audit = [event.model_dump(mode="json") for event in engine.audit]
+        audit = [event.model_dump(mode="json") for event in (*tasks.events, *engine.audit)]
         costs = {task: cost.model_dump(mode="json") for task, cost in engine.costs.items()}
         _stage(results, variant, engine, directory, audit, costs)
     for message in heard.messages:
         progress.note(f"{variant.name}: {message}")
-    progress.change_total(progress.done - planned)  # replies shorter than their budget, guesses that were off
     directory.publish(variant.name)
 
 

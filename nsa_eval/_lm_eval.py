@@ -65,7 +65,7 @@ def evaluate_tasks(engine: Any, loaded: LoadedTasks, model: ModelSpec, config: R
         "batch_sizes": [],  # of lm-eval's own search for one, which the engine doesn't use
         "device": model.device,
         "use_cache": None,
-        "limit": limits.get("limit"),
+        "limit": loaded.limit,
         "bootstrap_iters": _BOOTSTRAP_ITERS,
         "gen_kwargs": None,  # each task has its own, in its config
         "random_seed": python_seed,

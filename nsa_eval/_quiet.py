@@ -11,7 +11,21 @@ from collections.abc import Iterator
 _TELLING = (
     "Metrics were not scored on the same number",
     "No aggregation function defined",
+    "is not assigned a default aggregation",
+    "is missing in",
+    "no values found for metric",
     "Could not save",
+    "Multiple max token args",
+    "do_sample=",
+    "Overwriting key",
+    "chat template",
+    "using test_docs as fewshot_docs",
+    "fewshot_split is None",
+    "Applied prompt returns empty string",
+    "Label index was not in within range",
+    "references unknown task",
+    "Truncating context",
+    "Left truncation applied",
 )
 """Parts of lm-eval's messages that say something about the scores; the rest is about its own workings."""
 

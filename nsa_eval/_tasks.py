@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nsa_eval._gen_kwargs import merged
 from nsa_eval._paths import user_path
 from nsa_eval._seeds import set_seeds
 from nsa_eval._task_errors import folder_error, loading_error, said
@@ -19,7 +20,8 @@ from nsa_eval.catalog import task_names
 from nsa_eval.config import ModelSpec, RunConfig, TaskSpec, generation_problems
 from nsa_eval.config.marks import Effect, own_values
 from nsa_eval.errors import UserError
-from nsa_eval.plan import Job, limited, repeats_of
+from nsa_eval.plan import Job, limited, repeats_of, sample_of
+from nsa_eval.store import AuditEvent
 from nsa_tasks import TaskDataError, TaskParameterError, Truncation, family_of, task_spec
 
 SERVED = frozenset(
@@ -55,8 +57,24 @@ class LoadedTasks:
     """For every single task, the config's entry that asked for it."""
     truncations: dict[str, Truncation] = field(default_factory=dict)
     """What becomes of prompts that are too long, for single tasks that say so themselves."""
+    samples: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Numbers of the documents that are asked, for tasks of which a limit leaves others than the first."""
     notes: list[str] = field(default_factory=list)
-    """Settings that a task didn't take."""
+    """Settings that a task didn't take, or that replace its own."""
+
+    @property
+    def events(self) -> list[AuditEvent]:
+        """What a reader of the scores has to know of how the tasks were asked."""
+        sampled = [
+            AuditEvent(
+                kind="sampled",
+                task=name,
+                detail=f"{len(chosen)} of {len(self.tasks[name].eval_docs)} documents, spread evenly over "
+                "the cells of its grid (limit)",
+            )
+            for name, chosen in self.samples.items()
+        ]
+        return sampled + [AuditEvent(kind="setting", detail=note) for note in self.notes]
 
     def documents(self, spec: TaskSpec) -> int:
         """How many documents an entry of the config asks, over all its tasks."""
@@ -76,21 +94,26 @@ class LoadedTasks:
                 found[name] = json.dumps(given, sort_keys=True)
         return found
 
+    @property
+    def limit(self) -> int | float | None:
+        """The limit of all tasks; None where they have none, or not the same."""
+        limits = {spec.limit for spec in self.specs.values()}
+        return limits.pop() if len(limits) == 1 else None
+
     def limits(self) -> dict[str, Any]:
         """The limits as arguments of `lm_eval.evaluate`.
 
-        It knows one limit for all tasks; limits that differ become lists of document numbers.
+        It knows one limit for all tasks, and takes the first documents; other choices become lists of
+        document numbers.
         """
-        limits = {spec.limit for spec in self.specs.values()}
-        if len(limits) == 1:
-            return {"limit": limits.pop()}
-        return {
-            "samples": {
-                name: list(range(limited(len(self.tasks[name].eval_docs), spec.limit)))
-                for name, spec in self.specs.items()
-                if spec.limit is not None
-            }
+        if len({spec.limit for spec in self.specs.values()}) == 1 and not self.samples:
+            return {"limit": self.limit}
+        firsts = {
+            name: range(limited(len(self.tasks[name].eval_docs), spec.limit))
+            for name, spec in self.specs.items()
+            if spec.limit is not None
         }
+        return {"samples": {name: list(chosen) for name, chosen in {**firsts, **self.samples}.items()}}
 
 
 def load_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> LoadedTasks:
@@ -117,8 +140,10 @@ def load_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> Load
                 raise UserError(
                     f"task {name[:40]}...: a name of {len(name)} characters, too many for a file's"
                 )
-            loaded.notes += _configure(task, job, fewshot_seed=config.seed[3])
+            loaded.notes += _configure(task, job, config)
             loaded.tasks[name], loaded.specs[name] = task, spec
+            if (chosen := sample_of(spec, job.params, len(task.eval_docs))) is not None:
+                loaded.samples[name] = chosen
             if (policy := _truncation(spec)) is not None:
                 loaded.truncations[name] = policy
         loaded.groups |= found.get("groups", {})
@@ -219,10 +244,13 @@ def _truncation(spec: TaskSpec) -> Truncation | None:
     return spec.truncation or (family.truncation if family is not None else None)
 
 
-def _configure(task: Any, job: Job, *, fewshot_seed: int | None) -> list[str]:  # noqa: ANN401  (Task)
+def _configure(task: Any, job: Job, config: RunConfig) -> list[str]:  # noqa: ANN401  (Task)
     """Give a task its few-shot count and seed, generation settings, repeats and truncation policy.
 
-    The first three by `simple_evaluate`'s rules, which knows no others.
+    The first two by `simple_evaluate`'s rules; generation settings by them too with `parity: lm-eval`.
+
+    Returns:
+        What was asked and doesn't apply, one sentence each.
     """
     spec = job.task
     notes = []
@@ -235,11 +263,11 @@ def _configure(task: Any, job: Job, *, fewshot_seed: int | None) -> list[str]:  
             notes.append(
                 f"{spec.label}: num_fewshot {spec.num_fewshot} doesn't apply: the task fixes it at 0"
             )
-    task.set_fewshot_seed(seed=fewshot_seed)
+    task.set_fewshot_seed(seed=config.seed[3])
     for key, text in generation_problems(task.get_config("generation_kwargs") or {}):
         raise UserError(f"task {spec.label}: its generation_kwargs.{key}: {text}")
-    if spec.gen_kwargs and task.get_config("output_type") == "generate_until":
-        task.set_config(key="generation_kwargs", value=dict(spec.gen_kwargs), update=True)
+    if spec.gen_kwargs:
+        notes += _set_gen_kwargs(task, spec, spec.gen_kwargs, parity=config.engine.parity is not None)
     repeats = repeats_of(spec, job.params)
     if repeats is not None:
         notes += _set_repeats(task, spec, repeats)
@@ -248,6 +276,16 @@ def _configure(task: Any, job: Job, *, fewshot_seed: int | None) -> list[str]:  
         metadata = {**(task.get_config("metadata") or {}), "truncation": spec.truncation}
         task.set_config(key="metadata", value=metadata)
     return notes
+
+
+def _set_gen_kwargs(task: Any, spec: TaskSpec, given: dict[str, Any], *, parity: bool) -> list[str]:  # noqa: ANN401
+    """Put the user's generation settings over the task's own."""
+    if task.get_config("output_type") != "generate_until":
+        return [f"{spec.label}: gen_kwargs don't apply: the task asks for no replies"]
+    own = task.get_config("generation_kwargs") or {}
+    settings, notes = (dict(own) | given, []) if parity else merged(own, given)
+    task.set_config(key="generation_kwargs", value=settings)
+    return [f"{spec.label}: {note}" for note in notes]
 
 
 def _set_repeats(task: Any, spec: TaskSpec, repeats: int) -> list[str]:  # noqa: ANN401  (Task)

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nsa_eval._words import counted
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditKind:
@@ -21,20 +23,30 @@ class AuditKind:
     """What the report counts: a plural noun."""
     sentence: str
     """What the terminal says of a model; `{n}` is the number of events."""
+    single: str = ""
+    """The same of one event, for sentences that count."""
     of_model: bool = False
     """Happens once to a model, not to each prompt."""
+    in_comparisons: bool = True
+    """A comparison of the model with another notes it: what may have moved one of the two scores alone."""
     always_shown: bool = True
     """The report says "none" where there was none: for what a reader would ask about."""
+
+    def say(self, n: int) -> str:
+        """The sentence about `n` events."""
+        return self.single if n == 1 and self.single else self.sentence.format(n=f"{n:,}")
 
 
 KINDS: dict[str, AuditKind] = {
     "truncated": AuditKind(
         title="Prompts cut to fit the model's length",
         sentence="{n} prompts were cut to fit",
+        single="1 prompt was cut to fit",
     ),
     "double_bos": AuditKind(
         title="Prompts that brought their own beginning-of-sequence token",
         sentence="{n} prompts brought their own beginning-of-sequence token",
+        single="1 prompt brought its own beginning-of-sequence token",
     ),
     "default_max_length": AuditKind(
         title="Models whose longest length was assumed",
@@ -53,6 +65,33 @@ KINDS: dict[str, AuditKind] = {
         of_model=True,
         always_shown=False,
     ),
+    "bos_unscored": AuditKind(
+        title="Texts whose beginning-of-sequence token was given, not scored as lm-eval's hf does",
+        sentence="{n} texts weren't scored on their beginning-of-sequence token, as lm-eval's hf does",
+        single="1 text wasn't scored on its beginning-of-sequence token, as lm-eval's hf does",
+        always_shown=False,
+    ),
+    "eos_left_out": AuditKind(
+        title="Models whose tokenizer appends an end-of-sequence token, which was left out",
+        sentence="its tokenizer ends every text in an end-of-sequence token, which was left out of prompts "
+        "(lm-eval's hf keeps it)",
+        of_model=True,
+        always_shown=False,
+    ),
+    "sampled": AuditKind(
+        title="Tasks asked in part, evenly over the cells of their grid",
+        sentence="{n} tasks were asked in part (limit), evenly over the cells of their grid",
+        single="1 task was asked in part (limit), evenly over the cells of its grid",
+        of_model=True,
+        always_shown=False,
+    ),
+    "setting": AuditKind(
+        title="Settings that did nothing, or took the place of a task's own",
+        sentence="{n} settings did nothing, or took the place of a task's own",
+        single="1 setting did nothing, or took the place of a task's own",
+        of_model=True,
+        always_shown=False,
+    ),
     "uncached": AuditKind(
         title="Models whose replies were made without a cache",
         sentence="its replies were made without a cache, by reading each row again for every token",
@@ -62,8 +101,10 @@ KINDS: dict[str, AuditKind] = {
     "method": AuditKind(
         title="What a sparse method does beside its definition",
         sentence="its sparse method comes with {n} remarks",
+        single="its sparse method comes with 1 remark",
         of_model=True,
         always_shown=False,
+        in_comparisons=False,  # it is what is compared
     ),
 }
 
@@ -96,17 +137,17 @@ def terminal_notes(events: Iterable[Mapping[str, Any]]) -> list[str]:
         events: Each with its `model`.
     """
     counts = Counter((str(event["model"]), _name(event)) for event in events)
-    return [
-        f"{model}: {kind_of(kind).sentence.format(n=n)} (audit.json)" for (model, kind), n in counts.items()
-    ]
+    return [f"{model}: {kind_of(kind).say(n)} (audit.json)" for (model, kind), n in counts.items()]
 
 
 def comparison_notes(model: str, events: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line per kind for the notes of a comparison, sorted by kind."""
     counts = Counter(_name(event) for event in events)
     return [
-        f"{model}: {kind.replace('_', ' ')}" + ("" if kind_of(kind).of_model else f" in {n} requests")
+        f"{model}: {kind.replace('_', ' ')}"
+        + ("" if kind_of(kind).of_model else f" in {counted(n, 'request')}")
         for kind, n in sorted(counts.items())
+        if kind_of(kind).in_comparisons
     ]
 
 

@@ -153,25 +153,25 @@ def with_variants(
 
 
 def _method(text: str) -> dict[str, Any]:
-    name, colon, rest = text.partition(":")
-    parts = [part.strip() for part in rest.split(",") if part.strip()]
-    budgets = [part for part in parts if "=" not in part]
-    if not name.strip() or not colon or not budgets:
-        raise UserError(
-            f"--method {text}: expected NAME:BUDGET, such as quest:2560 (nsa-eval ls methods lists the names)"
-        )
-    options = {key: _value(value) for key, value in (part.split("=", 1) for part in parts if "=" in part)}
-    return {"name": name.strip(), "budget": budgets if len(budgets) > 1 else budgets[0], **options}
+    """`quest:1k,2k,page=16` as a config writes it: `parse_method`'s form, with one budget or several."""
+    from nsa_models.methods import MethodError, parse_method
 
-
-def _value(text: str) -> Any:  # noqa: ANN401  (a number, text, ...)
-    """A value as YAML reads it, so that a run from arguments is the one from a config."""
-    from nsa_eval.config import YamlError, parse_yaml
-
+    name, _, rest = text.partition(":")
+    parts = [part.strip() for part in rest.split(",")]
+    budgets = [part for part in parts if "=" not in part] or [""]
+    options = [part for part in parts if "=" in part]
     try:
-        return parse_yaml(text)[0]
-    except YamlError:
-        return text
+        found = [parse_method(f"{name}:{','.join([budget, *options])}") for budget in budgets]
+    except MethodError as error:
+        raise UserError(f"--method {text}: {error}") from None
+    given = {option.partition("=")[0].strip() for option in options}
+    plain = {key: _plain(value) for key, value in found[0].parameters().items() if key in given}
+    listed = [method.budget for method in found]
+    return {"name": found[0].name, "budget": listed if len(listed) > 1 else listed[0], **plain}
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _sweep(text: str) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def needle(
         output: Folder of the run. Default: `runs/` and the run's name.
         name: Name of the run.
         engine: Keys of a config's `engine`.
-        limit: Only the first samples of the grid.
+        limit: Only so many samples, spread evenly over the grid.
         dry_run: Only plan.
         overwrite: Replace another run's results in `output`.
         progress: Show progress. Default: yes.

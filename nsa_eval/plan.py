@@ -123,6 +123,21 @@ def limited(samples: int, limit: int | float | None) -> int:
     return min(samples, math.ceil(samples * limit) if limit < 1 else int(limit))
 
 
+def sample_of(task: TaskSpec, params: Params | None, documents: int) -> tuple[int, ...] | None:
+    """Which documents a limit leaves; None for the first ones, as lm-eval takes them.
+
+    Args:
+        task: The task, with its limit.
+        params: Its own parameters, resolved.
+        documents: How many it has.
+    """
+    family = family_of(task.task)
+    kept = limited(documents, task.limit)
+    if family is None or params is None or kept == documents or family.grid(params) is None:
+        return None
+    return family.sample(params, kept)
+
+
 def repeats_of(task: TaskSpec, params: Params | None) -> int | None:
     """Replies to each document: what the config says, else the task family; None leaves it to the task."""
     family = family_of(task.task)

@@ -1,6 +1,8 @@
 """Progress of a run: a bar with the time left in a terminal, a line now and then elsewhere.
 
-Work is counted in tokens, so that a long request counts for more than a short one.
+Work is counted in tokens, so that a long request counts for more than a short one: of a request that isn't
+built yet what its task says or a guess, of one that is built its size, which stays when it is answered. So
+the share reaches 1 with the last answer, not before.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+
+from nsa_eval._words import counted
 
 
 class Progress:
@@ -20,13 +24,15 @@ class Progress:
             clock: Seconds now; tests bring their own.
         """
         self.total = self.done = self.skipped = 0
+        self.requests_total = self.requests = 0
+        """Requests in all as far as is known, and answered ones."""
         self.stage = ""
         self._clock = clock
         self._began: float | None = None
 
-    def start(self, total: int) -> None:
-        """Begin with `total` tokens ahead, as far as is known."""
-        self.total = total
+    def start(self, total: int, requests: int = 0) -> None:
+        """Begin with `total` tokens in so many requests ahead, as far as is known."""
+        self.total, self.requests_total = total, requests
         self.draw()
 
     def say(self, stage: str) -> None:
@@ -34,20 +40,21 @@ class Progress:
         self.stage = stage
         self.draw(now=True)
 
-    def add(self, tokens: int) -> None:
-        """Count tokens that the model has worked on."""
+    def add(self, tokens: int, requests: int = 0) -> None:
+        """Count tokens that the model has worked on, and the requests that this answered."""
         self.done += tokens
+        self.requests += requests
         self.draw()
 
-    def skip(self, tokens: int) -> None:
-        """Count tokens that were done in an earlier run; they say nothing about the pace."""
-        self.done += tokens
+    def skip(self, tokens: int, requests: int = 0) -> None:
+        """Count what was done in an earlier run; it says nothing about the pace."""
         self.skipped += tokens
-        self.draw()
+        self.add(tokens, requests)
 
-    def change_total(self, more: int) -> None:
-        """Correct the total: a job turned out to be `more` tokens than was planned, or fewer."""
+    def change_total(self, more: int, requests: int = 0) -> None:
+        """Correct the totals: a job turned out to be `more` tokens than was planned, or fewer."""
         self.total += more
+        self.requests_total += requests
         self.draw()
 
     def begin_work(self) -> None:
@@ -61,12 +68,18 @@ class Progress:
         return min(self.done / self.total, 1.0) if self.total > 0 else 0.0
 
     @property
+    def counted(self) -> str:
+        """`12/60 requests`, or nothing while their number isn't known."""
+        total = self.requests_total
+        return f"{self.requests:,}/{counted(total, 'request')}" if total > 0 else ""
+
+    @property
     def left(self) -> float | None:
-        """Seconds left at the pace so far; None while there is no pace."""
-        worked = self.done - self.skipped
-        if self._began is None or worked <= 0 or self.total <= 0:
+        """Seconds left at the pace so far; None while there is no pace, or nothing left to answer."""
+        worked, ahead = self.done - self.skipped, self.total - self.done
+        if self._began is None or worked <= 0 or ahead <= 0:
             return None
-        return (self._clock() - self._began) / worked * max(self.total - self.done, 0)
+        return (self._clock() - self._began) / worked * ahead
 
     def draw(self, *, now: bool = False) -> None:
         """Show the new state; `now` when it should not wait."""
@@ -106,8 +119,9 @@ class Lines(Progress):
             return
         self._last = self._clock()
         if self.stage and self.total > 0:
-            left = f", {duration(self.left)} left" if self.left is not None else ""
-            self._write(f"{self.stage}: {self.share:.0%}{left}")
+            left = f"{duration(self.left)} left" if self.left is not None else ""
+            parts = (f"{self.share:.0%}", self.counted, left)
+            self._write(f"{self.stage}: {', '.join(filter(None, parts))}")
         elif self.stage:  # nothing to count: finished responses are only read again
             self._write(self.stage)
 
@@ -123,34 +137,41 @@ class Bar(Progress):
         """Prepare the bar; it shows from `start` on."""
         super().__init__()
         from rich.console import Console
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
 
         self._console = Console(stderr=True)
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TaskProgressColumn(),
+            TextColumn("{task.fields[share]}"),
+            TextColumn("{task.fields[counted]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
             console=self._console,
             transient=True,
         )
-        self._task = self._bar.add_task("", total=None, left="")
+        self._task = self._bar.add_task("", total=None, share="", counted="", left="")
 
-    def start(self, total: int) -> None:
+    def start(self, total: int, requests: int = 0) -> None:
         """Show the bar."""
-        super().start(total)
+        super().start(total, requests)
         self._bar.start()
 
     def draw(self, *, now: bool = False) -> None:
-        """Hand the state to rich, which redraws ten times a second."""
+        """Hand the state to rich, which redraws ten times a second.
+
+        Until something is done the bar swings to and fro: 0 % would look as if nothing happened, while models
+        load and the first batch, which may be many long prompts, is read.
+        """
         left = self.left
         self._bar.update(
             self._task,
             description=self.stage,
-            total=self.total or None,
+            total=self.total if self.done > 0 and self.total > 0 else None,
             completed=self.done,
+            share=f"{self.share:.0%}" if self.done > 0 else "",
+            counted=self.counted,
             left="" if left is None else f"{duration(left)} left",
         )
 

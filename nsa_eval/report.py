@@ -18,10 +18,11 @@ def render_report(
     refusal: Sequence[str] = (),
     run: Run | None = None,
 ) -> Path:
-    """Writes the HTML report of a run directory, and its figures beside it.
+    """Writes the HTML report of a run directory.
 
-    The page needs nothing else to be read. Models that can't be compared are shown without differences, and
-    the page says why. Example:
+    The page needs nothing else to be read. A run's own report, report.html in its directory, has figures for
+    papers beside it, in `figures`; one that is written elsewhere is that one file. Models that can't be
+    compared are shown without differences, and the page says why. Example:
 
         render_report("runs/quickstart", out="page.html")
 
@@ -53,9 +54,12 @@ def render_report(
     if title is None and isinstance(section, dict) and section.get("title"):
         title = str(section["title"])
     page = build_page(Material(run, comparison, refusal), title=title)
-    target = user_path(out) if out is not None else run.directory / "report.html"
+    own = run.directory / "report.html"
+    target = user_path(out) if out is not None else own
+    # Elsewhere figures would meet those of other reports.
+    figures_in = own.parent if target.resolve() == own.resolve() else None
     try:
-        return render(page, out=target)
+        return render(page, out=target, figures_in=figures_in)
     except OSError as error:
         raise UserError(
             f"{target}: the report can't be written ({error.strerror or error}). Choose another file with -o."

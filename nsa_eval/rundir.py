@@ -112,9 +112,17 @@ class RunDirectory:
         return True
 
     def results_file(self, model: str) -> Path | None:
-        """The results file of a finished model, or None."""
+        """The results file of a finished model, or None.
+
+        A file without results, an empty mapping say, finishes no model; one that can't be read is returned,
+        and whoever reads it says so.
+        """
         found = sorted((self.path / model).glob("results_*.json"))
-        return found[-1] if found else None
+        return found[-1] if found and not _is_empty(found[-1]) else None
+
+    def forget(self, model: str) -> None:
+        """Remove the results of a model, which are to be made anew; the store stays."""
+        self._remove_models({model})
 
     def publish(self, model: str) -> Path:
         """Move a model's staged folder into place.
@@ -123,9 +131,7 @@ class RunDirectory:
             Its results file.
         """
         staged, final = self.staging / model, self.path / model
-        if (
-            final.exists()
-        ):  # left by an older version or by hand: it has no results file, or we wouldn't be here
+        if final.exists():  # left by an older version or by hand: it holds no results, or we wouldn't be here
             shutil.rmtree(final)
         for file in staged.iterdir():
             with file.open("rb") as handle:
@@ -183,6 +189,16 @@ class RunDirectory:
                     file.unlink()
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _is_empty(file: Path) -> bool:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and not all(
+        isinstance(content.get(key), dict) and content[key] for key in ("results", "configs")
+    )
 
 
 def home_of(config: object) -> Path | None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsa_eval._json import read_json, read_mapping
-from nsa_eval._paths import is_folder, user_path
 from nsa_eval.audit import terminal_notes
 from nsa_eval.config import ConfigLike, RunConfig, Variant, all_variants, load_config
 from nsa_eval.errors import UserError
@@ -132,9 +131,10 @@ def run(
         output: Folder of the run. Default: the config's own where it is an earlier run, else `runs/` and the
             run's name.
         overrides: `key=value` settings that win over the config.
-        limit: Only the first samples of each task: a count, or a fraction below 1.
+        limit: Only so many samples of each task: a count, or a fraction below 1; of a grid evenly.
         dry_run: Only plan: no folder, weights, tokenizer or data is touched.
-        overwrite: Replace the results of another config in `output`; responses that still apply are reused.
+        overwrite: Replace the results of another config in `output`, or of a checkpoint or task that has
+            changed since; responses that still apply are reused.
         progress: False for none, or a display of your own. Default: a bar in a terminal, lines elsewhere.
 
     Returns:
@@ -192,10 +192,9 @@ def _run_locked(
 ) -> RunResult:
     changed = directory.prepare(config, overwrite=overwrite)
     variants = all_variants(config)
-    waiting = [variant for variant in variants if directory.results_file(variant.name) is None]
     for variant in variants:
-        if variant not in waiting:
-            _check_fingerprint(variant, directory)
+        _check_sources(variant, config, plan, directory, overwrite=overwrite)
+    waiting = [variant for variant in variants if directory.results_file(variant.name) is None]
     if waiting:
         _evaluate(waiting, config, plan, directory, lock, progress)
     _write_audit(variants, directory)
@@ -226,7 +225,7 @@ def _evaluate(
     progress: Progress,
 ) -> None:
     """Run the variants that have no results yet, those of one checkpoint together."""
-    from nsa_eval._counting import CountingStore
+    from nsa_eval._counting import CountingStore, Workload
     from nsa_eval._evaluate import evaluate_checkpoint
     from nsa_eval.executors import LmEvalExecutor, make_executor
     from nsa_eval.store import ResponseStore
@@ -234,7 +233,7 @@ def _evaluate(
     with contextlib.closing(ResponseStore.open(directory.store_path, lock=lock)) as opened:
         store = CountingStore(opened, progress)
         _check_variants(waiting)
-        progress.start(sum(job.tokens or 0 for variant in waiting for job in plan.of(variant.name)))
+        workload = Workload([job for variant in waiting for job in plan.of(variant.name)], progress)
         _write_env(config, directory)
         with contextlib.ExitStack() as stack:
             executors: dict[bool, Executor] = {}
@@ -254,6 +253,7 @@ def _evaluate(
                     directory=directory,
                     store=store,
                     executor=executors[foreign],
+                    workload=workload,
                     progress=progress,
                 )
 
@@ -271,22 +271,25 @@ def _check_variants(variants: Iterable[Variant]) -> None:
             nsa_models.config_with(config, variant.changes)
 
 
-def _check_fingerprint(variant: Variant, directory: RunDirectory) -> None:
-    """Refuse to call results finished whose weights have changed since (local folders only: no network)."""
-    import nsa_models
+def _check_sources(
+    variant: Variant, config: RunConfig, plan: Plan, directory: RunDirectory, *, overwrite: bool
+) -> None:
+    """Refuse results whose checkpoint or tasks have changed since, or have them made anew."""
+    from nsa_eval._sources import changes
 
-    model = variant.checkpoint
     file = directory.results_file(variant.name)
-    if file is None or not (model.path.startswith("zoo:") or is_folder(user_path(model.path))):
+    if file is None:
         return
-    config = _read_json(file).get("config")
-    if not isinstance(config, dict):
+    recorded = _read_json(file).get("config")
+    if not isinstance(recorded, dict):
         raise UserError(f"{file}: damaged, 'config' should be a mapping. {_ANEW}")
-    recorded = config.get("model_fingerprint")
-    if recorded and recorded != nsa_models.fingerprint(model.path, revision=model.revision):
+    found = changes(variant, plan.of(variant.name), recorded, config.include_path)
+    if found and overwrite:
+        directory.forget(variant.name)
+    elif found:
         raise UserError(
-            f"{variant.name}: the weights in {model.path} have changed since {directory.path} was made: "
-            f"choose another folder with -o, or remove {directory.path / variant.name} to evaluate them anew"
+            f"{variant.name}: {'; '.join(found)} {directory.path} was made. Add --overwrite to evaluate it "
+            "anew (finished responses that still apply are kept and reused), or choose another folder with -o"
         )
 
 

@@ -1,6 +1,7 @@
 """Rules of CONTRIBUTING.md that no linter knows."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,19 @@ def test_the_check_sees_a_private_name_at_any_depth():
     assert owner_of_private("nsa_eval.engine._reader.Reader") == "nsa_eval.engine"
     assert owner_of_private("nsa_models.methods._attach._seam") == "nsa_models.methods"
     assert owner_of_private("nsa_eval.plan.__doc__") is None
+
+
+@pytest.mark.parametrize(
+    "page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "docs/batches.md", "tasks/nsa_tasks/README.md"]
+)
+def test_files_that_a_page_names_are_there(page):
+    """A name may leave out its first folders, as the pages do inside of a room."""
+    files = {
+        f"/{file.relative_to(HOME).as_posix()}"
+        for root in (*ROOTS.values(), HOME / "tests")
+        for file in root.rglob("*.py")
+    }
+    named = re.findall(r"`([\w./]+\.py)`", (HOME / page).read_text(encoding="utf-8"))
+    assert [
+        name for name in named if "NAME" not in name and not any(file.endswith(f"/{name}") for file in files)
+    ] == []

@@ -5,7 +5,14 @@
 """
 
 from nsa_kernels.compression import block_view, compress_linear, compress_mean, compress_mlp
-from nsa_kernels.dispatch import available_backends, choose_backend, get_backend, nsa_attention, nsa_decode
+from nsa_kernels.dispatch import (
+    BACKENDS,
+    available_backends,
+    choose_backend,
+    get_backend,
+    nsa_attention,
+    nsa_decode,
+)
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.types import Backend, BackendUnavailableError, NSAOutput
 
@@ -14,6 +21,7 @@ NUMERICS = 1
 Stored responses and reports carry it."""
 
 __all__ = [
+    "BACKENDS",
     "NUMERICS",
     "Backend",
     "BackendUnavailableError",

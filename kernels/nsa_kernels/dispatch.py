@@ -17,6 +17,8 @@ _MODULES = {
     "torch": "nsa_kernels.torch_",
     "triton": "nsa_kernels.triton",
 }
+BACKENDS = tuple(_MODULES)
+"""Names of all backends, those that cannot run here too."""
 _TRITON_DTYPES = (torch.bfloat16, torch.float16)
 _TRITON_GROUP = 16
 _TRITON_WIDTH = 192

@@ -5,15 +5,24 @@ nothing here is imported lazily: transformers has no way to register a class tha
 """
 
 from nsa_models.cache import NSACache
-from nsa_models.checkpoints import ModelLoadError, ZooEntry, fingerprint, local_folder, resolve, zoo
+from nsa_models.checkpoints import ModelLoadError, ZooEntry, local_folder, resolve, zoo
 from nsa_models.configuration import NSADecoderConfig
+from nsa_models.fingerprints import Fingerprint, fingerprint, fingerprint_of
 from nsa_models.loading import load_config, load_model, load_tokenizer
 from nsa_models.modeling import NSADecoderForCausalLM, NSADecoderModel
 from nsa_models.static import DecodeGraph, StaticDecoder, why_not_captured
-from nsa_models.variants import RunningBackend, changed_fields, config_with, running_backend, with_fields
+from nsa_models.variants import (
+    RunningBackend,
+    changed_fields,
+    config_with,
+    plain_fields,
+    running_backend,
+    with_fields,
+)
 
 __all__ = [
     "DecodeGraph",
+    "Fingerprint",
     "ModelLoadError",
     "NSACache",
     "NSADecoderConfig",
@@ -25,10 +34,12 @@ __all__ = [
     "changed_fields",
     "config_with",
     "fingerprint",
+    "fingerprint_of",
     "load_config",
     "load_model",
     "load_tokenizer",
     "local_folder",
+    "plain_fields",
     "resolve",
     "running_backend",
     "why_not_captured",

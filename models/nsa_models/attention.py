@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 from nsa_kernels import compress_linear, compress_mean, compress_mlp, nsa_attention, nsa_decode
 from nsa_models.batch import RaggedBatch
 from nsa_models.cache import NSACacheLayer
 from nsa_models.configuration import NSADecoderConfig
+from nsa_models.lower_right import lower_right_attention
 from nsa_models.rope import RotaryEmbedding, rotate
 
 BRANCHES = ("cmp", "slc", "win")
@@ -101,9 +101,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, batch: RaggedBatch) -> Ten
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     elif batch.start is not None and length == 1:
         out = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
-    elif batch.start is not None and q.is_cuda and not grouped:
-        bias = causal_lower_right(length, k.shape[2])
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    elif batch.start is not None and length > 1:
+        out = lower_right_attention(q, k, v)
     elif length == 1:
         # One query a row: a group's heads stand in as the queries of their KV head, which no kernel has to
         # copy for each of them then, as those that take a mask would.

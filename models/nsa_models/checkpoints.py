@@ -1,38 +1,23 @@
-"""Where a checkpoint is: the bundled zoo, a folder, or a hub repository; and its fingerprint.
+"""Where a checkpoint is: the bundled zoo, a folder, or a hub repository.
 
 Imports nothing of the package and not torch: `nsa-eval ls models` runs this file alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 ZOO_PREFIX = "zoo:"
 _ZOO = Path(__file__).parent / "zoo"
 _CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+"""Beside or in place of a model's own files: weights that peft would put on top of it."""
 # What an evaluation needs of a repository; never pickles.
-_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "tokenizer*", "*.py")
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "tokenizer*", "*.py")
 _WEIGHTS = "*.safetensors"
-# Files that change what a model answers; a card or a log beside them doesn't.
-_FINGERPRINTED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.jinja",
-    "*.py",
-)
-_READ_SIZE = 1 << 22
 
 
 class ModelLoadError(ValueError):
@@ -94,6 +79,11 @@ def resolve(spec: str) -> str:
     path = Path(os.path.expanduser(spec))  # leaves an unknown ~user as it is, where Path's own raises
     if os.path.isdir(path):  # False, where Path's own raises, for a name no file system takes
         if not (path / _CONFIG).is_file():
+            if (path / ADAPTER_CONFIG).is_file():
+                raise ModelLoadError(
+                    f"{spec}: the folder holds an adapter ({ADAPTER_CONFIG}) without its base model; merge "
+                    "the two (peft's merge_and_unload, then save_pretrained) and evaluate that"
+                )
             raise ModelLoadError(
                 f"{spec}: the folder has no {_CONFIG}, so it isn't a transformers checkpoint"
             )
@@ -130,66 +120,6 @@ def local_folder(spec: str, *, revision: str | None = None, weights: bool = True
             f"{spec}: no such folder here, and it can't be had from the hub ({reason}); "
             f"give a folder, a hub id, or a bundled model ({ZOO_PREFIX}NAME, see `nsa-eval ls models`)"
         ) from error
-
-
-def fingerprint(spec: str, *, revision: str | None = None) -> str:
-    """SHA-256 over a checkpoint's configuration, tokenizer and weight files: two models that answer alike.
-
-    File hashes are remembered by path, size and modification time in the user's cache folder, so that a
-    large model is read once.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        ModelLoadError: As `local_folder`.
-    """
-    folder = local_folder(spec, revision=revision)
-    names = {
-        path for pattern in (*_FINGERPRINTED, _WEIGHTS) for path in folder.glob(pattern) if path.is_file()
-    }
-    total = sha256()
-    with _HashMemory() as memory:
-        for path in sorted(names, key=lambda path: path.name):
-            total.update(f"{path.name}\0{memory.hash(path)}\n".encode())
-    return total.hexdigest()
-
-
-class _HashMemory:
-    """Hashes of files that were read before."""
-
-    def __init__(self) -> None:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        self._file = Path(cache) / "nsa-eval" / "hashes.json"
-        self._known: dict[str, str] = {}
-        self._changed = False
-
-    def __enter__(self) -> _HashMemory:
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads(self._file.read_text(encoding="utf-8"))
-            self._known = known if isinstance(known, dict) else {}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._changed:
-            return
-        with contextlib.suppress(OSError):  # a home that can't be written to costs time, not correctness
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._file.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(self._known), encoding="utf-8")
-            partial.replace(self._file)
-
-    def hash(self, path: Path) -> str:
-        stat = path.stat()
-        key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-        if key not in self._known:
-            digest = sha256()
-            with path.open("rb") as file:
-                while piece := file.read(_READ_SIZE):
-                    digest.update(piece)
-            self._known[key] = digest.hexdigest()
-            self._changed = True
-        return self._known[key]
 
 
 def _count_parameters(folder: Path) -> int:

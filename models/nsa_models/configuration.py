@@ -2,6 +2,9 @@
 
 # No `from __future__ import annotations` here: @strict checks types, and can't read them from strings.
 
+from collections.abc import Iterable
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -84,6 +87,7 @@ class NSADecoderConfig(PreTrainedConfig):
         Raises:
             ValueError: A field is out of its range; the message names field, value and what is allowed.
         """
+        _refuse_misspelt(kwargs, [field.name for field in fields(self)])
         if self.v_head_dim is None:
             self.v_head_dim = self.head_dim
         if self.attention not in ATTENTIONS:
@@ -113,3 +117,16 @@ class NSADecoderConfig(PreTrainedConfig):
             select_count=self.nsa_select_count,
             window=self.nsa_window,
         )
+
+
+_MISSPELT = 0.85
+"""Likeness (difflib's ratio) of a name to one of ours from which on it is a slip: two letters of fifteen."""
+
+
+def _refuse_misspelt(names: Iterable[str], known: list[str]) -> None:
+    """Refuse a field that is one of ours but for a slip: transformers keeps any name, and nobody reads it."""
+    for name in names:
+        near = get_close_matches(name, known, n=1, cutoff=0.6 if name.startswith("nsa_") else _MISSPELT)
+        if near or name.startswith("nsa_"):
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"there is no field {name!r}{hint}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,12 +18,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from nsa_kernels import BackendUnavailableError, get_backend
+from nsa_kernels import BACKENDS, BackendUnavailableError, get_backend
 from nsa_models.checkpoints import ModelLoadError, local_folder
 from nsa_models.configuration import NSADecoderConfig
+from nsa_models.lower_right import prefer_lower_right
+from nsa_models.weight_files import check_no_adapter, check_weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_NSA_BACKENDS = ("reference", "torch", "triton")
 # Any one of these is a tokenizer of some kind; transformers' own message on none at all runs to a page.
 _TOKENIZER_FILES = ("tokenizer*", "tokenization*.py", "vocab*", "*.model", "*.tiktoken")
 _SHARED_LAYERS = 512
@@ -52,6 +52,7 @@ def load_tokenizer(
         ModelLoadError: There is none, or it can't be read.
     """
     folder = local_folder(spec, revision=revision, weights=False)
+    check_no_adapter(spec, folder)
     if not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
         raise ModelLoadError(
             f"{spec}: no tokenizer in {folder}; put its files (tokenizer.json, ...) beside the weights"
@@ -62,6 +63,7 @@ def load_tokenizer(
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and Rust errors here
         if "trust_remote_code" in str(error):
             raise _needs_code(spec, "tokenizer") from error
+        _read_config(spec, folder, trust_remote_code)  # what is wrong with the config shows here first
         raise ModelLoadError(
             f"{spec}: the tokenizer in {folder} can't be loaded: {_first_line(error)}"
         ) from error
@@ -85,7 +87,8 @@ def load_model(
         device: "cpu", "cuda", "cuda:1", ..., or "auto": CUDA where there is one.
         backend: For our decoders the attention's backend in nsa_kernels; other models take no notice of those
             names, so that one setting serves a mixed run, and read any other as transformers'
-            attn_implementation; "auto" leaves the choice to them.
+            attn_implementation; "auto" leaves the choice to them, but on a GPU lets those with `sdpa` read
+            chunks without a mask (`lower_right.py`).
         revision: Branch, tag or commit of a hub repository.
         trust_remote_code: Run the modelling code that comes with the checkpoint.
 
@@ -93,20 +96,23 @@ def load_model(
         The model on its device, in eval mode.
 
     Raises:
-        ModelLoadError: Not there, pickled weights only, truncated or mismatched safetensors, missing or NaN
-            weights, unknown architecture, code of its own without leave, unknown dtype, device or backend.
+        ModelLoadError: Not there, pickled weights only, weight files outside the folder, an adapter beside
+            the model, truncated or mismatched safetensors, missing, integer or NaN weights, unknown
+            architecture, code of its own without leave, unknown dtype, device or backend.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelLoadError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
     target = _device(device)
     folder = local_folder(spec, revision=revision)
+    check_no_adapter(spec, folder)
     config = _read_config(spec, folder, trust_remote_code)
-    _check_layers(spec, config, _check_weight_files(spec, folder))
+    tensors = check_weight_files(spec, folder, quantized=bool(getattr(config, "quantization_config", None)))
+    _check_layers(spec, config, tensors)
     options: dict[str, Any] = {}
     if isinstance(config, NSADecoderConfig):
         _check_backend(backend)
         config.nsa_backend = backend
-    elif backend != "auto" and backend not in _NSA_BACKENDS:
+    elif backend != "auto" and backend not in BACKENDS:
         options["attn_implementation"] = backend
     wanted: str | torch.dtype = DTYPES.get(dtype, "auto")
     if dtype == "auto" and target.type == "cpu":
@@ -127,7 +133,10 @@ def load_model(
         raise ModelLoadError(f"{spec}: the model can't be loaded: {_first_line(error)}") from error
     _check_loading(spec, info)
     _check_finite(spec, model)
-    return model.to(target).eval()
+    model = model.to(target).eval()
+    if backend == "auto" and target.type == "cuda" and not isinstance(config, NSADecoderConfig):
+        prefer_lower_right(model)
+    return model
 
 
 def _read_config(spec: str, folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
@@ -217,31 +226,6 @@ def _check_layers(spec: str, config: PreTrainedConfig, tensors: int) -> None:
             f"{spec}: config.json says num_hidden_layers {layers:,}; expected 1 to {most:,}, as the weight "
             f"files hold {tensors:,} tensors"
         )
-
-
-def _check_weight_files(spec: str, folder: Path) -> int:
-    """Open every weight file; returns how many tensors they hold."""
-    _check_plain(spec, folder, "*.safetensors", "*.safetensors.index.json")
-    tensors = 0
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
-        if pickles:
-            raise ModelLoadError(
-                f"{spec}: only pickled weights ({_some(sorted(pickles))}), which can run code when loaded; "
-                "save the model as safetensors (model.save_pretrained does) and evaluate that"
-            )
-        raise ModelLoadError(f"{spec}: no .safetensors weights in {folder}")
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors += len(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise ModelLoadError(
-                f"{spec}: {path.name} ({path.stat().st_size:,} bytes) is truncated or not a safetensors file "
-                f"({_first_line(error)}); copy or download it again"
-            ) from error
-    return tensors
 
 
 def _check_loading(spec: str, info: dict[str, Any]) -> None:

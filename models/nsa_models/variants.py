@@ -17,6 +17,9 @@ from nsa_models.checkpoints import ModelLoadError
 _NOT_SETTINGS = ("model_type", "architectures", "dtype", "transformers_version")
 """Entries of config.json that say what a checkpoint is, and not how it works."""
 
+_NOT_TELLING = ("architectures", "dtype", "transformers_version", "nsa_backend")
+"""Entries that say how a checkpoint was saved, or what is recorded as it runs."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningBackend:
@@ -135,6 +138,21 @@ def changed_fields(config: PreTrainedConfig, fields: Mapping[str, Any]) -> dict[
                 + (f"; did you mean {near[0]!r}?" if near else "")
             )
     return {name: value for name, value in fields.items() if own[name] != value}
+
+
+def plain_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """A config's numbers, texts and flags by name (`rope_parameters.factor`), to tell checkpoints apart."""
+    found: dict[str, Any] = {}
+    for name, value in config.to_dict().items():
+        if name.startswith("_") or name in _NOT_TELLING:
+            continue
+        inner = (
+            {f"{name}.{key}": item for key, item in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+        found |= {key: item for key, item in inner.items() if isinstance(item, str | int | float)}
+    return found
 
 
 def _said(fields: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +33,11 @@ Set = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print jobs, samples and tokens; load nothing.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the results of another config in the output folder.")
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace results in the output folder: of another config, of a model or task that has changed.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table: only the report's path.")]
 LimitOption = Annotated[
@@ -42,7 +45,7 @@ LimitOption = Annotated[
     typer.Option(
         "--limit",
         "-L",
-        help="Only the first samples of each task: a count, or a fraction below 1.",
+        help="Only so many samples of each task: a count, or a fraction below 1; of a grid evenly.",
         show_default=False,
     ),
 ]
@@ -138,6 +141,8 @@ def models_given(names: list[str], model_args: dict[str, Any]) -> list[dict[str,
         refuse_model_args(model_args)
     named = dict(model_args)
     pretrained = model_args.pop("pretrained", None)
+    if "revision" in model_args:  # lm-eval reads one of digits as a number
+        model_args["revision"] = str(model_args["revision"])
     entries: list[dict[str, Any]] = []
     for name in names:
         if name not in _OURS and name in lm_eval_models() and not is_folder(user_path(name)):
@@ -185,20 +190,29 @@ def engine_given(batch_size: str | None, truncation: str | None) -> dict[str, An
 
 
 def pairs_given(text: str | None, flag: str) -> dict[str, Any]:
-    """Read `a=1,b=[2,3]` with YAML's idea of numbers and lists."""
-    from nsa_eval.config import YamlError, parse_yaml
+    """Read `a=1,b=[2,3]` or a JSON object by lm-eval's own parser, so that a flag means what it means there.
 
-    pairs: dict[str, Any] = {}
-    for part in re.split(r",(?=\s*[\w.]+=)", text or ""):
-        if not part.strip():
-            continue
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise UserError(f"{flag} {text}: expected KEY=VALUE pairs separated by commas, got {part!r}")
-        try:
-            pairs[key.strip()] = parse_yaml(value)[0]
-        except YamlError as error:
-            raise UserError(f"{flag} {part}: {error.message}") from None
+    Raises:
+        UserError: Something else, or a key that is given twice.
+    """
+    if not (text or "").strip():
+        return {}
+    from lm_eval._cli.utils import key_val_to_dict, split_top_level, try_parse_json
+
+    try:
+        whole = try_parse_json(text)
+        if isinstance(whole, dict):
+            return whole
+        keys = [part.partition("=")[0].strip() for part in split_top_level(str(text))]
+        pairs = {key.strip(): value for key, value in key_val_to_dict(str(text)).items()}
+    except (ValueError, RecursionError, MemoryError) as error:  # the last two: brackets a thousand deep
+        said = f"{error}"[:200] or type(error).__name__
+        raise UserError(
+            f"{flag}: expected KEY=VALUE pairs separated by commas, or a JSON object: {said}"
+        ) from None
+    twice = sorted(key for key in set(keys) if keys.count(key) > 1)
+    if twice:
+        raise UserError(f"{flag} {text}: {', '.join(twice)} is given twice: keep one")
     return pairs
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nsa_eval._words import counted
 from nsa_eval.cli._app import app, examples
 from nsa_eval.cli._errors import guarded
 from nsa_eval.cli._lm_eval_flags import metadata_given
@@ -198,9 +199,10 @@ def validate_command(config: Annotated[str, CONFIG], overrides: Set = None) -> N
 
     resolved = load_config(config, overrides or ())
     plan = make_plan(resolved)
-    typer.echo(f"{config}: fine: {len(resolved.models)} models x {len(resolved.tasks)} tasks, {_size(plan)}")
+    jobs = f"{counted(len(resolved.models), 'model')} x {counted(len(resolved.tasks), 'task')}"
+    typer.echo(f"{config}: fine: {jobs}, {_size(plan)}")
 
 
 def _size(plan: Any) -> str:  # noqa: ANN401  (Plan, whose import waits until it is needed)
-    text = f"{plan.samples:,} samples, {plan.tokens:,} tokens"
+    text = f"{counted(plan.samples, 'sample')}, {plan.tokens:,} tokens"
     return text if plan.complete else f"{text} and what lm-eval's own tasks hold"

@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nsa_eval.comparison._types import Comparison, Estimate, Row
+from nsa_eval.comparison._types import TOO_FEW, Comparison, Estimate, Row
 from nsa_eval.comparison.intervals import Interval
 
 
@@ -35,12 +35,19 @@ def format_interval(interval: Interval | None, row: Row, *, signed: bool = False
     return f"[{low}, {high}]"
 
 
+def verdict_words(row: Row) -> str:
+    """The verdict in few words; one that could only find nothing says so."""
+    return TOO_FEW if row.too_few_documents else row.verdict
+
+
 def verdict_text(row: Row) -> str:
     """The verdict in words; one that finds nothing says what it could have found."""
     if row.verdict != "not distinguishable":
         return row.verdict
+    if row.too_few_documents:
+        return "not distinguishable (too few documents to see any difference)"
     if row.minimum_detectable is None:
-        return "not distinguishable (too few documents, or no spread, to see any difference)"
+        return "not distinguishable (no spread to tell what could have been seen)"
     unit = " points" if row.unit == "points" else ""
     least = format_score(row.minimum_detectable, row)
     return f"not distinguishable (differences under {least}{unit} would not be seen)"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nsa_eval._words import counted
 from nsa_eval.comparison._pairs import Matched, Pairs, group_pairs, task_pairs
 from nsa_eval.comparison._power import mde_means, mde_proportions
 from nsa_eval.comparison._significance import holm, mcnemar, sign_flip
@@ -154,12 +155,15 @@ class RowMaker:
         where, n = f"{shape.task}, {shape.metric}", pairs.n
         if sum(pairs.samples) > n:
             self.notes.append(
-                f"{where}: {sum(pairs.samples)} samples of {n} documents; each counts once, by its mean"
+                f"{where}: {sum(pairs.samples):,} samples of {counted(n, 'document')}; each counts once, "
+                "by its mean"
             )
         if shape.higher_is_better is None:
             self.notes.append(f"{where}: the task doesn't say whether higher is better")
         if not shape.binary and n < _FEW_DOCUMENTS:
-            self.notes.append(f"{where}: only {n} documents; bootstrap intervals tend to be too narrow")
+            self.notes.append(
+                f"{where}: only {counted(n, 'document')}; bootstrap intervals tend to be too narrow"
+            )
         for entry in task.config.get("metric_list") or []:
             aggregation = entry.get("aggregation", "mean") if isinstance(entry, dict) else "mean"
             if isinstance(entry, dict) and entry.get("metric") == shape.metric and aggregation != "mean":

@@ -2,7 +2,7 @@
 
 Every format shows the same numbers in the same units. Scores within 0..1 are shown times 100: 93.1 is 93.1
 points, and a difference of +2.5 is 2.5 points. Other metrics (perplexity, say) are shown as they are and
-marked "[raw]". JSON keeps the metric's own scale.
+marked "[raw]".
 """
 
 from typing import Literal, overload

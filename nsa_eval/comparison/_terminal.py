@@ -5,7 +5,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from nsa_eval.comparison._format import Line, legend, lines, printable
+from nsa_eval.comparison._format import Line, legend, lines, printable, verdict_words
 from nsa_eval.comparison._types import Comparison
 
 # Columns that the one-line form needs with ordinary names.
@@ -53,7 +53,7 @@ class TerminalTable:
         name = "  " * line.indent + printable(line.name)
         if len(self.comparison.candidates) > 1 and not line.sub:
             name += f": {printable(line.row.candidate)}"
-        verdict = Text(line.row.verdict, style=_COLOURS.get(line.row.verdict, ""))
+        verdict = Text(verdict_words(line.row).replace(" (", "\n("), style=_COLOURS.get(line.row.verdict, ""))
         scores = (line.candidate, line.baseline, line.difference)
         if wide:
             numbers = (line.won_lost, line.p, line.p_adjusted, line.detectable)

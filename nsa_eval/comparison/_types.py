@@ -1,9 +1,18 @@
 """What a comparison holds: plain data that survives a round trip through JSON."""
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from nsa_eval.comparison._points import from_points, rounded, to_points
 from nsa_eval.comparison.intervals import Interval
 
 Verdict = Literal["better", "worse", "higher", "lower", "not distinguishable"]
@@ -11,6 +20,9 @@ Unit = Literal["points", "raw"]
 Family = str
 """Which rows Holm's correction covers together: "headline" (the main metric of every task and outermost
 group), "members 1", "members 2", ... (the same of what stands in so many groups), "further metrics"."""
+TOO_FEW = "not distinguishable (too few documents)"
+VERDICTS = (*get_args(Verdict), TOO_FEW)
+"""All verdicts in words, in the order in which they are counted."""
 
 
 class Estimate(BaseModel):
@@ -26,7 +38,7 @@ class Estimate(BaseModel):
 class Row(BaseModel):
     """One candidate against the baseline, on the documents of one task, under one metric.
 
-    Scores are kept in the metric's own scale (0.93); `unit` says how tables show them (93.0 points).
+    Scores are kept in the metric's own scale (0.93); `unit` says how tables and JSON show them (93.0 points).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +87,12 @@ class Row(BaseModel):
     """The same task at each context length."""
 
     @property
+    def too_few_documents(self) -> bool:
+        """Whether the documents were too few to find any difference that the scores could have."""
+        undecided = self.verdict == "not distinguishable" and self.minimum_detectable is None
+        return undecided and (self.binary or self.wins + self.losses > 0)
+
+    @property
     def ties(self) -> int:
         """Documents on which both score alike."""
         return self.n - self.wins - self.losses
@@ -94,7 +112,10 @@ class ModelInfo(BaseModel):
 
 
 class Comparison(BaseModel):
-    """The result of `compare`."""
+    """The result of `compare`.
+
+    As JSON it has the scores of rows whose unit is points in points, and says so (`in_points`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -112,6 +133,29 @@ class Comparison(BaseModel):
     purpose."""
     notes: list[str]
     """Differences that don't forbid the comparison, and everything else that a reader should know."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:  # noqa: ANN401 - whatever is given
+        """Take JSON's points back into the scale of the scores."""
+        if not isinstance(data, dict) or not data.get("in_points") or not isinstance(data.get("rows"), list):
+            return data
+        rows = [from_points(row) if isinstance(row, dict) else row for row in data["rows"]]
+        return {key: value for key, value in data.items() if key != "in_points"} | {"rows": rows}
+
+    @field_validator("rows")
+    @classmethod
+    def _round(cls, rows: list[Row]) -> list[Row]:
+        """Keep what JSON can give back."""
+        return [Row.model_validate(rounded(row.model_dump())) for row in rows]
+
+    @model_serializer(mode="wrap")
+    def _write(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Write JSON in points."""
+        data: dict[str, Any] = dump(self)
+        if info.mode == "json":
+            data |= {"in_points": True, "rows": [to_points(row) for row in data["rows"]]}
+        return data
 
     @property
     def candidates(self) -> list[str]:

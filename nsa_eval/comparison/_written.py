@@ -3,7 +3,7 @@
 import csv
 import io
 
-from nsa_eval.comparison._format import Line, legend, lines, printable, verdict_text
+from nsa_eval.comparison._format import Line, legend, lines, printable, verdict_text, verdict_words
 from nsa_eval.comparison._types import Comparison, Row
 from nsa_eval.comparison.intervals import Interval
 
@@ -46,7 +46,7 @@ def to_latex(comparison: Comparison, *, lengths: bool) -> str:
     out += [f"\\begin{{tabular}}{{{''.join(aligned)}}}", "\\toprule"]
     out += [" & ".join(_tex(name) for name in _header(comparison)) + r" \\", r"\midrule"]
     for line in lines(comparison, lengths=lengths):
-        cells = [*_cells(comparison, line), line.row.verdict]
+        cells = [*_cells(comparison, line), verdict_words(line.row)]
         cells = [_tex(c) if side == "l" else _tex_number(c) for c, side in zip(cells, aligned, strict=True)]
         cells[0] = r"\quad " * line.indent + cells[0]
         out.append(" & ".join(cells) + r" \\")

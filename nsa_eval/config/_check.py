@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from nsa_eval._gen_kwargs import contradiction
 from nsa_eval._limits import declared_max_length
 from nsa_eval._paths import is_file, is_folder, is_there, user_path
 from nsa_eval._suggest import did_you_mean
@@ -162,8 +163,12 @@ def _check_model(model: ModelSpec) -> Iterator[Problem]:
 def _check_task(task: TaskSpec, config: RunConfig) -> Iterator[Problem]:
     from nsa_tasks import TaskParameterError, families, family_of
 
-    for key, text in generation_problems(task.gen_kwargs or {}):
+    wrong = list(generation_problems(task.gen_kwargs or {}))
+    for key, text in wrong:
         yield ("gen_kwargs", key), text
+    against = None if wrong or config.engine.parity is not None else contradiction(task.gen_kwargs or {})
+    if against is not None:
+        yield ("gen_kwargs",), against
     family = family_of(task.task)
     if family is None:
         yield from _check_lm_eval_task(task, config, [name for f in families().values() for name in f.tasks])

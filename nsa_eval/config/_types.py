@@ -6,13 +6,14 @@ message would list every branch.
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from datetime import date
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from nsa_tasks import read_token_count
+from nsa_tasks import closest, read_token_count
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@,-]*")
@@ -90,6 +91,18 @@ def _shown(value: object, most: int) -> str:
     return repr(value)
 
 
+def _executor_kind(value: object) -> str:
+    import nsa_eval.executors as package  # which imports configs itself
+
+    found = pkgutil.iter_modules(package.__path__)
+    kinds = [module.name for module in found if not module.name.startswith("_")]
+    if isinstance(value, str) and value in kinds:
+        return value
+    near = closest(str(value), kinds)
+    hint = f"; did you mean {near!r}?" if near else ""
+    raise ValueError(f"expected {' or '.join(kinds)}, got {value!r}{hint}")
+
+
 def _batch_size(value: object) -> Any:  # noqa: ANN401  (int | "auto")
     if value == "auto" or (
         isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_ROWS
@@ -141,6 +154,8 @@ Limit = Annotated[int | float, BeforeValidator(_limit)]
 """Samples of a task: a count, or a fraction below 1 (as in lm-eval)."""
 BatchSize = Annotated[Any, BeforeValidator(_batch_size)]
 """Rows: a whole number, or `auto`."""
+ExecutorKind = Annotated[str, BeforeValidator(_executor_kind)]
+"""An executor: the name of a file in nsa_eval/executors/."""
 ChatTemplate = Annotated[bool | str, BeforeValidator(_chat_template)]
 """Whether to apply the tokenizer's chat template, or the name of one of several."""
 Day = Annotated[str, BeforeValidator(_day)]

@@ -3,7 +3,7 @@
 Everything is strict: a key that isn't here is an error, and so is text where a number belongs. The
 docstring under each field says what it means, in which unit, and what happens when it is left out; the
 documentation is made from them. Its mark (`Neutral[...]`, ...; none: it can change a response) says what it
-can change, and everything that has to know goes by it: see `_marks.py`.
+can change, and everything that has to know goes by it: see `marks.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from nsa_eval.config._types import (
     Budget,
     ChatTemplate,
     Day,
+    ExecutorKind,
     Length,
     Limit,
     Name,
@@ -135,7 +136,8 @@ class TaskSpec(_Section):
     num_fewshot: Request[int | None] = Field(default=None, ge=0)
     """Solved examples before each question. Default: what the task says; some have none."""
     limit: Request[Limit | None] = None
-    """Only the first samples: a count, or a fraction below 1. Default: the run's `limit`."""
+    """Only so many samples: a count, or a fraction below 1; the first ones, or of a grid an even share of its
+    cells. Default: the run's `limit`."""
     gen_kwargs: Request[dict[str, Any] | None] = None
     """Generation settings that replace the task's, such as {temperature: 0.7}. Default: the task's."""
     metadata: Request[dict[str, Any] | None] = None
@@ -181,6 +183,11 @@ class EngineSpec(_Section):
     get 17 tokens or more. `off`: never."""
     add_bos_token: bool | None = None
     """Put the beginning-of-sequence token before prompts. Default: as the tokenizer does."""
+    parity: Literal["lm-eval"] | None = None
+    """`lm-eval`: do as its hf model does where that is known to be wrong: score a BOS given BOS in rolling
+    log-likelihoods, cut it off with `truncation: left`, leave an EOS that the tokenizer appends in prompts,
+    and let a task's generation settings win over `gen_kwargs` under another name. Default: what is right;
+    the audit says where they differ."""
 
 
 class CompareSpec(_Section):
@@ -206,7 +213,7 @@ class ReportSpec(_Section):
 class ExecutorSpec(_Section):
     """Who answers the requests: this process, or workers of a Ray cluster."""
 
-    kind: Literal["local", "ray"] = "local"
+    kind: ExecutorKind = "local"
     """`local`: this process, one model on one device. `ray`: several workers (pip install nsa-eval[ray])."""
     address: str = Field(default="local", min_length=1)
     """Ray: `local` starts workers on this machine; `auto` or HOST:PORT joins a cluster that is there, whose
@@ -239,7 +246,8 @@ class RunConfig(_Section):
     python's, numpy's, torch's and the few-shot sampler's, as in lm-eval. Default: lm-eval's 0, 1234, 1234,
     1234."""
     limit: Request[Limit | None] = None
-    """Only the first samples of each task, for a trial: a count, or a fraction below 1. Default: all."""
+    """Only so many samples of each task, for a trial: a count, or a fraction below 1; the first ones, or of a
+    grid an even share of its cells. Default: all."""
     include_path: Source[list[str]] = []
     """Folders with more lm-eval task YAML files."""
 

@@ -80,7 +80,9 @@ class Answerer:
             max_length=self.max_length,
             truncation=settings.truncation,
             add_bos_token=settings.add_bos_token,
+            parity=settings.parity,
         )
+        self._events += self.prompts.events
         self._reader: Reader | None = None
         self._meter = Meter(model)
         self._attached = self._attach(method) if method is not None else None
@@ -226,7 +228,7 @@ class Answerer:
 
     def _score_windows(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
         windows = [self.prompts.windows(request.arguments[0], request.origin) for request in requests]
-        owners = [(index, window) for index, found in enumerate(windows) for window in found]
+        owners = [(index, window) for index, found in enumerate(windows) for window in found.pairs]
         values: list[list[float]] = [[] for _ in requests]
         costs = [Cost() for _ in requests]
 
@@ -236,7 +238,8 @@ class Answerer:
                     requests[i].key: Response(
                         value=math.fsum(values[i]),
                         prompt_tokens=1,
-                        new_tokens=sum(len(tail) for _, tail in windows[i]),
+                        new_tokens=sum(len(tail) for _, tail in windows[i].pairs),
+                        events=windows[i].events,
                         cost=costs[i],
                     )
                     for i in indices
@@ -252,11 +255,11 @@ class Answerer:
                 costs[index] += cost
                 self._check_finite(value, requests[index])
                 values[index].append(value)
-                if len(values[index]) == len(windows[index]):
+                if len(values[index]) == len(windows[index].pairs):
                     ready.append(index)
             answer(ready)
 
-        answer([i for i, found in enumerate(windows) if not found and requests[i].key in missing])
+        answer([i for i, found in enumerate(windows) if not found.pairs and requests[i].key in missing])
         pairs = [(name, context, tail) for name, (_, (context, tail)) in enumerate(owners)]
         self.scorer().run(
             units_of(pairs), wanted=lambda name: requests[owners[name][0]].key in missing, emit=scored
@@ -267,10 +270,13 @@ class Answerer:
         prompts: list[Prompt] = []
         for name, request in enumerate(requests):
             text, given = request.arguments
-            settings = GenerationSettings.parse(given, request.origin)
+            settings = GenerationSettings.parse(given, request.origin, parity=self.settings.parity)
             prompt = self.prompts.generation(
                 text, budget=settings.budget, origin=request.origin, truncation=request.truncation
             )
+            prompt.events += [
+                AuditEvent(kind="setting", task=request.origin.task, detail=note) for note in settings.notes
+            ]
             prompts.append(prompt)
             asked.append(
                 ReplyRequest.of(name, prompt.context, settings, request.seed, request.origin, request.key)

@@ -15,12 +15,12 @@ from nsa_eval.engine._answerer import Answerer, Emit, ModelFacts
 from nsa_eval.engine._building import build
 from nsa_eval.engine._ledger import Call, Ledger
 from nsa_eval.engine._prompts import PromptEncoder, Truncation
-from nsa_eval.engine._requests import Request, RequestKind, name_requests
+from nsa_eval.engine._requests import Request, name_requests
 from nsa_eval.engine._sampling import DEFAULT_NEW_TOKENS
 from nsa_eval.engine._scoring import LogLikelihood, units_of
 from nsa_eval.engine._settings import engine_settings
 from nsa_eval.errors import UserError
-from nsa_eval.store import AuditEvent, Cost, Response, ResponseStore
+from nsa_eval.store import AuditEvent, Cost, RequestKind, Response, ResponseStore
 from nsa_tasks import calls_clock, clock_at
 
 Answer = Callable[[Sequence[Request], Collection[str], Emit], None]
@@ -65,7 +65,7 @@ class Engine(TemplateLM):
                 fingerprint, dtype, backend, engine settings.
             on_response: Called with the number of requests just answered, for a progress bar.
             settings: Keys of a config's `engine` section (`nsa_eval.config.EngineSpec`): batch_size,
-                truncation, prefill_chunk, share_prefixes, cuda_graphs, add_bos_token.
+                truncation, prefill_chunk, share_prefixes, cuda_graphs, add_bos_token, parity.
 
         Raises:
             UserError: A setting out of range.
@@ -97,7 +97,9 @@ class Engine(TemplateLM):
         store_context: str = "",
         task_contexts: Mapping[str, str] | None = None,
         truncations: Mapping[str, Truncation] | None = None,
+        documents: Mapping[str, Sequence[int]] | None = None,
         seed: int | None = None,
+        on_requests: Callable[[Sequence[Request]], None] | None = None,
     ) -> Engine:
         """The same LM over a model that is loaded elsewhere: in an executor's workers.
 
@@ -110,7 +112,9 @@ class Engine(TemplateLM):
             store_context: All that responses depend on besides the request.
             task_contexts: The same for single tasks, by name.
             truncations: What becomes of prompts that are too long, for tasks that say so themselves.
+            documents: Which documents are asked of tasks that are asked in part.
             seed: The run's seed of drawn replies.
+            on_requests: Called with all requests of a kind before the first is looked up.
         """
         engine = cls.__new__(cls)
         engine._answerer = None
@@ -123,7 +127,9 @@ class Engine(TemplateLM):
             store_context=store_context,
             task_contexts=task_contexts,
             truncations=truncations,
+            documents=documents,
             seed=seed,
+            on_requests=on_requests,
             keeps=False,
         )
         return engine
@@ -139,7 +145,9 @@ class Engine(TemplateLM):
         store_context: str,
         task_contexts: Mapping[str, str] | None = None,
         truncations: Mapping[str, Truncation] | None = None,
+        documents: Mapping[str, Sequence[int]] | None = None,
         seed: int | None = None,
+        on_requests: Callable[[Sequence[Request]], None] | None = None,
         on_response: Callable[[int], None] | None = None,
         keeps: bool,
     ) -> None:
@@ -153,7 +161,9 @@ class Engine(TemplateLM):
             store_context=store_context,
             task_contexts=task_contexts,
             truncations=truncations,
+            documents=documents,
             seed=seed,
+            on_requests=on_requests,
             on_response=on_response,
             keeps=keeps,
         )
@@ -162,6 +172,7 @@ class Engine(TemplateLM):
             max_length=facts.max_length,
             truncation=settings.truncation,
             add_bos_token=settings.add_bos_token,
+            parity=settings.parity,
         )
 
     def _attach(
@@ -174,7 +185,9 @@ class Engine(TemplateLM):
         store_context: str,
         task_contexts: Mapping[str, str] | None,
         truncations: Mapping[str, Truncation] | None,
+        documents: Mapping[str, Sequence[int]] | None,
         seed: int | None,
+        on_requests: Callable[[Sequence[Request]], None] | None,
         on_response: Callable[[int], None] | None,
         keeps: bool,
     ) -> None:
@@ -186,7 +199,8 @@ class Engine(TemplateLM):
         self._device = facts.device
         self._answer = answer
         self._context, self._task_contexts, self._seed = store_context, task_contexts, seed
-        self._truncations = truncations
+        self._truncations, self._documents = truncations, documents
+        self._on_requests = on_requests
         self._keeps = keeps
         self._costs: dict[str, Cost] = {}
         self._ledger = Ledger(store, on_response)
@@ -350,8 +364,11 @@ class Engine(TemplateLM):
             context=self._context,
             task_contexts=self._task_contexts,
             truncations=self._truncations,
+            documents=self._documents,
             seed=self._seed,
         )
+        if self._on_requests is not None:
+            self._on_requests(requests)
         call = Call(self._ledger, requests)
         if call.missing:
             distinct = call.distinct()

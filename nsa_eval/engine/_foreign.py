@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -38,7 +38,9 @@ class ForeignEngine(Engine):
         store: ResponseStore | None = None,
         store_context: str = "",
         task_contexts: Mapping[str, str] | None = None,
+        documents: Mapping[str, Sequence[int]] | None = None,
         seed: int | None = None,
+        on_requests: Callable[[Sequence[Request]], None] | None = None,
     ) -> ForeignEngine:
         """Put the store before a model.
 
@@ -50,7 +52,9 @@ class ForeignEngine(Engine):
             store: Where responses are looked up.
             store_context: All that responses depend on besides the request.
             task_contexts: The same for single tasks, by name.
+            documents: Documents asked of a task, by its name, where they aren't the first.
             seed: The run's seed of drawn replies.
+            on_requests: Told of the requests of each call.
         """
         engine = cls.__new__(cls)
         TemplateLM.__init__(engine)
@@ -65,7 +69,9 @@ class ForeignEngine(Engine):
             store_context=store_context,
             task_contexts=task_contexts,
             truncations=None,
+            documents=documents,
             seed=seed,
+            on_requests=on_requests,
             on_response=None,
             keeps=False,
         )

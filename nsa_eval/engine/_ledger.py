@@ -35,7 +35,11 @@ class Call:
     """The answers of one call, by key."""
 
     def __init__(self, ledger: Ledger, requests: Sequence[Request]) -> None:
-        """Look up what is stored already."""
+        """Look up what is stored already.
+
+        Raises:
+            StoreError: A stored value of another type than its request is answered with.
+        """
         self._ledger = ledger
         self.requests = requests
         self._count = Counter(request.key for request in requests)
@@ -44,6 +48,10 @@ class Call:
         if store is not None:
             stored = ((key, store.get(key)) for key in self._count)
             self._found = {key: response for key, response in stored if response is not None}
+            kinds = {request.key: request.kind for request in requests}
+            for key, response in self._found.items():
+                if not response.answers(kinds[key]):
+                    raise store.unfit(key, kinds[key])
         self._report(self._found, stored=True)
 
     @property

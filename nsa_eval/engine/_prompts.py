@@ -37,8 +37,23 @@ class Prompt:
     events: list[AuditEvent] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Windows:
+    """A text to be scored whole."""
+
+    pairs: list[tuple[list[int], list[int]]] = field(default_factory=list)
+    """(context, continuation) of each window."""
+    events: list[AuditEvent] = field(default_factory=list)
+
+
 class PromptEncoder:
-    """Token ids exactly as lm-eval's `hf` model makes them; cuts only by policy."""
+    """Token ids as lm-eval's `hf` model makes them, but where its way is wrong; cuts only by policy.
+
+    Three things differ, each recorded, and `parity="lm-eval"` restores its way: a rolling log-likelihood
+    doesn't score a BOS that is given already (lm-eval's issue 3333); a left cut keeps the BOS that a model
+    was trained to start from; and an EOS that the tokenizer appends to every text isn't part of a prompt,
+    where it would end the context and shift the scored tokens by one.
+    """
 
     def __init__(
         self,
@@ -47,17 +62,32 @@ class PromptEncoder:
         max_length: int,
         truncation: Truncation,
         add_bos_token: bool | None,
+        parity: Literal["lm-eval"] | None = None,
     ) -> None:
         """Args are those of the Engine."""
         self.tokenizer = tokenizer
+        self._right = parity is None
         self.max_length = max_length
         self.truncation = truncation
         self.add_bos_token = add_bos_token
         bos = tokenizer.bos_token_id
-        self._adds_bos = bos is not None and list(tokenizer.encode("a"))[:1] == [bos]
+        self._starts, self._ends = added_tokens(tokenizer)
+        self._adds_bos = bos is not None and self._starts[:1] == [bos]
         prefix = self.prefix_token_id
         self._prefix_text = None if prefix is None else str(tokenizer.decode([prefix]))
         self._contexts: tuple[str, list[int]] = ("", [])
+
+    @property
+    def events(self) -> list[AuditEvent]:
+        """What of this tokenizer's way is passed over in every prompt."""
+        found = []
+        if self._right and self._ends and self.add_bos_token is not False:
+            text = f"the tokenizer appends {self.tokenizer.decode(self._ends)} to every text; it was left out"
+            found.append(AuditEvent(kind="eos_left_out", detail=f"{text} of prompts and scores"))
+        if self.add_bos_token and not self._adds_bos:
+            text = "add_bos_token: true does nothing: the tokenizer puts no such token before a text"
+            found.append(AuditEvent(kind="setting", detail=text))
+        return found
 
     @property
     def prefix_token_id(self) -> int | None:
@@ -131,16 +161,29 @@ class PromptEncoder:
         self._cut(prompt, room, origin, truncation, budget=budget)
         return prompt
 
-    def windows(self, text: str, origin: Origin) -> list[tuple[list[int], list[int]]]:
-        """(context, continuation) windows that score every token of a text once, as lm-eval cuts them."""
+    def windows(self, text: str, origin: Origin) -> Windows:
+        """Windows that score every token of a text once, as lm-eval cuts them."""
         tokens = self.encode(text)
         prefix = self.require_prefix(origin)
-        return [
+        found = Windows()
+        # The first window starts from the prefix token: a BOS of the text's own would be scored given BOS.
+        if self._right and prefix == self.tokenizer.bos_token_id and tokens[:1] == [prefix]:
+            tokens = tokens[1:]
+            found.events.append(
+                AuditEvent(
+                    kind="bos_unscored",
+                    task=origin.task,
+                    doc_id=origin.doc_id,
+                    detail="the text's beginning-of-sequence token was given, not scored",
+                )
+            )
+        found.pairs = [
             make_disjoint_window(window)
             for window in get_rolling_token_windows(
                 token_list=tokens, prefix_token=prefix, max_seq_len=self.max_length, context_len=1
             )
         ]
+        return found
 
     def require_prefix(self, origin: Origin) -> int:
         """The prefix token.
@@ -159,8 +202,11 @@ class PromptEncoder:
     def _ids(self, text: str, add_special_tokens: bool | None) -> list[int]:
         given = self.add_bos_token if add_special_tokens is None else add_special_tokens
         if given is None:
-            return list(self.tokenizer.encode(text))
-        return list(self.tokenizer.encode(text, add_special_tokens=given))
+            ids = list(self.tokenizer.encode(text))
+        else:
+            ids = list(self.tokenizer.encode(text, add_special_tokens=given))
+        ends = self._ends if self._right and given is not False else []
+        return ids[: -len(ends)] if ends and ids[-len(ends) :] == ends else ids
 
     @staticmethod
     def _starts_with(text: str, token: str | None) -> bool:
@@ -208,17 +254,41 @@ class PromptEncoder:
                 f"{self.max_length}; ask for shorter prompts, raise max_length, or choose truncation: left "
                 "or middle (every cut is then reported)"
             )
-        prompt.context = cut_tokens(prompt.context, room, truncation)
+        kept = self._kept_starts(prompt.context) if self._right and truncation == "left" else 0
+        kept = kept if kept < room else 0
+        prompt.context = prompt.context[:kept] + cut_tokens(prompt.context, room - kept, truncation)
+        beside = ", its beginning-of-sequence token kept" if kept else ""
         prompt.events.append(
             AuditEvent(
                 kind="truncated",
                 task=origin.task,
                 doc_id=origin.doc_id,
-                detail=f"{truncation}: {size - len(prompt.context)} of {size} prompt tokens cut",
+                detail=f"{truncation}: {size - len(prompt.context)} of {size} prompt tokens cut{beside}",
                 before=size,
                 after=len(prompt.context),
             )
         )
+
+    def _kept_starts(self, context: list[int]) -> int:
+        """How many tokens at a prompt's start are the model's, not the text's: a left cut keeps them."""
+        starts = self._starts
+        if starts and context[: len(starts)] == starts:
+            return len(starts)
+        bos = self.tokenizer.bos_token_id
+        return 1 if bos is not None and context[0] == bos else 0
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer puts before and behind every text of its own accord."""
+    whole = list(tokenizer.encode("a"))
+    plain = list(tokenizer.encode("a", add_special_tokens=False))
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    # The text itself comes out otherwise between them: only the named tokens can be told.
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    starts = whole[:1] if bos is not None and whole[:1] == [bos] else []
+    return starts, whole[-1:] if eos is not None and whole[-1:] == [eos] and plain[-1:] != [eos] else []
 
 
 def cut_tokens(tokens: list[int], room: int, truncation: Truncation) -> list[int]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from lm_eval.api.instance import Instance
 
 from nsa_eval.engine._prompts import Origin, Truncation
-from nsa_eval.store import request_key
-
-RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
+from nsa_eval.store import RequestKind, request_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +36,7 @@ def name_requests(
     context: str,
     task_contexts: Mapping[str, str] | None = None,
     truncations: Mapping[str, Truncation] | None = None,
+    documents: Mapping[str, Sequence[int]] | None = None,
     seed: int | None = None,
 ) -> list[Request]:
     """Name every request by its content; equal requests get equal keys.
@@ -48,6 +47,8 @@ def name_requests(
         context: All that responses depend on besides the request.
         task_contexts: The same for single tasks, by name.
         truncations: Policies of single tasks for prompts that are too long, by name.
+        documents: Of tasks that are asked in part, by name: the number of each document that is asked, since
+            lm-eval counts those alone.
         seed: The run's seed of drawn replies.
     """
     seen: Counter[int] = Counter()
@@ -58,6 +59,7 @@ def name_requests(
         seen[id(instance)] += 1
         doc = instance.doc if isinstance(instance.doc, Mapping) else {"doc": instance.doc}
         task = instance.task_name or ""
+        numbers = (documents or {}).get(task)
         of_task = (task_contexts or {}).get(task, "")
         key, plain = (
             request_key(
@@ -70,7 +72,7 @@ def name_requests(
                 key=key,
                 kind=kind,
                 arguments=instance.args,
-                origin=Origin(task, instance.doc_id),
+                origin=Origin(task, numbers[instance.doc_id] if numbers else instance.doc_id),
                 seed=int(plain[:15], 16),
                 truncation=(truncations or {}).get(task),
             )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
+from nsa_eval._gen_kwargs import BUDGET_NAMES, contradiction
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.errors import UserError
 
@@ -46,17 +47,27 @@ class GenerationSettings:
     """Strings that end the reply, and aren't part of it."""
     sampling: Sampling | None
     """None = greedy."""
+    notes: tuple[str, ...] = ()
+    """Settings of the request that do nothing, one sentence each."""
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any], origin: Origin) -> GenerationSettings:
+    def parse(
+        cls, given: Mapping[str, Any], origin: Origin, *, parity: Literal["lm-eval"] | None = None
+    ) -> GenerationSettings:
         """Read lm-eval's generation settings.
 
         Only what the request names applies: a model's own generation defaults (a penalty, a temperature)
         would make scores depend on something that no task states.
 
+        Two values for one setting are refused, where lm-eval takes the first of its names; `parity` leaves
+        it at that.
+
         Raises:
-            UserError: A setting that this engine doesn't have, or a value out of range.
+            UserError: A setting that this engine doesn't have, a value out of range, or two for one setting.
         """
+        against = None if parity else contradiction(given)
+        if against is not None and len([name for name in BUDGET_NAMES if given.get(name) is not None]) > 1:
+            raise UserError(f"{origin}: generation settings {against}")
         left = dict(normalize_gen_kwargs(dict(given), DEFAULT_NEW_TOKENS))
         until = [stop for stop in left.pop("until") or [] if stop]
         budget = int(left.pop("max_gen_toks"))
@@ -91,7 +102,13 @@ class GenerationSettings:
                 raise UserError(
                     f"{origin}: top_k must be 0 or more and top_p within (0, 1], got {top_k} and {top_p}"
                 )
-        return cls(budget=budget, until=tuple(until), sampling=sampling)
+        # A task's own temperature beside do_sample: false: greedy, as lm-eval does, and said.
+        return cls(
+            budget=budget,
+            until=tuple(until),
+            sampling=sampling,
+            notes=() if against is None else (against,),
+        )
 
 
 class Sampler:

@@ -100,6 +100,8 @@ class RayExecutor:
             UserError: Ray isn't installed, or there is no cluster at the address.
         """
         self._ray = _import_ray()
+        errors = self._ray.exceptions
+        self._lost = (errors.RayActorError, errors.OutOfMemoryError, errors.WorkerCrashedError)
         self._store = store
         self._settings = settings
         self._checkpoint: ModelSpec | None = None
@@ -179,7 +181,7 @@ class RayExecutor:
             except StopIteration:
                 del running[stream]
                 idle.append(index)
-            except self._ray.exceptions.ActorDiedError:
+            except self._lost:
                 del running[stream]
                 tries[id(piece)] = tries.get(id(piece), 0) + 1
                 if tries[id(piece)] >= _TRIES:
@@ -222,7 +224,7 @@ class RayExecutor:
             calls = [getattr(worker, name).remote(*arguments) for worker in self._workers]
             try:
                 return self._get(calls)
-            except self._ray.exceptions.ActorDiedError:
+            except self._lost:
                 if attempt == _TRIES - 1:
                     raise UserError("workers die while they load the model: look at their memory") from None
                 self._revive()
@@ -232,7 +234,7 @@ class RayExecutor:
         for index, worker in enumerate(self._workers):
             try:
                 self._ray.get(worker.pid.remote())
-            except self._ray.exceptions.ActorDiedError:
+            except self._lost:
                 self._replace(index)
 
     def _get(self, calls: list[Any]) -> list[Any]:

@@ -238,6 +238,7 @@ class Figures:
                 p_adjusted=row.p_adjusted,
                 minimum_detectable=row.minimum_detectable,
                 significant=row.verdict != "not distinguishable",
+                too_few=row.too_few_documents,
                 test=_TESTS[row.test],
                 n=row.n,
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 from nsa_eval.comparison import Comparison, labelled
 from nsa_eval.material._figures import Figures
-from nsa_eval.material._settings import settings_of, variant_of
+from nsa_eval.material._settings import fields_of, settings_of, variant_of
 from nsa_eval.results import GroupResult, ModelRun, Run, outline
 
 
@@ -79,6 +79,10 @@ class Material:
         What the results say it ran with counts before what run.yaml asked for.
         """
         return settings_of(self.models[label])
+
+    def fields(self, label: str) -> dict[str, str]:
+        """The fields of a checkpoint's config, with what its variant set."""
+        return fields_of(self.models[label])
 
     def variant(self, label: str) -> dict[str, str]:
         """What makes a model a variant of its checkpoint: config fields set, a method's parameters."""

@@ -1,11 +1,14 @@
 """Samples of a report: one document, every model's reply side by side."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from nsa_eval.audit import describe
 from nsa_eval.results import ModelRun, Sample
-from nsa_reports import Reply, ShownSample
+from nsa_reports import Extract, Reply, ShownSample
+
+_Place = tuple[str, int]
+"""Hash of a document, and which of its samples."""
 
 
 def side_by_side(task: str, models: Mapping[str, ModelRun], key: tuple[str, str]) -> tuple[ShownSample, ...]:
@@ -17,16 +20,16 @@ def side_by_side(task: str, models: Mapping[str, ModelRun], key: tuple[str, str]
         key: (metric, filter) whose score is shown.
     """
     metric, filter_name = key
-    replies: dict[tuple[str, int], list[tuple[str, Sample]]] = {}
+    replies: dict[_Place, list[tuple[str, Sample]]] = {}
+    filters: dict[str, dict[str, dict[_Place, Sample]]] = {}
     for label, model in models.items():
-        seen: dict[str, int] = {}
-        for sample in model.tasks[task].filters.get(filter_name, ()) if task in model.tasks else ():
-            # Samples of one document stay apart: the k-th of one model stands beside the k-th of another.
-            turn = seen[sample.doc_hash] = seen.get(sample.doc_hash, 0) + 1
-            replies.setdefault((sample.doc_hash, turn), []).append((label, sample))
+        of_task = model.tasks[task].filters if task in model.tasks else {}
+        filters[label] = {name: dict(_places(samples)) for name, samples in of_task.items()}
+        for place, sample in filters[label].get(filter_name, {}).items():
+            replies.setdefault(place, []).append((label, sample))
     events = {label: _events(task, model) for label, model in models.items()}
     shown = []
-    for answered in replies.values():
+    for place, answered in replies.items():
         first = answered[0][1]
         shown.append(
             ShownSample(
@@ -35,6 +38,9 @@ def side_by_side(task: str, models: Mapping[str, ModelRun], key: tuple[str, str]
                     Reply(
                         model=label,
                         text=sample.reply,
+                        more=sample.replies[1:],
+                        extracts=_extracts(filters[label], place, metric),
+                        reasons=sample.reasons,
                         score=_score(sample, metric),
                         notes=events[label].get(str(sample.doc_id), ()),
                         prompt_end=None if sample.prompt_end == first.prompt_end else sample.prompt_end,
@@ -50,6 +56,26 @@ def side_by_side(task: str, models: Mapping[str, ModelRun], key: tuple[str, str]
             )
         )
     return tuple(shown)
+
+
+def _places(samples: Iterable[Sample]) -> Iterator[tuple[_Place, Sample]]:
+    """Samples of one document stay apart: the k-th of one model stands beside the k-th of another."""
+    seen: dict[str, int] = {}
+    for sample in samples:
+        turn = seen[sample.doc_hash] = seen.get(sample.doc_hash, 0) + 1
+        yield (sample.doc_hash, turn), sample
+
+
+def _extracts(
+    filters: Mapping[str, Mapping[_Place, Sample]], place: _Place, metric: str
+) -> tuple[Extract, ...]:
+    """What every filter of the task made of a document's replies."""
+    found = {name: samples[place] for name, samples in filters.items() if place in samples}
+    return tuple(
+        Extract(filter=name if len(found) > 1 else "", texts=sample.extracted, score=_score(sample, metric))
+        for name, sample in found.items()
+        if sample.extracted
+    )
 
 
 def _events(task: str, model: ModelRun) -> dict[str, tuple[str, ...]]:

@@ -31,6 +31,14 @@ def settings_of(model: ModelRun) -> dict[str, str]:
     return {**named, **variant_of(model)}
 
 
+def fields_of(model: ModelRun) -> dict[str, str]:
+    """The fields of the checkpoint's config with what the variant set, by name; nothing of an old run."""
+    recorded = next(iter(model.tasks.values())).settings.get("model_fields")
+    return (
+        {str(key): _text(value) for key, value in recorded.items()} if isinstance(recorded, Mapping) else {}
+    )
+
+
 def variant_of(model: ModelRun) -> dict[str, str]:
     """The fields of the model's config that were set, and the parameters of its method, by their names."""
     task = next(iter(model.tasks.values()))

@@ -69,6 +69,7 @@ def _sample(record: dict[str, Any]) -> Sample:
     requests = _requests(record["arguments"])
     prompt = str(requests[0][0]) if requests and requests[0] else ""
     resps = record.get("resps") or []
+    replies = _replies(requests, resps)
     repeats = len(resps[0]) if resps and isinstance(resps[0], list) else 1
     return Sample(
         doc_id=record["doc_id"],
@@ -86,7 +87,9 @@ def _sample(record: dict[str, Any]) -> Sample:
         needle=_text(doc.get("needle")),
         answer=_text(doc.get("answer")),
         prompt_end=prompt[-PROMPT_END_CHARACTERS:],
-        reply=_reply(requests, resps),
+        replies=replies,
+        extracted=_extracted(resps, record.get("filtered_resps"), replies),
+        reasons=_answers(doc.get("reasons")),
         expected=_answers(doc.get("outputs")) or (str(record.get("target", "")),),
     )
 
@@ -115,16 +118,30 @@ def _metrics(record: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _reply(requests: list[list[Any]], resps: Any) -> str:  # noqa: ANN401 - whatever the file holds
-    """The first reply of a generation, or the continuation with the highest log-likelihood."""
+def _replies(requests: list[list[Any]], resps: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever the file holds
+    """All replies of a generation, or the continuation with the highest log-likelihood."""
     first = [resp[0] if isinstance(resp, list) and resp else resp for resp in resps]
     if not first:
-        return ""
+        return ()
     if isinstance(first[0], list):
         scores = [float(pair[0]) for pair in first]
         best = max(range(len(scores)), key=scores.__getitem__)
-        return str(requests[best][1]).strip() if len(requests[best]) > 1 else ""
-    return str(first[0])
+        return (str(requests[best][1]).strip() if len(requests[best]) > 1 else "",)
+    return tuple(str(reply) for resp in resps for reply in (resp if isinstance(resp, list) else [resp]))
+
+
+def _extracted(resps: Any, filtered: Any, replies: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ANN401
+    """What a filter made of the replies of a generation; nothing where it only chose among them."""
+    first = resps[0] if resps else None
+    generated = isinstance(first, str) or (
+        isinstance(first, list) and isinstance(next(iter(first), None), str)
+    )
+    if not generated or not isinstance(filtered, list):
+        return ()
+    found = tuple(
+        str(item) for part in filtered for item in (part if isinstance(part, list | tuple) else [part])
+    )
+    return () if found == replies[: len(found)] else found
 
 
 def _text(value: Any) -> str | None:  # noqa: ANN401 - whatever the file holds

@@ -43,10 +43,19 @@ class Sample(BaseModel):
 
     prompt_end: str = ""
     """The last characters of the prompt."""
-    reply: str = ""
-    """The reply, or the choice that the model found likeliest."""
+    replies: tuple[str, ...] = ()
+    """Every reply, or the choice that the model found likeliest."""
+    extracted: tuple[str, ...] = ()
+    """What the task's filter took from the replies and scored; empty where that is the replies themselves."""
+    reasons: tuple[str, ...] = ()
+    """For each reply, in words of the task, what it holds instead of the answer; empty where it says none."""
     expected: tuple[str, ...] = ()
     """Every answer that counts, or the one target."""
+
+    @property
+    def reply(self) -> str:
+        """The first reply."""
+        return self.replies[0] if self.replies else ""
 
 
 class TaskResult(BaseModel):

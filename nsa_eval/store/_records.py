@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nsa_eval.audit import KINDS
 
+RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
+"""How lm-eval asks."""
+_ANSWERS: dict[RequestKind, type] = {
+    "loglikelihood": tuple,
+    "loglikelihood_rolling": float,
+    "generate_until": str,
+}
+
 
 class AuditEvent(BaseModel):
     """Something done to a prompt, or assumed about a model, that can move a score."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     kind: str
     """A key of `nsa_eval.audit.KINDS`, which says what each means."""
@@ -41,7 +50,7 @@ class Cost(BaseModel):
     Kept beside the responses and never part of what two runs have to agree on.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     prefill_seconds: float = 0.0
     """Reading prompts, and scoring them."""
@@ -78,19 +87,29 @@ class Cost(BaseModel):
 class Response(BaseModel):
     """One finished request."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
 
     value: str | tuple[float, bool] | float
     """Reply of `generate_until`; (log-likelihood in nats, is greedy) of `loglikelihood`; nats of the whole
     text for `loglikelihood_rolling`."""
-    prompt_tokens: int
+    prompt_tokens: int = Field(ge=0)
     """Tokens that the model read as given, after any cut."""
-    new_tokens: int
+    new_tokens: int = Field(ge=0)
     """Tokens generated (an end-of-text token counts), or scored."""
     events: list[AuditEvent] = Field(default_factory=list)
     """What was done to this request's prompt; stored, so that a resumed run reports the same."""
     cost: Cost | None = Field(default=None, exclude=True, repr=False)
     """What it took; stored beside the rest, and not compared."""
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        """JSON knows no tuples."""
+        return tuple(value) if isinstance(value, list) else value
+
+    def answers(self, kind: RequestKind) -> bool:
+        """Whether the value is of the type that requests of this kind are answered with."""
+        return isinstance(self.value, _ANSWERS[kind])
 
     def __eq__(self, other: object) -> bool:
         """Whether both say the same, whatever it took."""

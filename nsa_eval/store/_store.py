@@ -11,8 +11,8 @@ from typing import Self
 from filelock import BaseFileLock
 
 from nsa_eval.store._lock import lock_store
-from nsa_eval.store._records import Response
-from nsa_eval.store._shard import Shard, explained, read_shard
+from nsa_eval.store._records import RequestKind, Response
+from nsa_eval.store._shard import Shard, StoreError, explained, read_shard
 
 
 class ResponseStore:
@@ -81,6 +81,19 @@ class ResponseStore:
     def get(self, key: str) -> Response | None:
         """The response stored under `key`, or None."""
         return self._responses.get(key)
+
+    def unfit(self, key: str, kind: RequestKind) -> StoreError:
+        """The error for a response that is of another type than its request is answered with."""
+        value = self._responses[key].value
+        for path in self._read:
+            for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+                if key.encode() in line:
+                    return StoreError(
+                        f"{path}, line {number}: {value!r:.80} is stored as the answer to a {kind} request; "
+                        "the file was changed by something else. Remove that line to have its requests asked "
+                        "again, or use a new output folder"
+                    )
+        return StoreError(f"{self.path}: {value!r:.80} is stored as the answer to a {kind} request")
 
     def put(self, key: str, response: Response) -> None:
         """Store one response; it is on disk when this returns.

@@ -1,6 +1,5 @@
 """HTML reports and paper figures from plain data; knows nothing of how the data was made."""
 
-from nsa_reports.charts import heatmap_chart
 from nsa_reports.page import ALL, Anchor, Page, SectionData, SectionView
 from nsa_reports.panels import Panel, difference_limit, panels_of
 from nsa_reports.render import render, to_html
@@ -8,6 +7,7 @@ from nsa_reports.samples import SampleLimits
 from nsa_reports.view import (
     Cell,
     DifferenceMap,
+    Extract,
     HeatmapGroup,
     LengthRow,
     ModelMap,
@@ -23,6 +23,7 @@ __all__ = [
     "Anchor",
     "Cell",
     "DifferenceMap",
+    "Extract",
     "HeatmapGroup",
     "LengthRow",
     "ModelMap",
@@ -37,7 +38,6 @@ __all__ = [
     "ShownSample",
     "ShownScore",
     "difference_limit",
-    "heatmap_chart",
     "panels_of",
     "render",
     "to_html",

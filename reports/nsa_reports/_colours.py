@@ -23,9 +23,7 @@ DIFFERENCE = (
 )
 
 
-def plotly_scale(colours: tuple[str, ...]) -> list[list[float | str]]:
-    """Evenly spaced `[position, colour]` stops as plotly wants them."""
-    return [[index / (len(colours) - 1), colour] for index, colour in enumerate(colours)]
+_BLACK, _WHITE = "#000000", "#ffffff"
 
 
 def css_gradient(colours: tuple[str, ...]) -> str:
@@ -33,20 +31,32 @@ def css_gradient(colours: tuple[str, ...]) -> str:
     return f"linear-gradient(90deg, {', '.join(colours)})"
 
 
-def ink_on(colours: tuple[str, ...], position: float) -> str:
-    """Black or white, whichever reads better on the colour at `position` (0..1) of the map.
-
-    Contrast by relative luminance as WCAG 2 defines it.
-    """
+def colour_at(colours: tuple[str, ...], position: float) -> str:
+    """The colour at `position` (0..1) of a map, between its stops in proportion: `#1d91c0`."""
     scaled = min(max(position, 0.0), 1.0) * (len(colours) - 1)
     left = min(int(scaled), len(colours) - 2)
-    mix = scaled - left
-    channels = []
-    for offset in (1, 3, 5):
-        low = int(colours[left][offset : offset + 2], 16)
-        high = int(colours[left + 1][offset : offset + 2], 16)
-        value = (low + (high - low) * mix) / 255
-        channels.append(value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4)
-    luminance = 0.2126 * channels[0] + 0.7152 * channels[1] + 0.0722 * channels[2]
-    # (L + 0.05) / 0.05 against black equals 1.05 / (L + 0.05) against white at L = 0.179
-    return "#111111" if luminance > 0.179 else "#ffffff"
+    pairs = zip(_channels(colours[left]), _channels(colours[left + 1]), strict=True)
+    return "#" + "".join(f"{round(low + (high - low) * (scaled - left)):02x}" for low, high in pairs)
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours, 1 to 21, as WCAG 2 defines it; text wants 4.5."""
+    low, high = sorted((_luminance(one), _luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def ink_on(colour: str) -> str:
+    """Black or white, whichever reads better on a colour: a contrast of at least 4.58 on any."""
+    return max((_BLACK, _WHITE), key=lambda ink: contrast(ink, colour))
+
+
+def _channels(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _luminance(colour: str) -> float:
+    linear = [
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in (channel / 255 for channel in _channels(colour))
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 MISSING = "\u2013"
 MINUS = "\u2212"
+_JOINT = re.compile(r"(?<=[+@=_/-])(?=[^+@=_/-])")
 
 
 def finite(value: float | None) -> float | None:
@@ -102,3 +104,8 @@ def short_names(names: Sequence[str], limit: int = 26) -> dict[str, str]:
     short = {name: shorten(name, limit) for name in names}
     clear = len(set(short.values())) == len(short)
     return short if clear else {name: name for name in names}
+
+
+def joints(name: str) -> list[str]:
+    """A name cut where it may be broken: `dense+quest@2560` as `dense+`, `quest@`, `2560`."""
+    return _JOINT.split(name)

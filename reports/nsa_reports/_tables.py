@@ -10,7 +10,13 @@ from nsa_reports.view import LengthRow, ScoreRow, ShownDifference, ShownScore
 
 BAR_WIDTH = 120.0
 _BAR_MARGIN = 6.0
-_UNDECIDED = {"same": "not distinguishable", "none": fmt.MISSING}
+_UNDECIDED = {
+    "same": "not distinguishable",
+    "few": "not distinguishable (too few documents)",
+    "none": fmt.MISSING,
+}
+# Scores side by side, and then differences, p and verdict, fit a page's width with as many models as this.
+_MODELS_ACROSS = 3
 _NICE_SCALES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 
@@ -46,11 +52,23 @@ class ComparisonText:
     """Half-width of this bar where it is not the table's own."""
     verdict: str
     verdict_kind: str
-    """"candidate", "baseline", "same" or "none": picks colour and symbol."""
+    """"candidate", "baseline", "same", "few" or "none": picks the colour."""
     p: str
     p_adjusted: str
     minimum_detectable: str
     test: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLine:
+    """One model of a row, where models stand below each other."""
+
+    name: str
+    full_name: str
+    score: ScoreText
+    comparison: ComparisonText | None
+    """With the table's baseline."""
+    is_baseline: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +81,8 @@ class RowText:
     n: str
     scores: tuple[ScoreText, ...]
     comparisons: tuple[ComparisonText, ...]
+    lines: tuple[ModelLine, ...]
+    """One per model, for tables `by_model`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +99,18 @@ class Table:
     has_p_adjusted: bool
     has_minimum_detectable: bool
     many_pairs: bool
+    """Whether a column says which models are compared."""
+    by_model: bool
+    """Whether models stand below each other: side by side they would push the comparison off the page."""
+    heading: str
+    """What the column of differences subtracts from what, where that is the same for all rows."""
     scale: str
     """Half-width of the interval bars of percent rows, such as "20 pp"; empty when there are none."""
+
+    @property
+    def comparison_columns(self) -> int:
+        """How many columns a comparison takes."""
+        return 3 + self.many_pairs + self.has_p + self.has_minimum_detectable
 
 
 def _verdict(pair: ShownDifference, higher_is_better: bool) -> tuple[str, str]:
@@ -88,7 +118,7 @@ def _verdict(pair: ShownDifference, higher_is_better: bool) -> tuple[str, str]:
     if pair.significant is None or fmt.finite(pair.difference) is None:
         return "none", ""
     if not pair.significant:
-        return "same", ""
+        return "few" if pair.too_few else "same", ""
     ahead = (pair.difference > 0) == higher_is_better
     return ("candidate", pair.candidate) if ahead else ("baseline", pair.baseline)
 
@@ -186,23 +216,38 @@ def build_table(models: Sequence[str], rows: Sequence[ScoreRow], *, first: str =
     shared = _extent(pair for row in rows if row.percent for pair in row.comparisons)
     shared = next((nice for nice in _NICE_SCALES if 0 < shared <= nice), shared)
     short = fmt.short_names(models)
+    baselines = {pair.baseline for row in rows for pair in row.comparisons}
+    by_model = len(models) > _MODELS_ACROSS and len(baselines) < 2
     texts = []
     for row in rows:
         scale = shared if row.percent else _extent(row.comparisons)
         n = _sample_count(row.n, row.scores, row.comparisons)
+        scores = _scores(models, row.scores, _winners(row.comparisons, row.higher_is_better), row.percent)
+        compared = tuple(_comparison(pair, row, short, scale) for pair in row.comparisons)
+        by_candidate = {pair.candidate: text for pair, text in zip(row.comparisons, compared, strict=True)}
         texts.append(
             RowText(
                 label=row.task,
                 metric=row.metric,
                 protocol=row.protocol,
                 n=fmt.count(n) if n is not None else "",
-                scores=_scores(
-                    models, row.scores, _winners(row.comparisons, row.higher_is_better), row.percent
+                scores=scores,
+                comparisons=compared,
+                lines=tuple(
+                    ModelLine(
+                        name=short[model],
+                        full_name=model,
+                        score=score,
+                        comparison=by_candidate.get(model),
+                        is_baseline=model in baselines,
+                    )
+                    for model, score in zip(models, scores, strict=True)
                 ),
-                comparisons=tuple(_comparison(pair, row, short, scale) for pair in row.comparisons),
             )
         )
     pairs = [pair for row in texts for pair in row.comparisons]
+    distinct = {pair.pair for pair in pairs}
+    one = next(iter(distinct)) if len(distinct) == 1 else ""
     return Table(
         models=tuple((short[model], model) for model in models),
         first=first,
@@ -212,7 +257,9 @@ def build_table(models: Sequence[str], rows: Sequence[ScoreRow], *, first: str =
         has_p=any(pair.p != fmt.MISSING for pair in pairs),
         has_p_adjusted=any(pair.p_adjusted != fmt.MISSING for pair in pairs),
         has_minimum_detectable=any(pair.minimum_detectable != fmt.MISSING for pair in pairs),
-        many_pairs=len({pair.pair for pair in pairs}) > 1,
+        many_pairs=len(distinct) > 1 and not by_model,
+        by_model=by_model,
+        heading=f"to {short[next(iter(baselines))]}" if by_model and baselines else one,
         scale=fmt.difference(shared).lstrip("+").replace(".0", "") if shared > 0 else "",
     )
 

@@ -1,11 +1,14 @@
 """Figures for papers: every heatmap as PNG and SVG, and all heatmaps of a task in one row.
 
+A page carries the last ones inside; a run's own report has all of them as files beside it.
+
 Text in the SVG files stays text (editable, searchable), and two runs over the same view write the same bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 import unicodedata
 import warnings
@@ -21,7 +24,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nsa_reports import _format as fmt
-from nsa_reports._colours import ink_on
 from nsa_reports.panels import Panel, difference_limit, panels_of
 from nsa_reports.view import HeatmapGroup
 
@@ -40,11 +42,26 @@ _PANELS_IN_ROW = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One figure, drawn."""
+
+    name: str
+    """Of its files, without their endings."""
+    png: bytes
+    svg: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FigureFiles:
     """Where one figure was written, relative to the folder of the report."""
 
     png: str
     svg: str
+
+    def read(self, folder: Path) -> Picture:
+        """The figure again."""
+        name = Path(self.png).name.removesuffix(".png")
+        return Picture(name=name, png=(folder / self.png).read_bytes(), svg=(folder / self.svg).read_bytes())
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +74,19 @@ class GroupFigures:
     """One per panel: the models' in the order of the group, then the differences."""
 
 
+def combined_figures(groups: Sequence[HeatmapGroup]) -> tuple[Picture, ...]:
+    """Draw all panels of each grid in one figure.
+
+    Args:
+        groups: the grids of a section; their difference maps share one scale.
+    """
+    limit = difference_limit(groups)
+    return tuple(
+        _picture(_draw(panels_of(group, limit)), _slug(group.task), group.title or group.task)
+        for group in groups
+    )
+
+
 def save_figures(
     groups: Sequence[HeatmapGroup], folder: Path, *, taken: set[str] | None = None
 ) -> tuple[GroupFigures, ...]:
@@ -64,7 +94,7 @@ def save_figures(
 
     Args:
         groups: the grids of a section; their difference maps share one scale.
-        folder: the folder that the HTML file is in.
+        folder: the folder of the run that they belong to.
         taken: names that files of the page have already; those written now are added.
 
     Returns:
@@ -146,7 +176,6 @@ def _draw(panels: Sequence[Panel]) -> Figure:
 
 
 def _panel(axis: Axes, panel: Panel, *, labelled: bool, room: int) -> None:
-    scale, colours = _scale(panel)
     for row, cells in enumerate(panel.matrix):
         for column, cell in enumerate(cells):
             value = None if cell is None else fmt.finite(cell.value)
@@ -158,7 +187,7 @@ def _panel(axis: Axes, panel: Panel, *, labelled: bool, room: int) -> None:
                     (column - 0.5, row - 0.5),
                     1,
                     1,
-                    facecolor=colours(scale(100 * value)),
+                    facecolor=panel.colour(value),
                     edgecolor="white",
                     linewidth=0.8,
                 )
@@ -170,7 +199,7 @@ def _panel(axis: Axes, panel: Panel, *, labelled: bool, room: int) -> None:
                 ha="center",
                 va="center",
                 fontsize=7,
-                color=ink_on(panel.colours, panel.position(value)),
+                color=panel.ink(value),
             )
     axis.set_xlim(-0.5, len(panel.lengths) - 0.5)
     axis.set_ylim(len(panel.depths) - 0.5, -0.5)  # depth 0 at the top
@@ -198,13 +227,21 @@ def _scale(panel: Panel) -> tuple[Normalize, LinearSegmentedColormap]:
     return Normalize(low, 100 * panel.limit), LinearSegmentedColormap.from_list("panel", panel.colours)
 
 
-def _save(figure: Figure, folder: Path, name: str, title: str) -> FigureFiles:
-    target = folder / "figures"
-    target.mkdir(parents=True, exist_ok=True)
-    # ending added by hand: with_suffix would eat the `.1` of a name such as llama-3.1
-    png, svg = target / f"{name}.png", target / f"{name}.svg"
+def _picture(figure: Figure, name: str, title: str) -> Picture:
+    png, svg = io.BytesIO(), io.BytesIO()
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # names may be in any script
-        figure.savefig(png, dpi=DPI, facecolor="white", metadata={"Software": None})
-        figure.savefig(svg, facecolor="white", metadata={"Date": None, "Title": _plain(title, 200)})
-    return FigureFiles(png=f"figures/{png.name}", svg=f"figures/{svg.name}")
+        figure.savefig(png, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+        metadata = {"Date": None, "Title": _plain(title, 200)}
+        figure.savefig(svg, format="svg", facecolor="white", metadata=metadata)
+    return Picture(name=name, png=png.getvalue(), svg=svg.getvalue())
+
+
+def _save(figure: Figure, folder: Path, name: str, title: str) -> FigureFiles:
+    picture = _picture(figure, name, title)
+    # ending added by hand: with_suffix would eat the `.1` of a name such as llama-3.1
+    files = FigureFiles(png=f"figures/{name}.png", svg=f"figures/{name}.svg")
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    (folder / files.png).write_bytes(picture.png)
+    (folder / files.svg).write_bytes(picture.svg)
+    return files

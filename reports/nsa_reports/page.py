@@ -2,7 +2,7 @@
 
 A section's data is a frozen dataclass over `SectionData`, of plain values and the pieces of
 `nsa_reports.view`. Its template, `section.html.j2` in the section's folder, sees it as `data`; `section.css`
-and `section.js` beside it are optional. What else a section brings (charts, samples, figures, links of the
+and `section.js` beside it are optional. What else a section brings (samples, figures, links of the
 navigation) it says by overriding the methods of `SectionData`; the page itself knows no section.
 """
 
@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
-from typing import Any
 
 from nsa_reports.view import HeatmapGroup, LengthRow, ScoreRow, ShownDifference, ShownSample, ShownScore
 
@@ -56,13 +55,6 @@ class SectionData:
         """The navigation's links to parts of the section; none: one link to the section by its title."""
         return ()
 
-    def charts(self) -> Mapping[str, Mapping[str, Any]]:
-        """Plotly figures (`{"data": [...], "layout": {...}}`) by the id of the element they are drawn into.
-
-        They must hold no free text: plotly reads a subset of HTML in labels.
-        """
-        return {}
-
     def samples(self) -> Mapping[str, Mapping[str, Sequence[ShownSample]]]:
         """Samples by list (an id) and by place in it: "row,column" of a grid, or `ALL` where it is one list.
 
@@ -73,7 +65,7 @@ class SectionData:
         return {}
 
     def grids(self) -> tuple[HeatmapGroup, ...]:
-        """Grids to be saved as figures for papers, whose files the template gets as `figures`, in order."""
+        """Grids that are drawn as figures for papers; the template gets links to them as `figures`."""
         return ()
 
     def script(self) -> object:

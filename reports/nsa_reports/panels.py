@@ -1,4 +1,4 @@
-"""Grids of a needle task laid out once: the page, its plotly charts and the paper figures all read these."""
+"""Grids of a needle task laid out once: the page and the paper figures both read these."""
 
 from __future__ import annotations
 
@@ -35,6 +35,20 @@ class Panel:
         """The lengths, as they are read: `64k`."""
         return [fmt.tokens(length) for length in self.lengths]
 
+    def colour(self, value: float) -> str:
+        """Where a value stands on the colour map, as a colour."""
+        share = (value / self.limit + 1) / 2 if self.is_difference else value
+        return _colours.colour_at(self.colours, share)
+
+    def ink(self, value: float) -> str:
+        """The colour of the text in a cell of that value."""
+        return _colours.ink_on(self.colour(value))
+
+    def cell_style(self, cell: Cell) -> str:
+        """Ground and text of a cell that has a value, as CSS."""
+        assert cell.value is not None, "blank cells have no colour"
+        return f"background:{self.colour(cell.value)};color:{self.ink(cell.value)}"
+
     @property
     def has_blanks(self) -> bool:
         """Whether a cell of it is unknown."""
@@ -44,11 +58,6 @@ class Panel:
     def colours(self) -> tuple[str, ...]:
         """The stops of this panel's colour map."""
         return _colours.DIFFERENCE if self.is_difference else _colours.SCORE
-
-    def position(self, value: float) -> float:
-        """Where a value stands on the colour map, 0..1."""
-        share = (value / self.limit + 1) / 2 if self.is_difference else value
-        return min(max(share, 0.0), 1.0)
 
     def cell_text(self, cell: Cell | None) -> str:
         """What is printed inside a cell: whole percent, blank when missing."""

@@ -1,7 +1,7 @@
 """Turn a `Page` into one HTML file that needs nothing else to be read.
 
 Safety: templates escape everything; free text that scripts need travels as escaped JSON and is shown through
-`textContent`; a content security policy lets only the two scripts named by hash run and nothing be fetched.
+`textContent`; a content security policy lets only the script named by its hash run and nothing be fetched.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, DictLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from nsa_reports import _colours, _tables, charts, samples
+from nsa_reports import _colours, _tables, samples
 from nsa_reports import _format as fmt
-from nsa_reports.figures import GroupFigures, save_figures
-from nsa_reports.page import SCRIPT, STYLE, TEMPLATE, Page, SectionView, check_distinct
+from nsa_reports.figures import Picture, combined_figures, save_figures
+from nsa_reports.page import SCRIPT, STYLE, TEMPLATE, Page, SectionView
 from nsa_reports.samples import SampleLimits
 
 _DEFAULT_LIMITS = SampleLimits()
@@ -41,7 +41,11 @@ def environment(sections: Sequence[SectionView] = ()) -> Environment:
         lstrip_blocks=True,
     )
     env.filters.update(
-        tokens=fmt.tokens, depth=fmt.depth, count=fmt.count, parameters=fmt.parameters, level=fmt.level
+        tokens=fmt.tokens,
+        count=fmt.count,
+        parameters=fmt.parameters,
+        level=fmt.level,
+        breakable=_breakable,
     )
     env.globals.update(
         bar_width=int(_tables.BAR_WIDTH),
@@ -55,21 +59,19 @@ def to_html(
     page: Page,
     *,
     limits: SampleLimits = _DEFAULT_LIMITS,
-    figures: Mapping[str, Sequence[GroupFigures]] | None = None,
+    figures: Mapping[str, Sequence[Picture]] | None = None,
 ) -> str:
     """The page as a string.
 
     Args:
         page: what to show.
         limits: how many samples to embed, and how much of each.
-        figures: files saved by `save_figures`, by the id of the section whose grids they show, to be linked.
+        figures: pictures to offer for download, by the id of the section whose grids they show.
 
     Raises:
-        ValueError: two sections have a chart of the same id, or a script gets what JSON does not have.
+        ValueError: a script gets what JSON does not have.
     """
     short = fmt.short_names(page.models)
-    drawn = {section.id: section.data.charts() for section in page.sections}
-    check_distinct("chart", [key for found in drawn.values() for key in found])
     embedded = samples.embed(page, limits)
     shown, total = samples.left_out(embedded)
     env = environment(page.sections)
@@ -82,44 +84,41 @@ def to_html(
         env.get_template(f"{section.id}/{TEMPLATE}").render(
             page=page,
             data=section.data,
-            figures=tuple((figures or {}).get(section.id, ())),
+            figures=[_links(picture) for picture in (figures or {}).get(section.id, ())],
             anchors=[anchor for key, listed in anchors.items() if key != section.id for anchor in listed],
             samples_shown=shown,
             samples_total=total,
         )
         for section in page.sections
     ]
-    # without a chart there is nothing to draw, and 4.8 MB to save
-    library = charts.library() if any(drawn.values()) else ""
     script = _script(page.sections)
     data = {
         "models": list(page.models),
         "short": [short[name] for name in page.models],
-        "charts": {key: chart for found in drawn.values() for key, chart in found.items()},
         "samples": embedded,
-        "sections": {
-            section.id: {"charts": list(drawn[section.id]), "data": section.data.script()}
-            for section in page.sections
-        },
+        "sections": {section.id: section.data.script() for section in page.sections},
     }
     return env.get_template("base.html.j2").render(
         page=page,
         bodies=[Markup(body) for body in bodies],
         style=Markup("".join([_asset("page.css"), *(section.asset(STYLE) for section in page.sections)])),
         script=Markup(script),
-        library=Markup(library),
-        policy=_policy([script, library] if library else [script]),
+        policy=_policy(script),
         data=Markup(samples.script_json(data)),
     )
 
 
-def render(page: Page, *, out: Path, limits: SampleLimits = _DEFAULT_LIMITS) -> Path:
-    """Write the page and, beside it, `figures/*.png` and `figures/*.svg`.
+def render(
+    page: Page, *, out: Path, limits: SampleLimits = _DEFAULT_LIMITS, figures_in: Path | None = None
+) -> Path:
+    """Write the page: one file, with a figure of each grid in it.
 
     Args:
         page: what to show.
         out: the HTML file; its folder is made if needed. An old file is replaced in one step.
         limits: how many samples to embed, and how much of each.
+        figures_in: the folder of a run, to put `figures/*.png` and `figures/*.svg` of every heatmap into; the
+            page doesn't need them.
 
     Returns:
         `out`.
@@ -129,16 +128,29 @@ def render(page: Page, *, out: Path, limits: SampleLimits = _DEFAULT_LIMITS) -> 
     """
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    taken: set[str] = set()
-    figures = {
-        section.id: save_figures(section.data.grids(), out.parent, taken=taken) for section in page.sections
-    }
-    html = to_html(page, limits=limits, figures=figures)
+    grids = {section.id: section.data.grids() for section in page.sections}
+    if figures_in is None:
+        pictures = {section: combined_figures(groups) for section, groups in grids.items()}
+    else:
+        taken: set[str] = set()
+        pictures = {
+            section: tuple(
+                written.combined.read(Path(figures_in))
+                for written in save_figures(groups, Path(figures_in), taken=taken)
+            )
+            for section, groups in grids.items()
+        }
+    html = to_html(page, limits=limits, figures=pictures)
     partial = out.with_name(f"{out.name}.partial")
     # a lone surrogate in somebody's file name must not lose the report
     partial.write_text(html, encoding="utf-8", errors="replace", newline="\n")
     os.replace(partial, out)
     return out
+
+
+def _breakable(name: str) -> Markup:
+    """A name that a narrow column breaks at its joints, not inside of words."""
+    return Markup("<wbr>").join(fmt.joints(name))
 
 
 def _script(sections: Sequence[SectionView]) -> str:
@@ -151,10 +163,19 @@ def _asset(name: str) -> str:
     return resources.files("nsa_reports").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _policy(scripts: Sequence[str]) -> str:
-    """A content security policy under which only these scripts run and nothing is loaded from anywhere."""
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-        for script in scripts
-    )
-    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:"
+def _links(picture: Picture) -> list[tuple[str, str, str]]:
+    """(label, file name, address) of each form of a picture that the page offers for download."""
+    forms = (("PNG", "png", "image/png", picture.png), ("SVG", "svg", "image/svg+xml", picture.svg))
+    return [
+        (label, f"{picture.name}.{ending}", f"data:{kind};base64,{base64.b64encode(content).decode()}")
+        for label, ending, kind, content in forms
+    ]
+
+
+def _policy(script: str) -> str:
+    """A content security policy under which only this script runs and nothing is loaded from anywhere.
+
+    Downloads of what the page itself holds are links, not loads; the one image is the empty icon.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:"

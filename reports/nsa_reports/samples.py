@@ -32,7 +32,7 @@ class SampleLimits:
     reply_chars: int = 4_000
     """Characters kept of a reply (from its start), of a needle and of each expected answer."""
     total_bytes: int = 8_000_000
-    """Bytes of all samples together. With plotly.js (4.8 MB) a page stays under 15 MB."""
+    """Bytes of all samples together."""
 
     def __post_init__(self) -> None:
         """Check that every limit is positive.
@@ -74,6 +74,10 @@ def _head(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]} […{len(text) - limit:,} more characters]"
 
 
+def _heads(texts: Sequence[str], limits: SampleLimits) -> list[str]:
+    return [_head(text, limits.reply_chars) for text in texts]
+
+
 def _tail(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"[{len(text) - limit:,} characters before…] {text[-limit:]}"
 
@@ -86,8 +90,15 @@ def _record(sample: ShownSample, models: dict[str, int], limits: SampleLimits) -
             "text": _head(reply.text, limits.reply_chars),
             "score": finite(reply.score),
         }
-        if reply.notes:
-            entry["notes"] = list(reply.notes)
+        if reply.more:
+            entry["more"] = _heads(reply.more, limits)
+        if reply.extracts:
+            entry["extracts"] = [
+                {"filter": found.filter, "texts": _heads(found.texts, limits), "score": finite(found.score)}
+                for found in reply.extracts
+            ]
+        entry |= {"reasons": list(reply.reasons)} if any(reply.reasons) else {}
+        entry |= {"notes": list(reply.notes)} if reply.notes else {}
         if reply.prompt_end is not None and reply.prompt_end != sample.prompt_end:
             entry["prompt"] = _tail(reply.prompt_end, limits.prompt_chars)
         replies.append(entry)

@@ -46,6 +46,8 @@ class ShownDifference:
     """Smallest true difference this number of documents would have shown, in the unit of the score."""
     significant: bool | None = None
     """The verdict (from the adjusted p); None when no test was made."""
+    too_few: bool = False
+    """The documents were too few to find any difference."""
     test: str = ""
     """Name of the test behind p, such as "exact McNemar"."""
     n: int | None = None
@@ -112,12 +114,31 @@ class LengthRow:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Extract:
+    """What a filter of the task took from a model's replies, and scored."""
+
+    filter: str
+    """Its name; empty where the task has one filter only."""
+    texts: tuple[str, ...]
+    """One per reply, or what was made of all of them."""
+    score: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """What one model answered to one document."""
 
     model: str
     text: str
+    """The first reply."""
+    more: tuple[str, ...] = ()
+    """The others, where the document was asked several times."""
     score: float | None = None
+    """Of the document: the mean over all replies that count."""
+    extracts: tuple[Extract, ...] = ()
+    """What was taken from the replies and scored, where that isn't the replies themselves."""
+    reasons: tuple[str, ...] = ()
+    """For each reply, what it holds instead of the answer; empty texts for right ones."""
     notes: tuple[str, ...] = ()
     """Remarks such as "truncated from 70,000 to 65,536 tokens"."""
     prompt_end: str | None = None

@@ -1,6 +1,7 @@
 """The task YAMLs, read without lm-eval's index of thousands of files."""
 
 import importlib
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,18 @@ def load_task_yaml(path: Path, *, resolve: bool) -> dict[str, Any]:
     return {**load_task_yaml(path.parent / include, resolve=resolve), **config}
 
 
+def yaml_chain(path: Path) -> tuple[Path, ...]:
+    """A task YAML and what it includes, in that order."""
+    include = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader).get("include")
+    return (path,) if include is None else (path, *yaml_chain(path.parent / include))
+
+
 @cache
 def task_files() -> dict[str, Path]:
     """Map each task's name to its YAML, in the order of the task families' folders."""
     files = {}
-    for root in map(Path, importlib.import_module("nsa_tasks").__path__):
+    # The package's own path, which may have more folders than the one of this file.
+    for root in map(Path, sys.modules[str(__package__)].__path__):
         for path in sorted(root.glob("*/*.yaml")):
             if not path.name.startswith("_"):
                 files[str(load_task_yaml(path, resolve=False)["task"])] = path

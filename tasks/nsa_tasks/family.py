@@ -12,8 +12,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from nsa_tasks._grid import even_order
 from nsa_tasks._parameters import Parameter, pick_parameters, read_parameters, write_parameters
-from nsa_tasks._yaml import load_task_yaml, task_files
+from nsa_tasks._yaml import load_task_yaml, task_files, yaml_chain
 
 Truncation = Literal["error", "left", "middle"]
 """What becomes of a prompt that is too long: refused, or its start or middle cut."""
@@ -112,6 +113,28 @@ class TaskFamily(ABC):
         """What a document is known by: unlike any other of its task, and alike in every run."""
         return str(document["id"])
 
+    def grid(self, params: Params) -> tuple[int, ...] | None:
+        """How the documents are arranged, where they are the cells of a grid.
+
+        Returns:
+            The grid's extents, the outermost first, as the documents are ordered, and last the documents of a
+            cell: (lengths, depths, samples). None for documents without cells.
+        """
+        return None
+
+    def sample(self, params: Params, count: int) -> tuple[int, ...]:
+        """Choose `count` documents to stand for all of them: an even share of every row of a grid.
+
+        A larger sample holds every smaller one, so that its answers can be used again.
+
+        Returns:
+            Numbers of documents in their own order; the first ones where there is no grid.
+        """
+        extents = self.grid(params)
+        if extents is None:
+            return tuple(range(min(count, self.size(params).documents)))
+        return tuple(sorted(even_order(extents)[:count]))
+
     # What follows is the same for all families.
 
     @property
@@ -157,6 +180,10 @@ class TaskFamily(ABC):
         """Files and folders of the user's that the parameters name, as absolute paths."""
         found = (self._local(p, getattr(params, p.name)) for p in self.parameters(params.task))
         return tuple(path for path in found if path is not None)
+
+    def sources(self, params: Params) -> tuple[Path, ...]:
+        """Files and folders that decide what the task asks: its YAML, what that includes, and local ones."""
+        return (*yaml_chain(task_files()[params.task]), *self.local_files(params))
 
     def portable(self, task: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Write local files by their absolute paths, so that given parameters mean the same from anywhere."""

@@ -1,7 +1,8 @@
 """The lm-eval class of tasks whose documents are built to a request's length."""
 
+import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -24,6 +25,10 @@ class SizedTask(EveryReply, ConfigurableTask):
 
     The YAML names the task under `dataset_kwargs: {form: NAME}`, since `task` may be an alias. Documents have
     `input`, `gen_prefix` and what the family's `document_identity` reads.
+
+    lm-eval writes a document beside the requests made of it, so a prompt would stand twice in every line of
+    its samples. `input` is therefore kept here, and the documents have `input_sha256` in its place: a
+    document's hash still says which prompt it was.
     """
 
     family: ClassVar[TaskFamily]
@@ -103,19 +108,41 @@ class SizedTask(EveryReply, ConfigurableTask):
         }
         doc = self.dataset["test"][0]
         sent = self.fewshot_context(doc, num_fewshot=0, gen_prefix=doc["gen_prefix"], **wording)
-        if sent != self._tokens.render(doc["input"], doc["gen_prefix"]):
+        if sent != self._tokens.render(self.doc_to_text(doc), doc["gen_prefix"]):
             template = chat_template if apply_chat_template else None
             self._make(replace(self._tokens, chat_template=template, system_instruction=system_instruction))
             self.task_docs = self.eval_docs
         super().build_all_requests(**wording, **kwargs)
 
+    def doc_to_text(self, doc: Mapping[str, Any], doc_to_text: object = None) -> str:
+        """The prompt of a document, before any chat template."""
+        return self._inputs[self.family.document_identity(doc)]
+
+    def explain(self, doc: Mapping[str, Any], prompt: str, reply: str) -> str:
+        """What a reply that isn't fully right holds instead, in a few words; nothing where it is right."""
+        return ""
+
+    def process_results(self, doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
+        """Score a document, and leave in it what its replies hold instead of the answer.
+
+        lm-eval averages whatever stands among the metrics: text about a reply has no place but the document.
+        This one was read from the data set for its sample alone; its hash is that of the request's own copy.
+        """
+        scores = super().process_results(doc, results)
+        replies = results[0] if results and isinstance(results[0], list) else results
+        reasons = [self.explain(doc, self.doc_to_text(doc), str(reply)) for reply in replies]
+        if any(reasons) and isinstance(doc, MutableMapping):
+            doc["reasons"] = reasons
+        return scores
+
     def _make(self, tokens: RequestTokens) -> None:
         rows = self.build(tokens)
-        known: set[str] = set()
+        inputs: dict[str, str] = {}
         for row in rows:
             name = self.family.document_identity(row)
-            if name in known:
+            if name in inputs:
                 raise ValueError(f"{self.form}: two documents are known as {name!r}")
-            known.add(name)
-        self._tokens = tokens
+            inputs[name] = row.pop("input")
+            row["input_sha256"] = hashlib.sha256(inputs[name].encode()).hexdigest()
+        self._tokens, self._inputs = tokens, inputs
         self.dataset = {"test": datasets.Dataset.from_list(rows, split=datasets.Split.TEST)}

@@ -91,3 +91,18 @@ def test_the_backend_is_what_runs_and_not_what_was_asked_for():
     assert running_backend(llama).name == "sdpa"
     nsa.config.nsa_backend = "reference"
     assert running_backend(nsa).name == "reference"
+
+
+def test_the_plain_fields_tell_two_checkpoints_apart(nsa_checkpoint):
+    import json
+
+    from nsa_models import load_config, plain_fields
+
+    before = plain_fields(load_config(str(nsa_checkpoint)))
+    file = nsa_checkpoint / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "nsa_select_count": 3}))
+    after = plain_fields(load_config(str(nsa_checkpoint)))
+    assert {name for name in after if after[name] != before.get(name)} == {"nsa_select_count"}
+    assert after["nsa_select_count"] == 3
+    assert "rope_parameters.rope_theta" in after
+    assert json.loads(json.dumps(after)) == after

@@ -1,5 +1,7 @@
 """Kinds of audit events: one entry each, said everywhere in its words."""
 
+import re
+
 import pytest
 from pydantic import ValidationError
 
@@ -42,7 +44,7 @@ def test_the_terminal_counts_by_model_and_kind():
     events = [cut, cut, {"model": "b", "kind": "truncated"}, {"model": "a", "kind": "odd_thing"}]
     assert terminal_notes(events) == [
         "a: 2 prompts were cut to fit (audit.json)",
-        "b: 1 prompts were cut to fit (audit.json)",
+        "b: 1 prompt was cut to fit (audit.json)",
         "a: 1 x odd thing (audit.json)",
     ]
 
@@ -50,6 +52,7 @@ def test_the_terminal_counts_by_model_and_kind():
 def test_a_comparison_says_how_many_requests_or_that_it_is_the_model():
     events = [{"kind": "truncated"}, {"kind": "truncated"}, {"kind": "default_max_length"}]
     assert comparison_notes("a", events) == ["a: default max length", "a: truncated in 2 requests"]
+    assert comparison_notes("a", [{"kind": "method", "detail": "quality only"}]) == []
 
 
 @pytest.mark.parametrize(
@@ -95,3 +98,10 @@ def test_the_engine_records_no_kind_without_an_entry():
 
 def test_a_kind_that_is_in_the_table_is_that_entry():
     assert kind_of("truncated") is audit.KINDS["truncated"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind, about in KINDS.items() if "{n}" in about.sentence])
+def test_one_event_is_said_in_the_singular(kind):
+    assert re.search(r"\b1 (prompt|remark|text|task|setting)\b", KINDS[kind].say(1))
+    assert f"{1234:,} " in KINDS[kind].say(1234)
+    assert comparison_notes("a", [{"kind": "truncated"}]) == ["a: truncated in 1 request"]

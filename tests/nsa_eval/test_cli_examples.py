@@ -1,5 +1,7 @@
-"""Every example at the end of a --help runs, and those that name a bundled checkpoint fit it."""
+"""Every example at the end of a --help, in the README and in docs/ runs; those of bundled checkpoints fit."""
 
+import ast
+import importlib
 import json
 import re
 import shlex
@@ -19,9 +21,31 @@ EXAMPLES = [
     for line in (command.epilog or "").split("\n\n")
     if line.startswith("nsa-eval ")
 ]
+HOME = Path(__file__).resolve().parents[2]
+PAGES = [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]
+COMMAND = re.compile(r"^    nsa-eval (?:[^\\\n]|\\\n)*", re.MULTILINE)
+BLOCK = re.compile(r"^```(yaml|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+
+
+def _commands(text):
+    """The commands of a page's code blocks, each on one line and without its remark."""
+    for found in COMMAND.findall(text):
+        yield re.sub(r"\s+#.*|\\\n\s*", "", found).strip()
+
+
+def _blocks(language):
+    """(page, text) of every fenced block in that language."""
+    texts = [(page.name, page.read_text(encoding="utf-8")) for page in PAGES]
+    return [(name, body) for name, text in texts for kind, body in BLOCK.findall(text) if kind == language]
+
+
+DOCUMENTED = [line for page in PAGES for line in dict.fromkeys(_commands(page.read_text(encoding="utf-8")))]
+CONFIGS = {body.split()[3]: body for _, body in _blocks("yaml")}
+"""Configs shown in the pages, by the name in their first line: `# nsa-eval run NAME`."""
 PLANNED = {"run", "eval", "needle"}
 """Commands with --dry-run."""
-BUNDLED = re.compile(r"nsa-eval (run|eval|needle) .*(zoo:|quickstart)")
+BUNDLED = re.compile(r"nsa-eval (run|eval|needle) .*(zoo:|(?<!runs/)quickstart)")
 """Examples that evaluate a bundled checkpoint."""
 
 
@@ -35,13 +59,16 @@ def workplace(tmp_path_factory, tiny_config, tiny_checkpoints):
     ]
     config = tiny_config(models=models, compare={"resamples": 200})
     (home / "my.yaml").write_text(yaml.safe_dump(config))
+    for name, text in CONFIGS.items():
+        (home / name).write_text(text, encoding="utf-8")
+    (home / "essays.txt").write_text("One sentence. And one more.")
     _with_long_window(tiny_checkpoints[0], home / "ckpt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "nsa_eval.report.render_report", lambda directory, *, out, **_: Path(out).write_text("page")
         )
         nsa_eval.run(config, output=home / "runs" / "quickstart", limit=1, progress=False)
-    for name in ("a", "b"):
+    for name in ("a", "b", "batch", "sweep"):
         shutil.copytree(home / "runs" / "quickstart", home / "runs" / name)
     return home
 
@@ -60,10 +87,18 @@ def test_every_command_has_examples():
     assert len(EXAMPLES) >= 2 * len(named)
 
 
-@pytest.mark.parametrize("line", EXAMPLES)
+def test_the_pages_name_commands_and_configs():
+    assert len(DOCUMENTED) >= 20
+    assert {line.split()[1] for line in DOCUMENTED} == {
+        *("run", "eval", "needle", "compare", "report", "ls", "validate")
+    }
+    assert set(CONFIGS) >= {"batch.yaml", "sweep.yaml"}
+
+
+@pytest.mark.parametrize("line", dict.fromkeys([*EXAMPLES, *DOCUMENTED]))
 def test_it_runs(line, workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr("nsa_reports.render", lambda page, *, out: out)  # charts take seconds
+    monkeypatch.setattr("nsa_reports.render", lambda page, *, out, **_: out)  # figures take seconds
     arguments = shlex.split(line)[1:]
     if arguments[0] in PLANNED and "--dry-run" not in arguments:
         arguments.append("--dry-run")
@@ -92,7 +127,7 @@ def _plan(monkeypatch, arguments):
 
 @pytest.mark.parametrize(
     "line",
-    [line for line in EXAMPLES if BUNDLED.match(line)]
+    [line for line in dict.fromkeys([*EXAMPLES, *DOCUMENTED]) if BUNDLED.match(line)]
     + ["nsa-eval needle --model zoo:twin-full-v0 --model zoo:twin-nsa-v0"],
 )  # fmt: skip
 def test_what_it_asks_of_a_bundled_checkpoint_fits(line, workplace, monkeypatch):
@@ -106,3 +141,30 @@ def test_what_it_asks_of_a_bundled_checkpoint_fits(line, workplace, monkeypatch)
     monkeypatch.chdir(workplace)
     for job in _plan(monkeypatch, shlex.split(line)[1:]).jobs:
         assert max(job.task.params["lengths"]) <= longest[job.model.path]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_that_is_shown_is_valid(name, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    assert nsa_eval.make_plan(nsa_eval.load_config(name)).jobs
+
+
+@pytest.mark.parametrize(("page", "body"), _blocks("python"))
+def test_python_that_is_shown_names_what_there_is(page, body):
+    tree = ast.parse(body, filename=page)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("nsa_eval", "nsa_models"):
+            assert hasattr(importlib.import_module(ast.unparse(node.value)), node.attr)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *HOME.glob("*.md"), *(HOME / "kernels").glob("*.md"), *HOME.glob("*/*/*/README.md")],
+    ids=lambda page: str(page.relative_to(HOME)),
+)
+def test_links_lead_to_files(page):
+    gone = [to for to in LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / to).exists()]
+    assert gone == []

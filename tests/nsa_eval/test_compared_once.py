@@ -18,7 +18,7 @@ def pages(monkeypatch):
     """The pages that were rendered; charts take seconds."""
     rendered = []
 
-    def render(page, *, out):
+    def render(page, *, out, **_):
         rendered.append(page)
         Path(out).write_text("page")
         return out

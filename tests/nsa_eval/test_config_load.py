@@ -302,3 +302,13 @@ def test_to_plain_leaves_out_what_a_task_does_not_set(write):
     assert to_plain(load_config(write(GOOD)))["tasks"] == [
         {"task": "needle_single", "lengths": [512, 1024], "depths": 3, "samples": 2}
     ]
+
+
+def test_the_configs_backends_are_those_of_the_kernels():
+    """The schema lists them once more, since reading a config doesn't import torch."""
+    from typing import get_args
+
+    from nsa_eval.config import ModelSpec
+    from nsa_kernels import BACKENDS
+
+    assert set(get_args(ModelSpec.model_fields["backend"].annotation)) == {"auto", *BACKENDS}

@@ -260,10 +260,10 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "config as a list": (_text("config.json", "[]"), "can't be"),
     "config as a pipe": (_pipe("config.json"), "has no config.json"),
     "config as a link to nothing": (_dangling("config.json"), "has no config.json"),
-    "weights as a pipe": (_pipe("model.safetensors"), "model.safetensors is no plain file"),
+    "weights as a pipe": (_pipe("model.safetensors"), "model.safetensors isn't a file"),
     "weights as a link to nothing": (
         _dangling("model.safetensors"),
-        "model.safetensors is a link to a file that",
+        "model.safetensors is a link to nowhere",
     ),
     "weights of no bytes": (_text("model.safetensors", ""), "model.safetensors (0 bytes) is truncated"),
     "tokenizer cut": (_text("tokenizer.json", "{"), "the tokenizer in"),
@@ -365,6 +365,8 @@ def test_a_damaged_file_of_a_run(
 def test_a_results_file_with_a_part_of_another_kind(
     command: str, key: str, value: Any, finished: Path, home: Path, refused: Any, capsys: Any
 ) -> None:
+    if command == "run" and key in ("results", "configs"):
+        pytest.skip("a file without results finishes no model: they are made anew from the store")
     _damaged(finished, home, "a/results_*.json", _key(key, value))
     said = refused(capsys, command, "run")
     assert "results_" in said

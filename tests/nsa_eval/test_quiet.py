@@ -22,6 +22,19 @@ def test_chatter_is_dropped_and_telling_messages_are_kept_once(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_lm_evals_warnings_about_settings_that_do_nothing_are_kept():
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    with quiet() as heard:
+        normalize_gen_kwargs({"max_gen_toks": 17, "max_new_tokens": 3})
+        normalize_gen_kwargs({"do_sample": False, "temperature": 0.37})
+    multiple, greedy = (
+        heard.messages
+    )  # lm-eval says each once in a process, so the numbers are this test's own
+    assert multiple.startswith("Multiple max token args provided: {'max_gen_toks': 17, 'max_new_tokens': 3}")
+    assert "temperature=0.37" in greedy
+
+
 def _switch(library, on):
     """Turn one library's progress bars on or off; transformers' switch moves the hub's too."""
     import datasets

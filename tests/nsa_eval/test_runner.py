@@ -71,6 +71,7 @@ class TestFiles:
         assert content["n-samples"]["needle_single"] == {"original": 4, "effective": 4}
         assert content["config"]["model_num_parameters"] > 0
         assert len(content["config"]["model_fingerprint"]) == 64
+        assert content["config"]["device"] == "cpu"  # what it ran on, where the config says "auto"
         assert set(content["task_hashes"]) == {"needle_single", "needle_multikey"}
 
     def test_lm_evals_own_functions_read_the_files(self, finished):

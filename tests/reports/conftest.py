@@ -360,7 +360,11 @@ class ParsedPage(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: list[str] = []
         self.json: dict[str, Any] = {}
+        self.maps: list[list[list[dict[str, str] | None]]] = []
+        """Every heatmap: rows of cells, each with style, place, title, label and text; None where blank."""
         self._open = ""
+        self._joint = self._map = False
+        self._cell: dict[str, str] | None = None
         self._text: list[str] = []
         self.feed(html)
         self.close()
@@ -370,17 +374,40 @@ class ParsedPage(HTMLParser):
         """Everything a reader sees, with single spaces."""
         return " ".join(" ".join(self._text).split())
 
+    def cells(self, number: int) -> list[list[dict[str, str] | None]]:
+        """The cells of a heatmap, without its two rows of heads."""
+        return self.maps[number][2:]
+
     def attributes(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
         self.tags.append((tag, dict(attrs)))
+        self._joint = tag == "wbr"  # a place where a name may be broken, not a space
+        if tag == "table":
+            self._map = found.get("class") == "heatmap"
+            if self._map:
+                self.maps.append([])
+        if tag == "tr" and self.maps and self._map:
+            self.maps[-1].append([])
+        if tag == "td" and self.maps and self._map:
+            self.maps[-1][-1].append(None if found.get("class") == "blank" else {"style": found["style"]})
+        if tag == "button" and "data-cell" in found:
+            cell = self.maps[-1][-1][-1]
+            assert cell is not None
+            cell.update(place=found["data-cell"], title=found["title"], label=found["aria-label"], text="")
+            self._cell = cell
+        elif tag != "wbr":
+            self._cell = None
         if tag in ("script", "style"):
             self._open = "json" if dict(attrs).get("type") == "application/json" else tag
 
     def handle_endtag(self, tag: str) -> None:
         if tag in ("script", "style"):
             self._open = ""
+        if tag == "button":
+            self._cell = None
 
     def handle_data(self, data: str) -> None:
         if self._open == "json":
@@ -388,7 +415,13 @@ class ParsedPage(HTMLParser):
         elif self._open == "script":
             self.scripts.append(data)
         elif not self._open:
-            self._text.append(data)
+            if self._joint and self._text:
+                self._text[-1] += data
+            else:
+                self._text.append(data)
+            if self._cell is not None:
+                self._cell["text"] += data
+        self._joint = False
 
 
 @pytest.fixture(scope="session")

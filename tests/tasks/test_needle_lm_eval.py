@@ -1,5 +1,7 @@
 """The needle tasks through lm-eval's own seams."""
 
+import hashlib
+import json
 import re
 
 import pytest
@@ -24,6 +26,7 @@ class Reader(LM):
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         self.answer = answer
         self.requests = []
+        self.asked = 0
 
     def generate_until(self, requests, disable_tqdm=False):
         self.requests += [request.args for request in requests]
@@ -33,6 +36,11 @@ class Reader(LM):
         question = prompt.rsplit(" mentioned in the provided text", 1)[0].rsplit(" for ", 1)[1]
         facts = [(key, value) for key, value in NEEDLE.findall(prompt) if key in question]
         values = [value for _, value in facts]
+        self.asked += 1
+        if self.answer == "empty" or (self.answer == "alternating" and self.asked % 2):
+            return ""
+        if self.answer == "other":
+            return " " + next(value for key, value in NEEDLE.findall(prompt) if key not in question)
         if self.answer == "none":
             return " I do not know.\nIs it 1234?"
         if self.answer == "first":
@@ -109,6 +117,45 @@ def test_samples_carry_what_a_report_needs(bpe_tokenizer):
     assert config["metadata"]["lengths"] == [600, 800]
     assert results["higher_is_better"]["needle_single"] == {"score": True}
     assert results["versions"]["needle_single"] == 1.1
+
+
+def test_a_samples_line_holds_its_prompt_once_and_says_which_it_was(bpe_tokenizer):
+    results = run(Reader(bpe_tokenizer), load(task_spec("needle_single", GRID, tokenizer=bpe_tokenizer)))
+    for sample in results["samples"]["needle_single"]:
+        prompt = sample["arguments"][0][0]
+        text = prompt.removesuffix(" " + sample["doc"]["gen_prefix"])
+        assert json.dumps(sample).count("I will quiz you about the numbers") == 1
+        assert sample["doc"]["input_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "reason"),
+    [
+        ("needle_single", "none", "something else"),
+        ("needle_single", "empty", "nothing"),
+        ("needle_multikey", "other", "another needle's value"),
+        ("needle_multivalue", "first", "1 of 4 values"),
+    ],
+)
+def test_samples_say_what_failed_replies_hold(bpe_tokenizer, task, answer, reason):
+    def samples(model):
+        spec = task_spec(task, GRID, tokenizer=bpe_tokenizer)
+        return run(Reader(bpe_tokenizer, model), load(spec))["samples"][task]
+
+    failed, right = samples(answer), samples("all")
+    assert [sample["doc"]["reasons"] for sample in failed] == [[reason]] * 6
+    assert not any("reasons" in sample["doc"] for sample in right)
+    # What pairs the documents of two models is the same, whatever they answered.
+    assert [sample["doc_hash"] for sample in failed] == [sample["doc_hash"] for sample in right]
+
+
+def test_each_of_several_replies_has_its_reason(bpe_tokenizer):
+    loaded = load(task_spec("needle_single", GRID, tokenizer=bpe_tokenizer))
+    loaded["tasks"]["needle_single"].set_config("repeats", 2)
+    results = run(Reader(bpe_tokenizer, "alternating"), loaded)
+    assert results["results"]["needle_single"]["score,none"] == 0.5
+    for sample in results["samples"]["needle_single"]:
+        assert sorted(sample["doc"]["reasons"]) == ["", "nothing"]
 
 
 def test_results_name_a_text_by_path_and_content(bpe_tokenizer, tmp_path):

@@ -161,7 +161,7 @@ def test_its_documents_have_their_length_and_all_replies_count(last, byte_tokeni
     results = evaluate(Parrot(), loaded, bootstrap_iters=0)
     tokens = RequestTokens.load(byte_tokenizer)
     for doc in task.eval_docs:
-        assert tokens.count(tokens.render(doc["input"], doc["gen_prefix"])) == doc["prompt_tokens"]
+        assert tokens.count(tokens.render(task.doc_to_text(doc), doc["gen_prefix"])) == doc["prompt_tokens"]
         assert 0 <= doc["length"] - 8 - doc["prompt_tokens"] <= 4
     assert results["results"]["last_word"]["score,none"] == 0.5
     assert [len(sample["resps"][0]) for sample in results["samples"]["last_word"]] == [4] * 6

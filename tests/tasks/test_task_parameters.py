@@ -144,11 +144,11 @@ def test_size_needs_no_tokenizer():
 
 
 def test_tasks_are_listed_from_their_yamls():
-    infos = {info.name: info for info in list_tasks()}
+    infos = {info.name: info for info in list_tasks() if info.family == "needle"}
     assert set(infos) == {"needle_single", "needle_multikey", "needle_multivalue", "needle_multiquery"}
     for info in infos.values():
-        assert info.family == "needle"
         assert info.protocol == "classic"
+    for info in list_tasks():
         assert info.description
         assert all(parameter.help and parameter.unit for parameter in info.parameters)
     defaults = {parameter.name: parameter.default for parameter in infos["needle_multikey"].parameters}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,11 @@ _WINDOWS = (
     "local_attention",
     "local_window_size",
     "attention_window",
+    "local_attn_chunk_length",
+    "lsh_attn_chunk_length",
 )
+# Fields that name the most keys that a token reads, chosen by an indexer, whatever its layers are called.
+_SELECTIONS = ("index_topk", "indexer_budget")
 # Fields that say, layer by layer, what kind of attention it is, and what full attention is called in them.
 _LAYERS = ("layer_types", "attention_layers", "attention_types", "layers_block_type", "layer_block_types")
 _FULL = ("full_attention", "attention", "global", "full")
@@ -35,7 +40,7 @@ class Declared:
     plain: bool
     """Nothing but full attention in every layer, as far as anything says."""
     windows: tuple[int, ...]
-    """Local windows and chunks, in tokens, that some layer may have."""
+    """Local windows, chunks and selections, in tokens, that some layer may have."""
     longest: int | None
     """Tokens of the longest row that the model has positions for, where it says so."""
 
@@ -48,12 +53,44 @@ class Declared:
         local = any(kind not in (*_FULL, *_FEED_FORWARD) for kind in kinds)
         # Layers that are named one by one say whether a window is used; without, a window is.
         windowed = local if _words(setting(config, "layer_types")) else bool(windows) or local
-        plain = not windowed and not setting(config, "alibi") and _full_cache(model)
+        chosen = tuple(size for name in _SELECTIONS for size in _numbers(setting(config, name)) if size > 0)
+        plain = not windowed and not chosen and not setting(config, "alibi") and _full_cache(model)
+        named = [size for size in _numbers(setting(config, "max_position_embeddings")) if size > 0]
         return cls(
             plain=plain,
-            windows=windows if windowed else (),
-            longest=learned_positions(model) or setting(config, "max_position_embeddings"),
+            windows=(windows if windowed else ()) + chosen,
+            longest=learned_positions(model) or next(iter(named), None),  # XLNet, without limit, says -1
         )
+
+
+@contextmanager
+def narrowed(model: PreTrainedModel, longest: int, window: int) -> Iterator[bool]:
+    """Give a model local windows of `window` tokens in place of those longer than `longest`, for a while.
+
+    They are changed where transformers looks them up: in the text config, from which masks and caches are
+    made in every forward, and in the attributes that modules have copied from it.
+
+    Args:
+        model: The model; put back as it was at the end.
+        longest: Windows of up to so many tokens stay as they are.
+        window: Tokens of those that don't.
+
+    Yields:
+        Whether there was one to change.
+    """
+    before: list[tuple[Any, str, int]] = []
+    for owner in (text_config(model), *model.modules()):
+        for name in (*_WINDOWS, *_SELECTIONS):
+            value = vars(owner).get(name)
+            if type(value) is int and value > longest:
+                before.append((owner, name, value))
+    try:
+        for owner, name, _ in before:
+            setattr(owner, name, window)
+        yield bool(before)
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def text_config(model: PreTrainedModel) -> Any:  # noqa: ANN401 - a config of any class

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nsa_models.families._contract import FamilyError
-from nsa_models.families._declared import Declared, accepts
+from nsa_models.families._declared import Declared, accepts, setting, text_config
 from nsa_models.families._frequencies import Frequencies
 
 ROWS = 3
 _TOKENS = 14
 # A row passes a declared window of so many tokens and goes on behind it; a longer one costs too much here.
-_AFFORDABLE_WINDOW = 32
+AFFORDABLE_WINDOW = 32
 # Root mean square of a place's error over that of all logits. Between two ways to read a row lies rounding in
 # other shapes; a wrong position, mask or state is off by more. Measured on random models of 2 to 32 layers:
 # float32 up to 5e-6, float16 5e-3, bfloat16 3e-2; the faults that this is for from 2e-3 up, and .3 to 1 in
@@ -38,7 +38,7 @@ class Sample:
     """Three rows of random tokens."""
 
     tokens: Tensor
-    """[3, N]; the first two rows begin alike."""
+    """[3, N]; the first two rows begin alike, the third has the padding's id early on."""
     logits: Tensor
     """[3, N, V] of a plain forward, float32."""
 
@@ -64,6 +64,7 @@ class PlainForwards:
         self._samples: list[Sample] = []
         self._most = _SAMPLES_HALF if half else 1
         self._allowed = _allowed_tokens(model)
+        self._padding = _padding(model, len(self._allowed))
         tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE[torch.bfloat16])
         tf32 = model.dtype == torch.float32 and model.device.type != "cpu"
         self.tolerance = _TOLERANCE_TF32 if tf32 else tolerance
@@ -98,6 +99,9 @@ class PlainForwards:
             chosen = torch.randint(len(self._allowed), (ROWS, self.length), generator=pick)
             tokens = torch.tensor(self._allowed)[chosen]
             tokens[1, : self.shared] = tokens[0, : self.shared]
+            if self._padding is not None:
+                # A prompt may have it (as its BOS, or by its text), and RoBERTa counts no position for it.
+                tokens[2, 1] = self._padding
             tokens = tokens.to(self.model.device)
             self._samples.append(Sample(tokens, self.forward(tokens)))
         return self._samples[number]
@@ -128,7 +132,7 @@ class PlainForwards:
 
     def _length(self, declared: Declared) -> int:
         """Beyond the declared windows where that is affordable, within what the model has positions for."""
-        affordable = [window for window in declared.windows if window <= _AFFORDABLE_WINDOW]
+        affordable = [window for window in declared.windows if window <= AFFORDABLE_WINDOW]
         length = max([_TOKENS, *(2 * window + 8 for window in affordable)])
         limits = [declared.longest, self.frequencies.moving, *self.frequencies.borders]
         return max(4, min([length, *(limit for limit in limits if limit)]))
@@ -148,6 +152,13 @@ def _allowed_tokens(model: PreTrainedModel) -> list[int]:
     vocabulary = min((size for size in sizes if isinstance(size, int)), default=2)
     special = _special_ids(model.config.to_dict())
     return [token for token in range(min(vocabulary, 4096)) if token not in special] or [0]
+
+
+def _padding(model: PreTrainedModel, allowed: int) -> int | None:
+    """The id that a model's text config pads with, where it has an embedding."""
+    found = setting(text_config(model), "pad_token_id")
+    size = getattr(model.get_input_embeddings(), "num_embeddings", 0)
+    return found if isinstance(found, int) and 0 <= found < size and allowed > 1 else None
 
 
 def _special_ids(config: Any) -> set[int]:  # noqa: ANN401 - a config as plain data

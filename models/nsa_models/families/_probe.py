@@ -7,8 +7,9 @@ what will be run: how the cache is handed on, positions, masks, copies, joins.
 A probe is short, and can't see what only shows at length: a window longer than its rows, a chunk's border,
 frequencies that change. Those are declared in configs, and what is declared can only make the choice safer
 (see _declared.py and _frequencies.py): rows of unequal length go together in full attention alone, however
-well that went in the probe; rows are longer than a declared window where that is small enough to afford; and
-rows stay below the first border of the frequencies, which the engine keeps apart by itself.
+well that went in the probe; rows are longer than a declared window, where that is small enough to afford, and
+where it isn't, the probe is repeated with a window of a few tokens in its place (`holds_narrowed`); and rows
+stay below the first border of the frequencies, which the engine keeps apart by itself.
 
 A family whose probe fails, raises or can't be compared is passed over for the next, down to plain forwards.
 """
@@ -23,9 +24,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nsa_models.families._contract import Family, FamilyError, Rows, right_padded
-from nsa_models.families._declared import Declared
-from nsa_models.families._plain import ROWS, PlainForwards, Sample, name_of
+from nsa_models.families._declared import Declared, narrowed
+from nsa_models.families._plain import AFFORDABLE_WINDOW, ROWS, PlainForwards, Sample, name_of
 
+# Tokens of the windows in `holds_narrowed`: probed rows pass them twice.
+_NARROW = 8
 # Fewer tokens than this leave nothing to be read in pieces.
 _FEWEST = 8
 # What a change of the last token may do to logits before it: these forwards have one shape, so nothing but
@@ -54,6 +57,12 @@ class Probe:
         if not self.plain.agree(
             lambda sample: self._before_the_last(sample, ROWS), tolerance=changed
         ) and not self.plain.agree(lambda sample: self._before_the_last(sample, 1), tolerance=changed):
+            if not self.plain.agree(self._again, tolerance=changed):
+                raise FamilyError(
+                    f"{name_of(model)} is random: two forwards over the same {self.plain.length} tokens "
+                    "differ, so it has no likelihoods. If its config.json has a seed for it (Reformer's "
+                    "hash_seed), set that"
+                )
             raise FamilyError(
                 f"{name_of(model)} is not a causal language model as it is configured: another token at the "
                 f"end of a row of {self.plain.length} changes logits before it. Its likelihoods would see "
@@ -105,15 +114,20 @@ class Probe:
         errors = self.plain.error(self.plain.forward(tokens)[0, :-1], expected[0, :-1])
         return errors.nan_to_num(nan=0.0)  # broken weights are no reason to call a model something else
 
+    def _again(self, sample: Sample) -> Tensor:
+        """Errors of the first row, read once more."""
+        return self.plain.error(self.plain.forward(sample.tokens)[0], sample.logits[0]).nan_to_num(nan=0.0)
+
     def _before_padding(self, sample: Sample) -> Tensor:
         """Errors of two rows that end early, each by another number of tokens."""
         tokens = sample.tokens.clone()
         first, second = self.plain.length - 3, self.plain.length - 1
         tokens[0, first:], tokens[2, second:] = 0, 0
         found = self.plain.forward(tokens)
+        # Each is compared with itself alone and unpadded: ProphetNet's logits depend on a row's width, too.
         return torch.cat(
             [
-                self.plain.error(found[row, :end], sample.logits[row, :end])
+                self.plain.error(found[row, :end], self.plain.forward(tokens[row : row + 1, :end])[0])
                 for row, end in ((0, first), (2, second))
             ]
         )
@@ -190,6 +204,28 @@ class Probe:
         family.absorb(output, tokens, counts, rows)
         expected = torch.cat([sample.logits[row, start:end] for row, start, end in pieces])
         return self.plain.error(output.logits[places.to(output.logits.device)], expected)
+
+
+def holds_narrowed(model: PreTrainedModel, declared: Declared, family: Family) -> bool:
+    """Whether a family that holds for a model still does where rows are longer than its windows.
+
+    transformers makes a sliding cache for every config that names a window, but not every model masks by it:
+    Moshi's plain forward reads all tokens, its cached one the last 3,000. How wide a window is changes
+    nothing about how rows are fed, so a short row behind a narrow one tells.
+
+    Returns:
+        True as well where there is nothing to narrow, and where the model doesn't run with such a window.
+    """
+    if not any(window > AFFORDABLE_WINDOW for window in declared.windows):
+        return True
+    with narrowed(model, AFFORDABLE_WINDOW, _NARROW) as changed:
+        if not changed:
+            return True
+        try:
+            probe = Probe(model, Declared.of(model))
+        except FamilyError:
+            return True
+        return probe.holds(family)
 
 
 def cache_size(cache: Any) -> int:  # noqa: ANN401 - a cache of any class

@@ -13,6 +13,9 @@ from nsa_models.families._cached import CacheFamily, cache_argument, takes_posit
 from nsa_models.families._contract import Family, Rows, stacked
 from nsa_models.families._declared import Declared
 
+ORDER = 10
+"""Its place among the families: smaller numbers are tried first."""
+
 
 class FullAttentionFamily(CacheFamily):
     """Holes in the cache, hidden by a mask.

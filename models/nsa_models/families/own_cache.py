@@ -14,6 +14,9 @@ from nsa_models.families._cached import CacheFamily, cache_argument, takes_posit
 from nsa_models.families._contract import Family, Rows
 from nsa_models.families._declared import Declared
 
+ORDER = 40
+"""Its place among the families: smaller numbers are tried first."""
+
 
 class OwnCacheFamily(CacheFamily):
     """Rows of equal length, in whatever the model makes on a first forward without a cache.

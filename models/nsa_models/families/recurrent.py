@@ -10,6 +10,9 @@ from nsa_models.families._cached import CacheFamily, cache_argument, takes_posit
 from nsa_models.families._contract import Family
 from nsa_models.families._declared import Declared
 
+ORDER = 30
+"""Its place among the families: smaller numbers are tried first."""
+
 
 class RecurrentFamily(CacheFamily):
     """Rows of equal length; prompts are read in one forward, and replies go on token by token.

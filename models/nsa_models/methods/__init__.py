@@ -12,9 +12,10 @@ Example:
     ...     attached.reads.decode
 """
 
-from nsa_models.methods._attach import Attached, attach, attached_to
+from nsa_models.methods._attach import attach
 from nsa_models.methods._base import DECLARATIONS, Method, MethodError, Phase, field_types
 from nsa_models.methods._block import QueryBlock, keep_top
+from nsa_models.methods._handle import Attached, attached_to
 from nsa_models.methods._reads import LayerReads, ReadCounts, Reads
 from nsa_models.methods._registry import make_method, methods, parse_method
 

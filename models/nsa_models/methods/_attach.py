@@ -1,210 +1,14 @@
-"""Attaching a method to a loaded model, and taking it off again."""
+"""Putting a method on a loaded model."""
 
 from __future__ import annotations
 
-import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Literal
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from nsa_models.methods._base import Method, MethodError
-from nsa_models.methods._block import Rotate, attend
-from nsa_models.methods._placement import Placement
-from nsa_models.methods._reads import Now, Reads
-
-_attached: weakref.WeakKeyDictionary[PreTrainedModel, Attached] = weakref.WeakKeyDictionary()
-
-
-class Attached(ABC):
-    """A method on a model. `attach` makes it; leaving its `with` block, or `detach()`, takes the method off.
-
-    **The phase has to be told.** A prompt's last piece may be one token and a step may follow a piece of any
-    length, so neither shapes nor the cache say whether a forward reads a prompt or decodes. It is "prefill"
-    until `decoding()` says otherwise; whoever decodes wraps each step in it.
-
-    Attributes:
-        method: The method.
-        layers: Layers in which it chooses, by index.
-        dense_layers: The others: those that the method leaves dense, and those of a kind that it can't take.
-        notes: What a table must say, a sentence each.
-        reads: Exact counts of KV tokens read.
-    """
-
-    method: Method
-    layers: tuple[int, ...]
-    dense_layers: tuple[int, ...]
-    notes: tuple[str, ...]
-    reads: Reads
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        method: Method,
-        *,
-        num_layers: int,
-        unfit: dict[int, str],
-        auto_phase: Literal["generate"] | None,
-    ) -> None:
-        """Choose the layers; nothing of the model changes yet.
-
-        Args:
-            model: The model.
-            method: The method.
-            num_layers: Its layers.
-            unfit: Layers that stay dense because of their kind, with the kind.
-            auto_phase: See `attach`.
-
-        Raises:
-            MethodError: No layer is left for the method, or it names one that the model doesn't have.
-        """
-        # Not the model itself: the map from modules to handles would keep it alive for ever.
-        self._model = weakref.ref(model)
-        self.method = method
-        self.auto_phase = auto_phase
-        self._unfit = unfit
-        asked = [layer for layer in method.dense_layers if layer < num_layers]
-        self.dense_layers = tuple(sorted({*asked, *unfit}))
-        self.layers = tuple(layer for layer in range(num_layers) if layer not in self.dense_layers)
-        if not self.layers:
-            why = (
-                f"{method.name} leaves {_numbers(asked)} dense"
-                if asked
-                else "none of its layers is full attention"
-            )
-            raise MethodError(
-                f"{method.name}: nothing would be sparse in {name_of(model)} of {num_layers} "
-                f"layer{'s' if num_layers > 1 else ''}: {why}; set dense_layers (none leaves no layer dense)"
-            )
-        beyond = [layer for layer in method.dense_layers if layer >= num_layers]
-        if beyond:
-            raise MethodError(
-                f"{method.name}: dense_layers names {_numbers(beyond)}, and {name_of(model)} has "
-                f"{num_layers} layers, counted from 0"
-            )
-        notes = [f"{_numbers(asked)} dense, as {method.name} asks"] if asked else []
-        for kind in sorted(set(unfit.values())):
-            numbers = [layer for layer, other in unfit.items() if other == kind]
-            notes.append(f"{_numbers(numbers)} dense: {kind}")
-        self.notes = tuple(notes)
-        self.reads = Reads()
-        self._phase: Now = "prefill"
-        self._counts: list[int] | None = None
-        self._rotations: dict[int, Rotate] = {}
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The model.
-
-        Raises:
-            MethodError: It is gone.
-        """
-        model = self._model()
-        if model is None:
-            raise MethodError(f"{self.method.name}: the model that it was attached to no longer exists")
-        return model
-
-    @property
-    def attached(self) -> bool:
-        """Whether the method is still on the model."""
-        model = self._model()
-        return model is not None and _attached.get(model) is self
-
-    @property
-    def phase(self) -> Now:
-        """What the next forward is, as told."""
-        return self._phase
-
-    @contextmanager
-    def decoding(self, counts: list[int] | None = None) -> Iterator[Attached]:
-        """Say that forwards inside are decode steps; `counts` as in `prefilling`."""
-        with self._told("decode", counts):
-            yield self
-
-    @contextmanager
-    def prefilling(self, counts: list[int] | None = None) -> Iterator[Attached]:
-        """Say that the forward inside reads a piece of the prompts.
-
-        Args:
-            counts: Tokens of each row in this forward, where right padding follows them that the mask doesn't
-                show. Only the counts of reads depend on it: no token sees the padding behind it.
-        """
-        with self._told("prefill", counts):
-            yield self
-
-    @contextmanager
-    def _told(self, phase: Now, counts: list[int] | None) -> Iterator[None]:
-        before = self._phase, self._counts
-        self._phase, self._counts = phase, counts
-        try:
-            yield
-        finally:
-            self._phase, self._counts = before
-
-    def detach(self) -> None:
-        """Take the method off; the model then works exactly as before. Doing it twice does nothing."""
-        model = self._model()
-        if model is not None and self.attached:
-            self._remove(model)
-            del _attached[model]
-
-    def __enter__(self) -> Attached:
-        """The handle itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Take the method off."""
-        self.detach()
-
-    @abstractmethod
-    def _install(self, model: PreTrainedModel) -> None:
-        """Lead the model's attention here, and find its rotations if the method needs them."""
-
-    @abstractmethod
-    def _remove(self, model: PreTrainedModel) -> None:
-        """Undo `_install`."""
-
-    # --- what both kinds of models do ---
-
-    def _now(self, queries: int, keys: int) -> Now:
-        """The phase of a forward."""
-        if self.auto_phase == "generate":
-            return "decode" if queries == 1 and keys > 1 else "prefill"
-        return self._phase
-
-    def _acts(self, layer: int, phase: Now) -> bool:
-        return layer in self.layers and self.method.phase in ("both", phase)
-
-    def _sparse(
-        self, q: Tensor, k: Tensor, v: Tensor, place: Placement, *, scaling: float, layer: int, phase: Now
-    ) -> Tensor:
-        """Attend by the method and count; q [B, H, n, d], k and v in order of positions."""
-        out, read = attend(
-            self.method, q, k, v, place, scaling=scaling, layer=layer, rotate=self._rotations.get(layer)
-        )
-        self._count(q, place, read, layer=layer, phase=phase, sparse=True)
-        return out
-
-    def _count(
-        self, q: Tensor, place: Placement, read: Tensor | None, *, layer: int, phase: Now, sparse: bool
-    ) -> None:
-        """Count the reads of one layer; read=None is dense attention."""
-        heads, dense = q.shape[1], place.dense_reads()
-        self.reads.add(
-            layer=layer,
-            phase=phase,
-            sparse=sparse,
-            heads=heads,
-            queries=place.queries(),
-            read=dense * heads if read is None else read,
-            dense=dense,
-        )
+from nsa_models.methods._handle import Attached, attached_to, name_of, register
+from nsa_models.methods._seams import DecoderAttached, StockAttached
 
 
 def attach(
@@ -242,7 +46,7 @@ def attach(
             "its config; detach it first"
         )
     attached: Attached = _seam(model)(model, method, auto_phase)
-    _attached[model] = attached
+    register(model, attached)
     try:
         attached._install(model)
     except BaseException:
@@ -251,26 +55,7 @@ def attach(
     return attached
 
 
-def attached_to(model: PreTrainedModel) -> Attached | None:
-    """The handle of the method that is on `model`, or on another one that shares its config object."""
-    for other, attached in list(_attached.items()):
-        # The name of the attention stands in the config: detaching one model would change the other.
-        if other is model or other.config is model.config:
-            return attached
-    return None
-
-
 def _seam(model: PreTrainedModel) -> type[Any]:
     """The kind of handle for a model."""
-    from nsa_models.methods._seams import DecoderAttached, StockAttached
-
     own = getattr(model.config, "model_type", None) == "nsa_decoder"
     return DecoderAttached if own else StockAttached
-
-
-def name_of(model: PreTrainedModel) -> str:
-    return str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
-
-
-def _numbers(layers: list[int]) -> str:
-    return f"layer{'s' if len(layers) != 1 else ''} {', '.join(map(str, layers))}"

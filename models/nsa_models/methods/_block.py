@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from nsa_models.methods._placement import Placement
-
-if TYPE_CHECKING:
-    from nsa_models.methods._base import Method
 
 # Cells [B, H, queries, S] of one block: some four tensors of so many float32 are alive at once, 64 MiB each
 # on a CPU and 512 MiB each on a GPU.
@@ -99,8 +96,25 @@ def keep_top(scores: Tensor, count: int | Tensor, among: Tensor) -> Tensor:
     return above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
 
 
+class Selector(Protocol):
+    """What `attend` asks of a method."""
+
+    @property
+    def phase(self) -> str:
+        """Where it acts (see `Method.phase`)."""
+        ...
+
+    def select(self, block: QueryBlock) -> Tensor:
+        """The keys that a block of queries reads (see `Method.select`)."""
+        ...
+
+    def logits(self, block: QueryBlock) -> Tensor:
+        """Logits of the softmax (see `Method.logits`)."""
+        ...
+
+
 def attend(
-    method: Method,
+    method: Selector,
     q: Tensor,
     k: Tensor,
     v: Tensor,

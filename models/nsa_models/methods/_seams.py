@@ -15,8 +15,8 @@ from transformers.masking_utils import sdpa_mask
 
 from nsa_models.attention import FullAttention, causal_attention
 from nsa_models.batch import RaggedBatch
-from nsa_models.methods._attach import Attached, name_of
 from nsa_models.methods._base import Method, MethodError
+from nsa_models.methods._handle import Attached, name_of
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._reads import Now
 from nsa_models.methods._rotary import Rotation, frequencies, measured, moving_type, unmoved

@@ -28,6 +28,15 @@ class Differences(SectionData):
 def build(material: Material) -> Differences | None:
     """The settings that are not alike for all models; None where only names and checkpoints differ."""
     by_model = [material.settings(label) for label in material.models]
+    fields = [material.fields(label) for label in material.models]
+    # Of models of one type every field of the config that differs is told; of two types nearly all would.
+    if len({field.get("model_type") for field in fields}) == 1:
+        by_model = [{**settings, **own} for settings, own in zip(by_model, fields, strict=True)]
+    else:
+        by_model = [
+            {**settings, "model type": own.get("model_type", "")}
+            for settings, own in zip(by_model, fields, strict=True)
+        ]
     names = dict.fromkeys(name for settings in by_model for name in settings)
     rows = [
         Setting(name=name, values=tuple(settings.get(name, "") for settings in by_model)) for name in names

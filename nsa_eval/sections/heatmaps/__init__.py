@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from nsa_eval._words import counted
 from nsa_eval.comparison import Interval
 from nsa_eval.comparison.intervals import bootstrap, tango
 from nsa_eval.comparison.scores import document_scores
@@ -23,12 +25,25 @@ from nsa_reports import (
     SectionData,
     ShownSample,
     difference_limit,
-    heatmap_chart,
     panels_of,
 )
 
 # A cell holds a handful of documents: more resamples than this would only look precise.
 _CELL_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failures:
+    """One model's replies that aren't fully right, by what they hold instead."""
+
+    model: str
+    counts: Counter[str]
+
+    @property
+    def text(self) -> str:
+        """`9 replies not fully right: 6 another needle's value, 3 something else`."""
+        parts = ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common())
+        return f"{counted(self.counts.total(), 'reply', 'replies')} not fully right: {parts}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,18 +63,23 @@ class Part:
         known = sorted({cell.n for grid in self.group.maps for cell in grid.cells if cell.n})
         if not known:
             return ""
-        if known == [1]:
-            return "1 sample"
-        return f"{known[0]} samples" if len(known) == 1 else f"{known[0]} to {known[-1]} samples"
+        if len(known) == 1:
+            return counted(known[0], "sample")
+        return f"{known[0]} to {known[-1]} samples"
 
     @property
     def has_blanks(self) -> bool:
         """Whether a cell of a map is unknown."""
         return any(panel.has_blanks for panel in self.panels)
 
-    def chart_ids(self) -> list[str]:
-        """Ids of the panels' charts."""
-        return [f"{self.id}-p{index}" for index in range(len(self.panels))]
+    @property
+    def reasons(self) -> tuple[Failures, ...]:
+        """What each model's failed replies hold, for models whose task says it."""
+        found: dict[str, Counter[str]] = {grid.model: Counter() for grid in self.group.maps}
+        for sample in self.group.samples:
+            for reply in sample.replies:
+                found.setdefault(reply.model, Counter()).update(filter(None, reply.reasons))
+        return tuple(Failures(model=model, counts=counts) for model, counts in found.items() if counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +107,6 @@ class Heatmaps(SectionData):
         """One per task."""
         return tuple(Anchor(id=part.id, title=part.group.title or part.group.task) for part in self.parts)
 
-    def charts(self) -> dict[str, Mapping[str, Any]]:
-        """One per panel."""
-        return {
-            key: heatmap_chart(panel)
-            for part in self.parts
-            for key, panel in zip(part.chart_ids(), part.panels, strict=True)
-        }
-
     def samples(self) -> dict[str, dict[str, list[ShownSample]]]:
         """By the row and column of their cell."""
         return {part.id: _by_cell(part.group) for part in self.parts}
@@ -108,7 +120,6 @@ class Heatmaps(SectionData):
         return [
             {
                 "id": part.id,
-                "charts": part.chart_ids(),
                 "rows": part.panels[0].row_labels if part.panels else [],
                 "columns": part.panels[0].column_labels if part.panels else [],
             }

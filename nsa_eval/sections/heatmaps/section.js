@@ -1,13 +1,24 @@
-// Needle grids: choosing a cell in a map, a table or the lists shows its samples.
+// Needle grids: choosing a cell in a map or in the lists shows its samples.
 report.section("heatmaps", function* (grids) {
-  function outline(grid, row, column) {
-    const box = (color, width) => ({
-      type: "rect", x0: column - 0.5, x1: column + 0.5, y0: row - 0.5, y1: row + 0.5, line: { color, width },
+  const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+
+  /** Makes a map one stop of the Tab key; arrows go from cell to cell inside of it. */
+  function walkable(map) {
+    const cells = new Map([...map.querySelectorAll("button[data-cell]")].map((cell) => [cell.dataset.cell, cell]));
+    const enter = (cell) => cells.forEach((other) => { other.tabIndex = other === cell ? 0 : -1; });
+    enter(cells.values().next().value);
+    map.addEventListener("focusin", (event) => enter(event.target));
+    map.addEventListener("keydown", (event) => {
+      const step = ARROWS[event.key];
+      if (!step || !event.target.dataset.cell) return;
+      event.preventDefault(); // the page would scroll
+      const [row, column] = event.target.dataset.cell.split(",").map(Number);
+      // A blank cell is stepped over.
+      for (let far = 1; far <= cells.size; far++) {
+        const next = cells.get(`${row + far * step[0]},${column + far * step[1]}`);
+        if (next) return next.focus();
+      }
     });
-    for (const id of grid.charts) {
-      const chart = report.chart(id);
-      if (chart) Plotly.relayout(chart, { shapes: [box("#ffffff", 5), box("#d6006c", 2.5)] });
-    }
   }
 
   function prepare(grid) {
@@ -22,9 +33,19 @@ report.section("heatmaps", function* (grids) {
     function select(row, column) {
       rows.value = row;
       columns.value = column;
-      const heading = `${grid.columns[column]} tokens, depth ${grid.rows[row]}`;
-      report.showSamples(target, grid.id, `${row},${column}`, heading);
-      outline(grid, row, column);
+      const place = `${row},${column}`;
+      report.showSamples(target, grid.id, place, `${grid.columns[column]} tokens, depth ${grid.rows[row]}`);
+      const readings = report.element("ul", "readings");
+      for (const button of home.querySelectorAll("button[data-cell]")) {
+        const chosen = button.dataset.cell === place;
+        button.parentElement.classList.toggle("chosen", chosen);
+        if (!chosen) continue;
+        button.setAttribute("aria-current", "true");
+        const panel = button.closest("figure").querySelector("figcaption").textContent.trim();
+        readings.append(report.element("li", "", `${panel}: ${button.title}`));
+      }
+      for (const button of home.querySelectorAll("td:not(.chosen) > button[aria-current]")) button.removeAttribute("aria-current");
+      target.querySelector("h3").after(readings);
     }
 
     // Number("") is 0: the first choice in one list fills the other with its first entry.
@@ -43,17 +64,12 @@ report.section("heatmaps", function* (grids) {
       const button = event.target.closest("button[data-cell]");
       if (!button) return;
       select(...button.dataset.cell.split(",").map(Number));
-      browser.scrollIntoView({ block: "start" });
+      // Where the samples can be read already the map stays in place, for the next choice.
+      const { top } = browser.getBoundingClientRect();
+      if (top < 0 || top > window.innerHeight / 2) browser.scrollIntoView({ block: "start" });
       target.focus({ preventScroll: true });
     });
-
-    const drawn = grid.charts.map(report.chart);
-    for (const chart of drawn) {
-      if (chart) chart.on("plotly_click", (event) => select(event.points[0].y, event.points[0].x));
-    }
-    // The tables say the same; a browser that cannot draw leaves them open.
-    if (drawn.every(Boolean)) home.querySelector("details.grids").open = false;
-    else home.querySelector(".panels").hidden = true;
+    for (const map of home.querySelectorAll("table.heatmap")) if (map.querySelector("button")) walkable(map);
   }
 
   for (const grid of grids) {

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nsa_eval.comparison import Comparison
+from nsa_eval._words import counted
+from nsa_eval.comparison import TOO_FEW, VERDICTS, Comparison, Row, verdict_words
 from nsa_eval.material import Material, metric_label
 from nsa_eval.sections import Section
 from nsa_reports import ScoreRow, SectionData
+
+_NAMED = 3
+"""With more models than this (or as many candidates) a sentence that names each is a paragraph."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,32 +44,38 @@ def build(material: Material) -> Result:
     )
 
 
-def _headline(models: Iterable[str], comparison: Comparison | None, rows: Sequence[ScoreRow]) -> str:
-    """The outcome in one sentence."""
+def _headline(models: Sequence[str], comparison: Comparison | None, rows: Sequence[ScoreRow]) -> str:
+    """The outcome in one sentence, short with any number of models."""
     if comparison is None:
-        documents = sum(row.n or 0 for row in rows)
-        return f"{', '.join(models)} on {_count(len(rows), 'task')}, {documents:,} documents."
+        names = ", ".join(models) if len(models) <= _NAMED else counted(len(models), "model")
+        documents = counted(sum(row.n or 0 for row in rows), "document")
+        return f"{names} on {counted(len(rows), 'task')}, {documents}."
     shown = {(row.task, row.metric) for row in rows}
-    sentences = []
-    for candidate in comparison.candidates:
-        compared = [
-            row
-            for row in comparison.rows
-            if row.candidate == candidate and (row.task, metric_label(row.metric, row.filter)) in shown
-        ]
-        found = [(row.verdict, row.task) for row in compared if row.verdict != "not distinguishable"]
-        parts = [f"{verdict} on {task}" for verdict, task in found]
-        rest = len(compared) - len(found)
-        if rest:
-            parts.append(
-                f"not distinguishable on {_count(rest, 'other task') if found else _count(rest, 'task')}"
-            )
-        sentences.append(f"{candidate} against {comparison.baseline}: {', '.join(parts)}.")
-    return " ".join(sentences)
+    compared = [row for row in comparison.rows if (row.task, metric_label(row.metric, row.filter)) in shown]
+    if len(comparison.candidates) >= _NAMED:
+        counts = Counter(verdict_words(row) for row in compared)
+        found = [f"{counts[verdict]:,} {verdict}" for verdict in VERDICTS if counts[verdict]]
+        return (
+            f"{counted(len(comparison.candidates), 'model')} against {comparison.baseline} on "
+            f"{counted(len(rows), 'task')}, {counted(len(compared), 'comparison')}: {', '.join(found)}."
+        )
+    return " ".join(
+        f"{candidate} against {comparison.baseline}: "
+        f"{_outcome([row for row in compared if row.candidate == candidate])}."
+        for candidate in comparison.candidates
+    )
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def _outcome(rows: Sequence[Row]) -> str:
+    """What became of one candidate: the tasks where a difference was found by name, the others counted."""
+    undecided = ("not distinguishable", TOO_FEW)
+    words = [(verdict_words(row), row.task) for row in rows]
+    parts = [f"{verdict} on {task}" for verdict, task in words if verdict not in undecided]
+    for verdict in undecided:
+        count = sum(found == verdict for found, _ in words)
+        if count:
+            parts.append(f"{verdict} on {counted(count, 'other task' if parts else 'task')}")
+    return ", ".join(parts)
 
 
 SECTION = Section(title="Result", order=20, build=build)

@@ -1,8 +1,7 @@
 "use strict";
 // What every section of a report may use: `report`. A section's own script (section.js) is a call of
-// report.section(ID, run): run(data) gets what the section's data hands to its script, once its charts are drawn; a
-// generator function gives the browser a turn at each `yield`. Free text (replies, prompts, names) only ever goes
-// through textContent.
+// report.section(ID, run): run(data) gets what the section's data hands to its script; a generator function gives the
+// browser a turn at each `yield`. Free text (replies, prompts, names) only ever goes through textContent.
 const report = (() => {
   const data = JSON.parse(document.getElementById("report-data").textContent);
   const scripts = new Map();
@@ -48,13 +47,36 @@ const report = (() => {
     parent.append(text.slice(start));
   }
 
+  /** An element with a name that may be broken at its joints, as templates write them. */
+  function named(tag, className, text) {
+    const pieces = text.match(/[^+@=_/-]*[+@=_/-]*/g).filter(Boolean);
+    return element(tag, className, null, ...pieces.flatMap((piece, at) => (at ? [element("wbr"), piece] : [piece])));
+  }
+
   function replyCard(reply, sample) {
     const score = element("span", `score ${quality(reply.score)}`, percent(reply.score));
-    const head = element("header", "", null, element("b", "name", data.models[reply.model]), score);
-    const text = element("pre", "reply");
-    if (reply.text) appendMarked(text, reply.text, sample.expected);
-    else text.append(element("i", "muted", "(empty reply)"));
-    const card = element("article", quality(reply.score), null, head, text);
+    const head = element("header", "", null, named("b", "name", data.models[reply.model]), score);
+    const card = element("article", quality(reply.score), null, head);
+    const texts = [reply.text, ...(reply.more || [])];
+    const extracts = reply.extracts || [];
+    const ofEach = ({ texts: found }) => found.length === texts.length;
+    const extract = ({ filter, score: own }, found) => {
+      const by = filter ? ` by ${filter} (${percent(own)})` : "";
+      return labelled(`Extracted${by}`, found || "(nothing)");
+    };
+    texts.forEach((text, at) => {
+      const reason = (reply.reasons || [])[at];
+      const line = element("p", "muted");
+      if (texts.length > 1) line.append(`Reply ${at + 1} of ${texts.length}${reason ? ": " : ""}`);
+      if (reason) line.append(reason);
+      if (line.childNodes.length) card.append(line);
+      const shown = element("pre", "reply");
+      if (text) appendMarked(shown, text, sample.expected);
+      else shown.append(element("i", "muted", "(empty reply)"));
+      card.append(shown);
+      for (const found of extracts.filter(ofEach)) card.append(extract(found, found.texts[at]));
+    });
+    for (const found of extracts) if (!ofEach(found)) card.append(extract(found, found.texts.join("\n")));
     for (const note of reply.notes || []) card.append(element("p", "muted", note));
     if (reply.prompt) card.append(labelled("End of this model's prompt", reply.prompt));
     return card;
@@ -80,6 +102,8 @@ const report = (() => {
     for (const reply of sample.replies) {
       const chip = element("span", `score ${quality(reply.score)}`);
       chip.textContent = `${data.short[reply.model]}: ${percent(reply.score)}`;
+      // Of several replies the card says it of each.
+      if (reply.reasons && reply.reasons.length === 1) chip.append(element("span", "reason", ` (${reply.reasons[0]})`));
       summary.append(chip);
     }
     const details = element("details", "sample", null, summary);
@@ -118,38 +142,13 @@ const report = (() => {
     );
   }
 
-  // ---- charts -------------------------------------------------------------------------------------------------
-  /** Draws a chart into the element of its id; a browser that cannot leaves it empty, and the tables say the same. */
-  function draw(id) {
-    try {
-      const { data: traces, layout } = data.charts[id];
-      Plotly.newPlot(id, traces, layout, { displayModeBar: false, responsive: true, doubleClick: false });
-    } catch {
-      document.getElementById(id)?.replaceChildren();
-    }
-  }
-
-  /** The element of a chart that was drawn (Plotly's graph div), or null. */
-  function chart(id) {
-    const found = document.getElementById(id);
-    return found && found.data ? found : null;
-  }
-
-  // Paper has another width than the screen; plotly only follows the window.
-  const resize = () => document.querySelectorAll(".js-plotly-plot").forEach((drawn) => Plotly.Plots.resize(drawn));
-  window.matchMedia("print").addEventListener("change", resize);
-
   // ---- sections -----------------------------------------------------------------------------------------------
   function* steps() {
-    for (const [id, section] of Object.entries(data.sections)) {
-      for (const each of section.charts) {
-        draw(each);
-        yield;
-      }
+    for (const [id, given] of Object.entries(data.sections)) {
       const run = scripts.get(id);
       if (!run) continue;
       try {
-        yield* run(section.data) || [];
+        yield* run(given) || [];
       } catch (error) {
         console.error(`section ${id}:`, error); // the other sections still work
       }
@@ -165,7 +164,7 @@ const report = (() => {
         if (!target.childNodes.length) showSamples(target, browser.dataset.samples, "all", "");
       });
     }
-    // One step per turn, so that a page with many charts answers while it draws.
+    // One step per turn, so that a page with many sections answers while they start.
     const queue = steps();
     (function next() {
       if (queue.next().done) document.documentElement.dataset.ready = "yes";
@@ -173,5 +172,5 @@ const report = (() => {
     })();
   }
 
-  return { chart, element, section: (id, run) => scripts.set(id, run), showSamples, start };
+  return { element, section: (id, run) => scripts.set(id, run), showSamples, start };
 })();

@@ -189,7 +189,9 @@ def load_text(path: str) -> TextHaystack:
     """
     files = text_files(path)
     _refuse_huge(path, files)
-    return _read(path, tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+    states = [(file, file.stat()) for file in files]
+    # The later of the two times: a file's own can be put back, its status's can't.
+    return _read(path, tuple((str(file), max(s.st_mtime_ns, s.st_ctime_ns), s.st_size) for file, s in states))
 
 
 @lru_cache(maxsize=2)

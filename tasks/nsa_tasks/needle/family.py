@@ -68,6 +68,11 @@ class NeedleFamily(TaskFamily):
         cells = len(own.depths) * own.samples
         return Size(len(own.lengths) * cells, sum(own.lengths) * cells)
 
+    def grid(self, params: Params) -> tuple[int, int, int]:
+        """Lengths, depths, and the samples of a cell."""
+        own = cast("NeedleParams", params)
+        return len(own.lengths), len(own.depths), own.samples
+
     def max_request_tokens(self, params: Params) -> int:
         """The longest length."""
         return max(cast("NeedleParams", params).lengths)

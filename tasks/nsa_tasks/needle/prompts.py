@@ -3,6 +3,7 @@
 The wording is RULER's (arXiv 2404.06654); the `sentence` needle is the classic one about San Francisco.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,9 @@ _ASK_ALL = "\nWhat are all the special magic {kinds} for {query} mentioned in th
 _PREFIX_ONE = "The special magic {kind} for {query} mentioned in the provided text is"
 _PREFIX_ALL = "The special magic {kinds} for {query} mentioned in the provided text are"
 _NEEDLE = "One of the special magic {kinds} for {key} is: {value}."
+
+# No value holds a space or a full stop.
+_VALUE = re.compile(r"One of the special magic \w+ for [^.\n]{1,80}? is: ([^\s.]+)\.")
 
 _SANDWICH_HEAD = (
     "Some information is hidden within the following text. Make sure to memorize it. "
@@ -76,6 +80,11 @@ def draw_value(draw: Draw, needle: str) -> str:
 def draw_distractor(draw: Draw, needle: str, key: str) -> str:
     """Draw a needle sentence that nobody asks for."""
     return _NEEDLE.format(kinds=KINDS[needle], key=draw_key(draw, key), value=draw_value(draw, needle))
+
+
+def values_in(text: str) -> list[str]:
+    """List the values of all needle sentences in a text, asked for or not."""
+    return _VALUE.findall(text)
 
 
 def draw_facts(

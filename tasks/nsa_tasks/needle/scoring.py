@@ -23,6 +23,31 @@ def string_match_all(reply: str, answers: Sequence[str]) -> float:
     return sum(answer.lower() in text for answer in answers) / len(answers)
 
 
+def describe_failure(
+    reply: str, answers: Sequence[str], others: Sequence[str], *, exact: bool = False
+) -> str:
+    """Say what a reply holds instead of the answers, or besides some of them; nothing where all are there.
+
+    Args:
+        reply: The reply.
+        answers: What a right reply contains.
+        others: Values in the prompt that nobody asked for.
+        exact: As `contains` looks for them, not as `string_match_all` does.
+    """
+
+    def held(values: Sequence[str]) -> int:
+        text = reply if exact else clean(reply).lower()
+        return sum((value if exact else value.lower()) in text for value in values)
+
+    found = held(answers)
+    if found == len(answers):
+        return ""
+    parts = [f"{found} of {len(answers)} values"] if found else []
+    if held(others):
+        parts.append("another needle's value")
+    return " and ".join(parts) or ("something else" if clean(reply) else "nothing")
+
+
 def process_single(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Score a sample with one needle (lm-eval's `process_results`)."""
     return {"score": contains(results[0], doc["outputs"][0])}

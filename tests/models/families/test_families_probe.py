@@ -289,3 +289,95 @@ def test_a_length_beyond_learned_positions_is_refused(kind: str) -> None:
         FamilyError, match="max_length is 129 tokens, but the model has learned positions for 128"
     ):
         check_fits(model, tokenizer_of(96), 129)
+
+
+def moshi(window: int) -> Any:
+    return tiny("moshi", ffn_dim=64, head_dim=8, sliding_window=window, audio_vocab_size=96)
+
+
+@pytest.mark.parametrize("window", [8, 48, 3000])
+def test_a_sliding_cache_that_no_mask_agrees_with_is_found_behind_any_window(window: int) -> None:
+    """Moshi's forward masks by no window, and transformers' cache for its config forgets behind one."""
+    model = moshi(window)
+    copies = [module.sliding_window for module in model.modules() if hasattr(module, "sliding_window")]
+    assert family_of(model).name == "uncached"
+    assert model.config.sliding_window == window  # narrowed for the probe alone
+    assert [m.sliding_window for m in model.modules() if hasattr(m, "sliding_window")] == copies
+    assert copies == [window] * 2
+
+
+def test_a_long_window_that_masks_agree_with_keeps_its_cache() -> None:
+    assert family_of(tiny("mistral", sliding_window=4096)).name == "equal rows"
+    assert family_of(tiny("gemma3_text", head_dim=8, sliding_window=512)).name == "equal rows"
+
+
+def test_keys_that_an_indexer_chooses_are_a_window_whatever_layers_are_called() -> None:
+    config = {"index_topk": 12, "layer_types": ["full_attention"] * 2}
+    model = tiny("llama", **config)
+    assert Declared.of(model).windows == (12,)
+    assert not Declared.of(model).plain
+    assert family_of(model).name == "equal rows"
+
+
+def reformer(**fields: Any) -> Any:
+    config = AutoConfig.for_model("reformer")
+    shape = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "attention_head_size": 8,
+        "feed_forward_size": 64,
+        "attn_layers": ["local", "lsh"],
+        "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8,
+        "axial_pos_shape": [8, 16],
+        "axial_pos_embds_dim": [16, 16],
+        "max_position_embeddings": 128,
+        "is_decoder": True,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(0)
+    made = type(config)(**{**shape, **fields})
+    return AutoModelForCausalLM.from_config(made).eval()
+
+
+def test_a_forward_that_is_random_is_refused_for_that() -> None:
+    """It was called not causal: what came before a changed token was another draw."""
+    with pytest.raises(FamilyError, match=r"is random: two forwards .* hash_seed"):
+        family_of(reformer())
+    assert family_of(reformer(hash_seed=7)).name == "uncached"
+
+
+def test_a_config_without_a_limit_is_probed_at_full_length() -> None:
+    """XLNet writes -1; four tokens are too few to be read in pieces."""
+    config = AutoConfig.for_model("xlnet", d_model=32, n_layer=2, n_head=4, d_inner=64, vocab_size=96)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert Declared.of(model).longest is None
+    with pytest.raises(FamilyError, match="at the end of a row of 14 "):
+        family_of(model)
+
+
+def test_a_row_with_the_paddings_id_in_it_is_probed_too() -> None:
+    """RoBERTa's forward gives that id no position; its cached one counts it among those before."""
+    roberta = {"is_decoder": True, "max_position_embeddings": 130}
+    assert family_of(tiny("roberta", **roberta)).name == "uncached"
+    assert family_of(tiny("opt", ffn_dim=64, word_embed_proj_dim=32)).name == "full attention"
+
+
+def test_rows_whose_logits_depend_on_their_width_are_not_padded() -> None:
+    """ProphetNet's relative positions do; the same row at the same width hid it."""
+    config = type(AutoConfig.for_model("prophetnet"))(
+        vocab_size=96,
+        hidden_size=32,
+        num_decoder_layers=2,
+        num_decoder_attention_heads=4,
+        decoder_ffn_dim=64,
+        max_position_embeddings=128,
+        init_std=0.3,
+    )
+    torch.manual_seed(0)
+    family = family_of(AutoModelForCausalLM.from_config(config).eval())
+    assert family.name == "uncached"
+    assert not family.padded
+    assert not family.ragged
+    assert family_of(tiny("gpt2", n_embd=32, n_layer=2, n_head=4)).padded

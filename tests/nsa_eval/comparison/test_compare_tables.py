@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,45 @@ def test_csv_holds_every_row_in_its_unit(comparison: Comparison) -> None:
 
 def test_json_reads_back(comparison: Comparison) -> None:
     assert Comparison.model_validate(json.loads(to_table(comparison, "json"))) == comparison
+
+
+def test_json_and_csv_hold_the_same_numbers_in_the_same_unit(comparison: Comparison) -> None:
+    written = json.loads(to_table(comparison, "json"))
+    rows = [sub for row in written["rows"] for sub in (row, *row["lengths"])]
+    table = list(csv.DictReader(io.StringIO(to_table(comparison, "csv"))))
+    assert len(rows) == len(table) == 4
+    for row, line in zip(rows, table, strict=True):
+        assert row["unit"] == line["unit"]
+        assert row["difference"] == pytest.approx(float(line["difference"]), abs=1e-10)
+        assert row["interval"]["low"] == pytest.approx(float(line["low"]), abs=1e-10)
+        assert row["baseline_score"]["mean"] == pytest.approx(float(line["baseline_mean"]), abs=1e-10)
+        if row["minimum_detectable"] is not None:
+            assert row["minimum_detectable"] == pytest.approx(float(line["minimum_detectable"]), abs=1e-10)
+    assert (rows[0]["difference"], comparison.rows[0].difference) == (50.0, 0.5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_score_survives_json(tmp_path: Path, write_model: Any, scored: Any, seed: int) -> None:
+    rng = random.Random(seed)
+    for name in ("a", "b"):
+        write_model(tmp_path, name, {"t": scored([rng.random() for _ in range(7)], "f1")})
+    comparison = compare(tmp_path, baseline="b", resamples=100)
+    assert Comparison.model_validate_json(comparison.model_dump_json()) == comparison
+    assert Comparison.model_validate(comparison.model_dump()) == comparison
+
+
+def test_few_documents_are_said_to_be_few(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    """0 against 100 % of three: no outcome of three documents is significant."""
+    write_model(tmp_path, "a", {"t": scored([1.0] * 3), "u": scored([1.0] * 24)})
+    write_model(tmp_path, "b", {"t": scored([0.0] * 3), "u": scored([1.0] * 24)})
+    comparison = compare(tmp_path, baseline="b", resamples=100)
+    few, many = comparison.rows
+    assert (few.too_few_documents, few.difference) == (True, 1.0)
+    assert not many.too_few_documents
+    assert "not distinguishable (too few documents to see any difference)" in to_table(comparison, "md")
+    for width in (80, 200):
+        assert printed(comparison, width).count("too few documents") == 1
+    assert "too few documents" in to_table(comparison, "latex")
 
 
 def test_unknown_format(comparison: Comparison) -> None:

@@ -98,6 +98,9 @@ def test_reads_what_lm_eval_writes_by_itself(tmp_path: Path) -> None:
     assert [s.metrics["exact_match"] for s in strict] == [0, 1, 0, 1]
     assert [s.metrics["exact_match"] for s in tasks["says_yes"].filters["loose"]] == [0, 0, 0, 0]
     assert strict[0].reply == "The answer is yes."
+    assert {s.extracted for s in strict} == {("yes",)}  # the filter's answer beside the reply
+    assert {s.extracted for s in tasks["says_yes"].filters["loose"]} == {()}  # the reply itself
+    assert {s.extracted for s in tasks["picks_yes"].filters["none"]} == {()}
     assert strict[0].prompt_end == "q0?"
     assert strict[0].expected == ("no",)
     assert '"until"' in strict[0].settings[0]
@@ -108,6 +111,24 @@ def test_reads_what_lm_eval_writes_by_itself(tmp_path: Path) -> None:
     assert tasks["says_yes"].reported["exact_match,strict"] == 0.5
     assert not tasks["says_yes"].has_lengths
     assert run.config is None
+
+
+def test_all_replies_what_was_taken_from_them_and_why_they_failed(
+    tmp_path: Path, write_model: Any, sample_line: Any
+) -> None:
+    reasons = ["", "another needle's value"]
+    lines = [
+        sample_line({"id": 0, "reasons": reasons}, {"score": 0.5}, resps=[["a 1", "b 2"]],
+                    filtered_resps=[["a 1", "b 2"]]),
+        sample_line({"id": 1}, {"score": 0.0}, resps=[["a 1", "b 2"]], filtered_resps=["a 1"]),
+        sample_line({"id": 2}, {"score": 0.0}, resps=[["a 1", "b 2"]], filtered_resps=[["1", "2"]]),
+        sample_line({"id": 3}, {"score": 0.0}, resps=[["?"]], filtered_resps=["[invalid]"]),
+    ]  # fmt: skip
+    write_model(tmp_path, "m", {"t": lines})
+    found = load_run(tmp_path).models["m"].tasks["t"].filters["none"]
+    assert [s.replies for s in found] == [("a 1", "b 2")] * 3 + [("?",)]
+    assert [s.extracted for s in found] == [(), (), ("1", "2"), ("[invalid]",)]
+    assert [s.reasons for s in found] == [tuple(reasons), (), (), ()]
 
 
 def test_newest_file_of_each_task_counts(tmp_path: Path, write_model: Any, scored: Any) -> None:

@@ -39,8 +39,10 @@ def make_text(seed: int, words: int) -> str:
     return " ".join(pick.choice(WORDS) for _ in range(words))
 
 
-def make_tokenizer(*, bos: bool = True, eos: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer that puts <s> first, as Llama's does."""
+def make_tokenizer(
+    *, bos: bool = True, eos: bool = True, appends_eos: bool = False
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that puts <s> first, as Llama's does; some put </s> last too."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -52,9 +54,11 @@ def make_tokenizer(*, bos: bool = True, eos: bool = True) -> PreTrainedTokenizer
         show_progress=False,
     )
     tokenizer.train_from_iterator([make_text(seed, 200) for seed in range(5)], trainer)
-    if bos:
+    template = (["<s>"] if bos else []) + ["$A"] + (["</s>"] if appends_eos else [])
+    if len(template) > 1:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+            single=" ".join(template),
+            special_tokens=[(name, tokenizer.token_to_id(name)) for name in template if name != "$A"],
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

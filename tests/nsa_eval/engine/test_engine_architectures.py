@@ -167,6 +167,49 @@ ARCHITECTURES = {
         },
         generate=False,
     ),
+    "window that no mask knows": Architecture(
+        "moshi",
+        _UNCACHED,
+        {"ffn_dim": 64, "head_dim": 8, "audio_vocab_size": 384, "sliding_window": 48},
+        generate=False,
+    ),
+    "chosen keys": Architecture(
+        "deepseek_v32",
+        _EQUAL,
+        {
+            "kv_lora_rank": 16,
+            "q_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+            "num_key_value_heads": 4,
+            "index_topk": 40,
+            "index_head_dim": 8,
+            # Few heads give many keys an index of exactly 0, and which of those are chosen depends on shapes.
+            "index_n_heads": 16,
+            "moe_intermediate_size": 32,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+    "positions from the padding id": Architecture(
+        "roberta", _UNCACHED, {"is_decoder": True, "max_position_embeddings": 514}, generate=False
+    ),
+    "logits that depend on a row's width": Architecture(
+        "prophetnet",
+        _UNCACHED,
+        {
+            "num_hidden_layers": None,  # refused by its config
+            "max_position_embeddings": 514,
+            "num_decoder_layers": 2,
+            "num_decoder_attention_heads": 4,
+            "decoder_ffn_dim": 64,
+            "init_std": 0.3,
+        },
+        generate=False,
+    ),
     "no cache argument": Architecture("rwkv", _UNCACHED, {"attention_hidden_size": 32}, generate=False),
     "nsa, longrope": Architecture(
         "nsa_decoder", "ours", {**_NSA, "attention": "nsa", "rope_parameters": _LONG}, generate=False
@@ -240,7 +283,8 @@ class Case:
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def case(request, tokenizer, toys):
     architecture = ARCHITECTURES[request.param]
-    config = AutoConfig.for_model(architecture.type, **{**_SHAPE, **architecture.config})
+    fields = {name: value for name, value in {**_SHAPE, **architecture.config}.items() if value is not None}
+    config = AutoConfig.for_model(architecture.type, **fields)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     model.generation_config.eos_token_id = 1

@@ -53,7 +53,7 @@ def test_long_prompt_stops_by_default_and_says_where(llama, tokenizer, toys):
 def test_left_policy_equals_lm_evals(llama, tokenizer, toys):
     requests = [toys.request_of("loglikelihood", (toys.make_text(s, 20 + 9 * s), " gold")) for s in range(6)]
     hf = HFLM(pretrained=llama, tokenizer=toys.make_tokenizer(), max_length=40)
-    engine = Engine(llama, tokenizer, max_length=40, truncation="left")
+    engine = Engine(llama, tokenizer, max_length=40, truncation="left", parity="lm-eval")
     found = engine.loglikelihood(requests)
     for (value, _), (other, _) in zip(found, hf.loglikelihood(requests, disable_tqdm=True), strict=True):
         assert value == pytest.approx(other, abs=1e-4)

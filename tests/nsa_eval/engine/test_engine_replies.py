@@ -6,7 +6,8 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from nsa_eval.engine import Engine, _batching
+from nsa_eval.config import EngineSpec
+from nsa_eval.engine import Answerer, Engine, _batching
 from nsa_eval.errors import UserError
 
 VARIANTS = {
@@ -140,3 +141,23 @@ def test_prompts_read_in_several_batches_go_on_as_one(any_model, tokenizer, toys
     assert engine.generate_until(requests) == alone
     if reader.family.ragged:
         assert max(widths) == len(requests)
+
+
+def test_drawn_replies_follow_the_runs_seed(llama, tokenizer, toys):
+    settings = EngineSpec()
+    answerer = Answerer(llama, tokenizer, max_length=None, settings=settings)
+    requests = toys.reply_requests(do_sample=True, temperature=1.5)
+
+    def replies(seed):
+        engine = Engine.over(
+            tokenizer,
+            answerer.facts,
+            lambda asked, missing, emit: answerer.answer(asked, missing=missing, emit=emit),
+            settings=settings,
+            seed=seed,
+        )
+        return engine.generate_until(requests)
+
+    assert replies(1) == replies(1)
+    assert replies(1) != replies(2)
+    assert Engine(llama, tokenizer).generate_until(requests) == replies(None)

@@ -63,7 +63,8 @@ def test_rolling_equals_lm_evals(any_model, tokenizer, toys):
         pretrained=any_model, tokenizer=toys.make_tokenizer(), max_length=48
     ).loglikelihood_rolling(requests, disable_tqdm=True)
     for settings in ({}, {"prefill_chunk": 5}, {"batch_size": 2}):
-        found = Engine(any_model, tokenizer, max_length=48, **settings).loglikelihood_rolling(requests)
+        engine = Engine(any_model, tokenizer, max_length=48, parity="lm-eval", **settings)
+        found = engine.loglikelihood_rolling(requests)
         assert found == pytest.approx(expected, abs=2e-3)  # a sum of hundreds of terms
 
 

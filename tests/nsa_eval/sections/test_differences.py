@@ -83,6 +83,24 @@ def test_variants_of_a_checkpoint_show_their_fields_and_their_method(material):
     assert "method" not in cards["nsa"]
 
 
+def test_four_checkpoints_that_differ_in_a_field_of_their_config_alone_show_it(material):
+    entries = {f"m{n}": {"path": f"zoo:m{n}"} for n in (4, 8, 16, 32)}
+    fields = {"model_type": "nsa_decoder", "hidden_size": 64}
+    recorded = {
+        f"m{n}": {"model_fields": {**fields, "nsa_select_count": n, "rope_parameters.rope_theta": 1e4}}
+        for n in (4, 8, 16, 32)
+    }
+    assert shown(material(entries, recorded)) == {"nsa_select_count": ("4", "8", "16", "32")}
+
+
+def test_of_models_of_two_types_their_types_are_told(material):
+    recorded = {
+        "a": {"model_fields": {"model_type": "llama", "hidden_size": 64, "rms_norm_eps": 1e-6}},
+        "b": {"model_fields": {"model_type": "gpt2", "n_embd": 32}},
+    }
+    assert shown(material({"a": {}, "b": {}}, recorded)) == {"model type": ("llama", "gpt2")}
+
+
 def test_the_page_shows_them_before_the_result_with_a_dash_for_none(material):
     from nsa_eval.sections import build_page
 

@@ -129,6 +129,77 @@ def test_samples_stand_side_by_side_with_what_was_done_to_them(run: Path) -> Non
     )
 
 
+def test_all_replies_of_a_document_are_shown_with_what_was_taken_from_them(
+    tmp_path: Path, write_model: Any, sample_line: Any
+) -> None:
+    """GSM8K's two filters on a document that was asked twice."""
+    resps = [["so 41", "#### 42"]]
+    lines = [
+        sample_line({"id": 0}, {"exact_match": 1.0}, resps=resps, filtered_resps=["42"], filter="flexible"),
+        sample_line(
+            {"id": 0}, {"exact_match": 0.0}, resps=resps, filtered_resps=["[invalid]"], filter="strict"
+        ),
+    ]
+    write_model(tmp_path, "m", {"gsm8k": lines})
+    (reply,) = build_view(tmp_path).tasks[0].samples[0].replies
+    assert (reply.text, reply.more) == ("so 41", ("#### 42",))
+    assert [(found.filter, found.texts, found.score) for found in reply.extracts] == [
+        ("flexible", ("42",), 1.0),
+        ("strict", ("[invalid]",), 0.0),
+    ]
+    html = to_html(build_view(tmp_path).page)
+    data = json.loads(re.search(r'id="report-data">(.*?)</script>', html, re.S)[1])
+    (entry,) = data["samples"]["t0"]["all"]["shown"][0]["replies"]
+    assert entry["more"] == ["#### 42"]
+    assert entry["extracts"][1] == {"filter": "strict", "texts": ["[invalid]"], "score": 0.0}
+
+
+def test_failed_needle_replies_are_told_apart_and_counted(
+    tmp_path: Path, write_model: Any, sample_line: Any
+) -> None:
+    reasons = ["another needle's value", "", "nothing", "another needle's value"]
+    lines = [
+        sample_line(
+            {"id": i, "length": 512, "depth": 50.0 * (i % 2), **({"reasons": [reason]} if reason else {})},
+            {"score": 0.0 if reason else 1.0},
+        )
+        for i, reason in enumerate(reasons)
+    ]
+    write_model(tmp_path, "m", {"needle": lines})
+    view = build_view(tmp_path)
+    assert [sample.replies[0].reasons for sample in view.heatmaps[0].samples] == [
+        (reason,) if reason else () for reason in reasons
+    ]
+    html = to_html(view.page)
+    assert "3 replies not fully right: 2 another needle&#39;s value, 1 nothing" in html
+
+
+def test_a_verdict_on_three_documents_says_that_they_are_few(
+    tmp_path: Path, write_model: Any, scored: Any
+) -> None:
+    write_model(tmp_path, "a", {"t": scored([1.0] * 3), "u": scored([1.0] * 24)})
+    write_model(tmp_path, "b", {"t": scored([0.0] * 3), "u": scored([1.0] * 24)})
+    view = build_view(tmp_path, compare(tmp_path, baseline="b", resamples=100))
+    assert view.headline == (
+        "a against b: not distinguishable on 1 task, not distinguishable (too few documents) on 1 other task."
+    )
+    assert ">not distinguishable (too few documents)</span>" in to_html(view.page)
+
+
+def test_the_sentence_is_short_with_many_models(tmp_path: Path, write_model: Any, scored: Any) -> None:
+    for index in range(6):
+        scores = [1.0] * 30 if index else [0.0] * 30
+        write_model(
+            tmp_path, f"a-rather-long-name-of-model-{index}", {"t": scored(scores), "u": scored(scores)}
+        )
+    view = build_view(tmp_path, compare(tmp_path, baseline="a-rather-long-name-of-model-1", resamples=100))
+    assert view.headline == (
+        "5 models against a-rather-long-name-of-model-1 on 2 tasks, 10 comparisons: 2 worse, 8 not "
+        "distinguishable."
+    )
+    assert build_view(tmp_path).headline == "6 models on 2 tasks, 60 documents."
+
+
 def test_audit_and_provenance(run: Path) -> None:
     view = build_view(run)
     counts = {note.title: (note.count, note.total) for note in view.audit}
@@ -186,7 +257,25 @@ def test_report_is_written_where_asked_and_replies_stay_text(run: Path) -> None:
     assert "<title>My report" in page
     assert "<script>alert(1)" not in page
     assert "nsa says" in page
-    assert list((out.parent / "figures").glob("*.png"))
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]
+
+
+def test_a_runs_own_report_has_figures_for_papers_beside_it(run: Path) -> None:
+    assert render_report(run) == run / "report.html"
+    names = {path.name for path in (run / "figures").iterdir()}
+    assert {"needle_single.png", "needle_single-nsa.svg", "needle_single-nsa-minus-dense.png"} <= names
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "figures/" not in page
+    assert 'download="needle_single.svg"' in page
+
+
+def test_reports_of_two_runs_in_one_folder_are_two_files(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pages"
+    render_report(run, out=out / "a.html")
+    first = (out / "a.html").read_bytes()
+    render_report(f"{run}:nsa", out=out / "b.html")
+    assert sorted(path.name for path in out.iterdir()) == ["a.html", "b.html"]
+    assert (out / "a.html").read_bytes() == first
 
 
 def test_report_says_why_models_were_not_compared(run: Path, write_model: Any, scored: Any) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
     from nsa_eval.engine import Emit, Request
+    from nsa_models import Fingerprint
 
 
 class LmEvalExecutor:
@@ -114,7 +115,7 @@ class LmEvalExecutor:
         gc.collect()
 
 
-def lm_fingerprint(model: ModelSpec) -> str:
+def lm_fingerprint(model: ModelSpec) -> Fingerprint:
     """What stands for the weights of a model of lm-eval's: a local folder's own, else its name and arguments.
 
     Raises:
@@ -123,9 +124,10 @@ def lm_fingerprint(model: ModelSpec) -> str:
     import nsa_models
 
     if model.path.startswith("zoo:") or is_folder(user_path(model.path)):
-        return nsa_models.fingerprint(model.path)
+        return nsa_models.fingerprint_of(model.path)
     named = json.dumps([model.lm, model.path, model.lm_args], sort_keys=True, default=str)
-    return hashlib.sha256(named.encode()).hexdigest()
+    total = hashlib.sha256(named.encode()).hexdigest()
+    return nsa_models.Fingerprint(total=total, weights=total, config="", tokenizer="", code="")
 
 
 def _path_argument(kind: type[Any]) -> str:

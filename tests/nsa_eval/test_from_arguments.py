@@ -1,0 +1,81 @@
+"""Variants from a command line's texts."""
+
+import pytest
+
+from nsa_eval.config import all_variants, load_config
+from nsa_eval.errors import UserError
+from nsa_eval.from_arguments import evaluate_config, with_variants
+
+DENSE, NSA = "zoo:twin-full-v0", "zoo:twin-nsa-v0"
+
+
+def names(models):
+    task = {"task": "needle_single", "lengths": [512]}
+    return [variant.name for variant in all_variants(load_config(evaluate_config(models, [task])))]
+
+
+def test_methods_go_to_dense_models_and_fields_to_those_that_have_them():
+    models = with_variants([DENSE, NSA], methods=["quest:1k,2560,page=32"], sweeps=["nsa_select_count=4,8"])
+    assert names(models) == [
+        "twin-full-v0", "twin-full-v0+quest@1024,page=32", "twin-full-v0+quest@2560,page=32",
+        "twin-nsa-v0", "twin-nsa-v0+n=4", "twin-nsa-v0+n=8",
+    ]  # fmt: skip
+
+
+def test_text_and_config_give_the_same_variant():
+    [entry] = with_variants(DENSE, methods=["quest:512,reading=kernel,dense_layers=none"])
+    [_, written] = entry["variants"]
+    assert written == {"method": {"name": "quest", "budget": 512, "reading": "kernel", "dense_layers": []}}
+
+
+def test_without_flags_nothing_changes():
+    assert with_variants([DENSE]) == [{"name": "twin-full-v0", "path": DENSE}]
+
+
+def test_a_model_that_is_not_here_yet_takes_both(tmp_path):
+    models = with_variants("some/hub-id", methods=["quest:512"], sweeps=["rms_norm_eps=0.1"])
+    assert len(models[0]["variants"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("models", "methods", "sweeps", "message"),
+    [
+        ([NSA], ["quest:512"], [], "--method quest:512: the models are sparse already: zoo:twin-nsa-v0"),
+        ([DENSE], [], ["nsa_window=4"], "--sweep nsa_window=4: the models have no such field"),
+        ([DENSE], ["quest"], [], "--method quest: a method is written NAME:BUDGET"),
+        ([DENSE], ["qest:512"], [], "--method qest:512: unknown method 'qest', did you mean quest?"),
+        ([DENSE], ["quest:512,pages=2"], [], "unknown option 'pages', did you mean page?"),
+        ([NSA], [], ["nsa_window"], "--sweep nsa_window: expected KEY=V1,V2"),
+        ([NSA], [], ["nsa_window=[1"], "--sweep nsa_window=[1: the values are"),
+    ],
+)
+def test_texts_that_fit_nothing_are_refused(models, methods, sweeps, message):
+    with pytest.raises(UserError) as caught:
+        with_variants(models, methods=methods, sweeps=sweeps)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ([], "the list is empty"),
+        ([{"name": "x", "set": {"nsa_window": [1, 2]}}], "'x' would name 2 variants"),
+        ([{}, {"set": {}}], "is the name of another variant already"),
+        ([{"name": "store"}], "is what a file of the run's own is called"),
+        ([{"method": {"name": "quest"}}], "budget: this key is required"),
+        ([{"method": {"name": "quest", "budget": 0}}], "expected a length in tokens"),
+        ([{"method": {"name": "quest", "budget": [512, 512]}}], "each once"),
+        ([{"method": {"name": "quest", "budget": 512, "page": 0}}], "page must be at least 1"),
+    ],
+)
+def test_variants_are_checked_before_anything_is_loaded(variants, message):
+    config = evaluate_config([{"path": DENSE, "variants": variants}], "needle_single")
+    with pytest.raises(UserError) as caught:
+        load_config(config)
+    assert message in str(caught.value)
+    assert "models[0].variants" in str(caught.value)
+
+
+def test_a_model_may_not_be_called_like_a_file_of_the_run():
+    with pytest.raises(UserError, match=r"models\[0\]: 'store' is what a file of the run's own is called"):
+        load_config(evaluate_config([{"path": DENSE, "name": "store"}], "needle_single"))

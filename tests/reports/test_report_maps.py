@@ -1,0 +1,144 @@
+"""Maps of scores on the page: what their cells say, and that they can be read."""
+
+import dataclasses
+import re
+
+import pytest
+
+import nsa_reports
+from nsa_reports import Cell, DifferenceMap, ModelMap
+from nsa_reports._colours import DIFFERENCE, SCORE, colour_at, contrast
+from nsa_reports._format import MINUS
+
+
+def to_html(demo):
+    return nsa_reports.to_html(demo.page())
+
+
+@pytest.fixture(scope="module")
+def demo(make_view):
+    return make_view()
+
+
+@pytest.fixture(scope="module")
+def page(demo, parse_page):
+    return parse_page(to_html(demo))
+
+
+def test_maps_hold_scores_and_readings(page, demo):
+    group = demo.heatmaps[0]
+    by_place = {(cell.length, cell.depth): cell for cell in group.maps[0].cells}
+    rows = page.cells(0)
+    assert (len(rows), {len(row) for row in rows}) == (len(group.depths), {len(group.lengths)})
+    for row, depth in enumerate(group.depths):  # depth 0 at the top
+        for column, length in enumerate(group.lengths):
+            cell, shown = by_place.get((length, depth)), rows[row][column]
+            assert (shown and shown["text"]) == (cell and f"{100 * cell.value:.0f}")
+    first = by_place[group.lengths[0], group.depths[0]]
+    reading = f"{100 * first.value:.1f} % [{100 * first.low:.1f}, {100 * first.high:.1f}], n = 4"
+    assert rows[0][0]["title"] == reading
+    assert rows[0][0]["label"] == f"nsa, length 512, depth 0 %: {reading}"
+
+
+def test_colours_run_from_dark_to_pale_and_differences_both_ways(make_view, make_group, parse_page):
+    group = make_group(("a", "b"), lengths=(512,), depths=3)
+    depths = (0.0, 50.0, 100.0)
+    score, gap = (
+        tuple(Cell(length=512, depth=depth, value=value) for depth, value in zip(depths, values, strict=True))
+        for values in ((0.0, 0.5, 1.0), (-0.6, 0.0, 0.6))
+    )
+    group = dataclasses.replace(
+        group,
+        maps=(ModelMap(model="a", cells=score), ModelMap(model="b", cells=score)),
+        differences=(DifferenceMap(candidate="a", baseline="b", cells=gap),),
+    )
+    page = parse_page(to_html(make_view(("a", "b"), groups=(group,))))
+
+    def grounds(number):
+        return [re.match(r"background:(#\w{6})", row[0]["style"])[1] for row in page.cells(number)]
+
+    assert grounds(0) == [SCORE[0], colour_at(SCORE, 0.5), SCORE[-1]]
+    assert grounds(2) == [DIFFERENCE[0], DIFFERENCE[4], DIFFERENCE[-1]]  # the scale ends at the largest one
+    assert [row[0]["text"] for row in page.cells(2)] == [f"{MINUS}60", "0", "+60"]
+
+
+def test_text_in_cells_and_on_the_page_has_contrast(make_view, make_group, parse_page):
+    """WCAG 2 wants 4.5 to 1 of text; every score and difference in whole percent is tried."""
+    values = [index / 100 for index in range(101)]
+    group = make_group(("a", "b"), lengths=(512,), depths=101, per_cell=1)
+    cells, gaps = (
+        tuple(Cell(length=512, depth=d, value=v) for d, v in zip(group.depths, listed, strict=True))
+        for listed in (values, [2 * value - 1 for value in values])
+    )
+    group = dataclasses.replace(
+        group,
+        maps=(ModelMap(model="a", cells=cells), ModelMap(model="b", cells=cells)),
+        differences=(DifferenceMap(candidate="a", baseline="b", cells=gaps),),
+    )
+    html = to_html(make_view(("a", "b"), groups=(group,)))
+    styles = [row[0]["style"] for number in range(3) for row in parse_page(html).cells(number)]
+    pairs = [re.fullmatch(r"background:(#\w{6});color:(#\w{6})", style).groups() for style in styles]
+    assert len(set(pairs)) > 150
+    assert min(contrast(*pair) for pair in pairs) >= 4.5
+    themes = re.findall(r":root \{(.*?)\}", html, re.S)
+    assert len(themes) == 2
+    for theme in themes:
+        colours = dict(re.findall(r"--([\w-]+): (#\w{6})", theme))
+        inks = ("ink", "soft", "link", "candidate", "baseline", "right", "wrong", "partly")
+        assert min(contrast(colours[ink], colours["paper"]) for ink in inks) >= 4.5
+        assert contrast(colours["ink"], colours["faint"]) >= 4.5
+        assert contrast(colours["ink"], colours["mark"]) >= 4.5
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ((1, 1), ", 1 sample per cell."),
+        ((4, 4), ", 4 samples per cell."),
+        ((3, 4), ", 3 to 4 samples per cell."),
+    ],
+)
+def test_samples_per_cell_are_counted_in_english(make_view, make_group, parse_page, counts, text):
+    group = make_group(("solo",), lengths=(512,), depths=2)
+    cells = tuple(
+        Cell(length=512, depth=depth, value=0.5, n=n) for depth, n in zip((0.0, 100.0), counts, strict=True)
+    )
+    group = dataclasses.replace(group, maps=(ModelMap(model="solo", cells=cells),))
+    assert text in parse_page(to_html(make_view(("solo",), groups=(group,)))).text
+
+
+def test_axis_titles_are_text_in_the_flow_of_the_smallest_map(make_view, make_group, parse_page):
+    """Drawn beside a picture they were cut off on small maps."""
+    group = make_group(("solo",), lengths=(512,), depths=2)
+    html = to_html(make_view(("solo",), groups=(group,)))
+    (head,) = re.findall(r'<table class="heatmap".*?<thead>(.*?)</thead>', html, re.S)
+    assert re.findall(r"<th[^>]*>([^<]+)</th>", head) == ["Needle depth", "Context length (tokens)", "512"]
+    assert re.findall(r'scope="row" class="depth">([^<]+)<', html) == ["0 %", "100 %"]
+
+
+def test_a_missing_cell_is_blank_and_not_zero(page, demo):
+    group = demo.heatmaps[0]
+    column, row = len(group.lengths) - 1, 1
+    for number in range(3):
+        assert page.cells(number)[row][column] is None
+        assert page.cells(number)[row][0] is not None
+    cells = [a["data-cell"] for a in page.attributes("button") if a.get("data-section") == "g0"]
+    assert cells.count("0,0") == 3
+    assert f"{row},{column}" not in cells
+    assert "Blank: no result." in page.text
+
+
+def test_nan_is_a_missing_cell(make_view, make_group, parse_page):
+    group = make_group(("solo",), lengths=(512,), depths=2)
+    cells = (Cell(length=512, depth=0.0, value=float("nan")), Cell(length=512, depth=100.0, value=0.0))
+    group = dataclasses.replace(group, maps=(ModelMap(model="solo", cells=cells),))
+    page = parse_page(to_html(make_view(("solo",), groups=(group,))))
+    assert [row[0] and row[0]["text"] for row in page.cells(0)] == [None, "0"]
+
+
+def test_every_grid_is_a_table_with_a_button_per_cell(page, demo):
+    buttons = [a for a in page.attributes("button") if "data-cell" in a]
+    grids = [grid.cells for group in demo.heatmaps for grid in (*group.maps, *group.differences)]
+    assert len(buttons) == sum(map(len, grids))
+    first = demo.heatmaps[0].maps[0].cells[0]
+    assert buttons[0]["aria-label"].startswith(f"nsa, length 512, depth 0 %: {100 * first.value:.1f} %")
