@@ -61,9 +61,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     if name not in _HOMES:
         raise AttributeError(f"module 'nsa_eval' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"nsa_eval.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    # Looked up each time: a value kept here would outlive a test's replacement in its home.
+    return getattr(importlib.import_module(f"nsa_eval.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
