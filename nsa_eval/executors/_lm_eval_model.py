@@ -56,10 +56,13 @@ class LmEvalExecutor:
         assert name is not None, "models without lm are the other executors'"
         try:
             kind = get_model(name)
-            arguments = {_path_argument(kind): checkpoint.path, **checkpoint.lm_args}
-            additional: dict[str, Any] = {"batch_size": self._settings.batch_size}
-            if checkpoint.device != "auto":
-                additional["device"] = checkpoint.device
+            parameters = _parameters(kind)
+            arguments = {_path_argument(parameters): _folder(checkpoint.path), **checkpoint.lm_args}
+            device = _default_device(parameters) if checkpoint.device == "auto" else checkpoint.device
+            batch = self._settings.batch_size
+            if device == "cpu" and batch == "auto":
+                batch = 1  # lm-eval's search tries 64 full rows and ends where memory does
+            additional = {"batch_size": batch} | ({"device": device} if device else {})
             self._lm = kind.create_from_arg_obj(arguments, additional)
         except ImportError as error:
             raise UserError(
@@ -130,13 +133,34 @@ def lm_fingerprint(model: ModelSpec) -> Fingerprint:
     return nsa_models.Fingerprint(total=total, weights=total, config="", tokenizer="", code="")
 
 
-def _path_argument(kind: type[Any]) -> str:
-    """By which argument a class takes its model: an API's is a `model`, a checkpoint is `pretrained`."""
+def _folder(path: str) -> str:
+    """A zoo's name as the folder that it stands for; other paths and names as they are."""
+    if not path.startswith("zoo:"):
+        return path
+    import nsa_models
+
+    return str(nsa_models.resolve(path))
+
+
+def _parameters(kind: type[Any]) -> dict[str, inspect.Parameter]:
+    """What a class takes, its own before its bases'."""
+    found: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         made = vars(base).get("__init__")
-        names = inspect.signature(made).parameters if inspect.isfunction(made) else {}
-        if "model" in names:
-            return "model"
-        if "pretrained" in names:
-            return "pretrained"
-    return "pretrained"
+        if inspect.isfunction(made):
+            found = {**inspect.signature(made).parameters, **found}
+    return found
+
+
+def _path_argument(parameters: Mapping[str, inspect.Parameter]) -> str:
+    """By which argument a class takes its model: an API's is a `model`, a checkpoint is `pretrained`."""
+    return "model" if "model" in parameters else "pretrained"
+
+
+def _default_device(parameters: Mapping[str, inspect.Parameter]) -> str | None:
+    """What a class has to be told of the device: nothing, but where it would go to CUDA and there is none."""
+    import torch
+
+    if "device" in parameters and parameters["device"].default == "cuda" and not torch.cuda.is_available():
+        return "cpu"
+    return None

@@ -156,6 +156,26 @@ def test_choices_are_scored_by_the_servers_log_probabilities(server, tasks, tiny
             assert (str(greedy) == "True") == all(token % 2 == 0 for token in ids)
 
 
+def test_lm_evals_hf_gives_the_engines_responses(tmp_path):
+    """A checkpoint of the zoo by both, on the device that is there."""
+    models = [
+        {"name": "engine", "path": "zoo:twin-full-v0", "dtype": "float32"},
+        {"name": "theirs", "path": "zoo:twin-full-v0", "lm": "hf", "lm_args": {"dtype": "float32"}},
+    ]
+    nsa_eval.needle(
+        models, lengths=["256"], depths=3, samples=2, output=str(tmp_path / "run"), progress=False
+    )
+    ours, theirs = (
+        {
+            sample["doc_hash"]: (sample["resps"], sample["score"])
+            for sample in samples(tmp_path / "run" / name, "needle_single")
+        }
+        for name in ("engine", "theirs")
+    )
+    assert len(ours) == 6
+    assert ours == theirs
+
+
 def test_a_finished_response_is_never_asked_for_again(server, tasks, tiny_checkpoints, tmp_path):
     models = [entry(server, tiny_checkpoints[0])]
     first = evaluate(models, ["picks", "says"], tmp_path / "run", tasks)
