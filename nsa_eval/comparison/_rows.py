@@ -1,6 +1,8 @@
 """From paired samples to the rows of a comparison."""
 
 import hashlib
+import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -164,11 +166,16 @@ class RowMaker:
             self.notes.append(
                 f"{where}: only {counted(n, 'document')}; bootstrap intervals tend to be too narrow"
             )
+        figure = task.reported.get(f"{shape.metric},{shape.filter}")
+        if figure is not None and math.isclose(figure, pairs.baseline.values.mean(), abs_tol=1e-9):
+            return  # whatever lm-eval calls it, it is the mean
         for entry in task.config.get("metric_list") or []:
             aggregation = entry.get("aggregation", "mean") if isinstance(entry, dict) else "mean"
             if isinstance(entry, dict) and entry.get("metric") == shape.metric and aggregation != "mean":
+                named = re.match(r"def (\w+)", str(aggregation))
                 self.notes.append(
-                    f"{where}: reported by lm-eval as {aggregation}, compared by the mean over documents"
+                    f"{where}: reported by lm-eval as {named[1] if named else aggregation}, "
+                    "compared by the mean over documents"
                 )
 
     def _measure(self, pairs: Pairs, shape: Row, length: int | None) -> Draft:

@@ -114,8 +114,14 @@ def _metrics(record: dict[str, Any]) -> dict[str, float]:
     return {
         name: float(record[name])
         for name in names
-        if _is_number(record.get(name)) or isinstance(record.get(name), bool)
+        if (_is_number(record.get(name)) or isinstance(record.get(name), bool))
+        and not _of_another_length(name, record[name])
     }
+
+
+def _of_another_length(metric: str, value: float) -> bool:
+    """lm-eval's RULER has a metric for each length, "4096", and marks by -1 a document that isn't of it."""
+    return metric.isdecimal() and value == -1
 
 
 def _replies(requests: list[list[Any]], resps: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever the file holds

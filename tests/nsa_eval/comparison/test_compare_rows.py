@@ -151,6 +151,24 @@ def test_samples_of_one_document_count_once(tmp_path: Path, write_model: Any, sa
     assert any("6 samples of 2 documents" in note for note in comparison.notes)
 
 
+def test_a_document_of_another_length_is_no_score(tmp_path: Path, write_model: Any, sample_line: Any) -> None:
+    """lm-eval's RULER: a metric for each length, -1 where the document isn't of it."""
+
+    def lines(short: list[float], long: list[float]) -> list[dict[str, Any]]:
+        scores = [{"4096": -1.0, "512": s, "1024": -1.0} for s in short]
+        scores += [{"4096": -1.0, "512": -1.0, "1024": s} for s in long]
+        return [sample_line({"id": i, "q": i}, metrics) for i, metrics in enumerate(scores)]
+
+    write_model(tmp_path, "a", {"t": lines([1, 1, 1, 0], [1, 0])})
+    write_model(tmp_path, "b", {"t": lines([1, 0, 0, 0], [0, 0])})
+    rows = compare(tmp_path, baseline="b", **FAST).rows
+    assert [(r.metric, r.n, r.candidate_score.mean, r.baseline_score.mean) for r in rows] == [
+        ("512", 4, 0.75, 0.25),
+        ("1024", 2, 0.5, 0.0),
+    ]
+    assert all(r.binary for r in rows)
+
+
 def test_metric_that_is_not_finite_is_noted_and_left_out(pair: Any) -> None:
     path = pair(a=[1.0, float("nan"), 0.0], b=[1.0, 0.0, 0.0])
     with pytest.raises(UserError, match="1 scores are not finite"):
