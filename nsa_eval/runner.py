@@ -67,12 +67,16 @@ class ModelResult:
 
     @property
     def scores(self) -> tuple[Score, ...]:
-        """Every figure, in the file's order."""
+        """Every figure, in the file's order; of RULER, those of the lengths that were asked."""
+        from nsa_eval.results import of_another_length
+
         found = []
         for task, metrics in self.results["results"].items():
             for key, value in metrics.items():
                 name, comma, filter_name = key.partition(",")
                 if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
+                    continue
+                if of_another_length(name, value):
                     continue
                 stderr = metrics.get(f"{name}_stderr,{filter_name}")
                 found.append(

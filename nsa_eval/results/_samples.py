@@ -115,12 +115,13 @@ def _metrics(record: dict[str, Any]) -> dict[str, float]:
         name: float(record[name])
         for name in names
         if (_is_number(record.get(name)) or isinstance(record.get(name), bool))
-        and not _of_another_length(name, record[name])
+        and not of_another_length(name, record[name])
     }
 
 
-def _of_another_length(metric: str, value: float) -> bool:
-    """lm-eval's RULER has a metric for each length, "4096", and marks by -1 a document that isn't of it."""
+def of_another_length(metric: str, value: float) -> bool:
+    """Whether a figure is no score: lm-eval's RULER has a metric for each length, "4096", and marks by -1
+    what isn't of that length."""
     return metric.isdecimal() and value == -1
 
 
