@@ -130,7 +130,7 @@ def _evaluate_variant(
 ) -> None:
     from nsa_eval._lm_eval import evaluate_tasks
     from nsa_eval._quiet import quiet
-    from nsa_eval.engine import Engine, ForeignEngine
+    from nsa_eval.engine import Engine, ForeignEngine, Naming
     from nsa_eval.executors import LmEvalExecutor
 
     model, tasks, fingerprint = variant.checkpoint, prepared.tasks, prepared.fingerprint
@@ -143,22 +143,24 @@ def _evaluate_variant(
     with quiet() as heard:
         facts = executor.use(variant)
         progress.say(variant.name)
+        naming = Naming(
+            context=store_context(variant, facts, fingerprint.total, config),
+            task_contexts=tasks.contexts(),
+            truncations=tasks.truncations,
+            documents=tasks.samples,
+            seed=config.seed[2],
+        )
         shared: dict[str, Any] = {
             "settings": config.engine,
+            "naming": naming,
             "store": store,
-            "store_context": store_context(variant, facts, fingerprint.total, config),
-            "task_contexts": tasks.contexts(),
-            "documents": tasks.samples,
-            "seed": config.seed[2],
             "on_requests": count,
         }
         engine: Engine
         if isinstance(executor, LmEvalExecutor):
             engine = ForeignEngine.around(executor.lm, facts.model, executor.answer, **shared)
         else:
-            engine = Engine.over(
-                prepared.tokenizer, facts.model, executor.answer, truncations=tasks.truncations, **shared
-            )
+            engine = Engine.over(prepared.tokenizer, facts.model, executor.answer, **shared)
         engine.template_date = model.template_date
         if model.chat_template and model.template_date is None:
             engine.note_clock(model.chat_template)

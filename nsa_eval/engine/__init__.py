@@ -5,7 +5,7 @@ from nsa_eval.engine._building import register
 from nsa_eval.engine._engine import Engine
 from nsa_eval.engine._foreign import ForeignAnswerer, ForeignEngine, said
 from nsa_eval.engine._reader import NonFiniteLogitsError
-from nsa_eval.engine._requests import Request
+from nsa_eval.engine._requests import Naming, Request
 
 __all__ = [
     "Answerer",
@@ -14,6 +14,7 @@ __all__ = [
     "ForeignAnswerer",
     "ForeignEngine",
     "ModelFacts",
+    "Naming",
     "NonFiniteLogitsError",
     "Request",
     "said",

@@ -14,8 +14,8 @@ from nsa_eval.config import EngineSpec
 from nsa_eval.engine._answerer import Answerer, Emit, ModelFacts
 from nsa_eval.engine._building import build
 from nsa_eval.engine._ledger import Call, Ledger
-from nsa_eval.engine._prompts import PromptEncoder, Truncation
-from nsa_eval.engine._requests import Request, name_requests
+from nsa_eval.engine._prompts import PromptEncoder
+from nsa_eval.engine._requests import Naming, Request, name_requests
 from nsa_eval.engine._sampling import DEFAULT_NEW_TOKENS
 from nsa_eval.engine._scoring import LogLikelihood, units_of
 from nsa_eval.engine._settings import engine_settings
@@ -25,6 +25,9 @@ from nsa_tasks import calls_clock, clock_at
 
 Answer = Callable[[Sequence[Request], Collection[str], Emit], None]
 """Answers requests of one kind: (each key once, the keys that are missing, where finished responses go)."""
+
+OnRequests = Callable[[Sequence[Request]], None]
+"""Told of all requests of a kind before the first is looked up."""
 
 
 class Engine(TemplateLM):
@@ -79,9 +82,8 @@ class Engine(TemplateLM):
             answerer.facts,
             lambda requests, missing, emit: answerer.answer(requests, missing=missing, emit=emit),
             settings=checked,
-            store=store,
-            store_context=store_context,
-            on_response=on_response,
+            naming=Naming(context=store_context),
+            ledger=Ledger(store, on_response),
             keeps=True,
         )
 
@@ -93,13 +95,9 @@ class Engine(TemplateLM):
         answer: Answer,
         *,
         settings: EngineSpec,
+        naming: Naming | None = None,
         store: ResponseStore | None = None,
-        store_context: str = "",
-        task_contexts: Mapping[str, str] | None = None,
-        truncations: Mapping[str, Truncation] | None = None,
-        documents: Mapping[str, Sequence[int]] | None = None,
-        seed: int | None = None,
-        on_requests: Callable[[Sequence[Request]], None] | None = None,
+        on_requests: OnRequests | None = None,
     ) -> Engine:
         """The same LM over a model that is loaded elsewhere: in an executor's workers.
 
@@ -108,12 +106,8 @@ class Engine(TemplateLM):
             facts: What the workers found when they loaded the model.
             answer: Has requests answered, and stores the responses before it emits them.
             settings: The config's `engine` section.
+            naming: What the run knows of its requests.
             store: Where responses are looked up.
-            store_context: All that responses depend on besides the request.
-            task_contexts: The same for single tasks, by name.
-            truncations: What becomes of prompts that are too long, for tasks that say so themselves.
-            documents: Which documents are asked of tasks that are asked in part.
-            seed: The run's seed of drawn replies.
             on_requests: Called with all requests of a kind before the first is looked up.
         """
         engine = cls.__new__(cls)
@@ -123,14 +117,9 @@ class Engine(TemplateLM):
             facts,
             answer,
             settings=settings,
-            store=store,
-            store_context=store_context,
-            task_contexts=task_contexts,
-            truncations=truncations,
-            documents=documents,
-            seed=seed,
+            naming=naming or Naming(),
+            ledger=Ledger(store),
             on_requests=on_requests,
-            keeps=False,
         )
         return engine
 
@@ -141,32 +130,11 @@ class Engine(TemplateLM):
         answer: Answer,
         *,
         settings: EngineSpec,
-        store: ResponseStore | None,
-        store_context: str,
-        task_contexts: Mapping[str, str] | None = None,
-        truncations: Mapping[str, Truncation] | None = None,
-        documents: Mapping[str, Sequence[int]] | None = None,
-        seed: int | None = None,
-        on_requests: Callable[[Sequence[Request]], None] | None = None,
-        on_response: Callable[[int], None] | None = None,
-        keeps: bool,
+        **asking: Any,  # noqa: ANN401  (of `_attach`)
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self._attach(
-            facts,
-            answer,
-            settings=settings,
-            store=store,
-            store_context=store_context,
-            task_contexts=task_contexts,
-            truncations=truncations,
-            documents=documents,
-            seed=seed,
-            on_requests=on_requests,
-            on_response=on_response,
-            keeps=keeps,
-        )
+        self._attach(facts, answer, settings=settings, **asking)
         self.prompts = PromptEncoder(
             tokenizer,
             max_length=facts.max_length,
@@ -181,15 +149,10 @@ class Engine(TemplateLM):
         answer: Answer,
         *,
         settings: EngineSpec,
-        store: ResponseStore | None,
-        store_context: str,
-        task_contexts: Mapping[str, str] | None,
-        truncations: Mapping[str, Truncation] | None,
-        documents: Mapping[str, Sequence[int]] | None,
-        seed: int | None,
-        on_requests: Callable[[Sequence[Request]], None] | None,
-        on_response: Callable[[int], None] | None,
-        keeps: bool,
+        naming: Naming,
+        ledger: Ledger,
+        on_requests: OnRequests | None = None,
+        keeps: bool = False,
     ) -> None:
         """Connect whoever answers with the store: all that asking needs, whoever makes the tokens."""
         self.facts = facts
@@ -198,12 +161,11 @@ class Engine(TemplateLM):
         self.batch_size = settings.batch_size
         self._device = facts.device
         self._answer = answer
-        self._context, self._task_contexts, self._seed = store_context, task_contexts, seed
-        self._truncations, self._documents = truncations, documents
+        self._naming = naming
         self._on_requests = on_requests
         self._keeps = keeps
         self._costs: dict[str, Cost] = {}
-        self._ledger = Ledger(store, on_response)
+        self._ledger = ledger
         self._ledger.note(facts.events)
 
     @classmethod
@@ -358,15 +320,7 @@ class Engine(TemplateLM):
         }
 
     def _ask(self, instances: list[Instance], kind: RequestKind) -> list[Response]:
-        requests = name_requests(
-            instances,
-            kind,
-            context=self._context,
-            task_contexts=self._task_contexts,
-            truncations=self._truncations,
-            documents=self._documents,
-            seed=self._seed,
-        )
+        requests = name_requests(instances, kind, self._naming)
         if self._on_requests is not None:
             self._on_requests(requests)
         call = Call(self._ledger, requests)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -11,8 +11,9 @@ from lm_eval.api.model import LM, CacheHook, TemplateLM
 
 from nsa_eval.config import EngineSpec
 from nsa_eval.engine._answerer import Emit, ModelFacts
-from nsa_eval.engine._engine import Answer, Engine
-from nsa_eval.engine._requests import Request
+from nsa_eval.engine._engine import Answer, Engine, OnRequests
+from nsa_eval.engine._ledger import Ledger
+from nsa_eval.engine._requests import Naming, Request
 from nsa_eval.errors import UserError
 from nsa_eval.store import Response, ResponseStore
 
@@ -35,12 +36,9 @@ class ForeignEngine(Engine):
         answer: Answer,
         *,
         settings: EngineSpec,
+        naming: Naming | None = None,
         store: ResponseStore | None = None,
-        store_context: str = "",
-        task_contexts: Mapping[str, str] | None = None,
-        documents: Mapping[str, Sequence[int]] | None = None,
-        seed: int | None = None,
-        on_requests: Callable[[Sequence[Request]], None] | None = None,
+        on_requests: OnRequests | None = None,
     ) -> ForeignEngine:
         """Put the store before a model.
 
@@ -49,12 +47,9 @@ class ForeignEngine(Engine):
             facts: What is known of it.
             answer: Has requests answered by it, and stores the responses before it emits them.
             settings: The config's `engine` section.
+            naming: What the run knows of its requests.
             store: Where responses are looked up.
-            store_context: All that responses depend on besides the request.
-            task_contexts: The same for single tasks, by name.
-            documents: Documents asked of a task, by its name, where they aren't the first.
-            seed: The run's seed of drawn replies.
-            on_requests: Told of the requests of each call.
+            on_requests: Called with all requests of a kind before the first is looked up.
         """
         engine = cls.__new__(cls)
         TemplateLM.__init__(engine)
@@ -65,15 +60,9 @@ class ForeignEngine(Engine):
             facts,
             answer,
             settings=settings,
-            store=store,
-            store_context=store_context,
-            task_contexts=task_contexts,
-            truncations=None,
-            documents=documents,
-            seed=seed,
+            naming=naming or Naming(),
+            ledger=Ledger(store),
             on_requests=on_requests,
-            on_response=None,
-            keeps=False,
         )
         return engine
 

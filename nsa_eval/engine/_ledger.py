@@ -12,7 +12,7 @@ from nsa_eval.store import AuditEvent, Response, ResponseStore
 class Ledger:
     """Asks the store first, and puts each response as soon as it exists."""
 
-    def __init__(self, store: ResponseStore | None, on_response: Callable[[int], None] | None) -> None:
+    def __init__(self, store: ResponseStore | None, on_response: Callable[[int], None] | None = None) -> None:
         """Args are those of the Engine."""
         self._store = store
         self._on_response = on_response

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -29,43 +29,46 @@ class Request:
     """What to do with a prompt that is too long, where its task says so; None leaves it to the engine."""
 
 
-def name_requests(
-    instances: Sequence[Instance],
-    kind: RequestKind,
-    *,
-    context: str,
-    task_contexts: Mapping[str, str] | None = None,
-    truncations: Mapping[str, Truncation] | None = None,
-    documents: Mapping[str, Sequence[int]] | None = None,
-    seed: int | None = None,
-) -> list[Request]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """What a run knows of its requests that lm-eval's instances don't say."""
+
+    context: str = ""
+    """All that responses depend on besides the request."""
+    task_contexts: Mapping[str, str] = field(default_factory=dict)
+    """The same for single tasks, by name."""
+    truncations: Mapping[str, Truncation] = field(default_factory=dict)
+    """Policies of single tasks for prompts that are too long, by name."""
+    documents: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Of tasks that are asked in part, by name: the number of each document that is asked, since lm-eval
+    counts those alone."""
+    seed: int | None = None
+    """The run's seed of drawn replies."""
+
+
+def name_requests(instances: Sequence[Instance], kind: RequestKind, naming: Naming) -> list[Request]:
     """Name every request by its content; equal requests get equal keys.
 
     Args:
         instances: What lm-eval asks; k replies are asked for by listing the same Instance k times.
         kind: How they are asked.
-        context: All that responses depend on besides the request.
-        task_contexts: The same for single tasks, by name.
-        truncations: Policies of single tasks for prompts that are too long, by name.
-        documents: Of tasks that are asked in part, by name: the number of each document that is asked, since
-            lm-eval counts those alone.
-        seed: The run's seed of drawn replies.
+        naming: What the run knows besides.
     """
     seen: Counter[int] = Counter()
-    drawn = "" if seed is None else f"seed {seed}"
+    drawn = "" if naming.seed is None else f"seed {naming.seed}"
     requests = []
     for instance in instances:
         repeat = seen[id(instance)]
         seen[id(instance)] += 1
         doc = instance.doc if isinstance(instance.doc, Mapping) else {"doc": instance.doc}
         task = instance.task_name or ""
-        numbers = (documents or {}).get(task)
-        of_task = (task_contexts or {}).get(task, "")
+        numbers = naming.documents.get(task)
+        of_task = naming.task_contexts.get(task, "")
         key, plain = (
             request_key(
                 context=given, request_type=kind, task=task, doc=doc, arguments=instance.args, repeat=repeat
             )
-            for given in (context + of_task, drawn)
+            for given in (naming.context + of_task, drawn)
         )
         requests.append(
             Request(
@@ -74,7 +77,7 @@ def name_requests(
                 arguments=instance.args,
                 origin=Origin(task, numbers[instance.doc_id] if numbers else instance.doc_id),
                 seed=int(plain[:15], 16),
-                truncation=(truncations or {}).get(task),
+                truncation=naming.truncations.get(task),
             )
         )
     return requests

@@ -12,7 +12,7 @@ from nsa_eval.comparison import _protocol as protocol
 from nsa_eval.config import EngineSpec, ModelSpec, RunConfig, TaskSpec, all_variants, load_config, to_plain
 from nsa_eval.config.marks import Effect, effect, walk
 from nsa_eval.engine import ModelFacts
-from nsa_eval.engine._requests import name_requests
+from nsa_eval.engine._requests import Naming, name_requests
 from nsa_eval.errors import UserError
 from nsa_eval.executors import VariantFacts
 from nsa_eval.plan import make_plan
@@ -208,7 +208,9 @@ def test_what_a_task_says_about_cuts_is_part_of_its_requests_keys():
     ]
 
     def keys(contexts):
-        return [r.key for r in name_requests(asked, "generate_until", context="c", task_contexts=contexts)]
+        return [
+            r.key for r in name_requests(asked, "generate_until", Naming(context="c", task_contexts=contexts))
+        ]
 
     with_policy, without = keys(loaded.contexts()), keys({})
     assert with_policy[0] != without[0]

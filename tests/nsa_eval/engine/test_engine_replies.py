@@ -7,7 +7,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from nsa_eval.config import EngineSpec
-from nsa_eval.engine import Answerer, Engine, _batching
+from nsa_eval.engine import Answerer, Engine, Naming, _batching
 from nsa_eval.errors import UserError
 
 VARIANTS = {
@@ -154,7 +154,7 @@ def test_drawn_replies_follow_the_runs_seed(llama, tokenizer, toys):
             answerer.facts,
             lambda asked, missing, emit: answerer.answer(asked, missing=missing, emit=emit),
             settings=settings,
-            seed=seed,
+            naming=Naming(seed=seed),
         )
         return engine.generate_until(requests)
 
