@@ -12,6 +12,7 @@ from nsa_kernels import compress_linear, compress_mean, compress_mlp, nsa_attent
 from nsa_models.batch import RaggedBatch
 from nsa_models.cache import NSACacheLayer
 from nsa_models.configuration import NSADecoderConfig
+from nsa_models.feeding import current_feed
 from nsa_models.lower_right import lower_right_attention
 from nsa_models.rope import RotaryEmbedding, rotate
 
@@ -73,9 +74,13 @@ class FullAttention(nn.Module):
         q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.config.head_dim))), cos, sin)
         k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.config.head_dim))), cos, sin)
         v = self.v_proj(x).unflatten(-1, (-1, self.config.v_head_dim))
-        if cache is not None:
-            k, v = cache.append("k", k, batch), cache.append("v", v, batch)
-        out = self.attend(q, k, v, batch)
+        feed = current_feed()
+        if feed is not None:
+            out = feed.attend(*(x.transpose(1, 2) for x in (q, k, v)), scale=None)
+        else:
+            if cache is not None:
+                k, v = cache.append("k", k, batch), cache.append("v", v, batch)
+            out = self.attend(q, k, v, batch)
         projected: Tensor = self.o_proj(out.flatten(-2))
         return projected
 

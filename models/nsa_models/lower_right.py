@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+from nsa_models.feeding import current_feed
+
 IMPLEMENTATION = "sdpa_lower_right"
 """The name under which transformers finds it."""
 
@@ -30,6 +32,10 @@ _FLASH_WIDTH = 256
 # with 32 heads of 64 and 8 KV heads: 8,192 queries against 65,536 keys take 8.6 ms so, 13.3 ms with flash.
 _SPLIT_ROWS = 1024
 _STEP = 1024
+
+
+# What some models hand to their attention that isn't softmax over q.k alone.
+_PARTICULARS = ("softcap", "position_bias", "s_aux", "cache")
 
 
 def lower_right_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
@@ -156,8 +162,14 @@ def _attention(
     length, total = query.shape[2], key.shape[2]
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
+    feed = current_feed()
+    if feed is not None:
+        given = [name for name in (*_PARTICULARS, "sliding_window") if kwargs.get(name) is not None]
+        if given or not causal:
+            raise NotImplementedError(f"packed rows can't attend with {', '.join(given) or 'later tokens'}")
+        return feed.attend(query, key, value, scale=scaling), None
     if attention_mask is None and 1 < length < total and causal:
-        if not any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux", "cache")):
+        if not any(kwargs.get(name) is not None for name in _PARTICULARS):
             out = lower_right_attention(query, key, value, scale=scaling)
             return out.transpose(1, 2).contiguous(), None
         columns = torch.arange(total, device=query.device)

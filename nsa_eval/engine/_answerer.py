@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nsa_eval.config import EngineSpec
 from nsa_eval.engine._batching import Limits
-from nsa_eval.engine._generating import Replier, Reply, ReplyRequest
+from nsa_eval.engine._generating import Replier
+from nsa_eval.engine._lines import Reply, ReplyRequest
 from nsa_eval.engine._meter import Meter
 from nsa_eval.engine._prompts import Prompt, PromptEncoder
 from nsa_eval.engine._reader import NonFiniteLogitsError, Reader
@@ -155,7 +156,7 @@ class Answerer:
     def _attach(self, method: Method) -> Attached:
         """Find out how the model is fed, then put the method on it, and obey what it declares."""
         check_fits(self.model, self.tokenizer, self.max_length)
-        family = family_of(self.model)
+        family = family_of(self.model, own_attention=True)
         if method.phase != "prefill" and not family.caches:
             raise UserError(
                 f"{method.label} acts while decoding from a cache, and models of type "

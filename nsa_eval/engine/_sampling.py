@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,6 +47,8 @@ class GenerationSettings:
     """Strings that end the reply, and aren't part of it."""
     sampling: Sampling | None
     """None = greedy."""
+    least: int = 0
+    """New tokens before which the reply can't end: no token that ends it is chosen, no stop is looked for."""
     notes: tuple[str, ...] = ()
     """Settings of the request that do nothing, one sentence each."""
 
@@ -71,6 +73,7 @@ class GenerationSettings:
         left = dict(normalize_gen_kwargs(dict(given), DEFAULT_NEW_TOKENS))
         until = [stop for stop in left.pop("until") or [] if stop]
         budget = int(left.pop("max_gen_toks"))
+        least = int(left.pop("min_new_tokens", None) or 0)
         drawn = bool(left.pop("do_sample", False))
         temperature = left.pop("temperature", None)
         top_k, top_p = left.pop("top_k", None), left.pop("top_p", None)
@@ -78,10 +81,12 @@ class GenerationSettings:
             if value is not None and value not in _NEUTRAL.get(name, ()):
                 raise UserError(
                     f"{origin}: generation setting {name}={value!r} isn't supported; the engine knows until, "
-                    "max_gen_toks, do_sample, temperature, top_k and top_p"
+                    "max_gen_toks, min_new_tokens, do_sample, temperature, top_k and top_p"
                 )
         if budget < 1:
             raise UserError(f"{origin}: max_gen_toks must be at least 1, got {budget}")
+        if not 0 <= least <= budget:
+            raise UserError(f"{origin}: min_new_tokens must be between 0 and max_gen_toks ({budget}), got {least}")
         if not all(isinstance(stop, str) for stop in until):
             raise UserError(f"{origin}: until must be a string or a list of strings, got {until!r}")
         sampling = None
@@ -107,6 +112,7 @@ class GenerationSettings:
             budget=budget,
             until=tuple(until),
             sampling=sampling,
+            least=least,
             notes=() if against is None else (against,),
         )
 
@@ -119,11 +125,12 @@ class Sampler:
         self.sampling = sampling
         self._random = torch.Generator().manual_seed(seed)
 
-    def draw(self, logits: Tensor) -> int:
-        """The next token from logits [V], by inverse transform over the tokens from the likeliest down.
+    def number(self) -> float:
+        """The next uniform number in [0, 1); made on the CPU, the same stream on every device."""
+        return float(torch.rand(1, generator=self._random, dtype=torch.float64))
 
-        One uniform number a token, drawn on the CPU: the same seed gives the same stream on every device.
-        """
+    def draw(self, logits: Tensor) -> int:
+        """The next token from logits [V], by inverse transform over the tokens from the likeliest down."""
         scores = logits.float() / self.sampling.temperature
         count = scores.shape[-1] if self.sampling.top_k == 0 else min(self.sampling.top_k, scores.shape[-1])
         best, tokens = torch.topk(scores, count)
@@ -131,6 +138,64 @@ class Sampler:
         total = probabilities.cumsum(-1)
         # A token stays while the likelier ones haven't reached top_p; the first always does.
         kept = max(1, int((total - probabilities < self.sampling.top_p).sum()))
-        share = torch.rand(1, generator=self._random, dtype=torch.float64).to(total.device) * total[kept - 1]
+        share = self.number() * float(total[kept - 1])
         place = min(int(torch.searchsorted(total[:kept], share, right=True)), kept - 1)
         return int(tokens[place])
+
+
+def draw_together(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
+    """A token for each row of logits [B, V], as each row's `Sampler.draw` would choose it; nothing is sorted.
+
+    The token is the likeliest one that brings the sum of the probabilities from the likeliest down above the
+    drawn share. That sum only falls with the probability from which on it counts, so bisecting over the
+    values of float32 (by their bits, which are ordered as the values are) ends at that token after 32 sums of
+    a row, without a look at the order of the others.
+
+    Args:
+        logits: [B, V] on any device.
+        samplers: Of each row.
+
+    Returns:
+        [B] int64 on the device of `logits`.
+    """
+    device = logits.device
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)[:, None]
+
+    asked = [sampler.sampling for sampler in samplers]
+    scores = logits.float() / column([one.temperature for one in asked]).float()
+    if any(one.top_k for one in asked):
+        width = scores.shape[-1]
+        counts = [min(one.top_k or width, width) for one in asked]
+        largest = torch.topk(scores, max(counts)).values
+        index = torch.tensor(counts).to(device, non_blocking=True)[:, None] - 1
+        scores = scores.masked_fill(scores < largest.gather(-1, index), -torch.inf)
+    probabilities = torch.softmax(scores, -1)
+    bits = scores.view(torch.int32)
+    order = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)  # as the scores are ordered, for negative ones too
+
+    def least(share: Tensor, *, beyond: bool) -> Tensor:
+        """The highest place from which on up the sum reaches (or exceeds) a share [B, 1]."""
+        low = torch.full_like(share, -(2**31), dtype=torch.int64)
+        high = torch.full_like(low, 2**31 - 1)
+        for _ in range(32):
+            middle = (low + high + 1) >> 1
+            total = torch.where(order >= middle, probabilities, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
+            reached = total > share if beyond else total >= share
+            low, high = torch.where(reached, middle, low), torch.where(reached, high, middle - 1)
+        return low
+
+    whole = torch.ones(len(samplers), 1, dtype=torch.float64, device=device)
+    if any(one.top_p < 1 for one in asked):
+        nucleus = least(column([one.top_p for one in asked]), beyond=False)
+        kept = torch.where(order >= nucleus, probabilities, 0.0)
+        whole = kept.sum(-1, keepdim=True, dtype=torch.float64)
+    share = column([sampler.number() for sampler in samplers]) * whole
+    chosen = least(share, beyond=True)
+    above = torch.where(order > chosen, probabilities, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
+    ties = order == chosen
+    # Of tokens that are equally likely, the one at which the share is passed, in their own order.
+    passed = above + torch.where(ties, probabilities, 0.0).double().cumsum(-1) > share
+    found: Tensor = (ties & passed).int().argmax(-1)
+    return torch.where((ties & passed).any(-1), found, ties.int().argmax(-1)).long()
