@@ -246,7 +246,8 @@ class Reader:
     @torch.inference_mode()
     def _probe(self) -> int:
         """Find out how logits can be asked for by place, and how many columns they have."""
-        tokens = torch.zeros(2, 2, dtype=torch.long, device=self.device)
+        # Not the padding's id alone: its state may be all zeros, which any head maps to the same.
+        tokens = torch.tensor([[0, 1], [1, 0]], device=self.device)
         size = self._split(tokens)
         if size:
             return size
