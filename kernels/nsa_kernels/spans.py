@@ -24,9 +24,11 @@ _PLAIN_CELLS = 2**24
 """Scores that the plain twin holds at a time."""
 _FLASH_WIDTH = 256
 """Widest head of torch's flash attention."""
-# cuDNN plans each shape anew, in some 45 ms, so only sizes that come again and again go there. Measured on an
-# H200 with 32 heads of 64 and 8 KV heads: 8,192 queries against 65,536 keys take 8.6 ms so, 13.3 ms with flash.
-_CUDNN_STEP = 1024
+# cuDNN plans each shape anew, in some 45 ms, so only sizes that come again and again go there: many queries, and
+# keys in a power of 2. Measured on an H200 with 32 heads of 64 and 8 KV heads: 8,192 queries against 65,536 keys
+# take 8.6 ms so, 13.3 ms with flash attention.
+_CUDNN_QUERIES = 4096
+_CUDNN_KEYS = 1024
 _CUDNN_WIDTH = 128
 
 
@@ -53,9 +55,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float | None
     if not takes_flash(q, v):
         return attend_plainly(q, k, v, causal=causal, scale=scale)
     queries, keys = q.shape[0], k.shape[0]
-    steps = queries % _CUDNN_STEP == 0 == keys % _CUDNN_STEP and q.shape[-1] <= _CUDNN_WIDTH
     given = tuple(x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, N, D]
-    if steps and torch.backends.cuda.cudnn_sdp_enabled():
+    if queries % _CUDNN_QUERIES == 0 and (keys & (keys - 1) == 0 or causal) and takes_cudnn(q):
         out, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(
             *given, None, True, 0.0, causal, False, scale=scale
         )[:2]
@@ -165,6 +166,29 @@ def attend_plainly(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: floa
         outs.append(torch.einsum("ghns,sgd->nghd", scores.softmax(-1), v.to(wide)).flatten(1, 2))
         sums.append(scores.logsumexp(-1).flatten(0, 1))
     return Part(torch.cat(outs).to(q.dtype), torch.cat(sums, -1))
+
+
+def key_pieces(keys: int, queries: int, *, fast: bool) -> list[int]:
+    """Sizes of the pieces in which many queries read a span of keys: powers of 2 and a rest, or one.
+
+    Args:
+        keys: Tokens of the span.
+        queries: How many read it.
+        fast: Whether cuDNN's kernels take such heads.
+    """
+    if not fast or queries % _CUDNN_QUERIES or keys < _CUDNN_KEYS:
+        return [keys]
+    pieces, rest = [], keys % _CUDNN_KEYS
+    keys -= rest
+    while keys:
+        pieces.append(1 << (keys.bit_length() - 1))
+        keys -= pieces[-1]
+    return pieces + ([rest] if rest else [])
+
+
+def takes_cudnn(q: Tensor) -> bool:
+    """Whether cuDNN's kernels take such heads, of those that flash attention takes."""
+    return q.shape[-1] <= _CUDNN_WIDTH and torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def takes_flash(q: Tensor, v: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from nsa_eval.engine._batching import Limits
 from nsa_eval.engine._generating import Replier
 from nsa_eval.engine._lines import Reply, ReplyRequest
 from nsa_eval.engine._meter import Meter
-from nsa_eval.engine._prompts import Prompt, PromptEncoder
+from nsa_eval.engine._prompts import Prompt, PromptEncoder, Windows, split_spaces
 from nsa_eval.engine._reader import NonFiniteLogitsError, Reader
 from nsa_eval.engine._requests import Request
 from nsa_eval.engine._sampling import GenerationSettings
@@ -25,6 +25,9 @@ from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent, Cost, Response
 from nsa_models.families import Restrictions, check_fits, family_of
 from nsa_models.methods import Attached, Method, MethodError, attach
+
+# Requests whose texts are encoded together: some megabytes of them, for all cores to have some.
+_FORESEEN = 64
 
 Emit = Callable[[Mapping[str, Response]], None]
 """Receives finished responses by key, a batch at a time."""
@@ -199,15 +202,19 @@ class Answerer:
         return int(DEFAULT_MAX_LENGTH)
 
     def _score(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
-        prompts = [
-            self.prompts.pair(
-                request.arguments[0],
-                request.arguments[1],
-                request.origin,
-                truncation=request.truncation,
-            )
-            for request in requests
-        ]
+        prompts: list[Prompt] = []
+        for some in _slices(requests):
+            pairs = [split_spaces(*request.arguments[:2]) for request in some]
+            self.prompts.foresee(text for head, tail in pairs for text in (head, head + tail) if head)
+            prompts += [
+                self.prompts.pair(
+                    request.arguments[0],
+                    request.arguments[1],
+                    request.origin,
+                    truncation=request.truncation,
+                )
+                for request in some
+            ]
 
         def scored(scores: list[tuple[int, LogLikelihood]]) -> None:
             texts = [prompts[name] for name, _ in scores]
@@ -224,11 +231,14 @@ class Answerer:
             for name, (value, _) in scores:
                 self._check_finite(value, requests[name])
 
-        pairs = [(name, prompt.context, prompt.continuation) for name, prompt in enumerate(prompts)]
-        self.scorer().run(units_of(pairs), wanted=lambda name: requests[name].key in missing, emit=scored)
+        asked = [(name, prompt.context, prompt.continuation) for name, prompt in enumerate(prompts)]
+        self.scorer().run(units_of(asked), wanted=lambda name: requests[name].key in missing, emit=scored)
 
     def _score_windows(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
-        windows = [self.prompts.windows(request.arguments[0], request.origin) for request in requests]
+        windows: list[Windows] = []
+        for some in _slices(requests):
+            self.prompts.foresee(request.arguments[0] for request in some)
+            windows += [self.prompts.windows(request.arguments[0], request.origin) for request in some]
         owners = [(index, window) for index, found in enumerate(windows) for window in found.pairs]
         values: list[list[float]] = [[] for _ in requests]
         costs = [Cost() for _ in requests]
@@ -270,6 +280,8 @@ class Answerer:
         asked: list[ReplyRequest] = []
         prompts: list[Prompt] = []
         for name, request in enumerate(requests):
+            if name % _FORESEEN == 0:
+                self.prompts.foresee(one.arguments[0] for one in requests[name : name + _FORESEEN])
             text, given = request.arguments
             settings = GenerationSettings.parse(given, request.origin, parity=self.settings.parity)
             prompt = self.prompts.generation(
@@ -315,6 +327,12 @@ class Answerer:
         if not math.isfinite(value):
             reader, _ = self.prepared()
             raise NonFiniteLogitsError.at(reader.name, request.origin, f"a log-likelihood of {value}")
+
+
+def _slices(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+    """Requests whose texts are encoded together: neighbours share contexts."""
+    for start in range(0, len(requests), _FORESEEN):
+        yield requests[start : start + _FORESEEN]
 
 
 def _response(score: Any, prompt: Prompt, cost: Cost) -> Response:  # noqa: ANN401  (a LogLikelihood, whose tuple pydantic checks)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
+from transformers import PreTrainedModel
 
 from nsa_models.families import Family, activation_bytes
 
@@ -26,8 +27,9 @@ _CUDA_CACHE_SHARE = 0.7
 # Free memory is taken in steps of a fifth, so that a few megabytes more or less don't change batches.
 _CUDA_STEP = 1.2
 # Bytes of activations that one forward may take; 8,192 tokens keep a GPU busy with a model of any size.
-_CUDA_ACTIVATIONS = 0.7 * 2**30
-_CUDA_TOKENS = (2048, 32768)
+_CUDA_ACTIVATIONS = 0.9 * 2**30
+_CUDA_TOKENS = (2048, 65536)
+_CPU_CHUNK = 8192
 # A row may be this much shorter than its batch's longest: below, padding costs more than another forward.
 # Rows that only go on together waste no more than attention to holes.
 _SHORTEST = 0.75
@@ -52,7 +54,7 @@ class Limits:
         """Limits for `batch_size` rows, or from the machine's memory when "auto".
 
         On a GPU "auto" goes by the memory that is free when it is asked, in coarse steps: too large a batch
-        is halved when it fails. Activations are bounded at some 0.7 GiB whatever the memory.
+        is halved when it fails. Activations are bounded at some 0.9 GiB whatever the memory.
         """
         if batch_size != "auto":
             return cls(rows=batch_size, tokens=2**62, cache_tokens=2**62, shortest=0.0)
@@ -62,8 +64,7 @@ class Limits:
             free = free_bytes(model.device) * _CUDA_CACHE_SHARE
             cache = int(_CUDA_STEP ** math.floor(math.log(max(free, 2.0), _CUDA_STEP)))
             rows = _PACKED_ROWS if family.packs else _CUDA_ROWS
-            tokens = int(_CUDA_ACTIVATIONS) // activation_bytes(model)
-            tokens = max(_CUDA_TOKENS[0], min(_CUDA_TOKENS[1], tokens))
+            tokens = _forward_tokens(model)
         return cls(
             rows=rows,
             tokens=tokens,
@@ -75,6 +76,19 @@ class Limits:
     def for_replies(self) -> Limits:
         """Limits for rows that go on together once their prompts are read, however those were batched."""
         return replace(self, tokens=2**62, shortest=min(self.shortest, _SHORTEST_REPLY))
+
+
+def chunk_of(model: PreTrainedModel) -> int:
+    """Tokens of a row that one forward reads at most: a power of 2, so that pieces have few sizes."""
+    if model.device.type != "cuda":
+        return _CPU_CHUNK
+    return 1 << (_forward_tokens(model).bit_length() - 1)
+
+
+def _forward_tokens(model: PreTrainedModel) -> int:
+    """Tokens of one forward on a GPU whose activations stay within bounds."""
+    tokens = int(_CUDA_ACTIVATIONS) // activation_bytes(model)
+    return max(_CUDA_TOKENS[0], min(_CUDA_TOKENS[1], tokens))
 
 
 def free_bytes(device: torch.device) -> int:

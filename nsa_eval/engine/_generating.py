@@ -81,9 +81,10 @@ class Replier:
         return prefix_tree(
             # The last token is left to the request itself: its logits start the reply.
             [request.tokens[:-1] for request in requests],
-            min_saved=_MIN_SAVED,
+            min_saved=max(_MIN_SAVED, self.reader.worth),
             per_sequence=max(_MIN_HEAD, 2 * family.resume_tokens),
-            min_head=_MIN_HEAD,
+            min_head=max(_MIN_HEAD, self.reader.worth // 4),
+            step=self.reader.step_tokens,
             least=max(
                 _MIN_HEAD,
                 2 * family.resume_tokens,

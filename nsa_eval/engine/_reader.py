@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nsa_eval.engine._batching import chunk_of
 from nsa_eval.engine._prefixes import Tokens
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.errors import UserError
@@ -19,6 +20,11 @@ from nsa_models.methods import attached_to
 
 # Cells of logits [positions, vocabulary] made at a time: 128 MiB in float32.
 _LOGIT_CELLS = 2**25
+
+# On a GPU a forward takes some 10 ms to launch, in which a model of a billion parameters reads this much.
+_FORWARD_TOKENS_CUDA = 1024
+# Multiples in which attention kernels have few sizes (nsa_kernels.spans).
+_STEP_TOKENS = 1024
 
 # glibc hands a freed block above its threshold straight back to the system, and raises that threshold to the
 # largest block freed so far, up to 32 MiB. Free one such block, and later steps reuse their memory: without,
@@ -51,7 +57,7 @@ class Reader:
         self,
         model: PreTrainedModel,
         *,
-        prefill_chunk: int,
+        prefill_chunk: int | Literal["auto"],
         restrictions: Restrictions | None = None,
         family: Family | None = None,
     ) -> None:
@@ -59,7 +65,8 @@ class Reader:
 
         Args:
             model: Any causal language model of transformers.
-            prefill_chunk: Tokens of a row per forward; longer rows are read in pieces.
+            prefill_chunk: Tokens of a row per forward; longer rows are read in pieces. "auto": as many as
+                keep activations within bounds.
             restrictions: What a method that is attached to the model takes away from its family's abilities.
             family: What `family_of` found before a method was attached; found here when None.
 
@@ -76,7 +83,11 @@ class Reader:
         self.graphs = allowed.graphs
         self._method = attached_to(model)
         self.device = model.device
-        self.prefill_chunk = prefill_chunk
+        self.worth = _FORWARD_TOKENS_CUDA if self.device.type == "cuda" else 0
+        """Tokens that a forward must save to be worth its launches."""
+        self.step_tokens = _STEP_TOKENS if self.family.packs and self.device.type == "cuda" else 1
+        """Where a long prefix had better end."""
+        self.prefill_chunk = chunk_of(model) if prefill_chunk == "auto" else prefill_chunk
         if self.device.type == "cpu":
             torch.empty(_WARM_BYTES, dtype=torch.uint8)  # freed at once, which is the point
         self.route: Literal["head", "mask", "columns", "all"] = (
@@ -120,6 +131,8 @@ class Reader:
         edges = self._edges(wanted, self.first_forward(counts) if fresh else 1)
         if rows is None and len(edges) > 2:
             rows = self.family.empty(len(pieces))
+        if rows is not None and fresh:
+            rows.room = width
         for start, end in pairwise(edges):
             part = [min(max(count - start, 0), end - start) for count in counts]
             marked = wanted[:, start:end]

@@ -96,9 +96,10 @@ class Scorer:
             return Node(0, members=list(range(len(units))))
         return prefix_tree(
             [unit.tokens[: unit.first] for unit in units],
-            min_saved=_MIN_SAVED,
+            min_saved=max(_MIN_SAVED, self.reader.worth),
             per_sequence=self.reader.family.resume_tokens,
-            min_head=_MIN_HEAD,
+            min_head=max(_MIN_HEAD, self.reader.worth // 4),
+            step=self.reader.step_tokens,
             least=self.reader.first_forward([len(unit.tokens) for unit in units]),
         )
 

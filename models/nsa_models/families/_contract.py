@@ -56,6 +56,8 @@ class Rows:
     """[B, S] cache columns that hold a token, or None when all of them do."""
     history: list[Tensor] | None = None
     """The tokens read of each row, [lengths[b]], where no cache remembers them."""
+    room: int = 0
+    """Tokens that a row will get at least, where that is known before the first forward."""
     kept: bool = True
     """Whether anything goes on from these rows: without, a family may leave out of their cache what the next
     forward reads."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nsa_models.cache import NSACache
 from nsa_models.families._cached import CacheFamily
 from nsa_models.families._contract import Family, Rows, Slots, stacked
 from nsa_models.families._declared import Declared
@@ -49,6 +50,8 @@ class OursFamily(CacheFamily):
         return Rows(cache=None, lengths=[0] * rows)
 
     def _continued(self, tokens: Tensor, counts: list[int], rows: Rows) -> dict[str, Any]:
+        if rows.cache is None and rows.room:
+            rows.cache = NSACache(int(self.decoder.config.num_hidden_layers), rows.room)
         given = super()._continued(tokens, counts, rows)
         width = tokens.shape[1]
         # Rows that end here need no mask: no token sees the padding behind it.

@@ -16,7 +16,7 @@ from nsa_models.feeding import feeding
 from nsa_models.lower_right import IMPLEMENTATION, prefer_lower_right
 from nsa_models.methods import attached_to
 from nsa_models.modeling import NSADecoderForCausalLM
-from nsa_models.packed import Chain, PackedForward, PackedSlots, Span
+from nsa_models.packed import Block, Chain, PackedForward, PackedSlots, Span
 
 ORDER = 5
 """Its place among the families: smaller numbers are tried first."""
@@ -40,6 +40,7 @@ class PackedFamily(Family):
         self.copies = False
         self.resume_tokens = _RESUME_TOKENS
         self._feed: PackedForward | None = None
+        self._block: Block | None = None
         # A mask of four axes is taken as it is, so transformers makes none: nobody reads it.
         self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
 
@@ -62,9 +63,12 @@ class PackedFamily(Family):
 
     def forward(self, given: dict[str, Any], *, module: nn.Module | None = None) -> Any:  # noqa: ANN401
         """Run the forward with this family's attention in place of the model's."""
-        assert self._feed is not None, "inputs comes first"
-        with feeding(self._feed):
-            return (module or self.model)(**given)
+        feed, self._feed = self._feed, None  # kept no longer: it knows all that its rows have read
+        assert feed is not None, "inputs comes first"
+        with feeding(feed):
+            output = (module or self.model)(**given)
+        self._block = feed.block
+        return output
 
     def places(self, wanted: Tensor, counts: list[int], rows: Rows | None) -> Tensor:
         """Where those of the rows' tokens stand among all of them."""
@@ -73,8 +77,7 @@ class PackedFamily(Family):
 
     def absorb(self, output: Any, tokens: Tensor, counts: list[int], rows: Rows) -> None:  # noqa: ANN401
         """Note which tokens of the forward's block are each row's."""
-        assert self._feed is not None
-        block, begin = self._feed.block, 0
+        block, self._block, begin = self._block, None, 0
         chains: list[Chain] = list(rows.cache)
         for row, count in enumerate(counts):
             if count and block is not None:

@@ -10,12 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from nsa_kernels.spans import Merger, Part, attend, attend_pieces, piece_edges
+from nsa_kernels.spans import (
+    Merger,
+    Part,
+    attend,
+    attend_pieces,
+    key_pieces,
+    piece_edges,
+    takes_cudnn,
+    takes_flash,
+)
 from nsa_models.packed._blocks import Block, Chain, Span, own
 
 # A span of fewer tokens shares a call with others: its keys are copied side by side for that.
@@ -41,6 +51,20 @@ class _Call:
     where: slice | Tensor
     """The tokens: all of a slice, or these numbers."""
     edges: tuple[Tensor, Tensor] | None = None
+
+    def pieces(self, *, fast: bool) -> list[_Call]:
+        """The same as calls of few sizes, where that makes them faster."""
+        if len(self.queries) > 1:
+            return [self]
+        [span] = self.spans
+        sizes = key_pieces(len(span), self.queries[0], fast=fast)
+        if len(sizes) == 1:
+            return [self]
+        ends = list(accumulate(sizes, initial=span.begin))
+        return [
+            _Call([Span(span.block, begin, end)], [end - begin], self.queries, self.where)
+            for begin, end in pairwise(ends)
+        ]
 
     def run(self, q: Tensor, layer: int, scale: float | None) -> Part:
         k, v = (
@@ -107,8 +131,10 @@ class PackedForward:
         if not self._calls:
             return within.out[None]
         whole = Merger(within)
+        fast = takes_flash(queries, v) and takes_cudnn(queries)
         for call in self._calls:
-            whole.add(call.run(queries, layer, scale), call.where)
+            for piece in call.pieces(fast=fast):
+                whole.add(piece.run(queries, layer, scale), piece.where)
         return whole.out.to(q.dtype)[None]
 
 

@@ -42,30 +42,48 @@ def partial_kernel(
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, V_COLUMNS], tl.float32)
+    k_inside, v_inside = (k_column < D_K)[None, :], (v_column < D_V)[None, :]
+    k_place = key[:, None] * (KV_HEADS * D_K) + group * D_K + k_column[None, :]
+    v_place = key[:, None] * (KV_HEADS * D_V) + group * D_V + v_column[None, :]
+    # A tile's keys are asked for while the one before is worked on, and its address one tile earlier still: no
+    # load waits for another.
+    entry = row * tiles
+    more = first < last
+    k_start = tl.load(K_table + entry + first, mask=more, other=0).to(tl.pointer_type(Q.dtype.element_ty))
+    v_start = tl.load(V_table + entry + first, mask=more, other=0).to(tl.pointer_type(Q.dtype.element_ty))
+    size = tl.where(
+        first >= tail, grown - (first - tail) * TILE, tl.load(Sizes + entry + first, mask=more, other=0)
+    )
+    size = tl.where(more, size, 0)
+    k = tl.load(k_start + k_place, mask=(key < size)[:, None] & k_inside, other=0.0)
+    v = tl.load(v_start + v_place, mask=(key < size)[:, None] & v_inside, other=0.0)
+    more = first + 1 < last
+    k_address = tl.load(K_table + entry + first + 1, mask=more, other=0)
+    v_address = tl.load(V_table + entry + first + 1, mask=more, other=0)
+    listed = tl.load(Sizes + entry + first + 1, mask=more, other=0)
     for tile in range(first, last):
-        entry = row * tiles + tile
-        k_start = tl.load(K_table + entry).to(tl.pointer_type(Q.dtype.element_ty))
-        v_start = tl.load(V_table + entry).to(tl.pointer_type(Q.dtype.element_ty))
-        size = tl.where(tile >= tail, grown - (tile - tail) * TILE, tl.load(Sizes + entry))
-        inside = key < size
-        k = tl.load(
-            k_start + key[:, None] * (KV_HEADS * D_K) + group * D_K + k_column[None, :],
-            mask=inside[:, None] & (k_column < D_K)[None, :],
-            other=0.0,
-        )
+        following = tile + 1
+        more = following < last
+        next_size = tl.where(following >= tail, grown - (following - tail) * TILE, listed)
+        next_size = tl.where(more, next_size, 0)
+        k_start = k_address.to(tl.pointer_type(Q.dtype.element_ty))
+        v_start = v_address.to(tl.pointer_type(Q.dtype.element_ty))
+        next_k = tl.load(k_start + k_place, mask=(key < next_size)[:, None] & k_inside, other=0.0)
+        next_v = tl.load(v_start + v_place, mask=(key < next_size)[:, None] & v_inside, other=0.0)
+        further = following + 1 < last
+        k_address = tl.load(K_table + entry + following + 1, mask=further, other=0)
+        v_address = tl.load(V_table + entry + following + 1, mask=further, other=0)
+        listed = tl.load(Sizes + entry + following + 1, mask=further, other=0)
+
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        scores = tl.where(inside[None, :], scores, float("-inf"))
+        scores = tl.where((key < size)[None, :], scores, float("-inf"))
         best = tl.maximum(top, tl.max(scores, 1))
         weights = tl.exp2(scores - best[:, None])
         fade = tl.exp2(top - best)
-        v = tl.load(
-            v_start + key[:, None] * (KV_HEADS * D_V) + group * D_V + v_column[None, :],
-            mask=inside[:, None] & (v_column < D_V)[None, :],
-            other=0.0,
-        )
         acc = acc * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         total = total * fade + tl.sum(weights, 1)
         top = best
+        k, v, size = next_k, next_v, next_size
     at = ((row * KV_HEADS + group) * splits + split).to(tl.int64) * GROUP + head
     tl.store(
         Partial + at[:, None] * D_V + v_column[None, :],
@@ -141,7 +159,7 @@ def decode(q: Tensor, table: SpanTable, *, kv_heads: int, v_width: int, scale: f
         TILE=TILE,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=4,
-        num_stages=3,
+        num_stages=1,
         **(columns | {"V_COLUMNS": max(MIN_DOT, columns["V_COLUMNS"])}),
     )
     merge_splits_kernel[rows * kv_heads, group](
