@@ -168,15 +168,17 @@ def attend_plainly(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: floa
     return Part(torch.cat(outs).to(q.dtype), torch.cat(sums, -1))
 
 
-def key_pieces(keys: int, queries: int, *, fast: bool) -> list[int]:
-    """Sizes of the pieces in which many queries read a span of keys: powers of 2 and a rest, or one.
+def query_pieces(queries: int, keys: int) -> list[int]:
+    """Sizes in which queries read a span of keys, so that most of them have a size that cuDNN has met."""
+    rest = queries % _CUDNN_QUERIES
+    if keys < _CUDNN_KEYS or rest == queries or not rest:
+        return [queries]
+    return [queries - rest, rest]
 
-    Args:
-        keys: Tokens of the span.
-        queries: How many read it.
-        fast: Whether cuDNN's kernels take such heads.
-    """
-    if not fast or queries % _CUDNN_QUERIES or keys < _CUDNN_KEYS:
+
+def key_pieces(keys: int, queries: int) -> list[int]:
+    """Sizes of the pieces in which some queries read a span of keys: powers of 2 and a rest, or one."""
+    if queries % _CUDNN_QUERIES or keys < _CUDNN_KEYS:
         return [keys]
     pieces, rest = [], keys % _CUDNN_KEYS
     keys -= rest

@@ -13,7 +13,9 @@ from torch import Tensor
 from nsa_eval._gen_kwargs import BUDGET_NAMES, contradiction
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.errors import UserError
+from nsa_kernels.nucleus import nucleus
 
+_BLOCK = 1024
 DEFAULT_NEW_TOKENS = 256  # lm-eval's default for a task that names no budget
 # Settings of transformers' generate() that tasks set to what they mean anyway.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -130,72 +132,60 @@ class Sampler:
         return float(torch.rand(1, generator=self._random, dtype=torch.float64))
 
     def draw(self, logits: Tensor) -> int:
-        """The next token from logits [V], by inverse transform over the tokens from the likeliest down."""
-        scores = logits.float() / self.sampling.temperature
-        count = scores.shape[-1] if self.sampling.top_k == 0 else min(self.sampling.top_k, scores.shape[-1])
-        best, tokens = torch.topk(scores, count)
-        probabilities = torch.softmax(best, -1).double()
-        total = probabilities.cumsum(-1)
-        # A token stays while the likelier ones haven't reached top_p; the first always does.
-        kept = max(1, int((total - probabilities < self.sampling.top_p).sum()))
-        share = self.number() * float(total[kept - 1])
-        place = min(int(torch.searchsorted(total[:kept], share, right=True)), kept - 1)
-        return int(tokens[place])
+        """The next token from logits [V]: the first in the vocabulary at which the probabilities of the kept
+        tokens, added up, exceed the drawn share of their sum.
+        """
+        asked = self.sampling
+        scores = logits.float() / asked.temperature
+        if 0 < asked.top_k < len(scores):
+            scores = scores.masked_fill(scores < scores.topk(asked.top_k).values[-1], -torch.inf)
+        probabilities = torch.softmax(scores, -1)
+        if asked.top_p < 1:
+            down = probabilities.sort(descending=True).values
+            before = down.double().cumsum(-1) - down
+            # A token stays while the likelier ones haven't reached top_p, and so do those as likely as it.
+            least = down[max(1, int((before < asked.top_p).sum())) - 1]
+            probabilities = torch.where(probabilities >= least, probabilities, 0.0)
+        total = probabilities.double().cumsum(-1)
+        share = self.number() * float(total[-1])
+        return min(int(torch.searchsorted(total, share, right=True)), int(probabilities.nonzero()[-1]))
 
 
 def draw_together(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
     """A token for each row of logits [B, V], as each row's `Sampler.draw` would choose it; nothing is sorted.
 
-    The token is the likeliest one that brings the sum of the probabilities from the likeliest down above the
-    drawn share. That sum only falls with the probability from which on it counts, so bisecting over the
-    values of float32 (by their bits, which are ordered as the values are) ends at that token after 32 sums of
-    a row, without a look at the order of the others.
-
     Args:
-        logits: [B, V] on any device.
+        logits: [B, V] on a GPU, or with Triton's interpreter.
         samplers: Of each row.
 
     Returns:
         [B] int64 on the device of `logits`.
     """
-    device = logits.device
+    device, width = logits.device, logits.shape[-1]
 
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)[:, None]
+    def column(values: list[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)[:, None]
 
     asked = [sampler.sampling for sampler in samplers]
-    scores = logits.float() / column([one.temperature for one in asked]).float()
+    scores = logits.float() / column([one.temperature for one in asked], torch.float32)
     if any(one.top_k for one in asked):
-        width = scores.shape[-1]
         counts = [min(one.top_k or width, width) for one in asked]
         largest = torch.topk(scores, max(counts)).values
         index = torch.tensor(counts).to(device, non_blocking=True)[:, None] - 1
         scores = scores.masked_fill(scores < largest.gather(-1, index), -torch.inf)
     probabilities = torch.softmax(scores, -1)
-    bits = scores.view(torch.int32)
-    order = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)  # as the scores are ordered, for negative ones too
-
-    def least(share: Tensor, *, beyond: bool) -> Tensor:
-        """The highest place from which on up the sum reaches (or exceeds) a share [B, 1]."""
-        low = torch.full_like(share, -(2**31), dtype=torch.int64)
-        high = torch.full_like(low, 2**31 - 1)
-        for _ in range(32):
-            middle = (low + high + 1) >> 1
-            total = torch.where(order >= middle, probabilities, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
-            reached = total > share if beyond else total >= share
-            low, high = torch.where(reached, middle, low), torch.where(reached, high, middle - 1)
-        return low
-
-    whole = torch.ones(len(samplers), 1, dtype=torch.float64, device=device)
+    del scores
     if any(one.top_p < 1 for one in asked):
-        nucleus = least(column([one.top_p for one in asked]), beyond=False)
-        kept = torch.where(order >= nucleus, probabilities, 0.0)
-        whole = kept.sum(-1, keepdim=True, dtype=torch.float64)
-    share = column([sampler.number() for sampler in samplers]) * whole
-    chosen = least(share, beyond=True)
-    above = torch.where(order > chosen, probabilities, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
-    ties = order == chosen
-    # Of tokens that are equally likely, the one at which the share is passed, in their own order.
-    passed = above + torch.where(ties, probabilities, 0.0).double().cumsum(-1) > share
-    found: Tensor = (ties & passed).int().argmax(-1)
-    return torch.where((ties & passed).any(-1), found, ties.int().argmax(-1)).long()
+        least = nucleus(probabilities, column([one.top_p for one in asked], torch.float32)[:, 0])
+        probabilities.masked_fill_(probabilities < least[:, None], 0.0)
+    # In blocks: the block first, then the token in it.
+    blocks = torch.nn.functional.pad(probabilities, (0, -width % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    share = column([sampler.number() for sampler in samplers], torch.float64) * ends[:, -1:]
+    block = (ends <= share).sum(-1, keepdim=True).clamp_(max=ends.shape[-1] - 1)
+    inside = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0].double()
+    passed = (ends.gather(1, block) - inside.sum(-1, keepdim=True) + inside.cumsum(-1)) <= share
+    found = block[:, 0] * _BLOCK + passed.sum(-1).clamp_(max=_BLOCK - 1)
+    # Rounding may end behind the last token that is kept.
+    last = width - 1 - probabilities.flip(-1).gt(0).int().argmax(-1)
+    return torch.minimum(found, last)

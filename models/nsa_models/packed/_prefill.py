@@ -23,6 +23,7 @@ from nsa_kernels.spans import (
     attend_pieces,
     key_pieces,
     piece_edges,
+    query_pieces,
     takes_cudnn,
     takes_flash,
 )
@@ -54,16 +55,17 @@ class _Call:
 
     def pieces(self, *, fast: bool) -> list[_Call]:
         """The same as calls of few sizes, where that makes them faster."""
-        if len(self.queries) > 1:
+        if len(self.queries) > 1 or not fast:
             return [self]
-        [span] = self.spans
-        sizes = key_pieces(len(span), self.queries[0], fast=fast)
-        if len(sizes) == 1:
-            return [self]
-        ends = list(accumulate(sizes, initial=span.begin))
+        [span], [queries] = self.spans, self.queries
+        assert isinstance(self.where, slice)
+        rows = list(accumulate(query_pieces(queries, len(span)), initial=self.where.start))
         return [
-            _Call([Span(span.block, begin, end)], [end - begin], self.queries, self.where)
-            for begin, end in pairwise(ends)
+            _Call([Span(span.block, key, key_end)], [key_end - key], [end - begin], slice(begin, end))
+            for begin, end in pairwise(rows)
+            for key, key_end in pairwise(
+                accumulate(key_pieces(len(span), end - begin), initial=span.begin)
+            )
         ]
 
     def run(self, q: Tensor, layer: int, scale: float | None) -> Part:

@@ -20,13 +20,21 @@ _MERGED = 16
 
 
 @triton.jit
+def pointed(address, Like, ALIGNED: tl.constexpr):
+    """An address as a pointer to elements as `Like` points to."""
+    pointer = address.to(tl.pointer_type(Like.dtype.element_ty))
+    return tl.multiple_of(pointer, 16) if ALIGNED else pointer
+
+
+@triton.jit
 def partial_kernel(
     Q, K_table, V_table, Sizes, Tails, Lengths, Partial, Stats, scale,
     tiles, splits, stride_qr, stride_qh,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, D_K: tl.constexpr, D_V: tl.constexpr,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Grid (splits, H_kv, R)."""
+    """Grid (splits, H_kv, R). ALIGNED: every address is a multiple of 16 bytes."""
     split, group, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     tail = tl.load(Tails + row)
     grown = tl.load(Lengths + row)
@@ -49,8 +57,8 @@ def partial_kernel(
     # load waits for another.
     entry = row * tiles
     more = first < last
-    k_start = tl.load(K_table + entry + first, mask=more, other=0).to(tl.pointer_type(Q.dtype.element_ty))
-    v_start = tl.load(V_table + entry + first, mask=more, other=0).to(tl.pointer_type(Q.dtype.element_ty))
+    k_start = pointed(tl.load(K_table + entry + first, mask=more, other=0), Q, ALIGNED)
+    v_start = pointed(tl.load(V_table + entry + first, mask=more, other=0), Q, ALIGNED)
     size = tl.where(
         first >= tail, grown - (first - tail) * TILE, tl.load(Sizes + entry + first, mask=more, other=0)
     )
@@ -66,8 +74,7 @@ def partial_kernel(
         more = following < last
         next_size = tl.where(following >= tail, grown - (following - tail) * TILE, listed)
         next_size = tl.where(more, next_size, 0)
-        k_start = k_address.to(tl.pointer_type(Q.dtype.element_ty))
-        v_start = v_address.to(tl.pointer_type(Q.dtype.element_ty))
+        k_start, v_start = pointed(k_address, Q, ALIGNED), pointed(v_address, Q, ALIGNED)
         next_k = tl.load(k_start + k_place, mask=(key < next_size)[:, None] & k_inside, other=0.0)
         next_v = tl.load(v_start + v_place, mask=(key < next_size)[:, None] & v_inside, other=0.0)
         further = following + 1 < last
@@ -157,6 +164,7 @@ def decode(q: Tensor, table: SpanTable, *, kv_heads: int, v_width: int, scale: f
         D_V=v_width,
         K_COLUMNS=max(MIN_DOT, triton.next_power_of_2(width)),
         TILE=TILE,
+        ALIGNED=all(kv_heads * size * q.element_size() % 16 == 0 for size in (width, v_width)),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=4,
         num_stages=1,
