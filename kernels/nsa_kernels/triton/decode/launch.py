@@ -76,6 +76,7 @@ def decode(
         p.tiles,
         p.tile_run,
         p.window_run,
+        p.window_splits,
         min(k_cmp.shape[1], v_cmp.shape[1]),
         **work.score,
     )
@@ -100,6 +101,8 @@ def decode(
         p.tiles,
         p.tile_run,
         p.runs,
+        p.window_splits,
+        p.slots,
         **work.attend,
     )
     merge_kernel[(p.slices, work.pairs)](
@@ -112,9 +115,11 @@ def decode(
         *gates.stride()[:2],
         kv_heads,
         p.splits,
-        p.tile_run,
+        p.tile_run * p.tile_blocks,
+        p.window_splits,
         p.window_run,
         p.runs,
+        p.slots,
         **work.merge,
     )
     return NSAOutput(work.out, work.blocks)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from nsa_kernels.triton.decode.partials import log_sum_exp, row_of, used_splits, used_tiles
+from nsa_kernels.triton.decode.partials import last_block, log_sum_exp, row_of
 from nsa_kernels.triton.tiles import blocks_before
 
 
@@ -40,13 +40,12 @@ def load_columns(
     return tl.reshape(tl.load(place, mask=mask, other=0.0), [RUN, LANES, GROUP, DS])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("splits", "split_blocks", "window_splits", "window_run", "runs", "slots"))
 def merge_kernel(
     Gates, Lengths, Partial, Stats, Denominators, Out, stride_gb, stride_gh,
-    kv_heads, splits, tile_run, window_run, runs,
+    kv_heads, splits, split_blocks, window_splits, window_run, runs, slots,
     G: tl.constexpr, GROUP: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, SHARES: tl.constexpr,
-    BJ: tl.constexpr, WINDOW: tl.constexpr, WINDOW_SPLITS: tl.constexpr, BW: tl.constexpr,
-    SELECT: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr, DS: tl.constexpr,
+    WINDOW: tl.constexpr, BW: tl.constexpr, SELECT: tl.constexpr, COUNT: tl.constexpr, DS: tl.constexpr,
     LANES: tl.constexpr, PART: tl.constexpr, OTHERS: tl.constexpr, BLOCK: tl.constexpr,
     STRIDE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -66,13 +65,13 @@ def merge_kernel(
     other_gates = tl.load(Gates + head[None, :] * stride_gh + 2 - other, mask=(head < G)[None, :], other=0.0)
 
     visible = blocks_before(tokens, BLOCK, STRIDE)
-    count = used_splits(used_tiles(visible, PIECES, SHARES, BJ), tile_run)
+    count = tl.where(visible > 0, last_block(visible, PIECES, SHARES) // split_blocks + 1, 0)
     count_win = (tl.minimum(tokens, WINDOW) + window_run * BW - 1) // (window_run * BW)
-    count_slc = (tl.minimum((tokens + SELECT - 1) // SELECT, COUNT) + SLOTS - 1) // SLOTS
-    first = pair.to(tl.int64) * (WINDOW_SPLITS + splits + runs)
+    count_slc = (tl.minimum((tokens + SELECT - 1) // SELECT, COUNT) + slots - 1) // slots
+    first = pair.to(tl.int64) * (window_splits + splits + runs)
     Partial += first * G * DV_END
     Stats += first * 2 * G
-    Cmp, Cmp_stats = Partial + WINDOW_SPLITS * G * DV_END, Stats + WINDOW_SPLITS * 2 * G
+    Cmp, Cmp_stats = Partial + window_splits * G * DV_END, Stats + window_splits * 2 * G
     if OVERLAP:
         gdc_wait()
 
@@ -85,7 +84,7 @@ def merge_kernel(
     selected = other_share >= OTHERS
     other_share = other_share % OTHERS
     inside = other_share < tl.where(selected, count_slc, count_win)
-    other_share += tl.where(selected, WINDOW_SPLITS + splits, 0)
+    other_share += tl.where(selected, window_splits + splits, 0)
     other_columns = load_columns(
         Partial, other_share, inside, column, G, GROUP, DV_END, LANES, OTHER_RUN, DS
     )  # fmt: skip

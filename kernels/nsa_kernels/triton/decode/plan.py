@@ -25,6 +25,10 @@ _MANY = 300
 _ENDS = 6
 """What beginning and ending take a program of a stream, in tiles: programs that come in a second round pay it
 again."""
+_LEAST_RANKED = 128
+"""Selection blocks that the second launch ranks at least, one a thread: caches of fewer share its code."""
+_LEAST_SPLITS = 8
+"""Partials that the second and third launch make room for at least, for the same reason."""
 _IDLE = 8
 """Where no more than one multiprocessor in so many has a tile to read, tiles are halved."""
 
@@ -124,7 +128,8 @@ def plan(
         tile_run = min(range(2, tiles + 1), key=time_in_tiles)
     window_run = run_of_window(tile_run)
     # At least a group of blocks for each that is chosen (see `bounds` of choose.py).
-    ranked = max(next_power(max(1, geometry.num_select_blocks(size))), tile_blocks, rank_groups(geometry))
+    ranked = next_power(geometry.num_select_blocks(size) or 1)
+    ranked = max(ranked, tile_blocks, rank_groups(geometry), _LEAST_RANKED)
     rank_tiles = max(1, config["ranked"] * MIN_DOT // max(MIN_DOT, padded_group) // tile_blocks)
     # One slot a program while there are processors to spare: each program ranks all blocks.
     slots = min(config["slots"], next_power(geometry.select_count))
@@ -151,12 +156,20 @@ def plan(
         window_splits=triton.cdiv(window_tiles, window_run),
         stream=stream,
         ranked=ranked,
-        rank_tiles=min(rank_tiles, next_power(max(1, tiles))),
+        rank_tiles=min(rank_tiles, ranked // tile_blocks),
         slots=slots,
         runs=triton.cdiv(geometry.select_count, slots),
         columns=columns,
         slices=triton.cdiv(value_dim, columns),
     )
+
+
+def _slots_held(slots: int) -> int:
+    """Selected blocks that a program of the second launch has room for: 1, 4, 16, ..."""
+    held = 1
+    while held < slots:
+        held *= 4
+    return held
 
 
 def rank_groups(geometry: BlockGeometry) -> int:
@@ -238,8 +251,6 @@ def prepare(
         "STRIDE": geometry.stride,
         "PIECES": p.pieces,
         "SHARES": geometry.block // geometry.stride,
-        "BJ": p.tile_blocks,
-        "WINDOW_SPLITS": p.window_splits,
         "OVERLAP": overlap,
     }
     widths = {
@@ -251,9 +262,10 @@ def prepare(
         "PRECISION": precision(q),
     }
     window = {"WINDOW": geometry.window, "BW": config["window_keys"]}
-    selection = {"SELECT": geometry.select_block, "COUNT": count, "SLOTS": p.slots}
+    selection = {"SELECT": geometry.select_block, "COUNT": count}
     score = {
         **cut,
+        "BJ": p.tile_blocks,
         **widths,
         **window,
         "PP": p.piece_rows,
@@ -267,10 +279,12 @@ def prepare(
         **cut,
         **widths,
         **selection,
+        "BJ": p.tile_blocks,
         "GROUP": padded_group,
-        "SPLITS": next_power(max(1, p.splits)),
+        "SLOTS": _slots_held(p.slots),
+        "SPLITS": max(_LEAST_SPLITS, next_power(p.splits)),
         "TILES": p.rank_tiles,
-        "PIECEWISE": p.rank_tiles < p.tiles,
+        "PIECEWISE": p.rank_tiles < p.ranked // p.tile_blocks,
         "COUNT_P": next_power(count),
         "NB": p.ranked,
         "GROUPS": rank_groups(geometry),
@@ -291,8 +305,8 @@ def prepare(
         "GROUP": padded_group,
         "DS": p.columns,
         "LANES": lanes,
-        "PART": max(lanes, min(next_power(p.splits), held)),
-        "OTHERS": next_power(max(lanes // 2, p.window_splits, p.runs)),
+        "PART": max(lanes, min(max(_LEAST_SPLITS, next_power(p.splits)), held)),
+        "OTHERS": next_power(max(lanes // 2, p.window_splits, p.runs, _LEAST_SPLITS)),
         **pdl,
     }
     blocks = (

@@ -161,7 +161,7 @@ def _score(
         tl.store(part, tl.sum(by_piece * ways[None, :, None], 1), mask=(target < WIDTH)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("queries", "items", "pairs"))
 def _select_kernel(
     Q, K, Lse, Scratch, Blocks, Starts, Ends,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kc, stride_kh, queries, items, pairs, kv_heads,

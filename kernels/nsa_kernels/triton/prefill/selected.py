@@ -107,7 +107,7 @@ def selected_forward(
     return out, own, lse
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("queries", "stride_gb"))
 def _selected_forward_kernel(
     Q, K, V, Blocks, Gates, Compressed, Window, Forced, ForcedLse, Out, Own, Lse, Starts, Ends,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh,
