@@ -44,7 +44,8 @@ def attend_slots(
     if SLOTS == 1:
         picks = tl.sum(tl.where(slot == first, block + 1, 0), 0) - 1 + one
     else:
-        picks = tl.where((slot[:, None] == (first + one)[None, :]) & (one < slots)[None, :], (block + 1)[:, None], 0)
+        wanted = tl.where(one < slots, first + one, -2)  # which no block has
+        picks = tl.where(slot[:, None] == wanted[None, :], (block + 1)[:, None], 0)
         picks = tl.sum(picks, 0) - 1
     filled = tl.sum((picks >= 0).to(tl.int32), 0)
     tiles: tl.constexpr = (SELECT + LT - 1) // LT
@@ -62,15 +63,16 @@ def attend_slots(
 
 @triton.jit(do_not_specialize=("splits", "tiles", "tile_run", "runs", "window_splits", "slots"))
 def attend_kernel(
-    Q, K_slc, V_slc, Lengths, Partial, Stats, Reference, Pooled, Ranked, Denominators, Blocks,
-    stride_qb, stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh, scale_log2,
-    kv_heads, splits, tiles, tile_run, runs, window_splits, slots, G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr,
-    DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr,
-    PIECES: tl.constexpr, SHARES: tl.constexpr, BJ: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr,
-    PIECEWISE: tl.constexpr, SELECT: tl.constexpr, COUNT: tl.constexpr,
-    COUNT_P: tl.constexpr, NB: tl.constexpr, GROUPS: tl.constexpr, WAYS: tl.constexpr, WIDTH: tl.constexpr,
-    SLOTS: tl.constexpr, LT: tl.constexpr, STAGES: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
-    RETURN_BLOCKS: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    Q, K_slc, V_slc, Lengths, Partial, Stats, Reference, Pooled, Ranked, Denominators, Blocks, stride_qb,
+    stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh, scale_log2, kv_heads, splits,
+    tiles, tile_run, runs, window_splits, slots,
+    G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
+    DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, SHARES: tl.constexpr,
+    BJ: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr, PIECEWISE: tl.constexpr,
+    SELECT: tl.constexpr, COUNT: tl.constexpr, COUNT_P: tl.constexpr, NB: tl.constexpr, GROUPS: tl.constexpr,
+    WAYS: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, LT: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK: tl.constexpr, STRIDE: tl.constexpr, RETURN_BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (runs of slots, pairs); the shares of a pair are those of partials.py."""
     if OVERLAP:

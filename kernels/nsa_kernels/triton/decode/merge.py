@@ -42,12 +42,12 @@ def load_columns(
 
 @triton.jit(do_not_specialize=("splits", "split_blocks", "window_splits", "window_run", "runs", "slots"))
 def merge_kernel(
-    Gates, Lengths, Partial, Stats, Denominators, Out, stride_gb, stride_gh,
-    kv_heads, splits, split_blocks, window_splits, window_run, runs, slots,
+    Gates, Lengths, Partial, Stats, Denominators, Out, stride_gb, stride_gh, kv_heads, splits, split_blocks,
+    window_splits, window_run, runs, slots,
     G: tl.constexpr, GROUP: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, SHARES: tl.constexpr,
     WINDOW: tl.constexpr, BW: tl.constexpr, SELECT: tl.constexpr, COUNT: tl.constexpr, DS: tl.constexpr,
-    LANES: tl.constexpr, PART: tl.constexpr, OTHERS: tl.constexpr, BLOCK: tl.constexpr,
-    STRIDE: tl.constexpr, OVERLAP: tl.constexpr,
+    LANES: tl.constexpr, PART: tl.constexpr, OTHERS: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (ceil(D_v / DS), pairs).
 

@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from nsa_kernels.ahead import real_device
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.triton.configs import shipped
 from nsa_kernels.triton.tiles import MIN_DOT, bulk_copies, descriptor, precision, processors, split_width
@@ -242,7 +243,7 @@ def prepare(
     )
     (ranked,) = scratch(q.device, pairs * p.runs * p.ranked, dtype=torch.int32)
     key_main, key_rest = padded_split(key_dim)
-    overlap = bool(config.get("overlap", 0)) and q.is_cuda
+    overlap = bool(config.get("overlap", 0)) and real_device(q.device).type == "cuda"
     pdl = {"launch_pdl": True} if overlap else {}
     cut = {
         "G": group,
