@@ -187,15 +187,15 @@ def compile_launches(launches: Sequence[Launch], device: torch.device, *, worker
         # The mode hands compiling to the pool, and puts the results where launches look for them. Its errors
         # would leave it on for good: those are looked for below.
         with triton.AsyncCompileMode(pool, ignore_errors=True):
-            pending = [x.kernel.warmup(*x.arguments, grid=None, **x.options) for x in launches]
-        once = {id(kernel): kernel for kernel in pending if kernel is not None}
-        made = [kernel for kernel in map(_result, once.values()) if kernel is not None]
+            pending = [(x, x.kernel.warmup(*x.arguments, grid=None, **x.options)) for x in launches]
+        once = {id(made): (x.kernel.fn.__name__, made) for x, made in pending}
+        compiled = [kernel for name, made in once.values() if (kernel := _result(name, made)) is not None]
         if on_device:
-            for loaded in [pool.submit(_load, kernel, device) for kernel in made]:
+            for loaded in [pool.submit(_load, kernel, device) for kernel in compiled]:
                 loaded.result()
 
 
-def _result(pending: Any) -> Any:  # noqa: ANN401 - triton's FutureKernel, or CompiledKernel
+def _result(name: str, pending: Any) -> Any:  # noqa: ANN401 - triton's FutureKernel, or CompiledKernel
     """The compiled kernel, or None where it does not compile."""
     import triton
 
@@ -204,7 +204,8 @@ def _result(pending: Any) -> Any:  # noqa: ANN401 - triton's FutureKernel, or Co
     try:
         return pending.result()
     except Exception as error:  # the compiler's own, of any kind
-        _log.warning("a kernel does not compile: %s", (str(error).splitlines() or [type(error).__name__])[0])
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        _log.warning("%s does not compile: %s", name, said[-1])
         return None
 
 
@@ -214,7 +215,7 @@ def _load(kernel: Any, device: torch.device) -> None:  # noqa: ANN401 - triton's
         try:
             _ = kernel.run
         except Exception as error:  # too much shared memory, say: it fails again where it is launched
-            _log.warning("a kernel cannot be loaded: %s", error)
+            _log.warning("%s cannot be loaded: %s", kernel.name, error)
 
 
 def _cores() -> int:

@@ -29,6 +29,7 @@ def warm_up(
     rows: Iterable[int] = (1,),
     chunk: int = 8192,
     new_tokens: int = 0,
+    graphs: bool = True,
     workers: int | None = None,
 ) -> Compilations:
     """Compiles what the model will launch for such prompts and replies, and loads it onto its GPU.
@@ -41,6 +42,7 @@ def warm_up(
         rows: Sizes of the batches. Batches that get smaller as replies end have several.
         chunk: Tokens of a row to a forward.
         new_tokens: Tokens of a reply at most; 0 = none is decoded.
+        graphs: Whether replies come from CUDA graphs, in buffers for all of their tokens, or from forwards.
         workers: Threads; None = one a core, 16 at most.
 
     Returns:
@@ -61,6 +63,7 @@ def warm_up(
             rows=rows,
             chunk=chunk,
             new_tokens=new_tokens,
+            graphs=graphs,
         )
     return compiled
 
@@ -75,6 +78,7 @@ def rehearse(
     rows: Iterable[int],
     chunk: int,
     new_tokens: int,
+    graphs: bool = True,
 ) -> None:
     """Goes through the calls of a run, within a rehearsal for `device`; arguments as in `warm_up`."""
     lengths, batches = sorted(set(prompts)), sorted(set(rows))
@@ -90,7 +94,10 @@ def rehearse(
             layer(_tokens(count, width), past_key_values=cache)
         for length in _distinct(config, lengths, new_tokens) if new_tokens else ():
             _stand(cache, count, length)
-            StaticDecoder(layer, cache, max_new_tokens=new_tokens).step([0] * count)
+            if graphs:
+                StaticDecoder(layer, cache, max_new_tokens=new_tokens).step([0] * count)
+            else:
+                layer(_tokens(count, 1), past_key_values=cache)
 
 
 def _one_layer(config: NSADecoderConfig, dtype: torch.dtype) -> NSADecoderForCausalLM:

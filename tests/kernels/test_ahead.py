@@ -169,6 +169,7 @@ def test_kernels_are_compiled_once_for_all_lengths_and_found_on_disk_by_the_next
     # What does not compile is told, keeps nothing else from it, and fails where it is launched.
     assert first["broken"][0] == 0
     assert len(first["logged"]) == 1
+    assert first["logged"][0].startswith("broken_kernel does not compile: ")
     assert first["launched broken"]
     second = compile_in_a_process("sound", tmp_path / "cache")
     assert second["first"][:2] == [0, 3]

@@ -29,7 +29,9 @@ again."""
 _LEAST_RANKED = 128
 """Selection blocks that the second launch ranks at least, one a thread: caches of fewer share its code."""
 _LEAST_SPLITS = 8
-"""Partials that the second and third launch make room for at least, for the same reason."""
+"""Partials of the compressed branch that the second and third launch make room for at least."""
+_MORE_SPLITS = 8
+"""The second launch makes room for 8, 64, 512, ...: it reads two numbers of each."""
 _IDLE = 8
 """Where no more than one multiprocessor in so many has a tile to read, tiles are halved."""
 
@@ -165,12 +167,11 @@ def plan(
     )
 
 
-def _slots_held(slots: int) -> int:
-    """Selected blocks that a program of the second launch has room for: 1, 4, 16, ..."""
-    held = 1
-    while held < slots:
-        held *= 4
-    return held
+def _held(count: int, least: int, step: int) -> int:
+    """Room for `count`, out of least, least * step, ...: few values, so that few kernels are compiled."""
+    while least < count:
+        least *= step
+    return least
 
 
 def rank_groups(geometry: BlockGeometry) -> int:
@@ -282,8 +283,8 @@ def prepare(
         **selection,
         "BJ": p.tile_blocks,
         "GROUP": padded_group,
-        "SLOTS": _slots_held(p.slots),
-        "SPLITS": max(_LEAST_SPLITS, next_power(p.splits)),
+        "SLOTS": _held(p.slots, 1, 4),
+        "SPLITS": _held(p.splits, _LEAST_SPLITS, _MORE_SPLITS),
         "TILES": p.rank_tiles,
         "PIECEWISE": p.rank_tiles < p.ranked // p.tile_blocks,
         "COUNT_P": next_power(count),
