@@ -25,7 +25,7 @@ from nsa_kernels.triton.tiles import blocks_before
 
 @triton.jit
 def attend_slots(
-    slot, first, slots, q, q_rest, K_slc, V_slc, stride_ks, stride_vs, Partial, Stats, tokens, scale_log2,
+    slot, first, q, q_rest, K_slc, V_slc, stride_ks, stride_vs, Partial, Stats, tokens, scale_log2,
     G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
     DV: tl.constexpr, DV_END: tl.constexpr, SELECT: tl.constexpr, SLOTS: tl.constexpr,
     NB: tl.constexpr, LT: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
@@ -44,8 +44,7 @@ def attend_slots(
     if SLOTS == 1:
         picks = tl.sum(tl.where(slot == first, block + 1, 0), 0) - 1 + one
     else:
-        wanted = tl.where(one < slots, first + one, -2)  # which no block has
-        picks = tl.where(slot[:, None] == wanted[None, :], (block + 1)[:, None], 0)
+        picks = tl.where(slot[:, None] == (first + one)[None, :], (block + 1)[:, None], 0)
         picks = tl.sum(picks, 0) - 1
     filled = tl.sum((picks >= 0).to(tl.int32), 0)
     tiles: tl.constexpr = (SELECT + LT - 1) // LT
@@ -61,11 +60,14 @@ def attend_slots(
     store_partial(Partial, Stats, top, total, acc, G, GP, DV, DV_END)
 
 
-@triton.jit(do_not_specialize=("splits", "tiles", "tile_run", "runs", "window_splits", "slots"))
+@triton.jit(
+    do_not_specialize=("splits", "tiles", "runs", "window_splits"),
+    do_not_specialize_on_alignment=("tile_run",),
+)
 def attend_kernel(
     Q, K_slc, V_slc, Lengths, Partial, Stats, Reference, Pooled, Ranked, Denominators, Blocks, stride_qb,
     stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh, scale_log2, kv_heads, splits,
-    tiles, tile_run, runs, window_splits, slots,
+    tiles, tile_run, runs, window_splits,
     G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
     DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, SHARES: tl.constexpr,
     BJ: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr, PIECEWISE: tl.constexpr,
@@ -93,7 +95,7 @@ def attend_kernel(
             place = tl.arange(0, COUNT_P)
             unused = (place >= tl.where(tokens > 0, used, 0)) & (place < COUNT)
             tl.store(Blocks + place, tl.full([COUNT_P], -1, tl.int32), mask=unused)
-    if (tokens > 0) & (run * slots < used):
+    if (tokens > 0) & (run * SLOTS < used):
         share = pair.to(tl.int64) * (window_splits + splits + runs)
         scored = used_tiles(blocks_before(tokens, BLOCK, STRIDE), PIECES, SHARES, BJ)
         Reference += pair.to(tl.int64) * tiles * G
@@ -114,7 +116,7 @@ def attend_kernel(
             tl.store(Blocks + slot, tl.arange(0, NB), mask=(slot >= 0) & (run == 0))
         share += window_splits + splits + run
         attend_slots(
-            slot, run * slots, slots, q, q_rest, K_slc, V_slc, stride_ks, stride_vs,
+            slot, run * SLOTS, q, q_rest, K_slc, V_slc, stride_ks, stride_vs,
             Partial + share * G * DV_END, Stats + share * 2 * G, tokens, scale_log2,
             G, GP, DK, DR, DK_END, DV, DV_END, SELECT, SLOTS, NB, LT, STAGES, PRECISION,
         )  # fmt: skip

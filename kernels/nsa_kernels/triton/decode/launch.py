@@ -103,7 +103,6 @@ def decode(
         p.tile_run,
         p.runs,
         p.window_splits,
-        p.slots,
         **work.attend,
     )
     launch(merge_kernel, (p.slices, work.pairs))(
@@ -116,11 +115,10 @@ def decode(
         *gates.stride()[:2],
         kv_heads,
         p.splits,
-        p.tile_run * p.tile_blocks,
+        p.tile_run,
         p.window_splits,
         p.window_run,
         p.runs,
-        p.slots,
         **work.merge,
     )
     return NSAOutput(work.out, work.blocks)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from nsa_kernels.triton.decode.partials import last_block, log_sum_exp, row_of
+from nsa_kernels.triton.decode.partials import log_sum_exp, row_of, used_splits, used_tiles
 from nsa_kernels.triton.tiles import blocks_before
 
 
@@ -40,14 +40,17 @@ def load_columns(
     return tl.reshape(tl.load(place, mask=mask, other=0.0), [RUN, LANES, GROUP, DS])
 
 
-@triton.jit(do_not_specialize=("splits", "split_blocks", "window_splits", "window_run", "runs", "slots"))
+@triton.jit(
+    do_not_specialize=("splits", "window_splits", "window_run", "runs"),
+    do_not_specialize_on_alignment=("tile_run",),
+)
 def merge_kernel(
-    Gates, Lengths, Partial, Stats, Denominators, Out, stride_gb, stride_gh, kv_heads, splits, split_blocks,
-    window_splits, window_run, runs, slots,
+    Gates, Lengths, Partial, Stats, Denominators, Out, stride_gb, stride_gh,
+    kv_heads, splits, tile_run, window_splits, window_run, runs,
     G: tl.constexpr, GROUP: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, SHARES: tl.constexpr,
-    WINDOW: tl.constexpr, BW: tl.constexpr, SELECT: tl.constexpr, COUNT: tl.constexpr, DS: tl.constexpr,
-    LANES: tl.constexpr, PART: tl.constexpr, OTHERS: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    BJ: tl.constexpr, WINDOW: tl.constexpr, BW: tl.constexpr, SELECT: tl.constexpr, COUNT: tl.constexpr,
+    SLOTS: tl.constexpr, DS: tl.constexpr, LANES: tl.constexpr, PART: tl.constexpr, OTHERS: tl.constexpr,
+    BLOCK: tl.constexpr, STRIDE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (ceil(D_v / DS), pairs).
 
@@ -65,9 +68,9 @@ def merge_kernel(
     other_gates = tl.load(Gates + head[None, :] * stride_gh + 2 - other, mask=(head < G)[None, :], other=0.0)
 
     visible = blocks_before(tokens, BLOCK, STRIDE)
-    count = tl.where(visible > 0, last_block(visible, PIECES, SHARES) // split_blocks + 1, 0)
+    count = used_splits(used_tiles(visible, PIECES, SHARES, BJ), tile_run)
     count_win = (tl.minimum(tokens, WINDOW) + window_run * BW - 1) // (window_run * BW)
-    count_slc = (tl.minimum((tokens + SELECT - 1) // SELECT, COUNT) + slots - 1) // slots
+    count_slc = (tl.minimum((tokens + SELECT - 1) // SELECT, COUNT) + SLOTS - 1) // SLOTS
     first = pair.to(tl.int64) * (window_splits + splits + runs)
     Partial += first * G * DV_END
     Stats += first * 2 * G

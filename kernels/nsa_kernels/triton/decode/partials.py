@@ -116,15 +116,9 @@ def store_pooled(
 
 
 @triton.jit
-def last_block(visible, PIECES: tl.constexpr, SHARES: tl.constexpr):
-    """The last selection block that one of `visible` compressed keys overlaps, one at least."""
-    return (visible + SHARES - 2) // PIECES
-
-
-@triton.jit
 def used_tiles(visible, PIECES: tl.constexpr, SHARES: tl.constexpr, BJ: tl.constexpr):
     """Tiles of BJ selection blocks up to the last block that one of `visible` compressed keys overlaps."""
-    return tl.where(visible > 0, last_block(visible, PIECES, SHARES) // BJ + 1, 0)
+    return tl.where(visible > 0, (visible + SHARES - 2) // PIECES // BJ + 1, 0)
 
 
 @triton.jit

@@ -28,10 +28,6 @@ _ENDS = 6
 again."""
 _LEAST_RANKED = 128
 """Selection blocks that the second launch ranks at least, one a thread: caches of fewer share its code."""
-_LEAST_SPLITS = 8
-"""Partials of the compressed branch that the second and third launch make room for at least."""
-_MORE_SPLITS = 8
-"""The second launch makes room for 8, 64, 512, ...: it reads two numbers of each."""
 _IDLE = 8
 """Where no more than one multiprocessor in so many has a tile to read, tiles are halved."""
 
@@ -167,11 +163,13 @@ def plan(
     )
 
 
-def _held(count: int, least: int, step: int) -> int:
-    """Room for `count`, out of least, least * step, ...: few values, so that few kernels are compiled."""
-    while least < count:
-        least *= step
-    return least
+def _room(splits: int) -> int:
+    """Partials of the compressed branch that the second launch has room for, 8, 64, 512, ...: it reads two
+    numbers of each, and few values are few kernels to compile."""
+    room = 8
+    while room < splits:
+        room *= 8
+    return room
 
 
 def rank_groups(geometry: BlockGeometry) -> int:
@@ -253,6 +251,7 @@ def prepare(
         "STRIDE": geometry.stride,
         "PIECES": p.pieces,
         "SHARES": geometry.block // geometry.stride,
+        "BJ": p.tile_blocks,
         "OVERLAP": overlap,
     }
     widths = {
@@ -264,10 +263,9 @@ def prepare(
         "PRECISION": precision(q),
     }
     window = {"WINDOW": geometry.window, "BW": config["window_keys"]}
-    selection = {"SELECT": geometry.select_block, "COUNT": count}
+    selection = {"SELECT": geometry.select_block, "COUNT": count, "SLOTS": p.slots}
     score = {
         **cut,
-        "BJ": p.tile_blocks,
         **widths,
         **window,
         "PP": p.piece_rows,
@@ -281,10 +279,8 @@ def prepare(
         **cut,
         **widths,
         **selection,
-        "BJ": p.tile_blocks,
         "GROUP": padded_group,
-        "SLOTS": _held(p.slots, 1, 4),
-        "SPLITS": _held(p.splits, _LEAST_SPLITS, _MORE_SPLITS),
+        "SPLITS": _room(p.splits),
         "TILES": p.rank_tiles,
         "PIECEWISE": p.rank_tiles < p.ranked // p.tile_blocks,
         "COUNT_P": next_power(count),
@@ -307,8 +303,8 @@ def prepare(
         "GROUP": padded_group,
         "DS": p.columns,
         "LANES": lanes,
-        "PART": max(lanes, min(max(_LEAST_SPLITS, next_power(p.splits)), held)),
-        "OTHERS": next_power(max(lanes // 2, p.window_splits, p.runs, _LEAST_SPLITS)),
+        "PART": max(lanes, min(next_power(p.splits), held)),
+        "OTHERS": next_power(max(lanes // 2, p.window_splits, p.runs)),
         **pdl,
     }
     blocks = (

@@ -146,7 +146,10 @@ def place_in_grid(STREAM: tl.constexpr):
     return split, pair
 
 
-@triton.jit(do_not_specialize=("shares", "tiles", "tile_run", "window_run", "window_splits", "capacity"))
+@triton.jit(
+    do_not_specialize=("shares", "tiles", "window_run", "window_splits", "capacity"),
+    do_not_specialize_on_alignment=("tile_run",),
+)
 def score_kernel(
     Q, K_cmp, V_cmp, K_win, V_win, K_bulk, V_bulk, Lengths, Partial, Stats, Reference, Pooled, stride_qb,
     stride_qh, stride_kcb, stride_kcc, stride_kch, stride_vcb, stride_vcc, stride_vch, stride_kwb, stride_kws,

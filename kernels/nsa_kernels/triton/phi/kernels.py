@@ -109,7 +109,7 @@ def _block_pointers(X, index, rows, stride_xb, stride_xs, stride_xh, count, kv_h
     return X + index // kv_heads // count * stride_xb + block * STRIDE * stride_xs + kv_head * stride_xh
 
 
-@triton.jit(do_not_specialize=("rows", "count"))
+@triton.jit(do_not_specialize=("rows",), do_not_specialize_on_alignment=("count",))
 def linear_forward_kernel(
     X, W, Offset, Out, stride_xb, stride_xs, stride_xh, stride_wn, stride_wk, rows, count, kv_heads,
     out_width, BLOCK: tl.constexpr, STRIDE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -131,7 +131,7 @@ def linear_forward_kernel(
     tl.store(at, acc.to(Out.dtype.element_ty), mask=keep[:, None] & real[None, :])
 
 
-@triton.jit(do_not_specialize=("rows", "count"))
+@triton.jit(do_not_specialize=("rows",), do_not_specialize_on_alignment=("count",))
 def mlp_forward_kernel(
     X, W, Offset, W2, Bias, Out, stride_xb, stride_xs, stride_xh, stride_wn, stride_wk, stride_vn, stride_vk,
     rows, count, kv_heads, out_width,
