@@ -77,7 +77,6 @@ def decode(
         p.tiles,
         p.tile_run,
         p.window_run,
-        p.window_splits,
         min(k_cmp.shape[1], v_cmp.shape[1]),
         **work.score,
     )
@@ -116,7 +115,6 @@ def decode(
         kv_heads,
         p.splits,
         p.tile_run,
-        p.window_splits,
         p.window_run,
         p.runs,
         **work.merge,

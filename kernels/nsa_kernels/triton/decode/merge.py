@@ -41,16 +41,17 @@ def load_columns(
 
 
 @triton.jit(
-    do_not_specialize=("splits", "window_splits", "window_run", "runs"),
+    do_not_specialize=("splits", "window_run", "runs"),
     do_not_specialize_on_alignment=("tile_run",),
 )
 def merge_kernel(
-    Gates, Lengths, Partial, Stats, Denominators, Out, stride_gb, stride_gh,
-    kv_heads, splits, tile_run, window_splits, window_run, runs,
+    Gates, Lengths, Partial, Stats, Denominators, Out, stride_gb, stride_gh, kv_heads, splits, tile_run,
+    window_run, runs,
     G: tl.constexpr, GROUP: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, SHARES: tl.constexpr,
-    BJ: tl.constexpr, WINDOW: tl.constexpr, BW: tl.constexpr, SELECT: tl.constexpr, COUNT: tl.constexpr,
-    SLOTS: tl.constexpr, DS: tl.constexpr, LANES: tl.constexpr, PART: tl.constexpr, OTHERS: tl.constexpr,
-    BLOCK: tl.constexpr, STRIDE: tl.constexpr, OVERLAP: tl.constexpr,
+    BJ: tl.constexpr, WINDOW: tl.constexpr, WINDOW_SPLITS: tl.constexpr, BW: tl.constexpr,
+    SELECT: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr, DS: tl.constexpr, LANES: tl.constexpr,
+    PART: tl.constexpr, OTHERS: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (ceil(D_v / DS), pairs).
 
@@ -71,10 +72,10 @@ def merge_kernel(
     count = used_splits(used_tiles(visible, PIECES, SHARES, BJ), tile_run)
     count_win = (tl.minimum(tokens, WINDOW) + window_run * BW - 1) // (window_run * BW)
     count_slc = (tl.minimum((tokens + SELECT - 1) // SELECT, COUNT) + SLOTS - 1) // SLOTS
-    first = pair.to(tl.int64) * (window_splits + splits + runs)
+    first = pair.to(tl.int64) * (WINDOW_SPLITS + splits + runs)
     Partial += first * G * DV_END
     Stats += first * 2 * G
-    Cmp, Cmp_stats = Partial + window_splits * G * DV_END, Stats + window_splits * 2 * G
+    Cmp, Cmp_stats = Partial + WINDOW_SPLITS * G * DV_END, Stats + WINDOW_SPLITS * 2 * G
     if OVERLAP:
         gdc_wait()
 
@@ -87,7 +88,7 @@ def merge_kernel(
     selected = other_share >= OTHERS
     other_share = other_share % OTHERS
     inside = other_share < tl.where(selected, count_slc, count_win)
-    other_share += tl.where(selected, window_splits + splits, 0)
+    other_share += tl.where(selected, WINDOW_SPLITS + splits, 0)
     other_columns = load_columns(
         Partial, other_share, inside, column, G, GROUP, DV_END, LANES, OTHER_RUN, DS
     )  # fmt: skip

@@ -28,6 +28,8 @@ _ENDS = 6
 again."""
 _LEAST_RANKED = 128
 """Selection blocks that the second launch ranks at least, one a thread: caches of fewer share its code."""
+_LEAST_SPLITS = 8
+"""Partials of the compressed branch that it reads at least, a number a thread: a few cost what these do."""
 _IDLE = 8
 """Where no more than one multiprocessor in so many has a tile to read, tiles are halved."""
 
@@ -163,15 +165,6 @@ def plan(
     )
 
 
-def _room(splits: int) -> int:
-    """Partials of the compressed branch that the second launch has room for, 8, 64, 512, ...: it reads two
-    numbers of each, and few values are few kernels to compile."""
-    room = 8
-    while room < splits:
-        room *= 8
-    return room
-
-
 def rank_groups(geometry: BlockGeometry) -> int:
     """Groups of blocks whose maxima bound the n-th largest: a warp's worth, and no fewer than n."""
     return max(32, int(triton.next_power_of_2(geometry.select_count)))
@@ -262,7 +255,7 @@ def prepare(
         "DV": max(MIN_DOT, next_power(value_dim)),
         "PRECISION": precision(q),
     }
-    window = {"WINDOW": geometry.window, "BW": config["window_keys"]}
+    window = {"WINDOW": geometry.window, "WINDOW_SPLITS": p.window_splits, "BW": config["window_keys"]}
     selection = {"SELECT": geometry.select_block, "COUNT": count, "SLOTS": p.slots}
     score = {
         **cut,
@@ -280,7 +273,7 @@ def prepare(
         **widths,
         **selection,
         "GROUP": padded_group,
-        "SPLITS": _room(p.splits),
+        "SPLITS": max(_LEAST_SPLITS, next_power(p.splits)),
         "TILES": p.rank_tiles,
         "PIECEWISE": p.rank_tiles < p.ranked // p.tile_blocks,
         "COUNT_P": next_power(count),

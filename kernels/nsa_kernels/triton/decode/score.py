@@ -147,23 +147,23 @@ def place_in_grid(STREAM: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=("shares", "tiles", "window_run", "window_splits", "capacity"),
+    do_not_specialize=("shares", "tiles", "window_run", "capacity"),
     do_not_specialize_on_alignment=("tile_run",),
 )
 def score_kernel(
     Q, K_cmp, V_cmp, K_win, V_win, K_bulk, V_bulk, Lengths, Partial, Stats, Reference, Pooled, stride_qb,
     stride_qh, stride_kcb, stride_kcc, stride_kch, stride_vcb, stride_vcc, stride_vch, stride_kwb, stride_kws,
     stride_kwh, stride_vwb, stride_vws, stride_vwh, scale_log2, kv_heads, shares, tiles, tile_run, window_run,
-    window_splits, capacity,
+    capacity,
     G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
     DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, PP: tl.constexpr, BJ: tl.constexpr,
     SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr, BW: tl.constexpr, ONE_TILE: tl.constexpr,
-    STREAM: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    WINDOW_SPLITS: tl.constexpr, STREAM: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
+    PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One split of the window or of the compressed keys; a program past its row's length leaves nothing.
 
-    Grid (window_splits + splits, pairs), with STREAM (pairs, ...).
+    Grid (WINDOW_SPLITS + splits, pairs), with STREAM (pairs, ...).
 
     With STREAM, a split's tiles are taken as stream.py does; from the descriptors K_bulk and V_bulk, at the
     row and KV head, unless they are None.
@@ -186,13 +186,13 @@ def score_kernel(
     share = pair.to(tl.int64) * shares + split
     Partial += share * G * DV_END
     Stats += share * 2 * G
-    if split < window_splits:
+    if split < WINDOW_SPLITS:
         window_program(
             split, tokens, Q, stride_qh, K_win, V_win, stride_kws, stride_vws, Partial, Stats, scale_log2,
             window_run, G, GP, DK, DR, DK_END, DV, DV_END, WINDOW, BW, PRECISION,
         )  # fmt: skip
     else:
-        begin = (split - window_splits) * tile_run
+        begin = (split - WINDOW_SPLITS) * tile_run
         end = tl.minimum(begin + tile_run, used_tiles(visible, PIECES, SHARES, BJ))
         Reference += pair.to(tl.int64) * tiles * G
         Pooled += pair.to(tl.int64) * tiles * G * BJ
