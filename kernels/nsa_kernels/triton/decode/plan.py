@@ -26,10 +26,6 @@ _MANY = 300
 _ENDS = 6
 """What beginning and ending take a program of a stream, in tiles: programs that come in a second round pay it
 again."""
-_LEAST_RANKED = 128
-"""Selection blocks that the second launch ranks at least, one a thread: caches of fewer share its code."""
-_LEAST_SPLITS = 8
-"""Partials of the compressed branch that it reads at least, a number a thread: a few cost what these do."""
 _IDLE = 8
 """Where no more than one multiprocessor in so many has a tile to read, tiles are halved."""
 
@@ -129,8 +125,7 @@ def plan(
         tile_run = min(range(2, tiles + 1), key=time_in_tiles)
     window_run = run_of_window(tile_run)
     # At least a group of blocks for each that is chosen (see `bounds` of choose.py).
-    ranked = next_power(geometry.num_select_blocks(size) or 1)
-    ranked = max(ranked, tile_blocks, rank_groups(geometry), _LEAST_RANKED)
+    ranked = max(next_power(max(1, geometry.num_select_blocks(size))), tile_blocks, rank_groups(geometry))
     rank_tiles = max(1, config["ranked"] * MIN_DOT // max(MIN_DOT, padded_group) // tile_blocks)
     # One slot a program while there are processors to spare: each program ranks all blocks.
     slots = min(config["slots"], next_power(geometry.select_count))
@@ -157,7 +152,7 @@ def plan(
         window_splits=triton.cdiv(window_tiles, window_run),
         stream=stream,
         ranked=ranked,
-        rank_tiles=min(rank_tiles, ranked // tile_blocks),
+        rank_tiles=min(rank_tiles, next_power(max(1, tiles))),
         slots=slots,
         runs=triton.cdiv(geometry.select_count, slots),
         columns=columns,
@@ -273,9 +268,9 @@ def prepare(
         **widths,
         **selection,
         "GROUP": padded_group,
-        "SPLITS": max(_LEAST_SPLITS, next_power(p.splits)),
+        "SPLITS": next_power(max(1, p.splits)),
         "TILES": p.rank_tiles,
-        "PIECEWISE": p.rank_tiles < p.ranked // p.tile_blocks,
+        "PIECEWISE": p.rank_tiles < p.tiles,
         "COUNT_P": next_power(count),
         "NB": p.ranked,
         "GROUPS": rank_groups(geometry),
