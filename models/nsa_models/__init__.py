@@ -20,7 +20,7 @@ from nsa_models.variants import (
     running_backend,
     with_fields,
 )
-from nsa_models.warm_up import warm_up
+from nsa_models.warming import warm_up
 
 __all__ = [
     "Compilations",

@@ -41,7 +41,7 @@ import nsa_kernels.triton
 nsa_kernels.triton.unavailable = lambda: None
 from nsa_kernels import rehearsal
 from nsa_models import NSACache, NSADecoderConfig, NSADecoderForCausalLM, StaticDecoder
-from nsa_models.warm_up import rehearse
+from nsa_models.warming import rehearse
 
 DEVICE, META = torch.device("cuda", 0), torch.device("meta")
 
