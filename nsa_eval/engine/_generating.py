@@ -347,7 +347,7 @@ class _Session:
         if not np.isfinite(top):
             raise NonFiniteLogitsError.at(self.reader.name, line.request.origin, f"the largest logit is {top}")
         line.tokens.append(token)
-        line.ended = self.endings.ended(line)
+        self.endings.look(line)
 
     def _parks(self, line: Line) -> bool:
         """Whether the next forward of a line belongs to another regime; it is read again then."""
@@ -379,4 +379,4 @@ class _Session:
     def _reply(self, line: Line) -> Reply:
         prompt, new = len(line.request.tokens), len(line.tokens)
         cost = self.meter.replied(prompt, new, line.prefill, line.decode)
-        return Reply(line.request.name, self.endings.text(line), new, cost)
+        return Reply(line.request.name, self.endings.text(line), new, line.finished, cost)
