@@ -90,6 +90,7 @@ class Answerer:
         self._events += self.prompts.events
         self._reader: Reader | None = None
         self._meter = Meter(model)
+        self._warmed: set[tuple[frozenset[int], int, int]] = set()
         self.compiled = Compilations()
         """Kernels that were compiled before they were needed, and the seconds that it took."""
         self._attached = self._attach(method) if method is not None else None
@@ -342,6 +343,10 @@ class Answerer:
             return
         each = max(prompts) + new_tokens
         most = max(1, min(limits.rows, rows, limits.cache_tokens // max(1, each)))
+        asked = (frozenset(prompts), most, new_tokens)
+        if asked in self._warmed:
+            return
+        self._warmed.add(asked)
         made = warm_up(
             self.model,
             prompts=prompts,
