@@ -48,7 +48,8 @@ def test_halves_with_angles_of_their_own_are_rotated_by_them():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_entry_goes_into_its_rows_column_and_nowhere_else(dtype):
     buffer = drawn(3, 7, 2, 24, dtype=dtype)
-    new, columns = drawn(3, 1, 2, 24, seed=1, dtype=dtype), torch.tensor([6, 0, 3], device=DEVICE)
+    new = drawn(3, 1, 4, 2, 24, seed=1, dtype=dtype).unbind(2)[1]  # one of several sets out of one projection
+    columns = torch.tensor([6, 0, 3], device=DEVICE)
     expected = buffer.clone()
     expected[torch.arange(3, device=DEVICE), columns] = new[:, 0]
     heads.place(buffer, new, columns)

@@ -101,7 +101,8 @@ def norm_rotate(
 def place(buffer: Tensor, new: Tensor, columns: Tensor) -> None:
     """As `nsa_kernels.heads.place` has it."""
     width = new.shape[2] * new.shape[3]
-    new = new.contiguous()
+    if new.stride()[2:] != (new.shape[3], 1):
+        new = new.contiguous()
     block = min(1024, triton.next_power_of_2(width))
     launch(place_kernel, (len(columns), triton.cdiv(width, block)))(
         buffer, new, columns, width, *buffer.stride()[:2], new.stride(0), BLOCK=block, num_warps=4
