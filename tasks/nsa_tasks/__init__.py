@@ -24,6 +24,7 @@ from nsa_tasks._api import (
 )
 from nsa_tasks._clock import calls_clock, clock_at
 from nsa_tasks._errors import TaskDataError, TaskError, TaskParameterError
+from nsa_tasks._inventory import DataState, data_states
 from nsa_tasks._parameters import Parameter, ParameterInfo, read_token_count
 from nsa_tasks._suggest import closest
 from nsa_tasks._yaml import TASKS_DIR
@@ -32,6 +33,7 @@ from nsa_tasks.groups import GroupMember, TaskGroup, group_of
 
 __all__ = [
     "TASKS_DIR",
+    "DataState",
     "FamilyCommand",
     "GroupMember",
     "Parameter",
@@ -48,6 +50,7 @@ __all__ = [
     "calls_clock",
     "clock_at",
     "closest",
+    "data_states",
     "families",
     "family_of",
     "group_of",
