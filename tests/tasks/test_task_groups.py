@@ -87,6 +87,8 @@ def test_a_group_is_no_task_and_its_folder_need_not_be_a_family(suite):
     )
     assert [is_own(name) for name in ("suite", "needle_single", "gsm8k")] == [True, True, False]
     assert group_of("needle_single") is None
+    (suite / "suite.yaml").write_text(SUITE.replace("protocol: own, ", ""))
+    assert {info.name: info.protocol for info in list_groups()}["suite"] == "classic / lm-eval"
     assert "suite" not in families()
 
 
@@ -141,8 +143,9 @@ class TestEveryGroup:
 
     def test_it_is_described_as_a_task_is(self, name):
         metadata = group_of(name).metadata
-        assert {"version", "family", "protocol", "summary"} <= set(metadata)
-        assert metadata["family"] == group_files()[name].parent.name
+        assert {"version", "summary"} <= set(metadata)
+        folder = group_files()[name].parent.name
+        assert metadata.get("family", folder) == folder
 
     def test_its_members_exist_once(self, name):
         from nsa_eval.catalog import lm_eval_tasks
