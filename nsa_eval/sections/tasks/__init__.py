@@ -62,7 +62,7 @@ class Tasks(SectionData):
 
 
 def build(material: Material) -> Tasks | None:
-    """Every task that the heatmaps don't show in full; groups with their members folded behind them."""
+    """Every task that no other section shows in full; a group is a table, with its members folded behind."""
     figures = material.figures
     found = []
     for task, _ in material.outline:
