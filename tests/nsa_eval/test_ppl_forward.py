@@ -1,5 +1,6 @@
 """Perplexity by position against a plain forward over the whole window, by the engine and by lm-eval's hf."""
 
+import itertools
 import json
 
 import pytest
@@ -94,7 +95,7 @@ def plain_scores(model, ids, positions):
     with torch.inference_mode():
         logits = model(torch.tensor([ids[:-1]])).logits[0].double()
     nats = -torch.log_softmax(logits, -1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
-    parts = [nats[start - 1 : end - 1] for start, end in zip(positions, positions[1:], strict=False)]
+    parts = [nats[start - 1 : end - 1] for start, end in itertools.pairwise(positions)]
     return [float(part.mean()) for part in parts], float(torch.cat(parts).mean())
 
 

@@ -1,5 +1,6 @@
 """Windows of perplexity by position: cuts change no token, buckets fit together, texts are the first ones."""
 
+import itertools
 import json
 import random
 import subprocess
@@ -189,7 +190,7 @@ def test_pieces_are_the_text_and_their_bytes_are_counted(case, tmp_path):
         asked = [one.args for one in task.instances[number * len(ENDS) : (number + 1) * len(ENDS)]]
         assert asked[-1][0] + asked[-1][1] == texts[number][: len("".join(asked[-1]))]
         assert doc["bytes"] == [len(piece.encode()) for _, piece in asked]
-        for (context, piece), (following, _) in zip(asked, asked[1:], strict=False):
+        for (context, piece), (following, _) in itertools.pairwise(asked):
             assert context + piece == following
         assert (asked[0][0] == "") == (doc["given"] == 0)
 

@@ -1,6 +1,7 @@
 """Documents of the task: the first texts of a source that reach the last bucket's end."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ def build(params: PositionParams, ends: Sequence[int], data: Data, tokens: Reque
             raise TaskParameterError(f"{params.task}: {book.place}: {error}; take other buckets") from None
         text = book.text[: window.cuts[-1]]
         edges = [0, *window.cuts] if window.cuts[0] else list(window.cuts)
-        pieces = [text[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+        pieces = [text[start:end] for start, end in itertools.pairwise(edges)]
         if not window.cuts[0]:
             pieces = ["", *pieces]
         row = {
