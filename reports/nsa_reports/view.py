@@ -105,12 +105,16 @@ class DifferenceMap:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LengthRow:
-    """All depths of one length together."""
+    """All depths of one length together, or one bucket of tokens by position."""
 
     length: int
+    """Tokens; of a bucket, where it ends."""
     scores: tuple[ShownScore | None, ...]
     comparisons: tuple[ShownDifference, ...] = ()
     n: int | None = None
+    percent: bool = True
+    """As in `ScoreRow`."""
+    higher_is_better: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
