@@ -110,6 +110,17 @@ class Figures:
         """The task's `metadata.summary`, or nothing."""
         return self._metadata(task, "summary")
 
+    def is_split(self, task: str, metric: str) -> bool:
+        """Whether a metric of such a task has a value in each bucket."""
+        names = {
+            name
+            for result in self._results(task)
+            for samples in result.filters.values()
+            for sample in samples
+            for name in sample.metrics
+        }
+        return any(at_position(metric, end) in names for end in self.positions(task))
+
     @_once
     def row(self, task: str, metric: str, filter_name: str) -> ScoreRow:
         """The whole task, or group, under one metric."""

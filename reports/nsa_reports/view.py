@@ -118,6 +118,59 @@ class LengthRow:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """One bucket of tokens on a curve."""
+
+    end: int
+    """Where the bucket ends, in tokens from the start of the text."""
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCurve:
+    """A score over position. Points ascend; a bucket without a value is left out."""
+
+    model: str
+    points: tuple[CurvePoint, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DifferenceCurve:
+    """Candidate minus baseline over position, on the same documents."""
+
+    candidate: str
+    baseline: str
+    points: tuple[CurvePoint, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CurveGroup:
+    """One metric of one task over position: a curve per model, and the differences."""
+
+    task: str
+    metric: str
+    unit: str
+    """What its values are counted in: "nats a token"."""
+    curves: tuple[ModelCurve, ...]
+    differences: tuple[DifferenceCurve, ...] = ()
+    rows: tuple[LengthRow, ...] = ()
+    """The same as a table, a bucket a row."""
+
+    def __post_init__(self) -> None:
+        """Check that every curve runs from left to right.
+
+        Raises:
+            ValueError: an end repeats, or comes before a smaller one, or is not positive.
+        """
+        for curve in (*self.curves, *self.differences):
+            ends = [point.end for point in curve.points]
+            if ends != sorted(set(ends)) or (ends and ends[0] <= 0):
+                raise ValueError(f"{self.task}: ends of buckets must ascend from above 0, got {ends}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Extract:
     """What a filter of the task took from a model's replies, and scored."""
 
