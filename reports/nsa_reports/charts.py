@@ -120,12 +120,7 @@ def _chart(
     title: str, y_label: str, curves: Sequence[tuple[str, str, int, tuple[CurvePoint, ...]]], *, signed: bool
 ) -> Chart:
     points = [point for *_, listed in curves for point in listed]
-    heights = [
-        value
-        for point in points
-        for value in (point.value, point.low, point.high)
-        if fmt.finite(value) is not None
-    ]
+    heights = (fmt.finite(value) for point in points for value in (point.value, point.low, point.high))
     bounds = [value for value in heights if value is not None] + ([0.0] if signed else [])
     ticks = nice_ticks(min(bounds), max(bounds))
     ends = sorted({point.end for point in points})

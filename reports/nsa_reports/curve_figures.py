@@ -1,4 +1,4 @@
-"""Curves over position as figures for papers: values and paired differences side by side, with their intervals."""
+"""Curves over position as figures for papers: values and paired differences, with their intervals."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def _line(axis: Axes, points: Sequence[CurvePoint], name: str, style: int) -> No
     missing = float("nan")
     axis.fill_between(
         ends,
-        [missing if fmt.finite(point.low) is None else point.low for point in points],
-        [missing if fmt.finite(point.high) is None else point.high for point in points],
+        [missing if point.low is None else point.low for point in points],
+        [missing if point.high is None else point.high for point in points],
         color=colour,
         alpha=0.15,
         linewidth=0,

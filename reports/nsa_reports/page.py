@@ -77,7 +77,7 @@ class SectionData:
         return ()
 
     def curves(self) -> tuple[CurveGroup, ...]:
-        """Curves that are drawn as figures for papers; links to them follow those of the grids in `figures`."""
+        """Curves that are drawn as figures for papers; their links follow those of the grids in `figures`."""
         return ()
 
     def script(self) -> object:

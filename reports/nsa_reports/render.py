@@ -140,7 +140,7 @@ def render(
 
 
 def _pictures(data: SectionData, folder: Path | None, taken: set[str]) -> tuple[Picture, ...]:
-    """A section's figures for papers: of its grids, then of its curves; written to a run's folder if given."""
+    """A section's figures for papers, of its grids and then its curves; in a run's folder if one is given."""
     if folder is None:
         return (*combined_figures(data.grids()), *curve_pictures(data.curves()))
     written = save_figures(data.grids(), Path(folder), taken=taken)

@@ -164,8 +164,9 @@ class CurveGroup:
         Raises:
             ValueError: an end repeats, or comes before a smaller one, or is not positive.
         """
-        for curve in (*self.curves, *self.differences):
-            ends = [point.end for point in curve.points]
+        listed = [curve.points for curve in self.curves] + [curve.points for curve in self.differences]
+        for points in listed:
+            ends = [point.end for point in points]
             if ends != sorted(set(ends)) or (ends and ends[0] <= 0):
                 raise ValueError(f"{self.task}: ends of buckets must ascend from above 0, got {ends}")
 
