@@ -168,7 +168,7 @@ class Figures:
     def grids(self, task: str) -> dict[str, Grid] | None:
         """Each model's samples of a task by their cell, under its main metric's filter.
 
-        None if the task is no grid: a sample has no length or depth, or scores are no fractions.
+        None if the task is no grid: a sample has no length or depth.
         """
         metric, filter_name = self.metrics(task)[0]
         grids: dict[str, Grid] = {}
@@ -180,8 +180,7 @@ class Figures:
                     return None
                 grid.setdefault((sample.length, sample.depth), []).append(sample)
             grids[label] = grid
-        _, unit = self.shape(task, metric, filter_name)
-        return grids if any(grids.values()) and unit == "points" else None
+        return grids if any(grids.values()) else None
 
     def _metadata(self, task: str, key: str) -> str:
         for model in self._models.values():

@@ -223,14 +223,18 @@ def _panel(axis: Axes, panel: Panel, *, labelled: bool, room: int) -> None:
 def _colour_bar(figure: Figure, axes: Sequence[Axes], panel: Panel) -> None:
     """One colour bar for all panels that share a scale."""
     bar = figure.colorbar(ScalarMappable(*_scale(panel)), ax=list(axes), pad=0.015, aspect=28, fraction=0.06)
-    bar.set_label("Difference (points)" if panel.is_difference else "Score (%)", fontsize=7)
+    if panel.percent:
+        label = "Difference (points)" if panel.is_difference else "Score (%)"
+    else:
+        label = f"Difference of {panel.unit}" if panel.is_difference else panel.unit
+    bar.set_label(plain_line(label, 60), fontsize=7)
     bar.ax.tick_params(labelsize=6.5, length=2, width=0.5)
     bar.outline.set_linewidth(0.4)
 
 
 def _scale(panel: Panel) -> tuple[Normalize, LinearSegmentedColormap]:
-    low = -100 * panel.limit if panel.is_difference else 0
-    return Normalize(low, 100 * panel.limit), LinearSegmentedColormap.from_list("panel", panel.colours)
+    low, high = (end * (100 if panel.percent else 1) for end in panel.bounds)
+    return Normalize(low, high), LinearSegmentedColormap.from_list("panel", panel.colours)
 
 
 def picture(figure: Figure, name: str, title: str) -> Picture:
