@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nsa_reports import _format as fmt
-from nsa_reports.figures import STYLE, Picture, plain_line, save_picture, file_name, unused_name, picture
+from nsa_reports.figures import STYLE, Picture, file_name, picture, plain_line, save_picture, unused_name
 from nsa_reports.view import CurveGroup, CurvePoint
 
 _PANEL = (2.9, 2.2)
