@@ -1,4 +1,4 @@
-"""Needle answers by their log-likelihood: the same documents as the tasks that ask, the answer's own tokens."""
+"""Needle answers by their log-likelihood: the documents of the tasks that ask, the answer's own tokens."""
 
 import math
 
