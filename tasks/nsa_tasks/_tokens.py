@@ -109,6 +109,10 @@ class RequestTokens:
         """Count the tokens of a request's text, special tokens included."""
         return len(self._call(text, self._special(text))["input_ids"])
 
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a request's text, special tokens included."""
+        return list(self._call(text, self._special(text))["input_ids"])
+
     def encode(self, text: str, *, special: bool = True) -> Encoding:
         """Tokenise with character offsets where the tokenizer gives them."""
         arguments = self._special(text) if special else {"add_special_tokens": False}

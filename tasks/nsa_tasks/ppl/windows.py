@@ -79,7 +79,7 @@ class WindowCutter:
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a request's text, without what the tokenizer appends to every text."""
-        return without_ends(self._tokens.encode(text).ids, self._ends)
+        return without_ends(self._tokens.ids(text), self._ends)
 
     def _beginning(self, text: str, tokens: int) -> Encoding:
         """Encode as much of a text as holds the window, and a few tokens more."""

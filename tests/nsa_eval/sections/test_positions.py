@@ -8,6 +8,7 @@ from nsa_eval.comparison import compare, to_table
 from nsa_eval.material import Material
 from nsa_eval.results import load_run
 from nsa_eval.sections import build_page, heatmaps, positions, tasks
+from nsa_eval.tables import scores_csv
 from nsa_reports import charts_of, to_html
 
 ENDS = [64, 128]
@@ -98,6 +99,17 @@ def test_the_page_draws_both_and_lists_the_task_nowhere_else(write):
     assert html.count('<figure class="chart">') == 4
     assert "up to 64: +1.000 [+0.500, +1.50]" in html or "up to 64: +1.00 [+0.500, +1.50]" in html
     assert f"{math.exp(4.0):,.4g} [{math.exp(3.0):,.4g}, {math.exp(5.0):,.4g}]" in html  # perplexity
+
+
+def test_a_runs_table_of_scores_has_a_line_for_each_bucket(write):
+    lines = scores_csv(Material(write({"nsa": NSA}))).splitlines()
+    found = [line.split(",")[2:7] for line in lines[1:]]
+    assert found[:3] == [
+        ["nll", "nsa", "3.5", "2.5", "4.5"],
+        ["nll@64", "nsa", "4.0", "3.0", "5.0"],
+        ["nll@128", "nsa", "3.0", "2.0", "4.0"],
+    ]
+    assert len(found) == 6
 
 
 def test_one_model_alone_has_its_curve_and_no_differences(write):
