@@ -109,6 +109,10 @@ class RequestTokens:
         """Count the tokens of a request's text, special tokens included."""
         return len(self._call(text, self._special(text))["input_ids"])
 
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a request's text, special tokens included."""
+        return list(self._call(text, self._special(text))["input_ids"])
+
     def encode(self, text: str, *, special: bool = True) -> Encoding:
         """Tokenise with character offsets where the tokenizer gives them."""
         arguments = self._special(text) if special else {"add_special_tokens": False}
@@ -161,6 +165,22 @@ class RequestTokens:
         # verbose=False: a 64k haystack is longer than some tokenizers' model_max_length, which is the
         # engine's business.
         return self.tokenizer(text, verbose=False, **arguments)
+
+
+def added_tokens(tokens: RequestTokens) -> tuple[list[int], list[int]]:
+    """The tokens that come before and behind every text of the tokenizer's own accord."""
+    plain = tokens.encode("a", special=False).ids
+    whole = tokens.encode("a").ids
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    bos = tokens.tokenizer.bos_token_id  # the text comes out otherwise between them: only BOS can be told
+    return whole[:1] if bos is not None and whole[:1] == [bos] else [], []
+
+
+def without_ends(ids: list[int], ends: list[int]) -> list[int]:
+    """Token ids without those that the tokenizer puts behind every text: they are no part of a prompt."""
+    return ids[: -len(ends)] if ends and ids[-len(ends) :] == ends else ids
 
 
 def tokenizer_template(tokenizer: "PreTrainedTokenizerBase", day: str | None = None) -> ChatTemplate:

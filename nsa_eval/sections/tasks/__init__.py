@@ -79,6 +79,8 @@ def build(material: Material) -> Tasks | None:
             )
             continue
         metrics = figures.metrics(task)
+        if figures.positions(task):
+            continue
         is_grid = figures.grids(task) is not None
         if is_grid and len(metrics) == 1:
             continue
