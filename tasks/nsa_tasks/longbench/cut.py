@@ -73,8 +73,8 @@ def find_window(task: str, metadata: Mapping[str, Any], tokens: RequestTokens) -
     if not 0 < window < _NONE:
         raise TaskParameterError(
             f"{task}: max_prompt_tokens = 'auto': neither a config.json nor the tokenizer of "
-            f"{tokens.tokenizer.name_or_path!r} says how much the model reads: give max_prompt_tokens, such as "
-            "31500 for a window of 32k."
+            f"{tokens.tokenizer.name_or_path!r} says how much the model reads: give max_prompt_tokens, "
+            "such as 31500 for a window of 32k."
         )
     return int(window)
 

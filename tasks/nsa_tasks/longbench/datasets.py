@@ -37,14 +37,10 @@ _ALL = (
     Dataset(name="qmsum", metric="rouge", documents=200, new_tokens=512),
     Dataset(name="multi_news", metric="rouge", documents=200, new_tokens=512),
     Dataset(name="vcsum", metric="rouge_zh", documents=200, new_tokens=512),
-    Dataset(
-        name="trec", metric="classification", documents=200, new_tokens=64, chat=False, first_line=True
-    ),
+    Dataset(name="trec", metric="classification", documents=200, new_tokens=64, chat=False, first_line=True),
     Dataset(name="triviaqa", metric="qa_f1", documents=200, new_tokens=32, chat=False, first_line=True),
     Dataset(name="samsum", metric="rouge", documents=200, new_tokens=128, chat=False, first_line=True),
-    Dataset(
-        name="lsht", metric="classification", documents=200, new_tokens=64, chat=False, first_line=True
-    ),
+    Dataset(name="lsht", metric="classification", documents=200, new_tokens=64, chat=False, first_line=True),
     Dataset(name="passage_count", metric="count", documents=200, new_tokens=32),
     Dataset(name="passage_retrieval_en", metric="retrieval", documents=200, new_tokens=32),
     Dataset(name="passage_retrieval_zh", metric="retrieval_zh", documents=200, new_tokens=32),

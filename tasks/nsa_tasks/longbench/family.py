@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from nsa_tasks._parameters import Parameter
+from nsa_tasks.data import DataSource
 from nsa_tasks.family import Params, Size, TaskFamily
-from nsa_tasks.longbench.datasets import dataset_of
-from nsa_tasks.longbench.parameters import PARAMETERS, LongBenchParams, read_data_root
+from nsa_tasks.longbench.datasets import DATASETS, E_DATASETS, dataset_of
+from nsa_tasks.longbench.parameters import PARAMETERS, LongBenchParams
+from nsa_tasks.longbench.prompts import OFFICIAL
+from nsa_tasks.longbench.records import source_of
 
 _USUAL_LIMIT = 31_500
 """Tokens of a prompt, where the model's window decides and isn't known yet: those of a 32k model."""
@@ -39,12 +42,15 @@ class LongBenchFamily(TaskFamily):
         limit = cast("LongBenchParams", params).max_prompt_tokens
         return None if isinstance(limit, str) else limit + dataset_of(params.task)[0].new_tokens
 
-    def portable(self, task: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the data root by its absolute path."""
-        made = dict(given)
-        if isinstance(made.get("data_root"), str):
-            made["data_root"] = read_data_root(made["data_root"])
-        return super().portable(task, made)
+    def data_sources(self, params: Params | None = None) -> tuple[DataSource, ...]:
+        """The dataset's records, and LongBench's prompts."""
+        if params is None:
+            named = [(DATASETS[name], e) for e in (False, True) for name in (E_DATASETS if e else DATASETS)]
+            return (OFFICIAL, *(source_of(dataset, e=e) for dataset, e in named))
+        own = cast("LongBenchParams", params)
+        dataset, e = dataset_of(own.task)
+        records = source_of(dataset, e=e, root=own.data_root)
+        return (records,) if own.prompts == "lm-eval" else (OFFICIAL, records)
 
 
 FAMILY = LongBenchFamily()

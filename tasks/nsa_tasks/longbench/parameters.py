@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from nsa_tasks._parameters import Parameter, one_of, read_token_count
+from nsa_tasks.data import DATA_ROOT
 from nsa_tasks.family import Params
 from nsa_tasks.longbench.prompts import Wording
 
-_SCHEME = "data"
 _LEAST = 16
 """Tokens: less holds no question."""
 
@@ -19,21 +19,7 @@ class LongBenchParams(Params):
     """Most tokens of a prompt, BOS counted, or "auto": by the model's window."""
     prompts: Wording
     data_root: str
-    """`data:PATH`; empty leaves it to the environment and the hub."""
-
-    @property
-    def root(self) -> str | None:
-        """The folder that `data_root` names."""
-        return self.data_root.removeprefix(f"{_SCHEME}:") or None
-
-
-def read_data_root(value: object) -> str:
-    """Read a folder's path, with or without `data:` before it; nothing (or None) stays empty."""
-    if value is None or value == "":
-        return ""
-    if isinstance(value, str) and (path := value.removeprefix(f"{_SCHEME}:").strip()):
-        return f"{_SCHEME}:{path}"
-    raise ValueError("expected the path of a folder, such as ./data")
+    """Folder with `longbench/v1/`; empty leaves it to the environment and the hub."""
 
 
 def _read_limit(value: object) -> int | str:
@@ -52,8 +38,8 @@ PARAMETERS = (
     Parameter(
         name="max_prompt_tokens",
         unit="tokens",
-        help="a longer prompt loses its middle, before any chat template; auto = 3500, 7500, 15500, 31500 for "
-        "a window of 4k, 8k, 16k, 32k, and so on",
+        help="a longer prompt loses its middle, before any chat template; auto = 3500, 7500, 15500, 31500 "
+        "for a window of 4k, 8k, 16k, 32k, and so on",
         read=_read_limit,
         parse=lambda text: int(text) if text.isdecimal() else text,
     ),
@@ -64,11 +50,5 @@ PARAMETERS = (
         "where its file is",
         read=one_of("auto", "official", "lm-eval"),
     ),
-    Parameter(
-        name="data_root",
-        unit="folder",
-        help="where longbench/v1/ lies; empty: NSA_EVAL_DATA, else the hub",
-        read=read_data_root,
-        scheme=_SCHEME,
-    ),
+    DATA_ROOT,
 )

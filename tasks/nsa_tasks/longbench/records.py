@@ -16,20 +16,21 @@ _FIELDS = ("input", "context", "answers", "length", "all_classes", "_id")
 _NUMBERED = {"retrieval": re.compile(r"Paragraph (\d+)"), "retrieval_zh": re.compile(r"段落(\d+)")}
 
 
-def sources(dataset: Dataset, *, e: bool) -> tuple[DataSource, ...]:
-    """Where a dataset's records may come from, in the order in which they are looked for."""
+def source_of(dataset: Dataset, *, e: bool, root: str | None = None) -> DataSource:
+    """Where a dataset's records come from: of `FOLDERS` the one that has them, else the first."""
     file = f"{dataset.name}_e.jsonl" if e else f"{dataset.name}.jsonl"
-    return tuple(
+    found = [
         DataSource(
             file=f"{folder}/{file}",
-            how=f"Unpack data.zip of huggingface.co/datasets/{_HUB} into longbench/v1 there.",
+            how=f"Unpack data.zip of huggingface.co/datasets/{_HUB} in longbench/v1 there.",
             fields=_FIELDS,
             hub=_HUB,
             hub_file=f"data.zip/data/{file}",
             licence="MIT; the texts keep their own terms",
         )
         for folder in FOLDERS
-    )
+    ]
+    return next((one for one in found if local_files(one, root)), found[0])
 
 
 def load_records(dataset: Dataset, *, e: bool, root: str | None) -> Data:
@@ -43,9 +44,7 @@ def load_records(dataset: Dataset, *, e: bool, root: str | None) -> Data:
     Raises:
         TaskDataError: They can't be had, or one can't be scored, by its file and line.
     """
-    first, *others = sources(dataset, e=e)
-    source = next((one for one in (first, *others) if local_files(one, root)), first)
-    data = load_data(source, root)
+    data = load_data(source_of(dataset, e=e, root=root), root)
     seen: dict[str, int] = {}
     for place, record in zip(data.places, data.records, strict=True):
         if wrong := _wrong(dataset, record):

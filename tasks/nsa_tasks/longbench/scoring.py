@@ -79,7 +79,7 @@ def load_scorers() -> Any:  # noqa: ANN401  (a module)
     """lm-eval's module of scorers.
 
     Raises:
-        TaskDataError: Not installed, one of `PACKAGES` is missing, or another version: the message says which.
+        TaskDataError: Not installed, one of `PACKAGES` is missing, or another version of lm-eval's file.
     """
     read_text(package_file("lm_eval", _METRICS), sha256=_METRICS_SHA256)
     try:
@@ -88,7 +88,7 @@ def load_scorers() -> Any:  # noqa: ANN401  (a module)
             module = importlib.import_module("lm_eval.tasks.longbench.metrics")
     except ImportError as error:
         raise TaskDataError(
-            f"LongBench's scorers need {', '.join(PACKAGES)} ({error.__cause__ or error.__context__ or error}): "
+            f"LongBench's scorers need {', '.join(PACKAGES)} ({error.__context__ or error}): "
             'pip install "nsa-eval[longbench]".'
         ) from error
     importlib.import_module("jieba").setLogLevel(logging.WARNING)  # it tells of its dictionary on stderr

@@ -21,7 +21,7 @@ from nsa_tasks.sampling import EveryReply
 
 
 class LongBenchTask(EveryReply, ConfigurableTask):
-    """A dataset of LongBench: official prompts, cut in the middle, with a chat template where LongBench has one.
+    """A dataset of LongBench: prompts cut in the middle, with a chat template where LongBench has one.
 
     A document has the record's answers, and of its text the SHA-256 alone: lm-eval writes it beside the
     requests made of it. Nothing in it depends on the tokenizer, so that models with different ones pair. How
@@ -36,7 +36,7 @@ class LongBenchTask(EveryReply, ConfigurableTask):
                 resolved before (`task_spec` puts them there); without it the metadata is read.
 
         Raises:
-            TaskParameterError: A parameter or tokenizer that cannot be used, or no window to derive the cut from.
+            TaskParameterError: A parameter or tokenizer that cannot be used, or no window to cut by.
             TaskDataError: Records, prompts or scorers that can't be had.
         """
         fields = {key: value for key, value in config.items() if key not in ("class", "params")}
@@ -47,10 +47,11 @@ class LongBenchTask(EveryReply, ConfigurableTask):
         params = cast("LongBenchParams", resolved)
         load_scorers()  # before anything is asked
         self.facts, e = dataset_of(self.form)
-        self._prompts = load_prompts(self.facts, params.prompts, params.root)
-        self._data = load_records(self.facts, e=e, root=params.root)
+        self._prompts = load_prompts(self.facts, params.prompts, params.data_root)
+        self._data = load_records(self.facts, e=e, root=params.data_root)
         self._records = {record["id"]: record for record in self._data.records}
-        self._tokens = request_tokens(self.form, metadata)
+        # Prompts are cut before any chat template, which the tokenizer may lack.
+        self._tokens = request_tokens(self.form, {**metadata, "apply_chat_template": False})
         limit = params.max_prompt_tokens
         if isinstance(limit, str):
             limit = default_limit(find_window(self.form, metadata, self._tokens))
@@ -90,7 +91,7 @@ class LongBenchTask(EveryReply, ConfigurableTask):
         super().build_all_requests(**{**kwargs, "rewrite_requests_cache": False})
 
     def fewshot_context(self, doc: Mapping[str, Any], num_fewshot: int, **wording: Any) -> Any:  # noqa: ANN401
-        """What is sent for a document: with the chat template that is asked for, unless LongBench has none."""
+        """What is sent for a document: in the chat template that is asked for, unless LongBench has none."""
         if not self.facts.chat:
             wording |= {"apply_chat_template": False, "chat_template": None}
         return super().fewshot_context(doc, num_fewshot, **wording)
