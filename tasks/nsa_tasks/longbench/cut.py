@@ -66,9 +66,12 @@ def find_window(task: str, metadata: Mapping[str, Any], tokens: RequestTokens) -
     Raises:
         TaskParameterError: Nothing says it.
     """
-    told = metadata.get("max_length")
-    if isinstance(told, int) and not isinstance(told, bool) and told > 0:
-        return told
+    for told in (
+        metadata.get("window"),
+        metadata.get("max_length"),
+    ):  # of `task_spec`, of lm-eval
+        if isinstance(told, int) and not isinstance(told, bool) and told > 0:
+            return told
     window = _declared(tokens.tokenizer.name_or_path, metadata) or tokens.tokenizer.model_max_length
     if not 0 < window < _NONE:
         raise TaskParameterError(
