@@ -18,7 +18,7 @@ from nsa_tasks._yaml import load_task_yaml, task_files
 from nsa_tasks.longbench import prompts
 from nsa_tasks.longbench.cut import default_limit, middle_cut
 from nsa_tasks.longbench.datasets import DATASETS, E_DATASETS, task_name
-from nsa_tasks.upstream import lm_eval_yaml
+from nsa_tasks.upstream import lm_eval_yaml, package_file
 
 for package in ("jieba", "rouge", "fuzzywuzzy"):
     pytest.importorskip(package)
@@ -376,6 +376,52 @@ def test_groups_hold_what_their_tables_hold():
              "passage_retrieval_en", "passage_retrieval_zh", "lcc")  # fmt: skip
     assert names["longbench_nsa"] == [task_name(dataset) for dataset in paper]
     assert set(TASKS) == {*names["longbench"], *names["longbench_e"]}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "same_prompt"),
+    [("qasper", True), ("vcsum", True), ("passage_retrieval_zh", True), ("trec", True), ("samsum", False)],
+)
+def test_lm_evals_own_task_on_the_same_records(root, bpe_tokenizer, dataset, same_prompt, tmp_path):
+    """Asked and scored alike but for white space in prompts, and for newline stops that LongBench hasn't."""
+    file = tmp_path / "records.json"  # its templates read the question from another field
+    file.write_text(json.dumps([{**record(n), "question": record(n)["input"]} for n in range(3)]))
+    (root / "longbench/v1/config/dataset2prompt.json").write_text(json.dumps(official_like(dataset)))
+    folder = package_file("lm_eval", f"tasks/longbench/{dataset}.yaml").parent
+    member = {
+        "task": f"longbench_{dataset}",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
+    }
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    write(root, dataset, [record(number) for number in range(3)])
+    asked, scores = [], []
+    for loaded in (
+        manager.load([{"group": "theirs", "task": [member]}]),
+        {"tasks": {"ours": load(f"lb_{dataset}", root, bpe_tokenizer)}},
+    ):
+        lm = Answering(lambda doc: doc["answers"][0].split(" ")[0] + " 3")
+        results = evaluate(lm, loaded["tasks"], bootstrap_iters=0)
+        asked.append(lm.requests)
+        [row] = [row for row in results["results"].values() if "score,none" in row]
+        scores.append(row["score,none"])
+    assert scores[0] == scores[1]
+    for theirs, ours in zip(*asked, strict=True):
+        assert (theirs[0] == ours[0]) is same_prompt
+        assert theirs[0].split() == ours[0].split()
+        assert theirs[1]["max_gen_toks"] == ours[1]["max_gen_toks"]
+        assert (theirs[1]["until"] == ours[1]["until"]) is (dataset != "trec")
+
+
+def official_like(dataset):
+    """A template with the words of lm-eval's, one newline more before samsum's input, as LongBench has it."""
+    sha256 = prompts._LM_EVAL_SHA256[dataset]
+    text = lm_eval_yaml(f"longbench/{dataset}.yaml", sha256=sha256)["doc_to_text"]
+    text = text.replace("{{context}}", "{context}").replace("{{question}}", "{input}")
+    return {
+        dataset: text.replace("{context}\n{input}", "{context}\n\n{input}") if dataset == "samsum" else text
+    }
 
 
 def test_a_groups_score_counts_data_sets_alike(root, bpe_tokenizer):
