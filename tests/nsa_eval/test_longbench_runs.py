@@ -64,5 +64,6 @@ def test_a_run_compares_columns_and_says_the_cut(tiny_config, root, tmp_path):
     scores = json.loads(file.read_text())["results"]["lb_e_lcc"]
     assert {"score,none", "0-4k,none", "4-8k,none", "8k+,none"} <= set(scores)
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "prompts over 64 tokens lose their middle" in page
+    assert "middle, over 64 tokens: 3 of 3 cut" in page
+    assert "middle, over 64 tokens: 3 of 3 cut" in (tmp_path / "run/tables/scores.md").read_text()
     assert "8k+" in page

@@ -78,7 +78,6 @@ def test_the_official_template_is_filled_and_named(root, bpe_tokenizer):
     metadata = task.config.metadata
     assert metadata["protocol"] == "official"
     assert metadata["max_prompt_tokens"] == 3500
-    assert metadata["summary"].endswith("prompts over 3,500 tokens lose their middle")
     assert metadata["data_hash"].startswith("data:")
     assert metadata["prompt_hash"].startswith("prompt:")
 
@@ -280,6 +279,8 @@ def test_samples_say_how_long_their_prompts_were(root, bpe_tokenizer):
     for sample in results["samples"]["lb_hotpotqa"]:
         assert sample["doc"]["prompt_tokens"] > 64 >= sample["doc"]["prompt_tokens_kept"] - 2
         assert json.dumps(sample).count("Which number is") == 1  # the prompt stands in its request alone
+    metadata = results["configs"]["lb_hotpotqa"]["metadata"]
+    assert metadata["truncation"] == "middle, over 64 tokens: 3 of 3 cut"
     assert all(arguments[1]["max_gen_toks"] == 32 for arguments in lm.requests)
 
 

@@ -65,7 +65,6 @@ class LongBenchTask(EveryReply, ConfigurableTask):
             "protocol": self._prompts.protocol,
             "prompt_hash": f"prompt:{self._prompts.sha256[:16]}",
             "data_hash": self._data.name,
-            "summary": f"{metadata['summary']}; prompts over {limit:,} tokens lose their middle",
         }
         fields["repeats"] = FAMILY.repeats(params)
         super().__init__(config=fields)
@@ -87,8 +86,15 @@ class LongBenchTask(EveryReply, ConfigurableTask):
         }
 
     def build_all_requests(self, *, cache_requests: bool = False, **kwargs: Any) -> None:  # noqa: ANN401
-        """Build the requests, without lm-eval's cache: its key knows neither the records nor the cut."""
+        """Build the requests, and say in the results how many prompts were cut.
+
+        lm-eval's cache is not used: its key knows neither the records nor the cut.
+        """
+        self._sizes.clear()
         super().build_all_requests(**{**kwargs, "rewrite_requests_cache": False})
+        cut = sum(tokens > self.limit for tokens, _ in self._sizes.values())
+        said = f"middle, over {self.limit:,} tokens: {cut:,} of {len(self._sizes):,} cut"
+        self.set_config("metadata", {**self.config.metadata, "truncation": said})
 
     def fewshot_context(self, doc: Mapping[str, Any], num_fewshot: int, **wording: Any) -> Any:  # noqa: ANN401
         """What is sent for a document: in the chat template that is asked for, unless LongBench has none."""
