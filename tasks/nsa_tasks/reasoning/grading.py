@@ -115,9 +115,7 @@ def same(gold: Answer, answer: Answer) -> bool:
         return False
     if gold.text == answer.text:
         return True
-    return bool(
-        _math_verify().verify(list(gold.parsed), list(answer.parsed), timeout_seconds=_time_limit())
-    )
+    return bool(_math_verify().verify(list(gold.parsed), list(answer.parsed), timeout_seconds=_time_limit()))
 
 
 def votes(gold: Answer, answers: Sequence[Answer]) -> list[int]:
@@ -155,9 +153,7 @@ def failing_golds(answers: Iterable[str]) -> list[str]:
 def _verified(gold: Answer, answer: Answer) -> bool:
     """As `same`, and never for the reason that the texts are equal."""
     verify = _math_verify().verify
-    return bool(
-        gold.parsed and verify(list(gold.parsed), list(answer.parsed), timeout_seconds=_time_limit())
-    )
+    return bool(gold.parsed and verify(list(gold.parsed), list(answer.parsed), timeout_seconds=_time_limit()))
 
 
 def _boxed(answer: str) -> str:
@@ -165,9 +161,7 @@ def _boxed(answer: str) -> str:
 
 
 def _parse(text: str) -> list[Any]:
-    return list(
-        _math_verify().parse(text, extraction_config=_extraction(), parsing_timeout=_time_limit())
-    )
+    return list(_math_verify().parse(text, extraction_config=_extraction(), parsing_timeout=_time_limit()))
 
 
 @cache

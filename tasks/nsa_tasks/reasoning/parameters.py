@@ -69,9 +69,10 @@ def _read_k(value: object) -> list[int] | str:
         found = [one(item) for item in listed]
     except ValueError:
         found = []
-    if len(set(found)) < len(listed) or not listed:
+    if len(set(found)) < len(listed):
         raise ValueError(
-            f'expected "auto" (2, 4, 8, ... and n) or a list of whole numbers from 2 to {MOST_REPLIES}, each once'
+            'expected "auto" (2, 4, 8, ... and n) or a list of whole numbers from 2 to '
+            f"{MOST_REPLIES}, each once"
         )
     return sorted(found)
 

@@ -20,8 +20,8 @@ from nsa_tasks.sampling import EveryReply
 class ReasoningTask(EveryReply, ConfigurableTask):
     """A set of problems with one answer each, asked n times.
 
-    In its samples, `doc.votes` says of each reply which answer it gives (`nsa_tasks.replies`), `doc.extracted`
-    that answer, and `doc.reasons` why there is none.
+    In its samples, `doc.reply_votes` says of each reply which answer it gives (`nsa_tasks.replies`),
+    `doc.reply_answers` that answer as it stands there, and `doc.reasons` why there is none.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -58,6 +58,8 @@ class ReasoningTask(EveryReply, ConfigurableTask):
         fields["metric_list"] = [
             {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in self._metrics()
         ]
+        # With a function of the task's own, lm-eval doesn't search the network for metrics of these names.
+        fields["process_results"] = type(self).process_results
         super().__init__(config=fields)
 
     def _generation(self) -> dict[str, Any]:
@@ -107,15 +109,13 @@ class ReasoningTask(EveryReply, ConfigurableTask):
         other = sorted(key for key in {*asked, *own} if asked.get(key) != own.get(key))
         if other:
             raise TaskParameterError(
-                f"{self.form}: gen_kwargs change {', '.join(other)}: set budget, temperature and top_p in the "
-                "task's parameters instead, which the score's label names."
+                f"{self.form}: gen_kwargs change {', '.join(other)}: set budget, temperature and top_p in "
+                "the task's parameters instead, which the score's label names."
             )
         super().build_all_requests(**kwargs)
         # Of problems whose prompt, chat template and all, leaves the model inside of thinking.
         self._opened = {
-            instance.doc["id"]
-            for instance in self.instances
-            if grading.opens_thinking(str(instance.args[0]))
+            instance.doc["id"] for instance in self.instances if grading.opens_thinking(str(instance.args[0]))
         }
 
     def doc_to_text(self, doc: Mapping[str, Any], doc_to_text: object = None) -> str:
@@ -129,8 +129,8 @@ class ReasoningTask(EveryReply, ConfigurableTask):
         answers = [grading.read_answer(str(reply), opened=opened) for reply in replies]
         votes = grading.votes(self._golds[doc["id"]], answers)
         if isinstance(doc, MutableMapping):
-            doc["votes"] = votes
-            doc["extracted"] = [answer.text for answer in answers]
+            doc["reply_votes"] = votes
+            doc["reply_answers"] = [answer.text for answer in answers]
             if any(answer.why for answer in answers):
                 doc["reasons"] = [answer.why for answer in answers]
         n, right = len(votes), votes.count(RIGHT)
