@@ -22,8 +22,9 @@ class AskedReplies:
     def note(self, requests: Iterable[Request]) -> None:
         """Take up requests in the order in which lm-eval asks them: a document's one after another."""
         for request in requests:
-            if request.kind == "generate_until":
-                place = (request.origin.task, request.origin.doc_id)
+            document = request.origin.doc_id
+            if request.kind == "generate_until" and document is not None:
+                place = (request.origin.task, document)
                 self._asked.setdefault(place, []).append((request.key, _budget(request.arguments[1])))
 
     def describe(self, samples: Mapping[str, Sequence[dict[str, Any]]], store: ResponseStore) -> None:

@@ -140,6 +140,7 @@ def load_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> Load
                 raise UserError(
                     f"task {name[:40]}...: a name of {len(name)} characters, too many for a file's"
                 )
+            _check_code(task, spec.label, config)
             loaded.notes += _configure(task, job, config)
             loaded.tasks[name], loaded.specs[name] = task, spec
             if (chosen := sample_of(spec, job.params, len(task.eval_docs))) is not None:
@@ -150,6 +151,16 @@ def load_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> Load
         kept[spec.label] = found
     loaded.groups = _groups(config, kept) | loaded.groups
     return loaded
+
+
+def _check_code(task: Any, label: str, config: RunConfig) -> None:  # noqa: ANN401  (Task)
+    """Ask first, as lm-eval does, and before weights are loaded."""
+    if getattr(task, "UNSAFE_CODE", False) and not config.confirm_run_unsafe_code:
+        raise UserError(
+            f"task {label} runs code that the model writes, with your rights and without walls: run it where "
+            "that can do no harm, with --confirm_run_unsafe_code (or confirm_run_unsafe_code: true in the "
+            "config)"
+        )
 
 
 def _groups(config: RunConfig, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -66,6 +66,7 @@ OTHER = {
     "compare.resamples": 123,
     "compare.seed": 9,
     "report.title": "Title",
+    "confirm_run_unsafe_code": True,
     "executor.kind": "ray",
     "executor.address": "auto",
     "executor.workers": 3,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 from lm_eval.api.task import ConfigurableTask
@@ -38,10 +38,8 @@ class ReasoningTask(EveryReply, ConfigurableTask):
         fields = {key: value for key, value in config.items() if key not in ("class", "params")}
         self.form: str = fields["dataset_kwargs"]["form"]
         given, metadata = config.get("params"), fields["metadata"]
-        self.params = (
-            given if isinstance(given, ReasoningParams) else FAMILY.from_metadata(self.form, metadata)
-        )
-        assert isinstance(self.params, ReasoningParams)
+        resolved = given if isinstance(given, ReasoningParams) else FAMILY.from_metadata(self.form, metadata)
+        self.params = cast("ReasoningParams", resolved)
         self._wording = wording(self.form, self.params.prompt)
         self._data = load_data(SOURCES[self.form], self.params.data_root or None)
         scheme, _, path = self.params.prompt.partition(":")
