@@ -141,7 +141,8 @@ def load_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> Load
                     f"task {name[:40]}...: a name of {len(name)} characters, too many for a file's"
                 )
             _check_code(task, spec.label, config)
-            loaded.notes += _configure(task, job, config)
+            # Of a group of lm-eval's each member says the same.
+            loaded.notes += [note for note in _configure(task, job, config) if note not in loaded.notes]
             loaded.tasks[name], loaded.specs[name] = task, spec
             if (chosen := sample_of(spec, job.params, len(task.eval_docs))) is not None:
                 loaded.samples[name] = chosen
