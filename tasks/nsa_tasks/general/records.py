@@ -36,8 +36,21 @@ class Benchmark:
     """What becomes of a record."""
 
 
+_LICENCES = {
+    "cais/mmlu": "MIT",
+    "TIGER-Lab/MMLU-Pro": "MIT",
+    "haonan-li/cmmlu": "CC BY-NC-SA 4.0",
+    "SaylorTwift/bbh": "MIT",
+    "openai/gsm8k": "MIT",
+    "EleutherAI/hendrycks_math": "MIT",
+    "EleutherAI/drop": "CC BY-SA 4.0",
+    "openai/openai_humaneval": "MIT",
+    "google-research-datasets/mbpp": "CC BY 4.0",
+}
+
+
 def _source(file: str, hub: str, how: str, *fields: str, **more: Any) -> DataSource:  # noqa: ANN401
-    return DataSource(file=f"general/{file}", hub=hub, how=how, fields=fields, **more)
+    return DataSource(file=file, hub=hub, how=how, fields=fields, licence=_LICENCES[hub], **more)
 
 
 def _by_subject(record: Record, name: str | None) -> bool:
@@ -75,7 +88,7 @@ _QA = ("question", "answer")
 BENCHMARKS: dict[str, Benchmark] = {
     "cais/mmlu": Benchmark(
         splits={
-            split: (_source(f"mmlu/{split}.jsonl", "cais/mmlu", "Write MMLU's rows there.", *_MMLU),)
+            split: (_source(f"general/mmlu/{split}.jsonl", "cais/mmlu", "Write MMLU's rows there.", *_MMLU),)
             for split in ("test", "dev")
         },
         belongs=_by_subject,
@@ -83,11 +96,13 @@ BENCHMARKS: dict[str, Benchmark] = {
     "TIGER-Lab/MMLU-Pro": Benchmark(
         splits={
             "test": (
-                _source("mmlu_pro/test.jsonl", "TIGER-Lab/MMLU-Pro", "Write its test rows there.", *_PRO),
+                _source(
+                    "general/mmlu_pro/test.jsonl", "TIGER-Lab/MMLU-Pro", "Write its test rows there.", *_PRO
+                ),
             ),
             "validation": (
                 _source(
-                    "mmlu_pro/validation.jsonl",
+                    "general/mmlu_pro/validation.jsonl",
                     "TIGER-Lab/MMLU-Pro",
                     "Write its validation rows there, which have the worked solutions of the examples.",
                     *_PRO,
@@ -99,7 +114,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "haonan-li/cmmlu": Benchmark(
         splits={
-            split: (_source(f"cmmlu/{split}.jsonl", "haonan-li/cmmlu", "Write CMMLU's rows there.", *_CMMLU),)
+            split: (
+                _source(
+                    f"general/cmmlu/{split}.jsonl", "haonan-li/cmmlu", "Write CMMLU's rows there.", *_CMMLU
+                ),
+            )
             for split in ("test", "dev")
         },
         belongs=_by_subject,
@@ -108,22 +127,22 @@ BENCHMARKS: dict[str, Benchmark] = {
     "openai/gsm8k": Benchmark(
         splits={
             "test": (
-                DataSource(
-                    file="reasoning/gsm8k_test.jsonl",
-                    hub="openai/gsm8k",
+                _source(
+                    "reasoning/gsm8k_test.jsonl",
+                    "openai/gsm8k",
+                    "Write its test.jsonl there.",
+                    *_QA,
                     config="main",
-                    how="Write its test.jsonl there.",
-                    fields=_QA,
                 ),
             ),
             "train": tuple(
-                DataSource(
-                    file=f"reasoning/{name}.jsonl",
-                    hub="openai/gsm8k",
+                _source(
+                    f"reasoning/{name}.jsonl",
+                    "openai/gsm8k",
+                    "Write its train.jsonl there.",
+                    *_QA,
                     config="main",
                     split="train",
-                    how="Write its train.jsonl there.",
-                    fields=_QA,
                 )
                 for name in ("gsm8k_train", "gsm8k_train_first200")
             ),
@@ -133,7 +152,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         splits={
             "test": (
                 _source(
-                    "math_test.jsonl",
+                    "general/math_test.jsonl",
                     "EleutherAI/hendrycks_math",
                     "Write the 5,000 test problems of MATH there, with their subject.",
                     *("problem", "solution", "subject"),
@@ -147,7 +166,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         splits={
             split: (
                 _source(
-                    f"drop_{name}.jsonl",
+                    f"general/drop_{name}.jsonl",
                     "EleutherAI/drop",
                     f"Write DROP's {name} questions there (context, ref_text).",
                     *("context", "ref_text"),
@@ -163,13 +182,13 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 CODE_SOURCES: dict[str, DataSource] = {
     "general_humaneval": _source(
-        "humaneval.jsonl",
+        "general/humaneval.jsonl",
         "openai/openai_humaneval",
         "Write HumanEval's records there (github.com/openai/human-eval, data/).",
         *("task_id", "prompt", "entry_point", "canonical_solution", "test"),
     ),
     "general_mbpp": _source(
-        "mbpp.jsonl",
+        "general/mbpp.jsonl",
         "google-research-datasets/mbpp",
         "Write MBPP's records there.",
         *("text", "code", "task_id", "test_list"),
@@ -187,9 +206,13 @@ def _sources(benchmark: str, split: str, name: str | None) -> tuple[DataSource, 
 
 def _bbh(name: str) -> DataSource:
     return _source(
-        f"bbh/{name}.json", "SaylorTwift/bbh", "Put BIG-Bench Hard's file there.", "input", "target",
-        at="examples", config=name,
-    )  # fmt: skip
+        f"general/bbh/{name}.json",
+        "SaylorTwift/bbh",
+        "Put BIG-Bench Hard's file there.",
+        *("input", "target"),
+        at="examples",
+        config=name,
+    )
 
 
 ALL_SOURCES = (
