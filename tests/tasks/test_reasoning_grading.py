@@ -68,6 +68,12 @@ def test_a_prompt_that_opens_thinking_makes_its_end_needed():
         (r"\boxed{\boxed{5}}", "5"),
         (r"\boxed {7}", "7"),
         (r"\boxed{", None),
+        (r"a } \boxed{2} } {", "2"),
+        (r"\boxed{3} \boxed{ \boxed{", "3"),
+        (r"\boxed{a \} b}", r"a \} b"),
+        (r"x \\{y} \fbox{4}", "4"),
+        (r"\boxed{1 \boxed{2}", "2"),
+        (r"\boxed{ } \boxed{9} \boxed{ }", "9"),
         ("boxed{3}", None),
         ("", None),
     ],
@@ -99,6 +105,16 @@ def test_equal_answers_vote_alike_however_they_are_written():
 def test_golds_are_tried_against_themselves():
     assert grading.failing_golds(["33", r"\text{Evelyn}", "1{,}234", r"x \in [-2,7]"]) == []
     assert grading.failing_golds(["33", "", r"\frac{"]) == ["", r"\frac{"]
+
+
+def test_boxes_without_end_are_read_in_one_pass():
+    text = r"\boxed{7} " + "\\boxed{" * 200_000  # what a model that repeats itself leaves
+    assert last_box(text) == "7"
+
+
+def test_a_comparison_that_would_never_end_is_ended(monkeypatch):
+    monkeypatch.setattr(grading, "TIME_LIMIT", 1)
+    assert not same(read_gold("5"), read_answer(r"\boxed{9^{9^{9}}}"))
 
 
 def test_off_the_main_thread_there_is_no_time_limit():

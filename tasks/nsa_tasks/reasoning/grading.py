@@ -6,6 +6,7 @@ they are put between dollar signs.
 """
 
 import importlib.util
+import logging
 import re
 import threading
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,8 @@ TIME_LIMIT = 10
 """Seconds for one answer to be parsed, or one pair to be compared: a tower of powers would never end. Twice
 math-verify's own, whose answers took 50 ms at most; it needs a signal, and off the main thread there is none.
 """
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
+_BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
+"""Braces, and boxes that open one; an escaped brace is none, and is taken with its backslash."""
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
@@ -75,16 +77,23 @@ def last_box(text: str) -> str | None:
     math-verify itself takes boxes that stand close together as one answer with several parts, and so marks
     "\boxed{33}. No: \boxed{34}" wrong where 34 is right.
     """
-    for match in reversed(list(_BOX.finditer(text))):
-        depth = 1
-        for place in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0) if text[place - 1] != "\\" else 0
-            if depth == 0:
-                content = text[match.end() : place]
-                if content.strip():
-                    return content
-                break
-    return None
+    opened: list[int | None] = []  # open braces: of a box where its content starts
+    last: tuple[int, int] | None = None
+    for match in _BRACE.finditer(text):
+        token = match.group()
+        if token == "}" and opened:
+            start = opened.pop()
+            if (
+                start is not None
+                and text[start : match.start()].strip()
+                and (last is None or start > last[0])
+            ):
+                last = start, match.start()
+        elif token == "{":
+            opened.append(None)
+        elif token.startswith("\\") and len(token) > 2:
+            opened.append(match.end())
+    return None if last is None else text[slice(*last)]
 
 
 def read_answer(reply: str, *, opened: bool = False) -> Answer:
@@ -175,6 +184,7 @@ def _extraction() -> tuple[Any, ...]:
 def _math_verify() -> Any:  # noqa: ANN401  (a module without types)
     if importlib.util.find_spec("math_verify") is None:
         raise NoMathVerifyError
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it prints whole replies that took too long
     return importlib.import_module("math_verify")
 
 
