@@ -1,6 +1,6 @@
 """Reads run directories: lm-eval's results_*.json and samples_*.jsonl, whoever wrote them."""
 
-from nsa_eval.results._groups import outline
+from nsa_eval.results._groups import outline, outlined
 from nsa_eval.results._load import load_run
 from nsa_eval.results._origins import Origin, origin_of
 from nsa_eval.results._samples import of_another_length
@@ -17,4 +17,5 @@ __all__ = [
     "of_another_length",
     "origin_of",
     "outline",
+    "outlined",
 ]

@@ -10,7 +10,7 @@ from nsa_eval.config import load_config
 from nsa_eval.errors import ConfigError
 from nsa_eval.material import Material
 from nsa_eval.report import render_report
-from nsa_eval.tables import fill_tables, written_table
+from nsa_eval.tables import fill_tables, scores_csv, scores_markdown, written_table
 
 TABLE = {
     "name": "paper",
@@ -176,7 +176,7 @@ def test_a_runs_report_shows_and_writes_them(run):
     folder = run()
     page = render_report(folder).read_text()
     assert sorted(file.name for file in (folder / "tables").iterdir()) == [
-        *("paper.csv", "paper.md", "paper.tex"),
+        *("paper.csv", "paper.md", "paper.tex", "scores.csv", "scores.md"),
     ]
     assert "Reported: arXiv 2502.11089, table 2" in page
     assert '<th scope="colgroup" colspan="2" class="over">One document</th>' in page
@@ -184,6 +184,32 @@ def test_a_runs_report_shows_and_writes_them(run):
     elsewhere.mkdir()
     render_report(folder, out=elsewhere / "page.html")
     assert [file.name for file in elsewhere.iterdir()] == ["page.html"]
+
+
+def test_every_score_of_a_run_is_in_one_table_with_its_origin(tmp_path, write_model, scored):
+    tasks = {"one": scored([1.0, 0.0]), "two": scored([3.0, 5.0], "perplexity"), "three": scored([1.0, 1.0])}
+    results = {name: {"score,none": 0.5} for name in ("one", "three")} | {"two": {"perplexity,none": 4.0}}
+    results |= {"one": {"score,none": 0.5}, "three": {"score,none": 1.0}, "suite": {"score,none": 0.75}}
+    write_model(
+        tmp_path, "m", tasks, results=results, group_subtasks={"suite": ["one", "three"]},
+        config={"metadata": {"version": 1, "protocol": "official", "data_hash": "data:00"}},
+    )  # fmt: skip
+    rows = list(csv.DictReader(io.StringIO(scores_csv(Material(tmp_path)))))
+    assert [
+        (row["task"], row["depth"], row["metric"], row["value"], row["unit"], row["n"]) for row in rows
+    ] == [
+        ("suite", "0", "score", "75.0", "points", "4"),
+        ("one", "1", "score", "50.0", "points", "2"),
+        ("three", "1", "score", "100.0", "points", "2"),
+        ("two", "0", "perplexity", "4.0", "raw", "2"),
+    ]
+    assert {(row["protocol"], row["truncation"]) for row in rows} == {("official", "cuts not recorded")}
+    text = scores_markdown(Material(tmp_path))
+    assert (
+        "| &nbsp;&nbsp;one | score | m | 50.0 \\[9.5, 90.5\\] | 2 | official | data:00 | cuts not recorded |"
+        in text
+    )
+    assert "| two | perplexity | m | 4 " in text
 
 
 def test_hostile_names_stay_text(run):
