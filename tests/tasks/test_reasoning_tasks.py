@@ -17,6 +17,7 @@ from nsa_tasks import TaskDataError, TaskParameterError, resolve, task_spec
 from nsa_tasks.data import load_data
 from nsa_tasks.reasoning import grading, prompts
 from nsa_tasks.reasoning.records import SOURCES, documents
+from nsa_tasks.replies import problems_error
 
 ROWS = {
     "reasoning_aime24": [
@@ -110,16 +111,18 @@ def test_replies_are_scored_together(task, tmp_path):
     }  # fmt: skip
 
 
-def test_errors_count_problems_not_replies(tmp_path):
+def test_the_standard_error_counts_problems_not_replies(tmp_path):
     rows = [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(8)]
+
+    class EverySecondProblem(Scripted):
+        def generate_until(self, requests, disable_tqdm=False):
+            return [f"\\boxed{{{int(r.doc['answer']) // 2 * 2}}}" for r in requests]
+
     loaded = load("reasoning_gsm8k", written(tmp_path, "reasoning_gsm8k", rows), replies=3, temperature=1)
-    task = loaded["tasks"]["reasoning_gsm8k"]
-    task.build_all_requests()
-    found = [
-        task.process_results(dict(doc), [[f"\\boxed{{{doc['answer']}}}"] * 3 if i % 2 else ["x"] * 3])
-        for i, doc in enumerate(task.eval_docs)
-    ]
-    assert [one["avg@3"] for one in found] == [0.0, 1.0] * 4
+    results = evaluate(EverySecondProblem(), loaded, bootstrap_iters=10)
+    scores = results["results"]["reasoning_gsm8k"]
+    assert scores["avg@3,none"] == 0.5
+    assert scores["avg@3_stderr,none"] == pytest.approx(problems_error([1.0, 0.0] * 4))
 
 
 def test_one_greedy_reply_has_one_metric(tmp_path):
