@@ -176,7 +176,8 @@ def _parse(text: str) -> list[Any]:
 @cache
 def _extraction() -> tuple[Any, ...]:
     parser = importlib.import_module("math_verify.parser")
-    # Boxes before phrases such as "the final answer is", which by default come first.
+    # Its default puts phrases such as "the final answer is" before boxes. `last_box` has taken those with
+    # braces out before; this holds the order for whatever else it takes for a box.
     return (parser.LatexExtractionConfig(boxed_match_priority=0), parser.ExprExtractionConfig())
 
 
