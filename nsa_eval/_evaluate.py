@@ -131,13 +131,17 @@ def _evaluate_variant(
 ) -> None:
     from nsa_eval._lm_eval import evaluate_tasks
     from nsa_eval._quiet import quiet
+    from nsa_eval._replies import AskedReplies
     from nsa_eval.engine import Engine, ForeignEngine, Naming
     from nsa_eval.executors import LmEvalExecutor
 
     model, tasks, fingerprint = variant.checkpoint, prepared.tasks, prepared.fingerprint
     labels = {name: spec.label for name, spec in tasks.specs.items()}
 
+    asked = AskedReplies()
+
     def count(requests: Sequence[Request]) -> None:
+        asked.note(requests)
         store.expect(requests)
         workload.built(variant.name, requests, labels)
 
@@ -166,6 +170,7 @@ def _evaluate_variant(
         if model.chat_template and model.template_date is None:
             engine.note_clock(model.chat_template)
         results = evaluate_tasks(engine, tasks, model, config)
+        asked.describe(results["samples"], store)
         results["config"] |= {
             "model_name": variant.name,
             "model_path": model.path,

@@ -48,6 +48,7 @@ def evaluate_tasks(engine: Any, loaded: LoadedTasks, model: ModelSpec, config: R
             system_instruction=model.system_instruction,
             apply_chat_template=model.chat_template,
             fewshot_as_multiturn=True,
+            confirm_run_unsafe_code=config.confirm_run_unsafe_code,
             **limits,
         )
     except Exception as error:

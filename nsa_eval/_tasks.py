@@ -140,7 +140,9 @@ def load_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> Load
                 raise UserError(
                     f"task {name[:40]}...: a name of {len(name)} characters, too many for a file's"
                 )
-            loaded.notes += _configure(task, job, config)
+            _check_code(task, spec.label, config)
+            # Of a group of lm-eval's each member says the same.
+            loaded.notes += [note for note in _configure(task, job, config) if note not in loaded.notes]
             loaded.tasks[name], loaded.specs[name] = task, spec
             if (chosen := sample_of(spec, job.params, len(task.eval_docs))) is not None:
                 loaded.samples[name] = chosen
@@ -150,6 +152,16 @@ def load_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> Load
         kept[spec.label] = found
     loaded.groups = _groups(config, kept) | loaded.groups
     return loaded
+
+
+def _check_code(task: Any, label: str, config: RunConfig) -> None:  # noqa: ANN401  (Task)
+    """Ask first, as lm-eval does, and before weights are loaded."""
+    if getattr(task, "UNSAFE_CODE", False) and not config.confirm_run_unsafe_code:
+        raise UserError(
+            f"task {label} runs code that the model writes, with your rights and without walls: run it where "
+            "that can do no harm, with --confirm_run_unsafe_code (or confirm_run_unsafe_code: true in the "
+            "config)"
+        )
 
 
 def _groups(config: RunConfig, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -323,6 +323,8 @@ class RunConfig(_Section):
     grid an even share of its cells. Default: all."""
     include_path: Source[list[str]] = []
     """Folders with more lm-eval task YAML files."""
+    confirm_run_unsafe_code: Neutral[bool] = False
+    """Run the code that models write, where a task does (HumanEval, MBPP): with your rights, no walls."""
 
 
 def default_model_name(path: str) -> str:

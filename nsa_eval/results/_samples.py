@@ -18,7 +18,7 @@ PROMPT_END_CHARACTERS = 1200
 _FIXED = frozenset(
     {
         *("doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"),
-        *("doc_hash", "prompt_hash", "target_hash"),
+        *("doc_hash", "prompt_hash", "target_hash", "new_tokens", "finished"),
     }
 )
 
@@ -90,9 +90,13 @@ def _sample(record: dict[str, Any]) -> Sample:
         cut=cut_by_task(doc) is not None,
         prompt_end=prompt[-PROMPT_END_CHARACTERS:],
         replies=replies,
-        extracted=_extracted(resps, record.get("filtered_resps"), replies),
+        extracted=_answers(doc.get("reply_answers"))
+        or _extracted(resps, record.get("filtered_resps"), replies),
         reasons=_answers(doc.get("reasons")),
         expected=_answers(doc.get("outputs")) or (str(record.get("target", "")),),
+        new_tokens=_numbers(record.get("new_tokens")),
+        finished=tuple(bool(one) for one in _list(record.get("finished"))),
+        votes=_numbers(doc.get("reply_votes")),
     )
 
 
@@ -161,6 +165,14 @@ def _text(value: Any) -> str | None:  # noqa: ANN401 - whatever the file holds
 
 def _answers(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever the file holds
     return tuple(str(item) for item in value) if isinstance(value, list) else ()
+
+
+def _numbers(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - whatever the file holds
+    return tuple(value) if isinstance(value, list) and all(map(_is_whole, value)) else ()
+
+
+def _list(value: Any) -> list[Any]:  # noqa: ANN401 - whatever the file holds
+    return value if isinstance(value, list) else []
 
 
 def _is_number(value: Any) -> bool:  # noqa: ANN401 - whatever the file holds

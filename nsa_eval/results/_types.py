@@ -53,6 +53,13 @@ class Sample(BaseModel):
     """For each reply, in words of the task, what it holds instead of the answer; empty where it says none."""
     expected: tuple[str, ...] = ()
     """Every answer that counts, or the one target."""
+    new_tokens: tuple[int, ...] = ()
+    """Tokens of each reply; empty where they aren't known."""
+    finished: tuple[bool, ...] = ()
+    """Whether each reply ended before its budget did; empty where that isn't known."""
+    votes: tuple[int, ...] = ()
+    """For each reply a number for the answer that it gives (`nsa_tasks.replies`); empty where the task's
+    replies don't vote."""
 
     @property
     def reply(self) -> str:
