@@ -64,11 +64,7 @@ def documents(params: RulerParams, tokens: RequestTokens) -> list[dict[str, Any]
         raise TaskParameterError(
             f"{params.task}: samples = {params.samples:,}, but there are {len(data.questions):,} questions."
         )
-    return [
-        document
-        for length in params.lengths
-        for document in _of_length(params, length, counter, data)
-    ]
+    return [document for length in params.lengths for document in _of_length(params, length, counter, data)]
 
 
 def open_questions(params: RulerParams) -> QaData | None:

@@ -13,20 +13,9 @@ from typing import Protocol
 
 from nsa_tasks._errors import TaskDataError, TaskParameterError
 from nsa_tasks._random import Draw
-from nsa_tasks.data import DataSource, load_data, read_records
+from nsa_tasks.data import load_data, read_records
 from nsa_tasks.haystack import generate_text, load_text, sentence_ends
-
-ESSAYS = DataSource(
-    file="ruler/PaulGrahamEssays.json",
-    at="",
-    fields=("text",),
-    hub="baber/paul_graham_essays",
-    split="train",
-    how="Make PaulGrahamEssays.json with the official repository's download_paulgraham_essay.py "
-    "(NVIDIA/RULER, scripts/data/synthetic/json), or give a text of your own as essay: text:PATH, or take "
-    "essay: generated.",
-)
-"""Paul Graham's essays in one text, as RULER's script collects them."""
+from nsa_tasks.ruler.sources import ESSAYS, is_official_text
 
 _MOST_WORDS = 1 << 28
 """Far more than the longest request has."""
@@ -82,7 +71,7 @@ class GeneratedWords:
 _GENERATED = GeneratedWords()
 
 
-def open_essay(essay: str, root: str | None) -> Words:
+def open_essay(essay: str, root: str) -> Words:
     """Open the text that the parameter `essay` names.
 
     Args:
@@ -99,7 +88,7 @@ def open_essay(essay: str, root: str | None) -> Words:
     if essay == "official":
         return _official(root)
     path = Path(essay.removeprefix("text:")).expanduser()
-    if is_json(path):
+    if is_official_text(path):
         state = path.stat() if path.is_file() else None
         if state is None:
             raise TaskParameterError(f"essay {essay}: no such file (looked for {path.absolute()}).")
@@ -108,13 +97,8 @@ def open_essay(essay: str, root: str | None) -> Words:
     return TextWords(text.text, text.name)
 
 
-def is_json(path: Path) -> bool:
-    """Whether a path names the official shape of a text, maybe compressed."""
-    return path.name.removesuffix(".gz").removesuffix(".xz").endswith(".json")
-
-
 @lru_cache(maxsize=2)
-def _official(root: str | None) -> Words:
+def _official(root: str) -> Words:
     data = load_data(ESSAYS, root)
     return TextWords(" ".join(str(record["text"]) for record in data.records), data.name)
 
@@ -144,11 +128,11 @@ def cut_sentences(text: str) -> list[str]:
 
 def _punkt() -> Splitter:
     how = (
-        "Install nltk and its data (pip install \"nsa-eval[ruler]\"; python -m nltk.downloader punkt_tab), or "
+        'Install nltk and its data (pip install "nsa-eval[ruler]"; python -m nltk.downloader punkt_tab), or '
         "use protocol: offline, which cuts sentences by the project's own rule."
     )
     try:
-        from nltk.tokenize import sent_tokenize
+        from nltk.tokenize import sent_tokenize  # slow to import, and needed by essays alone
     except ImportError:
         raise TaskDataError(
             f"protocol: official cuts essays into sentences with nltk, which is not installed. {how}"
@@ -159,7 +143,8 @@ def _punkt() -> Splitter:
             return list(sent_tokenize(text))
         except LookupError:
             raise TaskDataError(
-                f"protocol: official cuts essays into sentences with nltk's punkt, whose data are missing. {how}"
+                "protocol: official cuts essays into sentences with nltk's punkt, whose data are missing. "
+                f"{how}"
             ) from None
 
     split("Are the data there?")

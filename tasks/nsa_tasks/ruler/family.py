@@ -6,9 +6,11 @@ from typing import Any, cast
 
 from nsa_tasks._errors import TaskParameterError
 from nsa_tasks._parameters import Parameter
+from nsa_tasks.data import DataSource
 from nsa_tasks.family import Params, Size, TaskFamily
 from nsa_tasks.ruler.parameters import RulerParams, parameters
-from nsa_tasks.ruler.settings import TASKS
+from nsa_tasks.ruler.settings import TASKS, Cwe, Qa
+from nsa_tasks.ruler.sources import ENGLISH, ESSAYS, SOURCES, is_official_text
 
 
 class RulerFamily(TaskFamily):
@@ -41,6 +43,18 @@ class RulerFamily(TaskFamily):
         own = cast("RulerParams", params)
         return Size(len(own.lengths) * own.samples, sum(own.lengths) * own.samples)
 
+    def data_sources(self, params: Params | None = None) -> tuple[DataSource, ...]:
+        """Essays, questions and the longer list of words, where the parameters ask for them."""
+        if params is None:
+            return (ESSAYS, *SOURCES.values(), ENGLISH)
+        own = cast("RulerParams", params)
+        found = [ESSAYS] if own.essay == "official" else []
+        if isinstance(own.setting, Qa):
+            found.append(SOURCES[own.setting.dataset])
+        if isinstance(own.setting, Cwe) and own.official:
+            found.append(ENGLISH)
+        return tuple(found)
+
     def grid(self, params: Params) -> tuple[int, int]:
         """Lengths, and the samples of each."""
         own = cast("RulerParams", params)
@@ -56,10 +70,9 @@ def _essay(task: str, essay: str, *, official: bool) -> str:
         return "official" if official else "generated"
     if essay.startswith("text:"):
         from nsa_tasks.haystack import text_files  # numpy: not needed to list tasks
-        from nsa_tasks.ruler.essays import is_json
 
         path = essay.removeprefix("text:")
-        if not is_json(Path(path)):
+        if not is_official_text(Path(path)):
             text_files(path)  # a wrong path is told before a model loads
         elif not Path(path).expanduser().is_file():
             raise TaskParameterError(f"{task}: essay {essay}: no such file.")
@@ -67,8 +80,8 @@ def _essay(task: str, essay: str, *, official: bool) -> str:
             return essay
     if official and essay != "official":
         raise TaskParameterError(
-            f"{task}: essay = {essay!r} is not the official text, so protocol = official does not go with it: "
-            "use protocol: offline, or give the official PaulGrahamEssays.json (essay: text:PATH, or "
+            f"{task}: essay = {essay!r} is not the official text, so protocol = official does not "
+            "go with it: use protocol: offline, or give PaulGrahamEssays.json (essay: text:PATH, or "
             "essay: official with the file under data_root)."
         )
     return essay

@@ -72,7 +72,9 @@ class NiahGenerator(Generator):
                 values[-1].append(self._one(setting.value))
                 needles.append(self._needle(keys[-1], values[-1][-1]))
         random.Random(self._seed).shuffle(needles)
-        context = self._in_essay(needles, size) if setting.haystack == "essay" else self._in_lines(needles, size)
+        context = (
+            self._in_essay(needles, size) if setting.haystack == "essay" else self._in_lines(needles, size)
+        )
         asked = pick.sample(range(setting.keys), setting.queries)
         names = {
             "type_needle_v": self._kind_asked,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from nsa_tasks._parameters import Parameter, one_of, read_lengths, whole_number
+from nsa_tasks.data import DATA_ROOT
 from nsa_tasks.family import Params
 from nsa_tasks.ruler.settings import TASKS, Cwe, Niah, Qa, Setting
 
@@ -20,7 +21,8 @@ class RulerParams(Params):
     """"official" or "offline": where words and sentences come from."""
     essay: str | None = None
     """"generated", "official" or "text:PATH"; "auto" is resolved by the protocol."""
-    data_root: str | None = None
+    data_root: str = ""
+    """Folder of local data; empty: the environment's, else the hub."""
 
     @property
     def setting(self) -> Setting:
@@ -78,12 +80,6 @@ def _read_essay(value: object) -> str:
     )
 
 
-def _read_root(value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value.strip()):
-        return value
-    raise ValueError("expected a folder, or null for the environment's")
-
-
 _COMMON = (
     Parameter(
         name="lengths",
@@ -119,12 +115,6 @@ _ESSAY = Parameter(
     read=_read_essay,
     scheme="text",
 )
-_DATA_ROOT = Parameter(
-    name="data_root",
-    unit="folder",
-    help="where local data lie, in ruler/; null: NSA_EVAL_DATA, else the hub",
-    read=_read_root,
-)
 
 
 def parameters(task: str) -> tuple[Parameter, ...]:
@@ -134,5 +124,5 @@ def parameters(task: str) -> tuple[Parameter, ...]:
     if takes_essay(setting):
         found.append(_ESSAY)
     if _takes_data(setting):
-        found.append(_DATA_ROOT)
+        found.append(DATA_ROOT)
     return tuple(found)

@@ -34,7 +34,9 @@ class QaGenerator(Generator):
         question = self._data.questions[index]
         texts = self._texts(index, size)
         random.Random(self._seed).shuffle(texts)
-        context = "\n\n".join(wording.document().format(i=i, document=text) for i, text in enumerate(texts, 1))
+        context = "\n\n".join(
+            wording.document().format(i=i, document=text) for i, text in enumerate(texts, 1)
+        )
         words = wording.qa()
         return Drawn(
             words.template.format(context=context, query=question.query), words.prefix, question.answers

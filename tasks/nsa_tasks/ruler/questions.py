@@ -1,31 +1,13 @@
 """Documents and questions of the two question-answering tasks, read as the official generator reads them."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nsa_tasks._errors import TaskDataError
-from nsa_tasks.data import Data, DataSource, load_data
-
-SOURCES = {
-    "squad": DataSource(
-        file="ruler/dev-v2.0.json",
-        at="data",
-        hub="rajpurkar/squad_v2",
-        split="validation",
-        how="Download SQuAD 2.0's dev-v2.0.json (rajpurkar.github.io/SQuAD-explorer) and put it there.",
-        licence="CC BY-SA 4.0",
-    ),
-    "hotpotqa": DataSource(
-        file="ruler/hotpot_dev_distractor_v1.json",
-        hub="hotpotqa/hotpot_qa",
-        config="distractor",
-        split="validation",
-        how="Download HotpotQA's hotpot_dev_distractor_v1.json (hotpotqa.github.io) and put it there.",
-        licence="CC BY-SA 4.0",
-    ),
-}
+from nsa_tasks.data import Data, load_data
+from nsa_tasks.ruler.sources import SOURCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +33,7 @@ class QaData:
     """As `Data.name`."""
 
 
-def load_questions(dataset: str, root: str | None) -> QaData:
+def load_questions(dataset: str, root: str) -> QaData:
     """Load a data set: the official file, or the same records from the hub.
 
     Args:
@@ -73,7 +55,7 @@ def _read(dataset: str, data: Data) -> QaData:
         if dataset == "squad" and "paragraphs" not in data.records[0]:
             return squad(_articles(data.records))
 
-        def counted() -> Iterable[Mapping[str, Any]]:
+        def counted() -> Iterator[Mapping[str, Any]]:
             nonlocal number
             for number, record in enumerate(data.records):  # noqa: B007  (read below)
                 yield record

@@ -4,6 +4,7 @@ The official chain is checked for variables of one name by drawing one more, whi
 chain and stops the script (once in a million chains); here such a chain is drawn again.
 """
 
+import itertools
 import random
 import string
 from collections.abc import Callable
@@ -51,7 +52,7 @@ class _ChainGenerator(Generator):
             names = [self._stream.name(self._letters) for _ in range(count)]
         value = self._value or self._stream.value()
         chain = [f"VAR {names[0]} = {value}"]
-        chain += [f"VAR {new} = VAR {old} " for old, new in zip(names[:-1], names[1:], strict=True)]
+        chain += [f"VAR {new} = VAR {old} " for old, new in itertools.pairwise(names)]
         if size < count:
             raise TooSmallError
         lines = [NOISE] * size
@@ -61,7 +62,9 @@ class _ChainGenerator(Generator):
         words = wording.vt()
         asked = {"query": value, "num_v": count}
         return Drawn(
-            words.template.format(context="\n".join(lines), **asked), words.prefix.format(**asked), tuple(names)
+            words.template.format(context="\n".join(lines), **asked),
+            words.prefix.format(**asked),
+            tuple(names),
         )
 
 

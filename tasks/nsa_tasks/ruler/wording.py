@@ -1,8 +1,9 @@
 """The words of RULER's prompts, read from the installed lm_eval package and mended where it has a slip.
 
 Nothing is retyped: templates and answer prefixes stand in lm-eval's Python files, which are parsed (not run)
-and checked by their SHA-256. What lm-eval words otherwise than the official scripts/data/synthetic/constants.py
-is put right by the substitutions declared here; the result was compared with that file (README.md).
+and checked by their SHA-256. Where lm-eval words something otherwise than the official constants.py
+(NVIDIA/RULER, scripts/data/synthetic) it is put right by the substitutions declared here; what comes out was
+compared with that file and is the same.
 """
 
 import ast

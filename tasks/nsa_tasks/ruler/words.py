@@ -10,15 +10,8 @@ from typing import overload
 import numpy as np
 
 from nsa_tasks._errors import TaskDataError
-from nsa_tasks.data import DataSource, load_data
-
-ENGLISH = DataSource(
-    file="ruler/english_words.json",
-    at="",
-    how="Take english_words.json from the official repository, scripts/data/synthetic/json (it is stored "
-    "there with Git LFS), or use protocol: offline, whose longer list is the project's own.",
-)
-"""The official list for word lists longer than wonderwords' 8,166."""
+from nsa_tasks.data import load_data
+from nsa_tasks.ruler.sources import ENGLISH
 
 
 class AdjectiveNouns(Sequence[str]):
@@ -98,7 +91,7 @@ def list_words(official: bool, seed: int) -> list[str]:
     return words
 
 
-def longer_list(official: bool, root: str | None) -> Sequence[str]:
+def longer_list(official: bool, root: str) -> Sequence[str]:
     """The words of a list that takes more than `list_words` has.
 
     Raises:
@@ -110,7 +103,7 @@ def longer_list(official: bool, root: str | None) -> Sequence[str]:
 
 
 @cache
-def _english(root: str | None) -> list[str]:
+def _english(root: str) -> list[str]:
     [record] = load_data(ENGLISH, root).records
     return [str(word) for word in record.values()]
 
