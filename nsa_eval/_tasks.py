@@ -201,6 +201,7 @@ def _load(manager: Any, job: Job, model: ModelSpec, config: RunConfig) -> dict[s
                 trust_remote_code=model.trust_remote_code,
                 add_bos_token=config.engine.add_bos_token,
                 template_date=model.template_date,
+                max_length=model.max_length,
             )
             wanted |= job.settings
         else:

@@ -3,7 +3,7 @@
 from nsa_eval.results._groups import outline
 from nsa_eval.results._load import load_run
 from nsa_eval.results._samples import of_another_length
-from nsa_eval.results._types import GroupResult, ModelRun, Run, Sample, TaskResult
+from nsa_eval.results._types import GroupResult, ModelRun, Run, Sample, TaskResult, at_position
 
 __all__ = [
     "GroupResult",
@@ -11,6 +11,7 @@ __all__ = [
     "Run",
     "Sample",
     "TaskResult",
+    "at_position",
     "load_run",
     "of_another_length",
     "outline",

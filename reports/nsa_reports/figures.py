@@ -82,7 +82,7 @@ def combined_figures(groups: Sequence[HeatmapGroup]) -> tuple[Picture, ...]:
     """
     limit = difference_limit(groups)
     return tuple(
-        _picture(_draw(panels_of(group, limit)), _slug(group.task), group.title or group.task)
+        picture(_draw(panels_of(group, limit)), _slug(group.task), group.title or group.task)
         for group in groups
     )
 
@@ -227,7 +227,8 @@ def _scale(panel: Panel) -> tuple[Normalize, LinearSegmentedColormap]:
     return Normalize(low, 100 * panel.limit), LinearSegmentedColormap.from_list("panel", panel.colours)
 
 
-def _picture(figure: Figure, name: str, title: str) -> Picture:
+def picture(figure: Figure, name: str, title: str) -> Picture:
+    """Draw a figure in both forms: the same bytes at every call."""
     png, svg = io.BytesIO(), io.BytesIO()
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # names may be in any script
@@ -238,10 +239,10 @@ def _picture(figure: Figure, name: str, title: str) -> Picture:
 
 
 def _save(figure: Figure, folder: Path, name: str, title: str) -> FigureFiles:
-    picture = _picture(figure, name, title)
+    drawn = picture(figure, name, title)
     # ending added by hand: with_suffix would eat the `.1` of a name such as llama-3.1
     files = FigureFiles(png=f"figures/{name}.png", svg=f"figures/{name}.svg")
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    (folder / files.png).write_bytes(picture.png)
-    (folder / files.svg).write_bytes(picture.svg)
+    (folder / files.png).write_bytes(drawn.png)
+    (folder / files.svg).write_bytes(drawn.svg)
     return files

@@ -105,12 +105,70 @@ class DifferenceMap:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LengthRow:
-    """All depths of one length together."""
+    """All depths of one length together, or one bucket of tokens by position."""
 
     length: int
+    """Tokens; of a bucket, where it ends."""
     scores: tuple[ShownScore | None, ...]
     comparisons: tuple[ShownDifference, ...] = ()
     n: int | None = None
+    percent: bool = True
+    """As in `ScoreRow`."""
+    higher_is_better: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """One bucket of tokens on a curve."""
+
+    end: int
+    """Where the bucket ends, in tokens from the start of the text."""
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCurve:
+    """A score over position. Points ascend; a bucket without a value is left out."""
+
+    model: str
+    points: tuple[CurvePoint, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DifferenceCurve:
+    """Candidate minus baseline over position, on the same documents."""
+
+    candidate: str
+    baseline: str
+    points: tuple[CurvePoint, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CurveGroup:
+    """One metric of one task over position: a curve per model, and the differences."""
+
+    task: str
+    metric: str
+    unit: str
+    """What its values are counted in: "nats a token"."""
+    curves: tuple[ModelCurve, ...]
+    differences: tuple[DifferenceCurve, ...] = ()
+    rows: tuple[LengthRow, ...] = ()
+    """The same as a table, a bucket a row."""
+
+    def __post_init__(self) -> None:
+        """Check that every curve runs from left to right.
+
+        Raises:
+            ValueError: an end repeats, or comes before a smaller one, or is not positive.
+        """
+        listed = [curve.points for curve in self.curves] + [curve.points for curve in self.differences]
+        for points in listed:
+            ends = [point.end for point in points]
+            if ends != sorted(set(ends)) or (ends and ends[0] <= 0):
+                raise ValueError(f"{self.task}: ends of buckets must ascend from above 0, got {ends}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,7 @@ class Tasks(SectionData):
 
 
 def build(material: Material) -> Tasks | None:
-    """Every task that the heatmaps don't show in full; a group is a table of its members."""
+    """Every task that no other section shows in full; a group is a table of its members."""
     figures = material.figures
     found = []
     for task, _ in material.outline:
@@ -60,6 +60,8 @@ def build(material: Material) -> Tasks | None:
             found.append(TaskScores(task=task, rows=rows))
             continue
         metrics = figures.metrics(task)
+        if figures.positions(task):
+            continue
         is_grid = figures.grids(task) is not None
         if is_grid and len(metrics) == 1:
             continue
