@@ -70,14 +70,14 @@ def documents(params: RulerParams, tokens: RequestTokens) -> list[dict[str, Any]
 def open_questions(params: RulerParams) -> QaData | None:
     """Load a question-answering task's records; None for the other tasks."""
     setting = params.setting
-    return load_questions(setting.dataset, params.data_root) if isinstance(setting, Qa) else None
+    return load_questions(setting.dataset, params.root) if isinstance(setting, Qa) else None
 
 
 def content_hashes(params: RulerParams) -> dict[str, str]:
     """What a task's documents were made from, by content: `text_hash` and `data_hash` for the results."""
     found = {}
     if takes_essay(params.setting) and params.essay not in (None, "generated"):
-        name = open_essay(str(params.essay), params.data_root).name
+        name = open_essay(str(params.essay), params.root).name
         found["text_hash" if name.startswith("text:") else "data_hash"] = name
     data = open_questions(params)
     if data is not None:
@@ -137,7 +137,7 @@ def _generator(params: RulerParams, length: int, counter: Counter, data: QaData 
             length,
             seed,
             words=key_words(official) if setting.key == "words" else (),
-            essay=open_essay(str(params.essay), params.data_root) if essay else None,
+            essay=open_essay(str(params.essay), params.root) if essay else None,
             split=splitter(official) if essay else None,
         )
     if isinstance(setting, Vt):
@@ -148,7 +148,7 @@ def _generator(params: RulerParams, length: int, counter: Counter, data: QaData 
             length,
             seed,
             words=list_words(official, seed),
-            longer=lambda: longer_list(official, params.data_root),
+            longer=lambda: longer_list(official, params.root),
         )
     if data is None:
         raise ValueError(f"{params.task} has no records")

@@ -21,13 +21,18 @@ class RulerParams(Params):
     """"official" or "offline": where words and sentences come from."""
     essay: str | None = None
     """"generated", "official" or "text:PATH"; "auto" is resolved by the protocol."""
-    data_root: str = ""
-    """Folder of local data; empty: the environment's, else the hub."""
+    data_root: str | None = None
+    """Folder of local data; empty: the environment's, else the hub. None: the task reads none."""
 
     @property
     def setting(self) -> Setting:
         """What the task is."""
         return TASKS[self.task]
+
+    @property
+    def root(self) -> str:
+        """The data root as `load_data` takes it."""
+        return self.data_root or ""
 
     @property
     def official(self) -> bool:
