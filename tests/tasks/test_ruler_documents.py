@@ -158,7 +158,7 @@ def test_a_sample_is_the_same_in_every_run_that_holds_it(word_tokenizer):
     among = made("ruler_niah_multikey_2", tokens, samples=4, lengths=[512, 1024])
     assert among[4:6] == alone
     assert [doc["id"] for doc in alone] == [f"ruler_niah_multikey_2:L1024:S{i}" for i in range(2)]
-    assert made("ruler_niah_multikey_2", tokens, samples=2, seed=43)[0]["input"] != alone[0]["input"]
+    assert made("ruler_niah_multikey_2", tokens, samples=2, random_seed=43)[0]["input"] != alone[0]["input"]
 
 
 GOLDEN = {

@@ -100,9 +100,8 @@ def test_lm_evals_own_command_line_finds_the_group(bpe_tokenizer):
 
 def test_the_group_has_all_tasks_and_counts_them_alike():
     group = group_of("ruler")
-    assert [leaf.task for leaf in group.leaves()] and {leaf.task for leaf in group.leaves()} == set(
-        FAMILY.tasks
-    )
+    assert [leaf.task for leaf in group.leaves()][-1] == "ruler_qa_2"
+    assert {leaf.task for leaf in group.leaves()} == set(FAMILY.tasks)
     assert len(FAMILY.tasks) == 13
     assert FAMILY.effective_score == 0.856
 
@@ -110,7 +109,7 @@ def test_the_group_has_all_tasks_and_counts_them_alike():
 @pytest.mark.parametrize("task", FAMILY.tasks)
 def test_budgets_and_sizes(task):
     params = resolve(task)
-    assert (params.lengths, params.samples, params.seed) == ((4096,), 500, 42)
+    assert (params.lengths, params.samples, params.random_seed) == ((4096,), 500, 42)
     assert params.setting.new_tokens == NEW_TOKENS.get(task.removeprefix("ruler_"), 128)
     params = resolve(task, {"lengths": "4k,8k", "samples": 3})
     assert FAMILY.size(params) == (6, 3 * (4096 + 8192))
@@ -149,7 +148,7 @@ def test_another_text_is_not_official(essay, tmp_path):
         ({"essay": "text:none.txt"}, "no such file or folder"),
         ({"protocol": "lm-eval"}, "expected one of official, offline"),
         ({"depths": 3}, "unknown parameter 'depths'"),
-        ({"seed": -1}, "expected a whole number from 0"),
+        ({"random_seed": -1}, "expected a whole number from 0"),
     ],
 )
 def test_wrong_parameters_are_told(given, message):
@@ -221,7 +220,7 @@ def test_a_text_is_repeated_and_the_generated_one_goes_on():
     long = prose.first(30_000)
     assert long[:100] == short
     assert GeneratedWords().first(30_000) == long
-    assert len(set(zip(long, long[1:], long[2:], long[3:], strict=False))) > 20_000
+    assert len(set(zip(long, long[1:], long[2:], long[3:], strict=False))) > 15_000
 
 
 def test_sentences_are_cut_without_loss():

@@ -103,7 +103,7 @@ def _of_length(
                     "answer": ", ".join(drawn.answers),
                     "length": length,
                     "sample": sample,
-                    "seed": params.seed,
+                    "seed": params.random_seed,
                     "size": size,
                     "prompt_tokens": tokens,
                     "new_tokens": setting.new_tokens,
@@ -117,7 +117,7 @@ def _of_length(
 def _stream(params: RulerParams, length: int, counter: Counter, data: QaData | None) -> Next:
     setting, count = params.setting, counter.request
     if isinstance(setting, Fwe):
-        frequent = FweGenerator(setting, length, params.seed, count, counter.template())
+        frequent = FweGenerator(setting, length, params.random_seed, count, counter.template())
         return lambda index: frequent.next()
     generator = _generator(params, length, counter, data)
     return _searched(generator, length, setting.new_tokens, count)
@@ -129,7 +129,7 @@ def _searched(generator: Generator, length: int, new_tokens: int, count: Count) 
 
 
 def _generator(params: RulerParams, length: int, counter: Counter, data: QaData | None) -> Generator:
-    setting, seed, official = params.setting, params.seed, params.official
+    setting, seed, official = params.setting, params.random_seed, params.official
     if isinstance(setting, Niah):
         essay = takes_essay(setting)
         return NiahGenerator(

@@ -110,7 +110,9 @@ def fitted(
             size -= generator.step
         else:
             at_floor += 1
-    needs = "" if tokens is None else f": its smallest request takes {tokens:,} of this tokenizer's tokens"
+    if tokens is None:
+        raise TaskParameterError(f"length {room:,} is too short. Use longer lengths.")
     raise TaskParameterError(
-        f"length {room:,} is too short{needs}, and the reply {new_tokens}. Use longer lengths."
+        f"length {room:,} is too short: its smallest request takes {tokens:,} of this tokenizer's tokens, and the "
+        f"reply {new_tokens}. Use lengths of at least {tokens + new_tokens:,}, better a tenth more."
     )

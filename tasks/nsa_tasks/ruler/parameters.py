@@ -16,7 +16,8 @@ class RulerParams(Params):
     """Tokens of whole requests, reply included."""
     samples: int
     """Of each length."""
-    seed: int
+    random_seed: int
+    """The official scripts' argument, 42. Not `seed`: that a run fills in with its own."""
     protocol: str
     """"official" or "offline": where words and sentences come from."""
     essay: str | None = None
@@ -99,7 +100,7 @@ _COMMON = (
         read=whole_number(1, 100_000),
     ),
     Parameter(
-        name="seed",
+        name="random_seed",
         unit="number",
         help="of each length's stream of draws, and of every fixed order; officially 42",
         read=whole_number(0, 2**32 - 1),
