@@ -113,6 +113,6 @@ def fitted(
     if tokens is None:
         raise TaskParameterError(f"length {room:,} is too short. Use longer lengths.")
     raise TaskParameterError(
-        f"length {room:,} is too short: its smallest request takes {tokens:,} of this tokenizer's tokens, and the "
-        f"reply {new_tokens}. Use lengths of at least {tokens + new_tokens:,}, better a tenth more."
+        f"length {room:,} is too short: its smallest request takes {tokens:,} of this tokenizer's "
+        f"tokens, and the reply {new_tokens}. Use lengths of at least {tokens + new_tokens:,}, better a tenth more."
     )
