@@ -1,5 +1,6 @@
 """RULER's documents: window, distribution, fixed orders, streams; and the official scripts' own output."""
 
+import gzip
 import hashlib
 import json
 import random
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -18,7 +20,8 @@ from nsa_tasks._tokens import RequestTokens
 from nsa_tasks.haystack import NOISE, generate_text
 from nsa_tasks.ruler import build
 from nsa_tasks.ruler.fit import Drawn, Generator, TooSmallError, fitted, search
-from nsa_tasks.ruler.niah import DEPTHS
+from nsa_tasks.ruler.niah import DEPTHS, NiahGenerator
+from nsa_tasks.ruler.settings import TASKS as TASK_SETTINGS
 from nsa_tasks.ruler.words import AdjectiveNouns
 
 TASKS = families()["ruler"].tasks
@@ -189,6 +192,26 @@ def test_documents_are_those_of_the_official_scripts(task, length, word_tokenize
         tokens = doc["prompt_tokens"] + doc["new_tokens"]
         digest.update(json.dumps([text_of(doc), doc["outputs"], tokens]).encode())
     assert digest.hexdigest()[:16] == GOLDEN[task, length]
+
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "needle" / "ruler" / "niah_multikey_3_4096.jsonl.gz"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="a published file of official samples isn't at hand")
+def test_published_samples_are_ours_but_for_the_draws():
+    setting = TASK_SETTINGS["ruler_niah_multikey_3"]
+    generator = NiahGenerator(setting, 4096, 42, words=(), essay=None, split=None)
+    uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+    with gzip.open(REAL, "rt") as file:
+        records = [json.loads(line) for line in file]
+    for record in records:
+        lines = record["input"].count("\n") - 1
+        drawn = generator.draw(record["index"], lines - 1)
+        assert uuid.sub("U", f"{drawn.prompt} {drawn.prefix}") == uuid.sub("U", record["input"])
+        assert len(drawn.answers) == len(record["outputs"]) == 1
+        assert f"is: {record['outputs'][0]}." in record["input"]
+        assert uuid.fullmatch(record["outputs"][0])
+    assert [record["index"] for record in records] == list(range(len(records)))
 
 
 class TestNeedles:

@@ -114,5 +114,6 @@ def fitted(
         raise TaskParameterError(f"length {room:,} is too short. Use longer lengths.")
     raise TaskParameterError(
         f"length {room:,} is too short: its smallest request takes {tokens:,} of this tokenizer's "
-        f"tokens, and the reply {new_tokens}. Use lengths of at least {tokens + new_tokens:,}, better a tenth more."
+        f"tokens, and the reply {new_tokens}. Use lengths of at least {tokens + new_tokens:,}, "
+        "better a tenth more."
     )
