@@ -73,7 +73,7 @@ def check_command(
 
 
 def _fields(state: DataState) -> list[str]:
-    """One line of a pipe: family, state, file, records, SHA-256, hub id, licence, how to get or what is wrong."""
+    """One line of a pipe: family, state, file, records, SHA-256, hub id, licence, remedy or fault."""
     source = state.source
     hub = "" if source.hub is None else f"{source.hub}@{source.revision or 'main'}"
     text = state.detail if state.state in ("damaged", "incomplete") else source.how

@@ -18,7 +18,7 @@ from nsa_eval.comparison.scores import (
     score_estimate,
     unit_of,
 )
-from nsa_eval.results import ModelRun, Sample, TaskResult, at_position
+from nsa_eval.results import ModelRun, Origin, Sample, TaskResult, at_position, origin_of
 from nsa_reports import LengthRow, ScoreRow, ShownDifference, ShownScore
 
 Floats = NDArray[np.float64]
@@ -102,9 +102,14 @@ class Figures:
         ends = {end for result in self._results(task) for end in result.positions}
         return tuple(sorted(ends))
 
+    @_once
+    def origin(self, task: str) -> Origin:
+        """Protocol, data and truncation of a task or group."""
+        return origin_of(self._models, task)
+
     def protocol(self, task: str) -> str:
-        """The task's `metadata.protocol`, or nothing."""
-        return self._metadata(task, "protocol")
+        """Whose definition a task follows, or nothing."""
+        return self.origin(task).protocol
 
     def description(self, task: str) -> str:
         """The task's `metadata.summary`, or nothing."""
@@ -125,14 +130,16 @@ class Figures:
     def row(self, task: str, metric: str, filter_name: str) -> ScoreRow:
         """The whole task, or group, under one metric."""
         _, unit = self.shape(task, metric, filter_name)
-        scores = self._scores(task, metric, filter_name, None)
+        scores, origin = self._scores(task, metric, filter_name, None), self.origin(task)
         return ScoreRow(
             task=task,
             metric=metric_label(metric, filter_name),
             scores=scores,
             comparisons=self._comparisons(task, metric, filter_name, None),
             n=max((score.n or 0 for score in scores if score), default=None),
-            protocol=self.protocol(task),
+            protocol=origin.protocol,
+            data=origin.data,
+            truncation=origin.truncation,
             percent=unit == "points",
             higher_is_better=False not in self._directions(task, metric),
         )
@@ -168,9 +175,9 @@ class Figures:
     def grids(self, task: str) -> dict[str, Grid] | None:
         """Each model's samples of a task by their cell, under its main metric's filter.
 
-        None if the task is no grid: a sample has no length or depth, or scores are no fractions.
+        None if the task is no grid: a sample has no length or depth.
         """
-        metric, filter_name = self.metrics(task)[0]
+        _, filter_name = self.metrics(task)[0]
         grids: dict[str, Grid] = {}
         for label, model in self._models.items():
             samples = model.tasks[task].filters.get(filter_name, ()) if task in model.tasks else ()
@@ -180,8 +187,7 @@ class Figures:
                     return None
                 grid.setdefault((sample.length, sample.depth), []).append(sample)
             grids[label] = grid
-        _, unit = self.shape(task, metric, filter_name)
-        return grids if any(grids.values()) and unit == "points" else None
+        return grids if any(grids.values()) else None
 
     def _metadata(self, task: str, key: str) -> str:
         for model in self._models.values():
@@ -232,6 +238,9 @@ class Figures:
         if name in model.groups:
             group = model.groups[name]
             by_document = group_scores(group, model, metric, filter_name)
+            if length is not None:
+                there = _at_length(group.tasks, model, filter_name, length)
+                by_document = {key: score for key, score in by_document.items() if key in there}
             kept = {key: score for key, score in by_document.items() if np.isfinite(score)}
             tasks = [task for task, _ in kept]
             pooled = not kept or group.by_size.get(f"{metric},{filter_name}", True)
@@ -271,6 +280,17 @@ class Figures:
             )
             for row in self._rows.get((task, metric, filter_name, length), [])
         )
+
+
+def _at_length(tasks: Iterable[str], model: ModelRun, filter_name: str, length: int) -> set[tuple[str, str]]:
+    """The documents of a context length, by task and hash."""
+    return {
+        (task, sample.doc_hash)
+        for task in tasks
+        if task in model.tasks
+        for sample in model.tasks[task].filters.get(filter_name, ())
+        if sample.length == length
+    }
 
 
 def _shown(found: Estimate, n: int) -> ShownScore:

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nsa_reports import _format as fmt
-from nsa_reports.figures import STYLE, Picture, _plain, _save, _slug, _unique, picture
+from nsa_reports.figures import STYLE, Picture, file_name, picture, plain_line, save_picture, unused_name
 from nsa_reports.view import CurveGroup, CurvePoint
 
 _PANEL = (2.9, 2.2)
@@ -47,13 +47,13 @@ def save_curve_figures(
     """
     taken = set() if taken is None else taken
     return tuple(
-        _save(_draw(group), folder, _unique(_name(group), taken), _title(group)).read(folder)
+        save_picture(_draw(group), folder, unused_name(_name(group), taken), _title(group)).read(folder)
         for group in groups
     )
 
 
 def _name(group: CurveGroup) -> str:
-    return _slug(f"{group.task}-{group.metric}")
+    return file_name(f"{group.task}-{group.metric}")
 
 
 def _title(group: CurveGroup) -> str:
@@ -70,14 +70,14 @@ def _draw(group: CurveGroup) -> Figure:
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, panels, squeeze=False)[0]
         for curve in group.curves:
-            _line(axes[0], curve.points, _plain(short[curve.model], 30), styles[curve.model])
+            _line(axes[0], curve.points, plain_line(short[curve.model], 30), styles[curve.model])
         _finish(axes[0], f"{group.metric} ({group.unit})", [p.end for c in group.curves for p in c.points])
         if group.differences:
             axes[1].axhline(0.0, color="black", linewidth=0.6)
             for difference in group.differences:
                 name = f"{short[difference.candidate]} {fmt.MINUS} {short[difference.baseline]}"
                 style = styles.get(difference.candidate, 0)
-                _line(axes[1], difference.points, _plain(name, 60), style)
+                _line(axes[1], difference.points, plain_line(name, 60), style)
             ends = [point.end for difference in group.differences for point in difference.points]
             _finish(axes[1], f"Difference ({group.unit})", ends)
     return figure
@@ -115,7 +115,7 @@ def _finish(axis: Axes, label: str, ends: Sequence[int]) -> None:
     axis.tick_params(labelsize=6.5)
     axis.grid(visible=True, linewidth=0.3, color="#dddddd")
     axis.set_xlabel("Position: end of the bucket (tokens)")
-    axis.set_ylabel(_plain(label, 60))
+    axis.set_ylabel(plain_line(label, 60))
     legend = axis.legend(fontsize=6.5, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a `$` in a name is a dollar

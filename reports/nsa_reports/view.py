@@ -66,6 +66,10 @@ class ScoreRow:
     n: int | None = None
     protocol: str = ""
     """"official", "project", or the name of the tool whose reading of the benchmark is followed."""
+    data: str = ""
+    """The data set with its checksum."""
+    truncation: str = ""
+    """What became of prompts that were too long, and of how many."""
     percent: bool = True
     """Fractions shown as percent; False shows plain numbers (perplexity, say)."""
     higher_is_better: bool = True
@@ -80,7 +84,8 @@ class Cell:
     depth: float
     """Needle depth in percent, 0 = the start of the context."""
     value: float | None
-    """Mean score (fraction), or the difference of two; None draws a blank."""
+    """Mean score (a fraction, unless its group says otherwise), or the difference of two; None draws a
+    blank."""
     low: float | None = None
     high: float | None = None
     n: int | None = None
@@ -244,6 +249,11 @@ class HeatmapGroup:
     description: str = ""
     """One or two plain sentences: haystack, needle, question, metric."""
     protocol: str = ""
+    percent: bool = True
+    """Fractions shown as percent; False shows plain numbers on a scale of their own."""
+    unit: str = ""
+    """Of plain numbers: what they are and what they are counted in, such as "nll (nats a token)"."""
+    higher_is_better: bool = True
 
     def __post_init__(self) -> None:
         """Check that every cell and sample lies on the grid.

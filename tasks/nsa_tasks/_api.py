@@ -159,7 +159,7 @@ def task_spec(
     trust_remote_code: bool = False,
     add_bos_token: bool | None = None,
     template_date: str | None = None,
-    max_length: int | None = None,
+    window: int | None = None,
 ) -> dict[str, Any]:
     """Make a task with parameters for lm-eval.
 
@@ -177,7 +177,8 @@ def task_spec(
         trust_remote_code: Allow a tokenizer with code of its own.
         add_bos_token: As the model's `add_bos_token` in lm-eval; None leaves it to the tokenizer.
         template_date: The day (2026-01-31) that a chat template prints which asks for the date.
-        max_length: Tokens that the model is given at most, where that isn't what its config says.
+        window: Tokens that the model reads and writes at most, where that isn't what its config.json says:
+            for tasks that cut their prompts by it.
 
     Returns:
         The YAML as a dict, its functions resolved, with resolved parameters in `metadata`, and under `params`
@@ -206,7 +207,7 @@ def task_spec(
         ("trust_remote_code", trust_remote_code, False),
         ("add_bos_token", add_bos_token, None),
         ("template_date", template_date, None),
-        ("max_length", max_length, None),
+        ("window", window, None),
     ):
         if value != default:
             settings[key] = value

@@ -115,6 +115,10 @@ class RequestTokens:
             return len(encoding)
         return len(self._call(text, arguments)["input_ids"])
 
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a request's text, special tokens included."""
+        return list(self._call(text, self._special(text))["input_ids"])
+
     def encode(self, text: str, *, special: bool = True) -> Encoding:
         """Tokenise with character offsets where the tokenizer gives them."""
         arguments = self._special(text) if special else {"add_special_tokens": False}
@@ -182,6 +186,22 @@ def _plain_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
     backend: Tokenizer = tokenizer.backend_tokenizer
     # Each call sets these two, and leaves them so; the first one was when the tokenizer was loaded.
     return backend if backend.truncation is None and backend.padding is None else None
+
+
+def added_tokens(tokens: RequestTokens) -> tuple[list[int], list[int]]:
+    """The tokens that come before and behind every text of the tokenizer's own accord."""
+    plain = tokens.encode("a", special=False).ids
+    whole = tokens.encode("a").ids
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    bos = tokens.tokenizer.bos_token_id  # the text comes out otherwise between them: only BOS can be told
+    return whole[:1] if bos is not None and whole[:1] == [bos] else [], []
+
+
+def without_ends(ids: list[int], ends: list[int]) -> list[int]:
+    """Token ids without those that the tokenizer puts behind every text: they are no part of a prompt."""
+    return ids[: -len(ends)] if ends and ids[-len(ends) :] == ends else ids
 
 
 def tokenizer_template(tokenizer: "PreTrainedTokenizerBase", day: str | None = None) -> ChatTemplate:

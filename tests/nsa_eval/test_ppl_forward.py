@@ -200,3 +200,28 @@ def test_the_zoo_twins_equal_their_plain_forwards(name, tmp_path):
         buckets, whole = plain_scores(model, window_ids(tokenizer, sample), sample["doc"]["positions"])
         assert [sample[f"nll@{end}"] for end in given["buckets"]] == pytest.approx(buckets, abs=1e-4)
         assert sample["nll"] == pytest.approx(whole, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_needles_answer_is_scored_as_a_plain_forward_and_hf_score_it(name, tmp_path, monkeypatch):
+    save_tokenizer(tmp_path, "byte_bpe")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    monkeypatch.setitem(SHAPE, "max_position_embeddings", 512)
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    given = {"lengths": [448, 512], "depths": 2, "samples": 1}
+    spec = task_spec("needle_single_nll", given, tokenizer=str(tmp_path))
+
+    def run(lm):
+        loaded = TaskManager(include_defaults=False).load([spec])
+        return evaluate(lm, loaded, bootstrap_iters=0)["samples"]["needle_single_nll"]
+
+    hf = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1, max_length=512)
+    for ours, theirs in zip(run(Engine(model, tokenizer)), run(hf), strict=True):
+        [(context, answer)] = ours["arguments"]
+        ids = tokenizer.encode(context + answer)
+        tokens = ours["doc"]["answer_tokens"]
+        [nats], _ = plain_scores(model, ids, [len(ids) - tokens, len(ids)])
+        assert ours["nll"] == pytest.approx(nats, abs=1e-4)
+        assert ours["nll"] == pytest.approx(theirs["nll"], abs=1e-4)
+        assert ours["greedy"] == theirs["greedy"]

@@ -216,6 +216,10 @@ def test_the_first_texts_that_are_long_enough_are_taken(tmp_path, byte_tokenizer
         TaskDataError, match=r"3 of the 5 documents .* have 128 tokens or more, and 4 are asked"
     ):
         load(byte_tokenizer, write_books(tmp_path, texts), (64, 128), 4)
+    everyone = load(byte_tokenizer, write_books(tmp_path, texts), (64, 128), "all")
+    assert [doc["id"] for doc in everyone.eval_docs] == ["b1", "b3", "b4"]
+    with pytest.raises(TaskDataError, match="and one is needed: take shorter buckets"):
+        load(byte_tokenizer, write_books(tmp_path, texts), (64, 128_000), "all")
 
 
 def test_a_text_that_ends_too_soon_is_told_by_its_tokens(byte_tokenizer):
@@ -230,7 +234,7 @@ def test_texts_of_a_folder_are_documents_of_their_own(tmp_path, byte_tokenizer):
         (tmp_path / "in" / f"{number}.txt").write_text(f"\n\n {prose(number)}", encoding="utf-8")
     task = load(byte_tokenizer, f"text:{tmp_path / 'in'}", (64, 128), 2)
     assert [doc["id"] for doc in task.eval_docs] == ["0.txt", "1.txt"]
-    assert task.config.metadata["text_hash"].startswith("data:")
+    assert task.config.metadata["text_hash"].startswith("text:")
     assert "data_root" not in task.config.metadata
 
 
@@ -271,7 +275,7 @@ def test_what_cannot_be_used_is_told(given, message):
 def test_automatic_buckets_double_up_to_the_window(tmp_path, byte_tokenizer):
     source = write_books(tmp_path, [prose(1)])
     given = {"source": source, "documents": 1}
-    spec = task_spec("ppl_by_position", given, tokenizer=byte_tokenizer, max_length=1024)
+    spec = task_spec("ppl_by_position", given, tokenizer=byte_tokenizer, window=1024)
     task = TaskManager(include_defaults=False).load([spec])["tasks"]["ppl_by_position"]
     assert task.eval_docs[0]["buckets"] == [16, 32, 64, 128, 256, 512, 1024]
     spec = task_spec("ppl_by_position", given, tokenizer=byte_tokenizer)

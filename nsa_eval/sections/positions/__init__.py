@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from nsa_eval._words import counted
-from nsa_eval.material import Material
+from nsa_eval.material import UNITS, Material
 from nsa_eval.sections import Section
 from nsa_reports import (
     Anchor,
@@ -21,8 +21,6 @@ from nsa_reports import (
     charts_of,
 )
 
-UNITS = {"nll": "nats a token", "bits_per_byte": "bits a byte"}
-"""What the values of known metrics are counted in; others go by their own name."""
 _NATS = "nll"
 """The metric whose exponential is a perplexity."""
 

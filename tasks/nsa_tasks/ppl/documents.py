@@ -9,7 +9,7 @@ from typing import Any
 from nsa_tasks._errors import TaskDataError, TaskParameterError
 from nsa_tasks._tokens import RequestTokens
 from nsa_tasks.data import Data
-from nsa_tasks.ppl.parameters import PositionParams
+from nsa_tasks.ppl.parameters import ALL, PositionParams
 from nsa_tasks.ppl.sources import books
 from nsa_tasks.ppl.windows import ShortTextError, WindowCutter
 
@@ -38,10 +38,11 @@ def build(params: PositionParams, ends: Sequence[int], data: Data, tokens: Reque
         TaskParameterError: A document that this tokenizer can't be cut in.
     """
     cutter = WindowCutter(tokens)
+    wanted = len(data.records) if isinstance(params.documents, str) else params.documents
     found: list[Built] = []
     longest = 0
     for book in books(data):
-        if len(found) == params.documents:
+        if len(found) == wanted:
             break
         try:
             window = cutter.cut(book.text, ends)
@@ -67,11 +68,12 @@ def build(params: PositionParams, ends: Sequence[int], data: Data, tokens: Reque
             "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
         }
         found.append(Built(row, tuple(pieces)))
-    if len(found) < params.documents:
+    if not found or (len(found) < wanted and params.documents != ALL):
+        asked = "one is needed" if params.documents in (ALL, 1) else f"{wanted} are asked for"
+        fewer = f"set documents = {len(found)}, " if found else ""
         raise TaskDataError(
             f"{params.task}: {len(found)} of the {len(data.records)} documents of {params.source} have "
-            f"{ends[-1]:,} tokens or more, and {params.documents} are asked for: set documents = "
-            f"{max(len(found), 1)}, take shorter buckets"
+            f"{ends[-1]:,} tokens or more, and {asked}: {fewer}take shorter buckets"
             + (f" (the longest of the others has at most {longest:,})" if longest else "")
             + ", or another source."
         )

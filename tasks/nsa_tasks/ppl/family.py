@@ -1,12 +1,13 @@
 """The family, as the rest of the package and the harness know it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 from nsa_tasks._parameters import Parameter
+from nsa_tasks.data import DataSource
 from nsa_tasks.family import Params, Size, TaskFamily
 from nsa_tasks.ppl.parameters import AUTO, PARAMETERS, PositionParams
+from nsa_tasks.ppl.sources import PG19, check_there
 
 _GUESSED_WINDOW = 1 << 15
 """Tokens, for the plan's display alone: a window of `auto` is known with the model."""
@@ -30,14 +31,14 @@ class PositionFamily(TaskFamily):
             task=task, **{**values, "buckets": buckets if buckets == AUTO else tuple(buckets)}
         )
         if made.source != "pg19":
-            from nsa_tasks.ppl.sources import check_there  # not needed to list tasks
-
             check_there(made)
         return made
 
-    def size(self, params: Params) -> Size:
-        """Count documents, and the tokens of their windows (each is one pass where prefixes are shared)."""
+    def size(self, params: Params) -> Size | None:
+        """Count documents, and the tokens of their windows."""
         own = cast("PositionParams", params)
+        if isinstance(own.documents, str):
+            return None
         window = _GUESSED_WINDOW if isinstance(own.buckets, str) else own.buckets[-1]
         return Size(own.documents, own.documents * window)
 
@@ -46,12 +47,9 @@ class PositionFamily(TaskFamily):
         buckets = cast("PositionParams", params).buckets
         return None if isinstance(buckets, str) else buckets[-1]
 
-    def local_files(self, params: Params) -> tuple[Path, ...]:
-        """The user's text, or PG-19's file where it lies under the data root."""
-        from nsa_tasks.ppl.sources import pg19_files
-
-        own = cast("PositionParams", params)
-        return pg19_files(own) if own.source == "pg19" else super().local_files(params)
+    def data_sources(self, params: Params | None = None) -> tuple[DataSource, ...]:
+        """PG-19's books, unless the texts are the user's own."""
+        return () if params is not None and cast("PositionParams", params).source != "pg19" else (PG19,)
 
 
 FAMILY = PositionFamily()

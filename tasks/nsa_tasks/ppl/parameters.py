@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 from nsa_tasks._parameters import Parameter, read_lengths, whole_number
+from nsa_tasks.data import DATA_ROOT
 from nsa_tasks.family import Params
 
 AUTO = "auto"
+ALL = "all"
 DOUBLINGS = 6
 """Buckets that `auto` makes beside the first: the window's 1/64, 1/32, ..., 1/2 and its end."""
 SMALLEST = 8
@@ -19,7 +21,8 @@ class PositionParams(Params):
     source: str
     buckets: tuple[int, ...] | str
     """Ends of the buckets in tokens, ascending; "auto" until the model's window is known."""
-    documents: int
+    documents: int | str
+    """How many, or "all" that are long enough."""
     data_root: str
 
 
@@ -57,10 +60,13 @@ def _read_buckets(value: object) -> list[int] | str:
     return ends
 
 
-def _read_root(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    raise ValueError('expected a folder\'s path, or "" for NSA_EVAL_DATA')
+def _read_documents(value: object) -> int | str:
+    if value == ALL:
+        return ALL
+    try:
+        return whole_number(1, 1_000_000)(value)
+    except ValueError as error:
+        raise ValueError(f'{error}, or "all"') from None
 
 
 PARAMETERS = (
@@ -81,13 +87,8 @@ PARAMETERS = (
     Parameter(
         name="documents",
         unit="documents",
-        help="how many, the first that reach the last bucket's end",
-        read=whole_number(1, 1_000_000),
+        help="how many, the first that reach the last bucket's end; or all of those",
+        read=_read_documents,
     ),
-    Parameter(
-        name="data_root",
-        unit="folder",
-        help="where corpus/pg19_test.jsonl lies; empty: NSA_EVAL_DATA, else the hub",
-        read=_read_root,
-    ),
+    DATA_ROOT,
 )

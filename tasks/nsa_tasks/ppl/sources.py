@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nsa_tasks._errors import TaskDataError, TaskParameterError
-from nsa_tasks.data import Data, DataSource, load_data, local_files
+from nsa_tasks.data import Data, DataSource, load_data
 from nsa_tasks.ppl.parameters import PositionParams
 
 PG19 = DataSource(
@@ -42,7 +42,8 @@ def load(params: PositionParams) -> Data:
         return load_data(PG19, params.data_root or None)
     path = _path(params)
     own = DataSource(file=path.name, fields=("text",), how="Give a file or folder of texts.")
-    return load_data(own, path.parent)
+    data = load_data(own, path.parent)
+    return replace(data, name=data.name.replace("data:", "text:", 1))
 
 
 def books(data: Data) -> Iterator[Book]:
@@ -72,14 +73,6 @@ def check_there(params: PositionParams) -> None:
             f"{params.task}: source = {params.source!r}: no such file or folder (looked for "
             f"{path.absolute()})."
         )
-
-
-def pg19_files(params: PositionParams) -> tuple[Path, ...]:
-    """PG-19's file, where it is at hand; a wrong data root is told when it is read."""
-    try:
-        return local_files(PG19, params.data_root or None) or ()
-    except TaskDataError:
-        return ()
 
 
 def _path(params: PositionParams) -> Path:

@@ -16,14 +16,16 @@ def bucket_ends(params: PositionParams, metadata: Mapping[str, Any]) -> tuple[in
 
     Args:
         params: Names them, or says "auto".
-        metadata: The task's, with whatever lm-eval merged in: `max_length` counts before the model's config.
+        metadata: The task's, with whatever lm-eval merged in: `window` (of `task_spec`) and `max_length` (of
+            the model's arguments) count before the model's config.
 
     Raises:
         TaskParameterError: `auto` for a model whose window is not told, or is too small for buckets.
     """
     if not isinstance(params.buckets, str):
         return params.buckets
-    window = _named(params.task, metadata.get("max_length")) or _declared(metadata)
+    told = metadata.get("window") or metadata.get("max_length")
+    window = _named(params.task, told) or _declared(metadata)
     if window is None:
         raise TaskParameterError(
             f"{params.task}: buckets = auto: no window is named for this model (max_length, or its config's "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsa_tasks._errors import TaskParameterError
-from nsa_tasks._tokens import Encoding, RequestTokens
+from nsa_tasks._tokens import Encoding, RequestTokens, added_tokens, without_ends
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ class WindowCutter:
             tokens: Encodes text as the model's requests do, special tokens by its policy.
         """
         self._tokens = tokens
-        self.starts, self._ends = _added(tokens)
+        self.starts, self._ends = added_tokens(tokens)
         self.bos = self.starts == [tokens.tokenizer.bos_token_id]
         """Whether a request starts with BOS alone: an empty context then stands for it, and the text's first
         token is scored. Else there is nothing to predict it from, and it is given."""
@@ -79,7 +79,7 @@ class WindowCutter:
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a request's text, without what the tokenizer appends to every text."""
-        return self._without_ends(self._tokens.encode(text).ids)
+        return without_ends(self._tokens.ids(text), self._ends)
 
     def _beginning(self, text: str, tokens: int) -> Encoding:
         """Encode as much of a text as holds the window, and a few tokens more."""
@@ -91,10 +91,10 @@ class WindowCutter:
         characters = int(tokens * ratio * 1.1) + _PROBE
         while True:
             encoding = self._tokens.encode(text[:characters])
-            if len(self._without_ends(encoding.ids)) >= tokens + (2 if characters < len(text) else 0):
+            if len(without_ends(encoding.ids, self._ends)) >= tokens + (2 if characters < len(text) else 0):
                 return encoding
             if characters >= len(text):
-                raise ShortTextError(len(self._without_ends(encoding.ids)))
+                raise ShortTextError(len(without_ends(encoding.ids, self._ends)))
             characters = int(characters * 1.3)
 
     def _before(self, text: str, whole: Encoding, end: int, start: int) -> tuple[int, int]:
@@ -122,7 +122,7 @@ class WindowCutter:
     def _candidates(self, text: str, whole: Encoding, positions: range) -> Iterator[int]:
         """Characters after which to try to cut, for token positions in their order."""
         seen = {0}
-        ids = self._without_ends(whole.ids)
+        ids = without_ends(whole.ids, self._ends)
         for position in positions:
             if whole.ends is not None:
                 characters = [int(whole.ends[position - 1])]
@@ -138,22 +138,7 @@ class WindowCutter:
     def _exact(self, text: str, character: int, whole: Encoding) -> int | None:
         """How many of the window's first tokens the text up to a character has; None if it has others."""
         ids = self.ids(text[:character])
-        return len(ids) if self._without_ends(whole.ids)[: len(ids)] == ids else None
-
-    def _without_ends(self, ids: list[int]) -> list[int]:
-        ends = self._ends
-        return ids[: -len(ends)] if ends and ids[-len(ends) :] == ends else ids
-
-
-def _added(tokens: RequestTokens) -> tuple[list[int], list[int]]:
-    """The tokens that come before and behind every text."""
-    plain = tokens.encode("a", special=False).ids
-    whole = tokens.encode("a").ids
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return whole[:start], whole[start + len(plain) :]
-    bos = tokens.tokenizer.bos_token_id
-    return whole[:1] if bos is not None and whole[:1] == [bos] else [], []
+        return len(ids) if without_ends(whole.ids, self._ends)[: len(ids)] == ids else None
 
 
 def _characters_of(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
