@@ -9,6 +9,7 @@ from typing import Any
 from nsa_eval._json import parse_json
 from nsa_eval.errors import UserError
 from nsa_eval.results._types import Sample
+from nsa_eval.results.cuts import cut_by_task
 
 PROMPT_END_CHARACTERS = 1200
 """Characters of the prompt's end that are kept: the question and the needle's surroundings at depth 100 %."""
@@ -86,6 +87,7 @@ def _sample(record: dict[str, Any]) -> Sample:
         seed=doc["seed"] if _is_whole(doc.get("seed")) else None,
         needle=_text(doc.get("needle")),
         answer=_text(doc.get("answer")),
+        cut=cut_by_task(doc) is not None,
         prompt_end=prompt[-PROMPT_END_CHARACTERS:],
         replies=replies,
         extracted=_extracted(resps, record.get("filtered_resps"), replies),

@@ -11,7 +11,7 @@ from nsa_tasks._parameters import ParameterInfo
 from nsa_tasks._suggest import closest
 from nsa_tasks._yaml import group_files, load_task_yaml, task_files
 from nsa_tasks.family import Params, TaskFamily
-from nsa_tasks.groups import group_of
+from nsa_tasks.groups import TaskGroup, group_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +124,23 @@ def list_groups() -> list[TaskInfo]:
             TaskInfo(
                 name,
                 str(data.get("family", group.files[0].parent.name)),
-                str(data.get("protocol", "lm-eval")),
+                str(data.get("protocol") or _protocols(group)),
                 f"{data.get('summary', '')} ({count} tasks)".strip(),
                 (),
             )
         )
     return infos
+
+
+def _protocols(group: TaskGroup) -> str:
+    """Whose definitions the members of a group follow."""
+    found = {
+        load_task_yaml(task_files()[leaf.task], resolve=False)["metadata"]["protocol"]
+        if leaf.task in task_files()
+        else "lm-eval"
+        for leaf in group.leaves()
+    }
+    return " / ".join(sorted(found))
 
 
 def list_tasks() -> list[TaskInfo]:
