@@ -60,10 +60,10 @@ def test_members_are_folded_and_groups_and_single_tasks_are_not(page):
     outline = Outline()
     outline.feed(page)
     titles = re.findall(r'<section id="(\w+)"[^>]*>\s*<h2><span class="name">(.*?)</span>', page)
-    folded = {re.sub("<.*?>", "", title): "members" in outline.inside[key] for key, title in titles}
+    folded = {re.sub("<.*?>", "", title): "fold members" in outline.inside[key] for key, title in titles}
     assert folded == {"alone": False, "suite": False, "in_grid": True, "in_list": True}
     # The table of its members, its heatmaps, and its other tasks.
-    assert page.count('<details open class="members">') == 3
+    assert page.count('<details open class="fold members">') == 3
     assert page.count("<summary>1 member of suite, one by one</summary>") == 2
     assert "<summary>Scores of its 2 members</summary>" in page
 
@@ -81,7 +81,7 @@ def test_on_paper_and_by_link_folds_open():
     script = (templates / "page.js").read_text()
     assert all(event in script for event in ('"beforeprint"', '"afterprint"', '"hashchange"'))
     print_rules = (templates / "page.css").read_text().partition("@media print")[2]
-    assert "details.members::details-content" in print_rules
+    assert "details.fold::details-content" in print_rules
 
 
 def test_neighbours_of_one_group_are_one_fold():
