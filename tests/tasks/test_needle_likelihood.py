@@ -111,6 +111,12 @@ def test_an_answer_that_has_no_room_is_refused(bpe_tokenizer):
         load("needle_single_nll", bpe_tokenizer, new_tokens=2)
 
 
+def test_a_length_that_is_too_short_names_the_task_that_was_asked(bpe_tokenizer):
+    message = "needle_single_nll: its documents are those of needle_single: length 50 is too short"
+    with pytest.raises(TaskParameterError, match=message):
+        load("needle_single_nll", bpe_tokenizer, lengths=[50])
+
+
 def test_scores_by_hand():
     assert scores({"answer_tokens": 4}, [(-2.0, True)]) == {"nll": 0.5, "greedy": 1.0}
     assert scores({"answer_tokens": 8}, [(-2.0, False)]) == {"nll": 0.25, "greedy": 0.0}

@@ -21,7 +21,10 @@ class NeedleLikelihoodTask(NeedleTask):
 
     def build(self, tokens: RequestTokens) -> list[dict[str, Any]]:
         """Build every document of the grid, and count the answer's tokens."""
-        rows = build.documents(replace(self.needle, task=self.form.removesuffix("_nll")), tokens)
+        try:
+            rows = build.documents(replace(self.needle, task=self.form.removesuffix("_nll")), tokens)
+        except TaskParameterError as error:
+            raise TaskParameterError(f"{self.form}: its documents are those of {error}") from None
         for row in rows:
             row["answer_tokens"] = answer_tokens(row, tokens)
             if row["answer_tokens"] > self.needle.new_tokens:
