@@ -62,6 +62,9 @@ class Chart:
     y_ticks: tuple[Tick, ...]
     zero: float | None
     """Height of the line of no difference."""
+    threshold: float | None
+    """Height of the line to reach."""
+    x_label: str
     width: float = WIDTH
     height: float = HEIGHT
     left: float = _LEFT
@@ -73,7 +76,7 @@ class Chart:
 def charts_of(group: CurveGroup) -> tuple[Chart, ...]:
     """The charts of a group: the models' curves, then the differences where there are some.
 
-    Positions run on a logarithmic axis, and a point stands where its bucket ends.
+    Positions and lengths run on a logarithmic axis; a point stands where its bucket ends.
     """
     pairs = [name for curve in group.differences for name in (curve.candidate, curve.baseline)]
     short = fmt.short_names([*(curve.model for curve in group.curves), *pairs])
@@ -93,13 +96,14 @@ def charts_of(group: CurveGroup) -> tuple[Chart, ...]:
         for curve in group.differences
         if curve.points
     ]
-    what = f"{group.metric} by position"
+    what = f"{group.metric} by {group.over}"
     found = []
     if values:
-        found.append(_chart(f"{group.task}: {what}", f"{group.metric} ({group.unit})", values, signed=False))
+        y_label = f"{group.metric} ({group.unit})"
+        found.append(_chart(group, f"{group.task}: {what}", y_label, values, signed=False))
     if differences:
         title = f"{group.task}: difference of {what}"
-        found.append(_chart(title, f"difference ({group.unit})", differences, signed=True))
+        found.append(_chart(group, title, f"difference ({group.unit})", differences, signed=True))
     return tuple(found)
 
 
@@ -117,11 +121,18 @@ def nice_ticks(low: float, high: float, count: int = _Y_TICKS) -> list[float]:
 
 
 def _chart(
-    title: str, y_label: str, curves: Sequence[tuple[str, str, int, tuple[CurvePoint, ...]]], *, signed: bool
+    group: CurveGroup,
+    title: str,
+    y_label: str,
+    curves: Sequence[tuple[str, str, int, tuple[CurvePoint, ...]]],
+    *,
+    signed: bool,
 ) -> Chart:
     points = [point for *_, listed in curves for point in listed]
     heights = (fmt.finite(value) for point in points for value in (point.value, point.low, point.high))
-    bounds = [value for value in heights if value is not None] + ([0.0] if signed else [])
+    threshold = None if signed else group.threshold
+    lines_across = [0.0] if signed else [] if threshold is None else [threshold]
+    bounds = [value for value in heights if value is not None] + lines_across
     ticks = nice_ticks(min(bounds), max(bounds))
     ends = sorted({point.end for point in points})
     left, right = math.log2(ends[0]), math.log2(ends[-1])
@@ -136,7 +147,10 @@ def _chart(
 
     lines = []
     for name, full_name, style, listed in curves:
-        marks = tuple(Mark(x=x(point.end), y=y(point.value), label=_label(point, signed)) for point in listed)
+        marks = tuple(
+            Mark(x=x(point.end), y=y(point.value), label=_label(group.place, point, signed))
+            for point in listed
+        )
         lines.append(
             Line(
                 name=name,
@@ -156,6 +170,8 @@ def _chart(
         x_ticks=tuple(Tick(at=x(end), label=fmt.tokens(end)) for end in _apart(ends, x)),
         y_ticks=tuple(Tick(at=y(tick), label=_number(tick, decimals, signed)) for tick in ticks),
         zero=y(0.0) if signed else None,
+        threshold=None if threshold is None else y(threshold),
+        x_label=group.x_label,
     )
 
 
@@ -186,10 +202,10 @@ def _apart(ends: Sequence[int], x: Callable[[int], float]) -> list[int]:
     return shown[::-1]
 
 
-def _label(point: CurvePoint, signed: bool) -> str:
+def _label(place: str, point: CurvePoint, signed: bool) -> str:
     one = fmt.difference if signed else fmt.score
     ends = fmt.interval(point.low, point.high, percent=False, signed=signed)
-    return f"up to {fmt.tokens(point.end)}: {one(point.value, percent=False)} {ends}".strip()
+    return f"{place} {fmt.tokens(point.end)}: {one(point.value, percent=False)} {ends}".strip()
 
 
 def _number(value: float, decimals: int, signed: bool) -> str:

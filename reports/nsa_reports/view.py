@@ -124,10 +124,10 @@ class LengthRow:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """One bucket of tokens on a curve."""
+    """One bucket of tokens on a curve, or one context length."""
 
     end: int
-    """Where the bucket ends, in tokens from the start of the text."""
+    """Where the bucket ends, in tokens from the start of the text; or the context length."""
     value: float
     low: float | None = None
     high: float | None = None
@@ -152,7 +152,7 @@ class DifferenceCurve:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CurveGroup:
-    """One metric of one task over position: a curve per model, and the differences."""
+    """One metric of one task over position, or over length: a curve per model, and the differences."""
 
     task: str
     metric: str
@@ -162,6 +162,13 @@ class CurveGroup:
     differences: tuple[DifferenceCurve, ...] = ()
     rows: tuple[LengthRow, ...] = ()
     """The same as a table, a bucket a row."""
+    over: str = "position"
+    """What it runs over, in the chart's name."""
+    x_label: str = "position: end of the bucket (tokens)"
+    place: str = "up to"
+    """What stands before a point's number of tokens where it is read out."""
+    threshold: float | None = None
+    """A value to reach, drawn as a line across the models' curves."""
 
     def __post_init__(self) -> None:
         """Check that every curve runs from left to right.
