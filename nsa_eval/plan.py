@@ -25,7 +25,7 @@ class Job:
     params: Params | None
     """The task's own parameters, resolved once for all models; None for lm-eval's tasks, which take none."""
     samples: int | None
-    """Documents; None for lm-eval's own tasks, whose data isn't loaded for a plan."""
+    """Documents; None where only the data tells, which isn't loaded for a plan (of lm-eval's own tasks)."""
     tokens: int | None
     """Prompt tokens plus generation budget over all samples; None when `samples` is."""
 
@@ -150,7 +150,10 @@ def _size(task: TaskSpec, params: Params | None) -> tuple[int | None, int | None
     family = family_of(task.task)
     if family is None or params is None:
         return None, None
-    documents, tokens = family.size(params)
+    size = family.size(params)
+    if size is None:
+        return None, None
+    documents, tokens = size
     kept = limited(documents, task.limit)
     tokens *= repeats_of(task, params) or 1
     return kept, round(tokens * kept / documents) if documents else 0

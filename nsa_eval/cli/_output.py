@@ -46,7 +46,7 @@ def show_plan(plan: Plan) -> None:
         table.add_row(job.id, job.model.path, job.task.label, *known)
     _console().print(table)
     if not plan.complete:
-        typer.echo("?: one of lm-eval's own tasks, whose size isn't known until its data is loaded")
+        typer.echo("?: a task whose size isn't known until its data is loaded")
 
 
 def print_comparison(comparison: Comparison) -> None:

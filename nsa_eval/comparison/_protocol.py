@@ -322,9 +322,10 @@ def _comparable(result: TaskResult) -> dict[str, Any]:
 
 
 def _named_by_content(metadata: Mapping[str, Any]) -> set[str]:
-    """Parameters `SCHEME:PATH` beside whose path the content's hash stands, as `SCHEME_hash`."""
-    schemes = tuple(f"{key.removesuffix('_hash')}:" for key in metadata if key.endswith("_hash"))
-    return {
+    """Parameters beside whose path the content's hash stands: `SCHEME:PATH` and `SCHEME_root`."""
+    names = [key.removesuffix("_hash") for key in metadata if key.endswith("_hash")]
+    schemes = tuple(f"{name}:" for name in names)
+    return {f"{name}_root" for name in names} | {
         key
         for key, value in metadata.items()
         if isinstance(value, str) and value.startswith(schemes) and not key.endswith("_hash")

@@ -25,9 +25,29 @@ from nsa_tasks._files import (
     parse_records,
     read_content,
 )
+from nsa_tasks._parameters import Parameter
 
 ENVIRONMENT = "NSA_EVAL_DATA"
 """Name of the environment's variable with the data root."""
+
+
+def _read_root(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError("expected the path of a folder with data sets")
+    return value.strip()
+
+
+DATA_ROOT = Parameter(
+    name="data_root",
+    unit="folder",
+    help=f"where local data sets lie; empty: {ENVIRONMENT}, and without it the hub",
+    read=_read_root,
+    scheme="data",
+    bare=True,
+)
+"""The parameter of every task that reads data; its default in the YAML is `data_root: ""`."""
 _NAMED_DIGITS = 16
 """Hexadecimal digits of a hash in a name: enough that two data sets never share one by chance."""
 
@@ -110,7 +130,7 @@ def load_data(source: DataSource, root: str | os.PathLike[str] | None = None) ->
 
     Args:
         source: What to load.
-        root: The parameter `data_root`; None leaves it to the environment.
+        root: The parameter `data_root`; None or "" leaves it to the environment.
 
     Raises:
         TaskDataError: The file looked for, and how to get it; or what is wrong with it, by line.
@@ -119,9 +139,20 @@ def load_data(source: DataSource, root: str | os.PathLike[str] | None = None) ->
     if local is not None:
         return _from_files(source, local)
     looked = looked_for(source, root)
-    if source.hub is None or root is not None:
+    if source.hub is None or root:
         raise TaskDataError(f"{looked}. {source.how}")
     return _from_hub(source, looked)
+
+
+def local_paths(source: DataSource, root: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
+    """Files and folders of a source that are there: all, some or none of them; what is in them isn't read.
+
+    Raises:
+        TaskDataError: A file is there twice (as it is and compressed); no such data root.
+    """
+    folder = data_root(root)
+    found = () if folder is None else (find_file(folder / file) for file in source.files)
+    return tuple(path for path in found if path is not None)
 
 
 def local_files(source: DataSource, root: str | os.PathLike[str] | None = None) -> tuple[Path, ...] | None:
