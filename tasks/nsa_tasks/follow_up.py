@@ -2,9 +2,9 @@
 
 lm-eval builds all requests before the first is answered. A second request is therefore made and answered
 between the two halves of its evaluation: when all first replies are in, lm-eval has each task apply its
-filters, and only then reads the task's requests for scoring. `FollowUps` asks there, and puts the new requests
-behind the document's first one, where lm-eval keeps the requests of documents that have several: samples show
-every prompt and every reply, in lm-eval's own form.
+filters, and only then reads the task's requests for scoring. `FollowUps` asks there, and puts the new
+requests behind the document's first one, as lm-eval keeps the requests of documents that have several:
+samples show every prompt and every reply, in lm-eval's own form.
 
 Whoever evaluates says who answers (`task.ask = lm.generate_until`). A run of the harness does, so follow-ups
 come from its store, go into it, and are answered by its executor as any other request. In lm-eval's own
@@ -49,7 +49,7 @@ class FollowUps(_Task):
     """Mixin for lm-eval task classes, before all others: asks a document a second time."""
 
     ask: "Ask | None" = None
-    """Who answers follow-ups."""
+    """Who answers follow-ups; None leaves it to what comes with the chat template."""
 
     @abstractmethod
     def follow_up(self, doc: Mapping[str, Any], reply: str) -> FollowUp | None:
@@ -75,10 +75,10 @@ class FollowUps(_Task):
                 f"{name} asks again after its first replies, which lm-eval's ranks ({world_size}) can't do "
                 "together: run it in one process, or with nsa-eval, whose executors use all GPUs."
             )
-        if self.ask is None:
-            # lm-eval hands over the model's own method, and with it the model.
-            self.ask = getattr(getattr(chat_template, "__self__", None), "generate_until", None)
-        if self.ask is None:
+        # lm-eval hands over the model's own method, and with it the model.
+        model = getattr(chat_template, "__self__", None)
+        self._ask = self.ask or getattr(model, "generate_until", None)
+        if self._ask is None:
             raise TaskError(
                 f"{name} asks again after its first replies, and lm-eval tells a task its model only with "
                 "a chat template: add --apply_chat_template, run it with nsa-eval, or set task.ask = "
@@ -99,8 +99,8 @@ class FollowUps(_Task):
         """Ask again, now that the first replies are in; then filter all replies."""
         requests = list(self._requests())
         if requests:
-            assert self.ask is not None, "build_all_requests has made sure of it"
-            replies = self.ask(requests)
+            assert self._ask is not None, "build_all_requests has made sure of it"
+            replies = self._ask(requests)
             for request, reply in zip(requests, replies, strict=True):
                 request.resps.append(reply)
             self._instances = [*self._instances, *requests]

@@ -1,4 +1,4 @@
-"""The lm-eval class of tasks whose prompts are made from records, with long text kept out of the documents."""
+"""The lm-eval class of tasks over records, with the long text kept out of the documents."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -24,10 +24,10 @@ class Documents:
 
 
 class RecordTask(EveryReply, ConfigurableTask):
-    """A YAML task over records that its family reads or builds; the prompt is made by `prompt`.
+    """A YAML task over records that its family reads or builds; the prompt is made by `prompt_of`.
 
     lm-eval writes a document beside the requests made of it: a context in both would double files of long
-    texts. Rows therefore carry no context (a hash of it at most), and `prompt` puts the two together.
+    texts. Rows therefore carry no context (a hash of it at most), and `prompt_of` puts the two together.
 
     The YAML names the task under `dataset_kwargs: {form: NAME}`, since `task` may be an alias.
     """
@@ -51,7 +51,9 @@ class RecordTask(EveryReply, ConfigurableTask):
         self.params: Params = (
             given if isinstance(given, Params) else self.family.from_metadata(self.form, fields["metadata"])
         )
-        self.tokens: RequestTokens = request_tokens(self.form, fields["metadata"])
+        # Texts are counted and cut before any chat template: a tokenizer may have none.
+        counting = {**fields["metadata"], "apply_chat_template": False}
+        self.tokens: RequestTokens = request_tokens(self.form, counting)
         documents = self.documents()
         self._rows = documents.rows
         # Results show what ran, not what was written.
@@ -60,6 +62,8 @@ class RecordTask(EveryReply, ConfigurableTask):
             **fields["generation_kwargs"],
             "max_gen_toks": self.reply_budget(),
         }
+        # A class that scores by itself says so: lm-eval would look for each metric's name on the hub.
+        fields.setdefault("process_results", type(self).process_results)
         fields["repeats"] = self.family.repeats(self.params)
         super().__init__(config=fields)
 
@@ -68,7 +72,7 @@ class RecordTask(EveryReply, ConfigurableTask):
         """Read or build all documents. `self.params` and `self.tokens` are there."""
 
     @abstractmethod
-    def prompt(self, doc: Mapping[str, Any]) -> str:
+    def prompt_of(self, doc: Mapping[str, Any]) -> str:
         """The prompt of a document, before any chat template."""
 
     @abstractmethod
@@ -81,7 +85,7 @@ class RecordTask(EveryReply, ConfigurableTask):
 
     def doc_to_text(self, doc: Mapping[str, Any], doc_to_text: object = None) -> str:
         """The prompt of a document, before any chat template."""
-        return self.prompt(doc)
+        return self.prompt_of(doc)
 
     def build_all_requests(
         self, *, cache_requests: bool = False, rewrite_requests_cache: bool = False, **kwargs: object
