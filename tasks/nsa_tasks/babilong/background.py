@@ -1,0 +1,106 @@
+"""Background text of BABILong: sentences from a random place of a random book, or the project's own prose."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nsa_tasks._errors import TaskDataError
+from nsa_tasks._random import Draw
+from nsa_tasks.data import DataSource, load_data
+from nsa_tasks.haystack import sentences
+
+if TYPE_CHECKING:
+    from nltk import PunktSentenceTokenizer
+
+PG19 = DataSource(
+    file="corpus/pg19_test.jsonl",
+    how="Put PG-19's test split there, a book a line with its `text` "
+    "(https://github.com/google-deepmind/pg19), or take background = text:PATH or generated.",
+    fields=("text",),
+    hub="emozilla/pg19-test",
+    licence="Apache-2.0; the books are in the public domain",
+)
+"""The official background."""
+
+_CHARACTERS = 10
+"""For each token that is wanted, at most so many characters of a book are parted into sentences: as
+officially, and more than any has."""
+_FRUITLESS = 1000
+"""Places that are tried in a row before texts count as having no sentences."""
+
+
+@dataclass(frozen=True)
+class Books:
+    """Texts of which a sample takes a stretch; longer than a text lasts, it goes on in another one."""
+
+    texts: Sequence[str]
+    name: str
+    """`data:` or `hub:` and a hash: what documents and results call it."""
+
+    def sentences(self, draw: Draw, tokens: int) -> Iterator[str]:
+        """Yield sentences without end: of a random book from a random place, but not the first and last one.
+
+        The two are cut by the place. The parting is that of Punkt without training, as officially.
+
+        Args:
+            draw: The sample's stream of draws.
+            tokens: How many are wanted; a stretch has ten characters for each.
+
+        Raises:
+            TaskDataError: Texts without sentences.
+        """
+        fruitless = 0
+        while fruitless < _FRUITLESS:
+            text = draw.choice(self.texts)
+            start = draw.below(len(text))
+            found = self._punkt.tokenize(text[start : start + max(tokens, 100) * _CHARACTERS])[1:-1]
+            fruitless = 0 if found else fruitless + 1
+            yield from found
+        raise TaskDataError(
+            f"{self.name}: no sentences at {_FRUITLESS:,} places: the background has to be prose."
+        )
+
+    @cached_property
+    def _punkt(self) -> "PunktSentenceTokenizer":
+        from nltk import PunktSentenceTokenizer  # heavy, and not needed to list tasks
+
+        return PunktSentenceTokenizer()
+
+
+class Generated:
+    """The project's own prose: no file needed, and no sentence that a model has read."""
+
+    name = "generated"
+
+    def sentences(self, draw: Draw, tokens: int) -> Iterator[str]:
+        """Yield sentences without end."""
+        return sentences(draw)
+
+
+Background = Books | Generated
+
+
+def open_background(name: str, root: str) -> Background:
+    """Open what the parameter `background` names.
+
+    Raises:
+        TaskDataError: Not there, damaged, or empty.
+    """
+    if name == "generated":
+        return Generated()
+    if name == "pg19":
+        data = load_data(PG19, root)
+    else:
+        path = Path(name.removeprefix("text:")).expanduser().absolute()
+        own = DataSource(file=path.name, fields=("text",), how="Give a .txt, a folder of them, or .jsonl.")
+        data = load_data(own, path.parent)
+    texts = [record["text"] for record in data.records]
+    for place, text in zip(data.places, texts, strict=True):
+        if not isinstance(text, str):
+            raise TaskDataError(f"{place}: text: expected a text, got {type(text).__name__}.")
+    kept = [text for text in texts if text.strip()]
+    if not kept:
+        raise TaskDataError(f"{data.places[0]}: no text in it.")
+    return Books(kept, data.name)
