@@ -173,6 +173,9 @@ def _evaluate_variant(
             "model_fingerprints": fingerprint.parts,
             "model_fields": prepared.fields | facts.changes,
             "task_sources": prepared.sources,
+            "task_truncation": {
+                name: tasks.truncations.get(name, config.engine.truncation) for name in tasks.tasks
+            },
             "attention": facts.attention,
             "backend": str(facts.backend),
             "variant": variant.settings,

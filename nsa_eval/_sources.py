@@ -45,6 +45,7 @@ def task_sources(job: Job, include_path: Iterable[str]) -> dict[str, str]:
     else:
         folders = [user_path(folder).resolve() for folder in include_path]
         files = {_short(path, folders): path for path in _of_lm_eval(job.task.task, folders)}
+    files |= {path.name: path for path in job.group_files}
     return {name: _hash(path) for name, path in sorted(files.items())}
 
 

@@ -14,6 +14,7 @@ from pydantic import (
 
 from nsa_eval.comparison._points import from_points, rounded, to_points
 from nsa_eval.comparison.intervals import Interval
+from nsa_eval.results import Origin
 
 Verdict = Literal["better", "worse", "higher", "lower", "not distinguishable"]
 Unit = Literal["points", "raw"]
@@ -128,6 +129,8 @@ class Comparison(BaseModel):
     seed: int
     power: float
     rows: list[Row]
+    origins: dict[str, Origin] = {}
+    """Of each task and group of `rows`: protocol, data with checksum, truncation."""
     allowed: list[str] = []
     """Differences that would forbid the comparison and were allowed: what the models were asked differs on
     purpose."""

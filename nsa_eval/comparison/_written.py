@@ -6,13 +6,14 @@ import io
 from nsa_eval.comparison._format import Line, legend, lines, printable, verdict_text, verdict_words
 from nsa_eval.comparison._types import Comparison, Row
 from nsa_eval.comparison.intervals import Interval
+from nsa_eval.results import Origin
 
 _CSV_COLUMNS = (
     *("task", "metric", "filter", "length", "baseline", "candidate", "n", "samples", "unit"),
     *("baseline_mean", "baseline_low", "baseline_high", "candidate_mean", "candidate_low", "candidate_high"),
     *("difference", "low", "high", "interval", "bootstrap_low", "bootstrap_high"),
     *("wins", "losses", "test", "p", "p_adjusted", "family", "family_name"),
-    *("minimum_detectable", "verdict", "depth", "differs_on_purpose"),
+    *("minimum_detectable", "verdict", "depth", "differs_on_purpose", "protocol", "data", "truncation"),
 )
 _MD_ESCAPED = "\\`*_[]|"
 _TEX = {
@@ -35,7 +36,19 @@ def to_markdown(comparison: Comparison, *, lengths: bool) -> str:
         cells[0] = "&nbsp;&nbsp;" * line.indent + ("at " if line.sub else "") + cells[0]
         rows.append("| " + " | ".join([*cells, _md(verdict_text(line.row))]) + " |")
     remarks = [f"- {_md(text)}" for text in (*comparison.notes, *comparison.method)]
-    return "\n".join([*rows, "", _md(legend(comparison)), "", *remarks]) + "\n"
+    return "\n".join([*rows, "", _md(legend(comparison)), "", *_origins(comparison), *remarks]) + "\n"
+
+
+def _origins(comparison: Comparison) -> list[str]:
+    """Where each task's scores come from, as a table of its own: in the first one a row would be too long."""
+    if not comparison.origins:
+        return []
+    rows = ["| task | protocol | data | truncation | n |", "|:---|:---|:---|:---|---:|"]
+    counts = {row.task: row.n for row in comparison.rows}
+    for task, origin in comparison.origins.items():
+        cells = (task, origin.protocol, origin.data, origin.truncation, str(counts.get(task, "")))
+        rows.append("| " + " | ".join(_md(cell) for cell in cells) + " |")
+    return [*rows, ""]
 
 
 def to_latex(comparison: Comparison, *, lengths: bool) -> str:
@@ -43,6 +56,9 @@ def to_latex(comparison: Comparison, *, lengths: bool) -> str:
     aligned = _alignment(comparison)
     out = ["% Needs \\usepackage{booktabs}.", f"% {printable(legend(comparison))}"]
     out += [f"% {printable(note)}" for note in comparison.notes]
+    for task, origin in comparison.origins.items():
+        parts = (origin.protocol or "no protocol named", origin.data, origin.truncation)
+        out.append(f"% {_tex(task)}: {_tex('; '.join(parts))}")
     out += [f"\\begin{{tabular}}{{{''.join(aligned)}}}", "\\toprule"]
     out += [" & ".join(_tex(name) for name in _header(comparison)) + r" \\", r"\midrule"]
     for line in lines(comparison, lengths=lengths):
@@ -62,7 +78,9 @@ def to_csv(comparison: Comparison) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
     for line in lines(comparison, lengths=True):
+        origin = comparison.origins.get(line.row.task, Origin())
         values = [*_csv_values(line.row), "; ".join(comparison.allowed)]
+        values += [origin.protocol, origin.data, origin.truncation]
         writer.writerow([_csv_cell(value) for value in values])
     return out.getvalue()
 

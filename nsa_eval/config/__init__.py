@@ -2,6 +2,7 @@
 
 from nsa_eval.config._generation import generation_problems
 from nsa_eval.config._load import ConfigLike, dump_yaml, load_config, to_plain
+from nsa_eval.config._members import Member, MemberGroup, Members, expand
 from nsa_eval.config._types import parse_length
 from nsa_eval.config._variants import Variant, all_variants, variants_of
 from nsa_eval.config._yaml import YamlError, check_shape, parse_yaml
@@ -23,6 +24,9 @@ __all__ = [
     "ConfigLike",
     "EngineSpec",
     "ExecutorSpec",
+    "Member",
+    "MemberGroup",
+    "Members",
     "MethodSpec",
     "ModelSpec",
     "ReportSpec",
@@ -34,6 +38,7 @@ __all__ = [
     "all_variants",
     "check_shape",
     "dump_yaml",
+    "expand",
     "generation_problems",
     "load_config",
     "parse_length",

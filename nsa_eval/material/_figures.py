@@ -18,7 +18,7 @@ from nsa_eval.comparison.scores import (
     score_estimate,
     unit_of,
 )
-from nsa_eval.results import ModelRun, Sample
+from nsa_eval.results import ModelRun, Origin, Sample, origin_of
 from nsa_reports import LengthRow, ScoreRow, ShownDifference, ShownScore
 
 Floats = NDArray[np.float64]
@@ -95,9 +95,14 @@ class Figures:
         order = list(dict.fromkeys(metric for metric, _ in found))
         return sorted(found, key=lambda key: order.index(key[0]))
 
+    @_once
+    def origin(self, task: str) -> Origin:
+        """Protocol, data and truncation of a task or group."""
+        return origin_of(self._models, task)
+
     def protocol(self, task: str) -> str:
-        """The task's `metadata.protocol`, or nothing."""
-        return self._metadata(task, "protocol")
+        """Whose definition a task follows, or nothing."""
+        return self.origin(task).protocol
 
     def description(self, task: str) -> str:
         """The task's `metadata.summary`, or nothing."""
@@ -107,14 +112,16 @@ class Figures:
     def row(self, task: str, metric: str, filter_name: str) -> ScoreRow:
         """The whole task, or group, under one metric."""
         _, unit = self.shape(task, metric, filter_name)
-        scores = self._scores(task, metric, filter_name, None)
+        scores, origin = self._scores(task, metric, filter_name, None), self.origin(task)
         return ScoreRow(
             task=task,
             metric=metric_label(metric, filter_name),
             scores=scores,
             comparisons=self._comparisons(task, metric, filter_name, None),
             n=max((score.n or 0 for score in scores if score), default=None),
-            protocol=self.protocol(task),
+            protocol=origin.protocol,
+            data=origin.data,
+            truncation=origin.truncation,
             percent=unit == "points",
             higher_is_better=False not in self._directions(task, metric),
         )

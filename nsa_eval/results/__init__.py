@@ -2,16 +2,19 @@
 
 from nsa_eval.results._groups import outline
 from nsa_eval.results._load import load_run
+from nsa_eval.results._origins import Origin, origin_of
 from nsa_eval.results._samples import of_another_length
 from nsa_eval.results._types import GroupResult, ModelRun, Run, Sample, TaskResult
 
 __all__ = [
     "GroupResult",
     "ModelRun",
+    "Origin",
     "Run",
     "Sample",
     "TaskResult",
     "load_run",
     "of_another_length",
+    "origin_of",
     "outline",
 ]

@@ -78,6 +78,8 @@ class RowText:
     label: str
     metric: str
     protocol: str
+    origin: tuple[str, ...]
+    """Where the scores come from: the data with its checksum, what was cut."""
     n: str
     scores: tuple[ScoreText, ...]
     comparisons: tuple[ComparisonText, ...]
@@ -230,6 +232,7 @@ def build_table(models: Sequence[str], rows: Sequence[ScoreRow], *, first: str =
                 label=row.task,
                 metric=row.metric,
                 protocol=row.protocol,
+                origin=tuple(text for text in (row.data, row.truncation) if text),
                 n=fmt.count(n) if n is not None else "",
                 scores=scores,
                 comparisons=compared,

@@ -66,6 +66,10 @@ class ScoreRow:
     n: int | None = None
     protocol: str = ""
     """"official", "project", or the name of the tool whose reading of the benchmark is followed."""
+    data: str = ""
+    """The data set with its checksum."""
+    truncation: str = ""
+    """What became of prompts that were too long, and of how many."""
     percent: bool = True
     """Fractions shown as percent; False shows plain numbers (perplexity, say)."""
     higher_is_better: bool = True

@@ -15,6 +15,7 @@ from nsa_eval.comparison.intervals import bootstrap, tango
 from nsa_eval.comparison.scores import document_scores
 from nsa_eval.material import Grid, Material, finite, side_by_side
 from nsa_eval.sections import Section
+from nsa_eval.sections._folds import Fold, folds
 from nsa_reports import (
     Anchor,
     Cell,
@@ -56,6 +57,7 @@ class Part:
     """The models' maps in the page's order, then the differences."""
     difference_limit: int
     """Half-width of the differences' colour scale in points; one for all tasks."""
+    fold: Fold
 
     @property
     def per_cell(self) -> str:
@@ -88,24 +90,32 @@ class Heatmaps(SectionData):
 
     groups: tuple[HeatmapGroup, ...]
     """One per task."""
+    tops: tuple[str, ...] = ()
+    """For each, the outermost group that the task is a member of, or nothing."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """The groups laid out."""
         limit = difference_limit(self.groups)
+        placed = zip(self.groups, folds(self.tops or [""] * len(self.groups)), strict=True)
         return tuple(
             Part(
                 id=f"g{index}",
                 group=group,
                 panels=panels_of(group, limit),
                 difference_limit=round(100 * limit),
+                fold=fold,
             )
-            for index, group in enumerate(self.groups)
+            for index, (group, fold) in enumerate(placed)
         )
 
     def anchors(self) -> tuple[Anchor, ...]:
-        """One per task."""
-        return tuple(Anchor(id=part.id, title=part.group.title or part.group.task) for part in self.parts)
+        """One per task, or for the first of those that are folded together."""
+        return tuple(
+            Anchor(id=part.id, title=part.fold.opens or part.group.title or part.group.task)
+            for part in self.parts
+            if part.fold.opens or not part.fold.inside
+        )
 
     def samples(self) -> dict[str, dict[str, list[ShownSample]]]:
         """By the row and column of their cell."""
@@ -129,12 +139,14 @@ class Heatmaps(SectionData):
 
 def build(material: Material) -> Heatmaps | None:
     """The tasks whose samples all have a length and a depth."""
+    listed = [task for task, _ in material.outline if task in material.tasks]
     groups = tuple(
         _group(task, material, grids)
-        for task in material.tasks
+        for task in listed
         if (grids := material.figures.grids(task)) is not None
     )
-    return Heatmaps(groups=groups) if groups else None
+    tops = tuple(material.tops.get(group.task, "") for group in groups)
+    return Heatmaps(groups=groups, tops=tops) if groups else None
 
 
 def _by_cell(group: HeatmapGroup) -> dict[str, list[ShownSample]]:
