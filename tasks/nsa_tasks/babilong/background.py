@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nsa_tasks._errors import TaskDataError
 from nsa_tasks._random import Draw
-from nsa_tasks.data import DataSource, load_data
+from nsa_tasks.data import DataSource, load_data, local_files
 from nsa_tasks.haystack import sentences
 
 if TYPE_CHECKING:
@@ -55,9 +55,14 @@ class Books:
         while fruitless < _FRUITLESS:
             text = draw.choice(self.texts)
             start = draw.below(len(text))
-            found = self._punkt.tokenize(text[start : start + max(tokens, 100) * _CHARACTERS])[1:-1]
-            fruitless = 0 if found else fruitless + 1
-            yield from found
+            stretch = text[start : start + max(tokens, 100) * _CHARACTERS]
+            fruitless += 1
+            held: str | None = None  # one is held back: it may be the last
+            for place, (begin, end) in enumerate(self._punkt.span_tokenize(stretch)):
+                if held is not None:
+                    fruitless = 0
+                    yield held
+                held = stretch[begin:end] if place else None
         raise TaskDataError(
             f"{self.name}: no sentences at {_FRUITLESS:,} places: the background has to be prose."
         )
@@ -90,12 +95,16 @@ def open_background(name: str, root: str) -> Background:
     """
     if name == "generated":
         return Generated()
-    if name == "pg19":
-        data = load_data(PG19, root)
-    else:
-        path = Path(name.removeprefix("text:")).expanduser().absolute()
-        own = DataSource(file=path.name, fields=("text",), how="Give a .txt, a folder of them, or .jsonl.")
-        data = load_data(own, path.parent)
+    source, folder = (PG19, root) if name == "pg19" else _own(name)
+    states = [(file, file.stat()) for file in local_files(source, folder) or ()]
+    # The later of the two times: a file's own can be put back, its status's can't.
+    return _read(name, root, tuple((f, max(s.st_mtime_ns, s.st_ctime_ns), s.st_size) for f, s in states))
+
+
+@lru_cache(maxsize=1)
+def _read(name: str, root: str, files: tuple[tuple[Path, int, int], ...]) -> Books:
+    """Read texts once for all tasks of a run; `files` tells when they have changed."""
+    data = load_data(*((PG19, root) if name == "pg19" else _own(name)))
     texts = [record["text"] for record in data.records]
     for place, text in zip(data.places, texts, strict=True):
         if not isinstance(text, str):
@@ -104,3 +113,10 @@ def open_background(name: str, root: str) -> Background:
     if not kept:
         raise TaskDataError(f"{data.places[0]}: no text in it.")
     return Books(kept, data.name)
+
+
+def _own(name: str) -> tuple[DataSource, str]:
+    """The user's texts, and the folder that they are in."""
+    path = Path(name.removeprefix("text:")).expanduser().absolute()
+    how = "Give a .txt file, a folder of them, or .jsonl records with a text each."
+    return DataSource(file=path.name, fields=("text",), how=how), str(path.parent)

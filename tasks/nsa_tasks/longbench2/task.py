@@ -50,6 +50,14 @@ class LongBench2Task(RecordTask):
         """Of the first request's reply."""
         return self.own.new_tokens
 
+    def build_all_requests(self, **kwargs: Any) -> None:  # noqa: ANN401  (lm-eval's arguments)
+        """Build the requests, and say in the results what was cut of how many."""
+        self._lengths.clear()
+        super().build_all_requests(**kwargs)
+        cut = sum(length > self.own.max_length for length in self._lengths.values())
+        said = f"middle, over {self.own.max_length:,} tokens: {cut} of {len(self._lengths)} cut"
+        self.set_config("metadata", {**self.config.metadata, "truncation": said})
+
     def process_results(self, doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
         """Score a question, and leave in it what its replies hold instead of the answer."""
         dialogues = self._dialogues(doc, results)
