@@ -107,7 +107,7 @@ def _requests(arguments: Any) -> list[list[Any]]:  # noqa: ANN401 - whatever the
 def _follow_ups(doc: Mapping[str, Any]) -> int:
     """How many of a document's requests, the last ones, were made from its replies (nsa_tasks.follow_up)."""
     count = doc.get("follow_ups")
-    return count if _is_whole(count) else 0
+    return count if isinstance(count, int) and _is_whole(count) else 0
 
 
 def _settings(requests: list[list[Any]]) -> tuple[str, ...]:

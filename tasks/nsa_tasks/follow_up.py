@@ -48,6 +48,7 @@ class FollowUp:
 class FollowUps(_Task):
     """Mixin for lm-eval task classes, before all others: asks a document a second time."""
 
+    _instances: "list[Instance]"
     ask: "Ask | None" = None
     """Who answers follow-ups; None leaves it to what comes with the chat template."""
 
@@ -62,7 +63,7 @@ class FollowUps(_Task):
         apply_chat_template: bool = False,
         chat_template: Callable[..., Any] | None = None,
         system_instruction: str | None = None,
-        **kwargs: object,
+        **kwargs: Any,  # noqa: ANN401  (lm-eval's arguments)
     ) -> None:
         """Build the first requests, and keep how they are worded for the second ones.
 

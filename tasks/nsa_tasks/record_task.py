@@ -88,7 +88,11 @@ class RecordTask(EveryReply, ConfigurableTask):
         return self.prompt_of(doc)
 
     def build_all_requests(
-        self, *, cache_requests: bool = False, rewrite_requests_cache: bool = False, **kwargs: object
+        self,
+        *,
+        cache_requests: bool = False,
+        rewrite_requests_cache: bool = False,
+        **kwargs: Any,  # noqa: ANN401  (lm-eval's arguments)
     ) -> None:
         """Build the requests; never from lm-eval's cache, whose key knows no parameters."""
         super().build_all_requests(**kwargs)
