@@ -91,3 +91,28 @@ def test_the_page_and_the_loaded_samples_hold_both_replies(thinking, tmp_path):
     samples = load_run(output).models["one"].tasks["longbench2_cot"].filters["none"]
     assert [len(sample.replies) for sample in samples] == [2, 2, 2]
     assert all(len(sample.settings) == 1 for sample in samples)  # of what both models were asked alike
+
+
+def test_a_run_that_broke_between_the_two_goes_on_from_the_stored_replies(thinking, tmp_path, monkeypatch):
+    from nsa_eval.engine import Engine
+    from nsa_eval.errors import UserError
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    nsa_eval.run(thinking(), output=whole, progress=False)
+    answer, calls = Engine.generate_until, []
+
+    def breaks(engine, requests, disable_tqdm=False):
+        calls.append(len(requests))
+        if len(calls) == 2:
+            raise UserError("the machine is gone")
+        return answer(engine, requests, disable_tqdm)
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="the machine is gone"):
+        patched.setattr(Engine, "generate_until", breaks)
+        nsa_eval.run(thinking(), output=broken, progress=False)
+    with ResponseStore.open(broken / "store/responses.jsonl") as store:
+        assert len(store) == calls[0] == 3
+    nsa_eval.run(thinking(), output=broken, progress=False)
+    assert rows_of(broken, "one") == rows_of(whole, "one")
+    with ResponseStore.open(broken / "store/responses.jsonl") as store:
+        assert len(store) == 12

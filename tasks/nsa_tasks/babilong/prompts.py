@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nsa_tasks._errors import TaskDataError
-from nsa_tasks.data import DataSource, local_files, looked_for
-from nsa_tasks.upstream import lm_eval_yaml, read_text
+from nsa_tasks.data import DataSource, load_data
+from nsa_tasks.upstream import lm_eval_yaml
 
 OFFICIAL = DataSource(
     file="babilong/prompts.py",
@@ -69,10 +69,8 @@ def official(qa: str, root: str) -> Wording:
     Raises:
         TaskDataError: The file isn't under the data root, or is another one.
     """
-    found = local_files(OFFICIAL, root)
-    if found is None:
-        raise TaskDataError(f"{looked_for(OFFICIAL, root)}. {OFFICIAL.how}")
-    return parse_official(read_text(found[0], sha256=str(OFFICIAL.sha256)), qa, found[0])
+    data = load_data(OFFICIAL, root)
+    return parse_official(data.records[0]["text"], qa, data.places[0])
 
 
 def parse_official(text: str, qa: str, place: str | Path) -> Wording:

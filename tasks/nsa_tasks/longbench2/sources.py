@@ -12,7 +12,7 @@ _HOW = (
     "Put data.json of the hub's THUDM/LongBench-v2 there, or its records parted by their `length` as "
     "short.jsonl, medium.jsonl and long.jsonl (also .gz or .xz)."
 )
-_LICENCE = "Apache-2.0 (data set), MIT (THUDM/LongBench)"
+_LICENCE = "MIT (THUDM/LongBench)"
 WHOLE = DataSource(
     file="longbench/v2/data.json",
     how=_HOW,
