@@ -107,9 +107,10 @@ def test_a_run_that_broke_between_the_two_goes_on_from_the_stored_replies(thinki
             raise UserError("the machine is gone")
         return answer(engine, requests, disable_tqdm)
 
-    with monkeypatch.context() as patched, pytest.raises(UserError, match="the machine is gone"):
+    with monkeypatch.context() as patched:
         patched.setattr(Engine, "generate_until", breaks)
-        nsa_eval.run(thinking(), output=broken, progress=False)
+        with pytest.raises(UserError, match="the machine is gone"):
+            nsa_eval.run(thinking(), output=broken, progress=False)
     with ResponseStore.open(broken / "store/responses.jsonl") as store:
         assert len(store) == calls[0] == 3
     nsa_eval.run(thinking(), output=broken, progress=False)
