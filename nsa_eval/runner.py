@@ -52,6 +52,8 @@ class Score:
     """Its standard error, where lm-eval gives one."""
     samples: int | None
     """Documents behind it."""
+    depth: int = 0
+    """How many groups it stands in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +69,12 @@ class ModelResult:
 
     @property
     def scores(self) -> tuple[Score, ...]:
-        """Every figure, in the file's order; of RULER, those of the lengths that were asked."""
-        from nsa_eval.results import of_another_length
+        """Every figure, groups before their members; of RULER, those of the lengths that were asked."""
+        from nsa_eval.results import of_another_length, outlined
 
         found = []
-        for task, metrics in self.results["results"].items():
+        for task, depth in outlined(self.results):
+            metrics = self.results["results"][task]
             for key, value in metrics.items():
                 name, comma, filter_name = key.partition(",")
                 if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
@@ -86,6 +89,7 @@ class ModelResult:
                         value=float(value),
                         stderr=float(stderr) if isinstance(stderr, int | float) else None,
                         samples=metrics.get("sample_len"),
+                        depth=depth,
                     )
                 )
         return tuple(found)

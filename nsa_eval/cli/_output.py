@@ -94,7 +94,8 @@ def _print_scores(result: RunResult) -> None:
     table.add_column("samples", justify="right")
     for model in result.models:
         for score in model.scores:
-            table.add_row(model.name, score.task, score.metric, f"{score.value:.4f}", str(score.samples))
+            name = "  " * score.depth + score.task
+            table.add_row(model.name, name, score.metric, f"{score.value:.4f}", str(score.samples))
     _console().print(table)
 
 

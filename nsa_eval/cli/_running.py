@@ -199,7 +199,8 @@ def validate_command(config: Annotated[str, CONFIG], overrides: Set = None) -> N
 
     resolved = load_config(config, overrides or ())
     plan = make_plan(resolved)
-    jobs = f"{counted(len(resolved.models), 'model')} x {counted(len(resolved.tasks), 'task')}"
+    tasks = {job.task.label for job in plan.jobs}
+    jobs = f"{counted(len(resolved.models), 'model')} x {counted(len(tasks), 'task')}"
     typer.echo(f"{config}: fine: {jobs}, {_size(plan)}")
 
 

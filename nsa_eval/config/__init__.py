@@ -7,6 +7,7 @@ from nsa_eval.config._types import parse_length
 from nsa_eval.config._variants import Variant, all_variants, variants_of
 from nsa_eval.config._yaml import YamlError, check_shape, parse_yaml
 from nsa_eval.config.schema import (
+    ColumnSpec,
     CompareSpec,
     EngineSpec,
     ExecutorSpec,
@@ -14,12 +15,14 @@ from nsa_eval.config.schema import (
     ModelSpec,
     ReportSpec,
     RunConfig,
+    TableSpec,
     TaskSpec,
     VariantSpec,
     section_keys,
 )
 
 __all__ = [
+    "ColumnSpec",
     "CompareSpec",
     "ConfigLike",
     "EngineSpec",
@@ -31,6 +34,7 @@ __all__ = [
     "ModelSpec",
     "ReportSpec",
     "RunConfig",
+    "TableSpec",
     "TaskSpec",
     "Variant",
     "VariantSpec",

@@ -10,6 +10,7 @@ from nsa_eval._limits import declared_max_length
 from nsa_eval._paths import is_file, is_folder, is_there, user_path
 from nsa_eval._suggest import did_you_mean
 from nsa_eval.catalog import LARGEST_TASK_FILE, lm_eval_models, lm_eval_tasks, task_yaml_files, zoo_names
+from nsa_eval.config._check_tables import check_tables
 from nsa_eval.config._generation import generation_problems
 from nsa_eval.config._members import expand
 from nsa_eval.config._source import Source
@@ -21,7 +22,7 @@ from nsa_eval.errors import ConfigError
 Problem = tuple[Path_, str]
 RESERVED = frozenset(
     {
-        *("store", "figures", "audit.json", "comparison.json", "comparison.md"),
+        *("store", "figures", "tables", "audit.json", "comparison.json", "comparison.md"),
         *("costs.json", "env.json", "report.html", "run.yaml"),
     }
 )
@@ -59,6 +60,7 @@ def check(config: RunConfig, source: Source) -> None:
                 text = f"{file} has {file.stat().st_size:,} bytes: that is no task"
                 problems.append((("include_path", i), text))
     names = _variant_names(config)
+    problems += check_tables(config, names)
     if config.compare.baseline is not None and config.compare.baseline not in names:
         text = f"no model is named {config.compare.baseline!r}{did_you_mean(config.compare.baseline, names)}"
         problems.append((("compare", "baseline"), text))

@@ -217,6 +217,9 @@ class Figures:
         if name in model.groups:
             group = model.groups[name]
             by_document = group_scores(group, model, metric, filter_name)
+            if length is not None:
+                there = _at_length(group.tasks, model, filter_name, length)
+                by_document = {key: score for key, score in by_document.items() if key in there}
             kept = {key: score for key, score in by_document.items() if np.isfinite(score)}
             tasks = [task for task, _ in kept]
             pooled = not kept or group.by_size.get(f"{metric},{filter_name}", True)
@@ -251,6 +254,17 @@ class Figures:
             )
             for row in self._rows.get((task, metric, filter_name, length), [])
         )
+
+
+def _at_length(tasks: Iterable[str], model: ModelRun, filter_name: str, length: int) -> set[tuple[str, str]]:
+    """The documents of a context length, by task and hash."""
+    return {
+        (task, sample.doc_hash)
+        for task in tasks
+        if task in model.tasks
+        for sample in model.tasks[task].filters.get(filter_name, ())
+        if sample.length == length
+    }
 
 
 def _shown(found: Estimate, n: int) -> ShownScore:

@@ -116,24 +116,27 @@ def _documents(tasks: Iterable[TaskResult]) -> str:
 
 
 def _truncation(model: ModelRun, tasks: list[TaskResult]) -> str:
+    """The policy and how many prompts it cut: the engine's cuts by the audit, a task's own by its samples."""
     policies = _distinct(_policy(model, task) for task in tasks)
     names = {task.name for task in tasks}
+    samples = [(task.name, one) for task in tasks for one in next(iter(task.filters.values()), ())]
     cut = {
-        (event.get("task"), str(event.get("doc_id")))
+        (str(event.get("task")), str(event.get("doc_id")))
         for event in model.audit
         if event.get("kind") == "truncated" and event.get("task") in names
-    }
-    total = sum(len(next(iter(task.filters.values()), ())) for task in tasks)
+    } | {(name, str(sample.doc_id)) for name, sample in samples if sample.cut}
     if not policies and not cut:
         return "cuts not recorded"
-    if policies == ["error"] and not cut:
+    if policies == ["error"]:
+        own = "by the task" if cut else ""
+    else:
+        own = " / ".join(policy for policy in policies if policy != "error") or "by the task"
+    if " cut" in own:  # a task that says it in full
+        return own
+    if not own:
         return "nothing cut"
-    own = [policy for policy in policies if policy != "error"] or ["cut"]
-    # A task that cuts its prompts by itself says how, and how many is for it to say.
-    if not cut and any(policy not in ("left", "middle") for policy in own):
-        return " / ".join(own)
-    counted = f"{len(cut):,} of {total:,}" if cut else "nothing"
-    return f"{' / '.join(own)}: {counted} cut"
+    counted = f"{len(cut):,} of {len(samples):,}" if cut else "nothing"
+    return f"{own}: {counted} cut"
 
 
 def _policy(model: ModelRun, task: TaskResult) -> str:

@@ -88,12 +88,27 @@ def _sample(record: dict[str, Any]) -> Sample:
         seed=doc["seed"] if _is_whole(doc.get("seed")) else None,
         needle=_text(doc.get("needle")),
         answer=_text(doc.get("answer")),
+        cut=cut_by_task(doc) is not None,
         prompt_end=prompt[-PROMPT_END_CHARACTERS:],
         replies=replies,
         extracted=_extracted(resps, record.get("filtered_resps"), replies),
         reasons=_answers(doc.get("reasons")),
         expected=_answers(doc.get("outputs")) or (str(record.get("target", "")),),
     )
+
+
+def cut_by_task(doc: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The prompt's tokens before and after the cut that its task made by its own protocol; None for no cut.
+
+    Such a task leaves in a sample's document `cut_from`, the tokens of the whole prompt, beside
+    `prompt_tokens`, those that were asked; or beside `prompt_tokens` of the whole `prompt_tokens_kept`.
+    """
+    whole, asked = doc.get("cut_from"), doc.get("prompt_tokens")
+    if whole is None:
+        whole, asked = asked, doc.get("prompt_tokens_kept")
+    if isinstance(whole, int) and isinstance(asked, int) and asked < whole:
+        return whole, asked
+    return None
 
 
 def _requests(arguments: Any) -> list[list[Any]]:  # noqa: ANN401 - whatever the file holds

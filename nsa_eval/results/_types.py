@@ -40,6 +40,8 @@ class Sample(BaseModel):
     """Seed that the document was made with."""
     needle: str | None = None
     answer: str | None = None
+    cut: bool = False
+    """Whether the task itself cut the prompt, by its own protocol."""
 
     prompt_end: str = ""
     """The last characters of the prompt."""

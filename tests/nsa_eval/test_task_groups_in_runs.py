@@ -22,7 +22,10 @@ metadata: {version: 1.0, family: suite, protocol: own, summary: Needles}
 """
 OUTER = """
 group: outer
-task: [suite, {task: sums, num_fewshot: 2, generation_kwargs: {max_gen_toks: 5, until: ["#"]}}, numbers]
+task:
+  - suite
+  - {task: sums, num_fewshot: 2, generation_kwargs: {max_gen_toks: 5, until: ["#"]}}
+  - {task: numbers, num_fewshot: 1}
 aggregate_metric_list: [{metric: score, aggregation: mean, weight_by_size: false}]
 metadata: {version: 2.0}
 """
@@ -122,7 +125,7 @@ def test_scores_of_groups_stand_before_their_members_in_results_and_comparison(c
     assert content["versions"]["outer"] == 2.0 or content["versions"]["outer"] == "2.0"
     sums = content["configs"]["sums"]
     assert (sums["num_fewshot"], sums["generation_kwargs"]["max_gen_toks"]) == (2, 5)
-    assert content["configs"]["sums_more"]["num_fewshot"] == 0
+    assert content["configs"]["sums_more"]["num_fewshot"] == 1  # through a group of lm-eval's
     sources = content["config"]["task_sources"]
     assert {"suite.yaml", "outer.yaml", "needle_single.yaml"} <= set(sources["needle_single"])
     assert [(row.task, row.depth) for row in result.comparison.rows if row.metric == "score"] == [

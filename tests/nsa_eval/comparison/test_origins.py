@@ -78,13 +78,36 @@ def test_without_a_hash_the_documents_have_one(origin, config, data, protocol):
         ({"task_truncation": {"t": "left"}}, {}, None, cut(0, 1, 1), "left: 2 of 3 cut"),
         ({"task_truncation": {"t": "middle"}}, {}, None, (), "middle: nothing cut"),
         ({}, {}, {"truncation": "middle"}, cut(2), "middle: 1 of 3 cut"),
-        ({}, {"truncation": "middle, 31,500 tokens"}, {"truncation": "error"}, (), "middle, 31,500 tokens"),
+        (
+            {},
+            {"truncation": "middle, at 9 tokens"},
+            {"truncation": "error"},
+            (),
+            "middle, at 9 tokens: nothing cut",
+        ),
+        ({}, {"truncation": "middle: 1 of 3 cut"}, {"truncation": "error"}, (), "middle: 1 of 3 cut"),
         ({}, {}, None, (), "cuts not recorded"),
     ],
 )
 def test_truncation_is_the_policy_and_what_it_cut(origin, settings, metadata, engine, events, text):
     found, _ = origin({"metadata": metadata}, settings=settings, audit=events, engine=engine)
     assert found.truncation == text
+
+
+@pytest.mark.parametrize(
+    ("doc", "metadata", "text"),
+    [
+        ({"prompt_tokens": [9, 5, 9], "cut_from": [20, None, 10]}, {}, "by the task: 2 of 3 cut"),
+        ({"prompt_tokens": [20, 5, 9], "prompt_tokens_kept": [9, 5, 9]}, {}, "by the task: 1 of 3 cut"),
+        ({"prompt_tokens": [9, 5, 9], "cut_from": [20] * 3}, {"truncation": "middle"}, "middle: 3 of 3 cut"),
+        ({"prompt_tokens": [9, 5, 9]}, {}, "nothing cut"),
+    ],
+)  # fmt: skip
+def test_what_a_task_cuts_by_its_own_protocol_counts_too(tmp_path, write_model, scored, doc, metadata, text):
+    config = {"metadata": {"version": 1, **metadata}}
+    write_model(tmp_path, "one", {"t": scored([1.0, 0.0, 1.0], **doc)}, config=config)
+    (tmp_path / "run.yaml").write_text(json.dumps({"engine": {"truncation": "error"}}))
+    assert origin_of(load_run(tmp_path).models, "t").truncation == text
 
 
 @pytest.fixture
