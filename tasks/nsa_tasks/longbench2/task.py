@@ -38,7 +38,12 @@ class LongBench2Task(RecordTask):
         self._lengths: dict[str, int] = {}
         rows = [self._row(data, number) for number in range(len(data.records))]
         prompts = joint_sha256([found.sha256 for found in read])
-        return Documents(rows, {"data_hash": data.name, "prompts_sha256": prompts})
+        about = {
+            "data_hash": data.name,
+            "prompts_sha256": prompts,
+            "truncation": f"middle, over {self.own.max_length:,} tokens",
+        }
+        return Documents(rows, about)
 
     def prompt_of(self, doc: Mapping[str, Any]) -> str:
         """The first request: the template filled in, and cut in the middle where it is too long."""
@@ -49,14 +54,6 @@ class LongBench2Task(RecordTask):
     def reply_budget(self) -> int:
         """Of the first request's reply."""
         return self.own.new_tokens
-
-    def build_all_requests(self, **kwargs: Any) -> None:  # noqa: ANN401  (lm-eval's arguments)
-        """Build the requests, and say in the results what was cut of how many."""
-        self._lengths.clear()
-        super().build_all_requests(**kwargs)
-        cut = sum(length > self.own.max_length for length in self._lengths.values())
-        said = f"middle, over {self.own.max_length:,} tokens: {cut} of {len(self._lengths)} cut"
-        self.set_config("metadata", {**self.config.metadata, "truncation": said})
 
     def process_results(self, doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
         """Score a question, and leave in it what its replies hold instead of the answer."""
