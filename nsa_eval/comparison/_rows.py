@@ -266,13 +266,7 @@ def metrics_of(task: TaskResult) -> list[tuple[str, str]]:
     """(metric, filter) of a task, the main one first: the order in which its configuration lists both."""
     named = [f.get("name") for f in task.config.get("filter_list") or [] if isinstance(f, dict)]
     filters = sorted(task.filters, key=lambda name: named.index(name) if name in named else len(named))
-    found = dict.fromkeys(
-        (metric, name) for name in filters for sample in task.filters[name] for metric in sample.metrics
-    )
-    # A document may lack the main metric: one that wasn't answered, where only answers are scored.
-    listed = [m.get("metric") for m in task.config.get("metric_list") or [] if isinstance(m, dict)]
-    places = {metric: place for place, metric in enumerate(listed) if isinstance(metric, str)}
-    return sorted(found, key=lambda key: (filters.index(key[1]), places.get(key[0], len(places))))
+    return [(metric, name) for name in filters for metric in task.metrics(name)]
 
 
 def _split(key: str) -> tuple[str, str]:
