@@ -47,4 +47,4 @@ def test_groups_count_their_tasks_alike(name, count):
 def test_a_plan_knows_contexts_and_about_their_prompts():
     size = FAMILY.size(resolve("babilong_qa1", {"lengths": "0k,1k,4k", "samples": 10}))
     assert size.documents == 30
-    assert size.tokens == 10 * (700 + 3700) + 30 * (350 + 20)
+    assert size.tokens == 10 * (700 + 3700) + 30 * (320 + 20)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nsa_tasks.babilong.family import facts_source
 from nsa_tasks.babilong.scoring import is_right
+from nsa_tasks.babilong.sources import facts_source
 from nsa_tasks.babilong.stories import NAMES, read_questions
 from nsa_tasks.data import ENVIRONMENT, load_data, local_paths
 from nsa_tasks.longbench2.scoring import score

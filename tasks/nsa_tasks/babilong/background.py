@@ -8,21 +8,12 @@ from typing import TYPE_CHECKING
 
 from nsa_tasks._errors import TaskDataError
 from nsa_tasks._random import Draw
+from nsa_tasks.babilong.sources import PG19
 from nsa_tasks.data import DataSource, load_data, local_files
 from nsa_tasks.haystack import sentences
 
 if TYPE_CHECKING:
     from nltk import PunktSentenceTokenizer
-
-PG19 = DataSource(
-    file="corpus/pg19_test.jsonl",
-    how="Put PG-19's test split there, a book a line with its `text` "
-    "(https://github.com/google-deepmind/pg19), or take background = text:PATH or generated.",
-    fields=("text",),
-    hub="emozilla/pg19-test",
-    licence="Apache-2.0; the books are in the public domain",
-)
-"""The official background."""
 
 _CHARACTERS = 10
 """For each token that is wanted, at most so many characters of a book are parted into sentences: as

@@ -7,16 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nsa_tasks._errors import TaskDataError
-from nsa_tasks.data import DataSource, load_data
+from nsa_tasks.babilong.sources import OFFICIAL
+from nsa_tasks.data import load_data
 from nsa_tasks.upstream import lm_eval_yaml
-
-OFFICIAL = DataSource(
-    file="babilong/prompts.py",
-    how="Copy babilong/prompts.py of https://github.com/booydar/babilong there, or take prompt = lm-eval.",
-    sha256="be08d7e466170177e38fddb997e3dd9ffb281d5a830edd240933e069a9c5c2ee",
-    licence="Apache-2.0",
-)
-"""As of commit 7a6efee29f5c. Only assignments of texts and of one dictionary are read from it."""
 
 _LM_EVAL = {
     "qa1": "d5eeab91da0ae90650094156eec1b2657a2ed8646f2782a305fecaee81a05940",

@@ -10,10 +10,11 @@ from nsa_tasks._tokens import RequestTokens
 from nsa_tasks.babilong import FAMILY
 from nsa_tasks.babilong.background import Books, open_background
 from nsa_tasks.babilong.build import documents
-from nsa_tasks.babilong.family import facts_source, protocol
+from nsa_tasks.babilong.family import protocol
 from nsa_tasks.babilong.parameters import BabilongParams
 from nsa_tasks.babilong.prompts import lm_eval, official
 from nsa_tasks.babilong.scoring import describe
+from nsa_tasks.babilong.sources import facts_source
 from nsa_tasks.babilong.stories import read_questions
 from nsa_tasks.data import file_sha256, load_data
 from nsa_tasks.record_task import Documents, RecordTask
