@@ -192,7 +192,7 @@ def _evaluate_variant(
 
 def _task_cuts(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[AuditEvent]:
     """The prompts that tasks cut by their own protocol, as they left it in their samples' documents."""
-    from nsa_eval.results import cut_by_task
+    from nsa_eval.results.cuts import cut_by_task
 
     found: dict[tuple[str, int], AuditEvent] = {}  # a document has a sample for each filter
     for task, rows in samples.items():

@@ -201,6 +201,7 @@ def _load(manager: Any, job: Job, model: ModelSpec, config: RunConfig) -> dict[s
                 trust_remote_code=model.trust_remote_code,
                 add_bos_token=config.engine.add_bos_token,
                 template_date=model.template_date,
+                window=_window(model),
             )
             wanted |= job.settings
         else:
@@ -240,6 +241,12 @@ def tokenizer_of(model: ModelSpec, task: str) -> str:
             "names no tokenizer: add lm_args: {tokenizer: PATH} with a folder or hub id"
         )
     return nsa_models.resolve(model.path)
+
+
+def _window(model: ModelSpec) -> int | None:
+    """The longest request that the config gives a model; None leaves it to the checkpoint's own config."""
+    given = (model.max_length, model.lm_args.get("max_length"), model.lm_args.get("max_model_len"))
+    return next((value for value in given if isinstance(value, int) and not isinstance(value, bool)), None)
 
 
 def _task_manager(names: set[str], include_path: Sequence[str]) -> Any:  # noqa: ANN401  (TaskManager)

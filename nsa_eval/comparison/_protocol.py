@@ -22,7 +22,7 @@ _MODEL_KEYS = frozenset(
     {
         *("pretrained", "tokenizer", "tokenizer_backend", "model", "path", "peft", "delta", "revision"),
         *("dtype", "device", "device_map", "backend", "batch_size", "max_batch_size", "parallelize"),
-        *("trust_remote_code", "attn_implementation", "max_length"),
+        *("trust_remote_code", "attn_implementation", "max_length", "window"),
     }
 )
 # Compared on their own lines, so not again as part of the configuration.

@@ -48,7 +48,8 @@ class Row(BaseModel):
     metric: str
     filter: str
     length: int | None
-    """Context length in tokens for a sub-row, None for the whole task."""
+    """Context length in tokens for a sub-row, or the end of its bucket by position; None for the whole
+    task."""
     depth: int = 0
     """How many groups it stands in: rows of a group's members follow the group's, one deeper."""
     family_name: Family = "headline"
@@ -85,7 +86,7 @@ class Row(BaseModel):
     difference."""
     verdict: Verdict
     lengths: list["Row"] = []
-    """The same task at each context length."""
+    """The same task at each context length, or in each bucket by position."""
 
     @property
     def too_few_documents(self) -> bool:

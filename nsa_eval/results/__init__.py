@@ -3,8 +3,8 @@
 from nsa_eval.results._groups import outline, outlined
 from nsa_eval.results._load import load_run
 from nsa_eval.results._origins import Origin, origin_of
-from nsa_eval.results._samples import cut_by_task, of_another_length
-from nsa_eval.results._types import GroupResult, ModelRun, Run, Sample, TaskResult
+from nsa_eval.results._samples import of_another_length
+from nsa_eval.results._types import GroupResult, ModelRun, Run, Sample, TaskResult, at_position
 
 __all__ = [
     "GroupResult",
@@ -13,7 +13,7 @@ __all__ = [
     "Run",
     "Sample",
     "TaskResult",
-    "cut_by_task",
+    "at_position",
     "load_run",
     "of_another_length",
     "origin_of",

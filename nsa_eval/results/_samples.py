@@ -9,6 +9,7 @@ from typing import Any
 from nsa_eval._json import parse_json
 from nsa_eval.errors import UserError
 from nsa_eval.results._types import Sample
+from nsa_eval.results.cuts import cut_by_task
 
 PROMPT_END_CHARACTERS = 1200
 """Characters of the prompt's end that are kept: the question and the needle's surroundings at depth 100 %."""
@@ -95,20 +96,6 @@ def _sample(record: dict[str, Any]) -> Sample:
         reasons=_answers(doc.get("reasons")),
         expected=_answers(doc.get("outputs")) or (str(record.get("target", "")),),
     )
-
-
-def cut_by_task(doc: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The prompt's tokens before and after the cut that its task made by its own protocol; None for no cut.
-
-    Such a task leaves in a sample's document `cut_from`, the tokens of the whole prompt, beside
-    `prompt_tokens`, those that were asked; or beside `prompt_tokens` of the whole `prompt_tokens_kept`.
-    """
-    whole, asked = doc.get("cut_from"), doc.get("prompt_tokens")
-    if whole is None:
-        whole, asked = asked, doc.get("prompt_tokens_kept")
-    if isinstance(whole, int) and isinstance(asked, int) and asked < whole:
-        return whole, asked
-    return None
 
 
 def _requests(arguments: Any) -> list[list[Any]]:  # noqa: ANN401 - whatever the file holds

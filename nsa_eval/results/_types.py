@@ -104,6 +104,27 @@ class TaskResult(BaseModel):
             return False
         return all(sample.depth is not None for sample in samples) or 2 * len(lengths) <= len(samples)
 
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Where the buckets end that its documents are split into by position, in tokens; empty for others.
+
+        The configuration's metadata lists them under `buckets`, and beside a metric NAME stands NAME@END, the
+        same within the bucket that ends there.
+        """
+        metadata = self.config.get("metadata")
+        listed = metadata.get("buckets") if isinstance(metadata, dict) else None
+        if not isinstance(listed, list) or not all(isinstance(end, int) for end in listed):
+            return ()
+        names = {
+            metric for samples in self.filters.values() for sample in samples for metric in sample.metrics
+        }
+        return tuple(end for end in listed if any(at_position(name, end) in names for name in names))
+
+
+def at_position(metric: str, end: int) -> str:
+    """What a metric is called within the bucket of tokens that ends at a position."""
+    return f"{metric}@{end}"
+
 
 class GroupResult(BaseModel):
     """A group of tasks that has a score of its own (MMLU, LongBench)."""

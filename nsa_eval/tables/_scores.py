@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from nsa_eval._markup import csv_cell, md
 from nsa_eval.material import Material
+from nsa_eval.results import at_position
 from nsa_reports import ScoreRow, ShownScore
 
 SCORES = "scores"
@@ -83,9 +85,14 @@ def _scores(material: Material) -> Iterator[tuple[int, ScoreRow, str, ShownScore
     for name, depth in material.outline:
         for metric, filter_name in figures.metrics(name):
             row = figures.row(name, metric, filter_name)
-            for model, score in zip(material.models, row.scores, strict=True):
-                if score is not None:
-                    yield depth, row, model, score
+            rows = [row]
+            for bucket in figures.by_length(name, metric, filter_name, figures.positions(name)):
+                label = at_position(row.metric, bucket.length)
+                rows.append(replace(row, metric=label, scores=bucket.scores, n=bucket.n))
+            for one in rows:
+                for model, score in zip(material.models, one.scores, strict=True):
+                    if score is not None:
+                        yield depth, one, model, score
 
 
 def _text(row: ScoreRow, score: ShownScore) -> str:

@@ -11,7 +11,7 @@ from nsa_tasks._parameters import ParameterInfo
 from nsa_tasks._suggest import closest
 from nsa_tasks._yaml import group_files, load_task_yaml, task_files
 from nsa_tasks.family import Params, TaskFamily
-from nsa_tasks.groups import group_of
+from nsa_tasks.groups import TaskGroup, group_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +124,23 @@ def list_groups() -> list[TaskInfo]:
             TaskInfo(
                 name,
                 str(data.get("family", group.files[0].parent.name)),
-                str(data.get("protocol", "lm-eval")),
+                str(data.get("protocol") or _protocols(group)),
                 f"{data.get('summary', '')} ({count} tasks)".strip(),
                 (),
             )
         )
     return infos
+
+
+def _protocols(group: TaskGroup) -> str:
+    """Whose definitions the members of a group follow."""
+    found = {
+        load_task_yaml(task_files()[leaf.task], resolve=False)["metadata"]["protocol"]
+        if leaf.task in task_files()
+        else "lm-eval"
+        for leaf in group.leaves()
+    }
+    return " / ".join(sorted(found))
 
 
 def list_tasks() -> list[TaskInfo]:
@@ -159,6 +170,7 @@ def task_spec(
     trust_remote_code: bool = False,
     add_bos_token: bool | None = None,
     template_date: str | None = None,
+    window: int | None = None,
 ) -> dict[str, Any]:
     """Make a task with parameters for lm-eval.
 
@@ -176,6 +188,8 @@ def task_spec(
         trust_remote_code: Allow a tokenizer with code of its own.
         add_bos_token: As the model's `add_bos_token` in lm-eval; None leaves it to the tokenizer.
         template_date: The day (2026-01-31) that a chat template prints which asks for the date.
+        window: Tokens that the model reads and writes at most, where that isn't what its config.json says:
+            for tasks that cut their prompts by it.
 
     Returns:
         The YAML as a dict, its functions resolved, with resolved parameters in `metadata`, and under `params`
@@ -204,6 +218,7 @@ def task_spec(
         ("trust_remote_code", trust_remote_code, False),
         ("add_bos_token", add_bos_token, None),
         ("template_date", template_date, None),
+        ("window", window, None),
     ):
         if value != default:
             settings[key] = value

@@ -81,6 +81,9 @@ class TaskFamily(ABC):
     truncation: Truncation | None = None
     """What becomes of prompts that are too long; None: what the run says. A family that cuts its own prompts
     (by a protocol of its own) says "error": nothing else may be cut off."""
+    effective_score: float | None = None
+    """The score, 0..1, that the mean over the family's tasks has to reach at a length for the length to count
+    as one that a model can use; reports then have the family's lengths with it. None: no such threshold."""
     command: FamilyCommand | None = None
     """Its own command on the command line, if it has one."""
 

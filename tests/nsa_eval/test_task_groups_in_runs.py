@@ -209,3 +209,12 @@ def test_groups_are_listed_first(suite):
     kinds = [entry.kind.startswith("group of ") for entry in list_tasks()]
     assert kinds == sorted(kinds, reverse=True)
     assert kinds[0]
+
+
+def test_files_of_one_name_are_told_apart_in_a_tasks_sources(tmp_path):
+    from nsa_eval._sources import _by_name
+
+    paths = [tmp_path / "a" / "test.jsonl", tmp_path / "b" / "test.jsonl", tmp_path / "x.yaml"]
+    assert _by_name([*paths, paths[0]]) == dict(
+        zip(("test.jsonl", "b/test.jsonl", "x.yaml"), paths, strict=True)
+    )

@@ -19,8 +19,9 @@ from nsa_tasks import (
     normal,
     parameters_of,
     portable,
+    resolve,
 )
-from nsa_tasks._yaml import group_files, task_files
+from nsa_tasks._yaml import group_files, load_task_yaml, task_files
 
 SUITE = """
 group: suite
@@ -86,6 +87,8 @@ def test_a_group_is_no_task_and_its_folder_need_not_be_a_family(suite):
     )
     assert [is_own(name) for name in ("suite", "needle_single", "gsm8k")] == [True, True, False]
     assert group_of("needle_single") is None
+    (suite / "suite.yaml").write_text(SUITE.replace("protocol: own, ", ""))
+    assert {info.name: info.protocol for info in list_groups()}["suite"] == "classic / lm-eval"
     assert "suite" not in families()
 
 
@@ -129,3 +132,37 @@ def test_a_group_that_cannot_be_read_is_told(suite, text, message):
     (suite / "suite.yaml").write_text(text)
     with pytest.raises(TaskParameterError, match=message):
         group_of("suite")
+
+
+EVERY = sorted(group_files())
+
+
+@pytest.mark.parametrize("name", EVERY)
+class TestEveryGroup:
+    """What holds for each group that there is: a new one is tested by being there."""
+
+    def test_it_is_described_as_a_task_is(self, name):
+        metadata = group_of(name).metadata
+        assert {"version", "summary"} <= set(metadata)
+        folder = group_files()[name].parent.name
+        assert metadata.get("family", folder) == folder
+
+    def test_its_members_exist_once(self, name):
+        from nsa_eval.catalog import lm_eval_tasks
+
+        leaves = [leaf.task for leaf in group_of(name).leaves()]
+        assert len(leaves) == len(set(leaves))
+        assert set(leaves) <= set(task_files()) | lm_eval_tasks()
+
+    def test_a_member_has_one_of_the_metrics_that_it_aggregates(self, name):
+        group = group_of(name)
+        wanted = {entry["metric"] for entry in group.aggregates}
+        for leaf in group.leaves() if wanted else ():
+            if leaf.task in task_files():
+                config = load_task_yaml(task_files()[leaf.task], resolve=False)
+                assert wanted & {entry["metric"] for entry in config["metric_list"]}, leaf.task
+
+    def test_its_members_parameters_can_be_resolved(self, name):
+        for leaf in group_of(name).leaves():
+            if leaf.task in task_files():
+                resolve(leaf.task, leaf.params)

@@ -60,7 +60,7 @@ class Tasks(SectionData):
 
 
 def build(material: Material) -> Tasks | None:
-    """Every task that the heatmaps don't show in full; a group is a table, with its members folded behind."""
+    """Every task that no other section shows in full; a group is a table, with its members folded behind."""
     figures = material.figures
     found = []
     for task, _ in material.outline:
@@ -69,6 +69,8 @@ def build(material: Material) -> Tasks | None:
             found.append(TaskScores(task=task, rows=rows, top=material.tops.get(task, "")))
             continue
         metrics = figures.metrics(task)
+        if figures.positions(task):
+            continue
         is_grid = figures.grids(task) is not None
         if is_grid and len(metrics) == 1:
             continue
