@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nsa_tasks import TaskDataError, TaskParameterError, resolve, task_spec
 from nsa_tasks._random import Draw
-from nsa_tasks._tokens import RequestTokens
+from nsa_tasks._tokens import Encoding, RequestTokens
 from nsa_tasks.babilong.background import Books, Generated
 from nsa_tasks.babilong.build import choose
 from nsa_tasks.babilong.family import FAMILY
@@ -106,6 +106,26 @@ def test_a_context_fills_its_tokens_and_never_passes_them(kind, budget, request)
             counted = len(tokens.tokenizer(filled.text, add_special_tokens=False)["input_ids"])
             assert filled.tokens == counted <= budget
             assert budget - counted <= 2, (source.name, sample)
+
+
+class Seams:
+    """Counts characters, and at each text's seam a few tokens more or fewer."""
+
+    def __init__(self, more=0, fewer=0):
+        self.more, self.fewer = more, fewer
+
+    def tokenizer(self, text, add_special_tokens, verbose):
+        return {"input_ids": [0] * (len(text) + self.more - self.fewer * text.startswith(" "))}
+
+    def encode(self, text, *, special):
+        return Encoding([0] * len(text), None, None)
+
+
+@pytest.mark.parametrize("seams", [Seams(more=30), Seams(fewer=30), Seams(more=3, fewer=9)])
+def test_what_pieces_count_apart_is_corrected_by_the_whole(seams):
+    sentences = [f"Sentence number {i} is about nothing in particular at all." for i in range(200)]
+    filled = Filler(seams, 900).fill(["A fact."] * 3, iter(sentences), Draw("x"))
+    assert 898 <= filled.tokens == len(filled.text) + seams.more <= 900
 
 
 def test_facts_stand_in_their_order_in_slots_between_whole_sentences(bpe_tokenizer):
@@ -235,6 +255,18 @@ def test_questions_with_too_many_lines_or_tokens_are_left_out(byte_tokenizer):
     assert longest(480) == 5  # 60 lines are allowed, but their 1,400 bytes are no 480 tokens
     many = resolve("babilong_qa1", {"samples": 36})
     assert max(len(q.facts) for q in choose(many, questions, 1000, Filler(tokens, 2000))) == 59
+
+
+def test_the_last_question_of_those_that_fit_is_never_drawn(byte_tokenizer):
+    """As officially, whose loader is one shorter than its questions."""
+    lines = [f"1 {person} went to the {place}.\n2 Where is {person}?\t{place}\t1\n"
+             for person in PEOPLE for place in PLACES]  # fmt: skip
+    questions = read_questions("".join(lines), "f.txt")
+    filler = Filler(RequestTokens.load(byte_tokenizer), -300)
+    drawn = [choose(resolve("babilong_qa1", {"samples": 15, "seed": seed}), questions, 0, filler)
+             for seed in range(5)]  # fmt: skip
+    assert all(sorted(q.line for q in one) == [q.line for q in questions[:-1]] for one in drawn)
+    assert len({tuple(q.line for q in one) for one in drawn}) == 5
 
 
 def test_more_samples_than_questions_is_an_error(root, bpe_tokenizer):

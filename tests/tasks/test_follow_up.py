@@ -49,10 +49,11 @@ class Thinker(LM):
 
     def __init__(self, silent=()):
         super().__init__()
-        self.silent, self.calls = silent, []
+        self.silent, self.calls, self.docs = silent, [], []
 
     def generate_until(self, requests, disable_tqdm=False):
         self.calls.append([request.args for request in requests])
+        self.docs.append([dict(request.doc) for request in requests])
         return [self.reply(request.args[0]) for request in requests]
 
     def reply(self, prompt):
@@ -136,6 +137,9 @@ def test_each_of_several_replies_is_followed_by_its_own_request(root, byte_token
     assert [len(call) for call in lm.calls] == [6, 4]
     assert [[len(resp) for resp in sample["resps"]] for sample in samples] == [[2, 1, 1], [2], [2, 1, 1]]
     assert samples[0]["overall"] == 1.0
+    # Two replies of the same words are followed by two requests, which a store must tell apart.
+    assert lm.calls[1][0] == lm.calls[1][1]
+    assert lm.docs[1][0] != lm.docs[1][1]
 
 
 def test_the_chat_template_words_both_requests_and_brings_the_model(root, byte_tokenizer):
