@@ -34,7 +34,7 @@ def folds(groups: Sequence[str]) -> list[Fold]:
         if not group:
             found += [Fold()] * count
             continue
-        title = f"{counted(count, 'member')} of {group}"
+        title = f"{counted(count, 'member')} of {group}, one by one"
         found += [
             Fold(opens=title if i == 0 else "", closes=i == count - 1, inside=True) for i in range(count)
         ]

@@ -57,7 +57,7 @@ def _name(group: CurveGroup) -> str:
 
 
 def _title(group: CurveGroup) -> str:
-    return f"{group.task}: {group.metric} by position"
+    return f"{group.task}: {group.metric} by {group.over}"
 
 
 def _draw(group: CurveGroup) -> Figure:
@@ -71,7 +71,14 @@ def _draw(group: CurveGroup) -> Figure:
         axes = figure.subplots(1, panels, squeeze=False)[0]
         for curve in group.curves:
             _line(axes[0], curve.points, plain_line(short[curve.model], 30), styles[curve.model])
-        _finish(axes[0], f"{group.metric} ({group.unit})", [p.end for c in group.curves for p in c.points])
+        if group.threshold is not None:
+            axes[0].axhline(group.threshold, color="#555555", linewidth=0.6, linestyle=":")
+        _finish(
+            axes[0],
+            group.x_label,
+            f"{group.metric} ({group.unit})",
+            [p.end for c in group.curves for p in c.points],
+        )
         if group.differences:
             axes[1].axhline(0.0, color="black", linewidth=0.6)
             for difference in group.differences:
@@ -79,7 +86,7 @@ def _draw(group: CurveGroup) -> Figure:
                 style = styles.get(difference.candidate, 0)
                 _line(axes[1], difference.points, plain_line(name, 60), style)
             ends = [point.end for difference in group.differences for point in difference.points]
-            _finish(axes[1], f"Difference ({group.unit})", ends)
+            _finish(axes[1], group.x_label, f"Difference ({group.unit})", ends)
     return figure
 
 
@@ -107,14 +114,14 @@ def _line(axis: Axes, points: Sequence[CurvePoint], name: str, style: int) -> No
     )
 
 
-def _finish(axis: Axes, label: str, ends: Sequence[int]) -> None:
+def _finish(axis: Axes, x_label: str, label: str, ends: Sequence[int]) -> None:
     shown = sorted(set(ends))
     axis.set_xscale("log", base=2)
     axis.set_xticks(shown, [fmt.tokens(end) for end in shown])
     axis.minorticks_off()
     axis.tick_params(labelsize=6.5)
     axis.grid(visible=True, linewidth=0.3, color="#dddddd")
-    axis.set_xlabel("Position: end of the bucket (tokens)")
+    axis.set_xlabel(x_label[:1].upper() + x_label[1:])
     axis.set_ylabel(plain_line(label, 60))
     legend = axis.legend(fontsize=6.5, frameon=False)
     for text in legend.get_texts():

@@ -9,7 +9,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
 from nsa_tasks import TaskParameterError, resolve, task_spec
-from nsa_tasks._tokens import RequestTokens
+from nsa_tasks._tokens import RequestTokens, tokenizer_template
 from nsa_tasks.needle.likelihood import NOT_GREEDY, scores
 
 GRID = {"lengths": [400, 600], "depths": 2, "samples": 2}
@@ -89,6 +89,21 @@ def test_a_request_with_its_answer_fits_its_length(bpe_tokenizer):
     task.build_all_requests()
     for request in task.instances:
         assert tokens.count("".join(request.args)) <= request.doc["length"]
+
+
+def test_behind_a_chat_template_the_answer_goes_on_from_the_replys_start(bpe_tokenizer):
+    spec = task_spec("needle_single_nll", GRID, tokenizer=bpe_tokenizer, apply_chat_template=True)
+    task = TaskManager(include_defaults=False).load([spec])["tasks"]["needle_single_nll"]
+    template = tokenizer_template(AutoTokenizer.from_pretrained(bpe_tokenizer))
+    task.build_all_requests(apply_chat_template=True, chat_template=template)
+    tokens = RequestTokens.load(bpe_tokenizer)
+    for request in task.instances:
+        context, answer = request.args
+        assert context.startswith("<s><|user|>")
+        assert context.rstrip().endswith(request.doc["gen_prefix"])
+        whole, head = (tokens.ids(text) for text in (context + answer, context))
+        assert len(whole) - len(head) == request.doc["answer_tokens"]
+        assert len(whole) <= request.doc["length"]
 
 
 def test_an_answer_that_has_no_room_is_refused(bpe_tokenizer):

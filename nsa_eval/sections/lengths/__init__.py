@@ -76,6 +76,11 @@ class FamilyLengths:
 
     @property
     def chart(self) -> Chart | None:
+        """The curves laid out for the page."""
+        return None if self.curves is None else next(iter(charts_of(self.curves)), None)
+
+    @property
+    def curves(self) -> CurveGroup | None:
         """The means over length, a curve for each model; None for a single length.
 
         The axis is logarithmic: facts without a context (length 0) are in the tables alone.
@@ -86,7 +91,7 @@ class FamilyLengths:
             ModelCurve(model=model.model, points=tuple(_points(self.lengths, model.estimates)))
             for model in self.models
         )
-        group = CurveGroup(
+        return CurveGroup(
             task=self.title,
             metric="mean score",
             unit="%",
@@ -96,7 +101,6 @@ class FamilyLengths:
             place="at",
             threshold=100 * self.threshold,
         )
-        return next(iter(charts_of(group)), None)
 
     @property
     def incomplete(self) -> bool:
@@ -118,6 +122,16 @@ class Lengths(SectionData):
     def anchors(self) -> tuple[Anchor, ...]:
         """One per family or group."""
         return tuple(Anchor(id=part.id, title=f"{part.title} by length") for part in self.parts)
+
+    def curves(self) -> tuple[CurveGroup, ...]:
+        """All of them, for papers."""
+        return tuple(part.curves for part in self.parts if part.curves is not None)
+
+    @property
+    def views(self) -> tuple[tuple[FamilyLengths, int | None], ...]:
+        """The parts, each with the number of its curves among `curves()`."""
+        drawn = [part.id for part in self.parts if part.curves is not None]
+        return tuple((part, drawn.index(part.id) if part.id in drawn else None) for part in self.parts)
 
 
 def build(material: Material) -> Lengths | None:

@@ -12,10 +12,12 @@ from nsa_reports import ALL, Anchor, ScoreRow, SectionData, ShownSample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScores:
-    """One task: its metrics (and subtasks) as a table, and its samples."""
+    """One task: its metrics as a table, and its samples. Or a group: its metrics, and its members' scores."""
 
     task: str
     rows: tuple[ScoreRow, ...]
+    members: tuple[ScoreRow, ...] = ()
+    """Of a group; folded away."""
     samples: tuple[ShownSample, ...] = ()
     title: str = ""
     """Shown instead of the task's name when set."""
@@ -65,8 +67,16 @@ def build(material: Material) -> Tasks | None:
     found = []
     for task, _ in material.outline:
         if task not in material.tasks:
-            rows = tuple(figures.row(name, *figures.metrics(name)[0]) for name in material.members(task))
-            found.append(TaskScores(task=task, rows=rows, top=material.tops.get(task, "")))
+            _, *inside = material.members(task)
+            found.append(
+                TaskScores(
+                    task=task,
+                    rows=tuple(figures.row(task, metric, name) for metric, name in figures.metrics(task)),
+                    members=tuple(figures.row(name, *figures.metrics(name)[0]) for name in inside),
+                    protocol=figures.protocol(task),
+                    top=material.tops.get(task, ""),
+                )
+            )
             continue
         metrics = figures.metrics(task)
         if figures.positions(task):

@@ -162,7 +162,7 @@ const report = (() => {
     const reveal = () => {
       const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
       const folds = [];
-      for (let at = target; at; at = at.parentElement) if (at.matches("details.members:not([open])")) folds.push(at);
+      for (let at = target; at; at = at.parentElement) if (at.matches("details.fold:not([open])")) folds.push(at);
       for (const details of folds) details.open = true;
       if (folds.length) target.scrollIntoView();
     };
@@ -170,7 +170,7 @@ const report = (() => {
     reveal();
     let unfolded = [];
     addEventListener("beforeprint", () => {
-      unfolded = [...document.querySelectorAll("details.members:not([open])")];
+      unfolded = [...document.querySelectorAll("details.fold:not([open])")];
       for (const details of unfolded) details.open = true;
     });
     addEventListener("afterprint", () => unfolded.forEach((details) => { details.open = false; }));

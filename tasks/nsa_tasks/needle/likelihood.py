@@ -56,8 +56,9 @@ def answer_tokens(doc: Mapping[str, Any], tokens: RequestTokens) -> int:
     """
     ends = added_tokens(tokens)[1]
     request = tokens.render(doc["input"], doc["gen_prefix"])
-    prompt = without_ends(tokens.encode(request).ids, ends)
-    whole = without_ends(tokens.encode(request + target(doc)).ids, ends)
+    # White space at the prompt's end is scored with the answer: lm-eval moves it over.
+    prompt = without_ends(tokens.ids(request.rstrip()), ends)
+    whole = without_ends(tokens.ids(request + target(doc)), ends)
     if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
         raise TaskParameterError(
             f"{doc['id']}: this tokenizer joins the answer {doc['answer']!r} with the end of the prompt, so "

@@ -60,15 +60,17 @@ def test_members_are_folded_and_groups_and_single_tasks_are_not(page):
     outline = Outline()
     outline.feed(page)
     titles = re.findall(r'<section id="(\w+)"[^>]*>\s*<h2><span class="name">(.*?)</span>', page)
-    folded = {re.sub("<.*?>", "", title): "members" in outline.inside[key] for key, title in titles}
+    folded = {re.sub("<.*?>", "", title): "fold members" in outline.inside[key] for key, title in titles}
     assert folded == {"alone": False, "suite": False, "in_grid": True, "in_list": True}
-    assert page.count('<details open class="members">') == 2  # one of the heatmaps, one of the other tasks
-    assert page.count("1 member of suite") >= 2
+    # The table of its members, its heatmaps, and its other tasks.
+    assert page.count('<details open class="fold members">') == 3
+    assert page.count("<summary>1 member of suite, one by one</summary>") == 2
+    assert "<summary>Scores of its 2 members</summary>" in page
 
 
 def test_the_navigation_leads_to_what_is_seen(page):
     links = re.findall(r'<li><a href="#([\w-]+)">([^<]*)</a>', page)
-    assert {title for _, title in links} >= {"alone", "suite", "1 member of suite"}
+    assert {title for _, title in links} >= {"alone", "suite", "1 member of suite, one by one"}
     assert not {"in_list", "in_grid"} & {title for _, title in links}
     ids = set(re.findall(r'id="([\w-]+)"', page))
     assert {anchor for anchor, _ in links} <= ids
@@ -79,14 +81,14 @@ def test_on_paper_and_by_link_folds_open():
     script = (templates / "page.js").read_text()
     assert all(event in script for event in ('"beforeprint"', '"afterprint"', '"hashchange"'))
     print_rules = (templates / "page.css").read_text().partition("@media print")[2]
-    assert "details.members::details-content" in print_rules
+    assert "details.fold::details-content" in print_rules
 
 
 def test_neighbours_of_one_group_are_one_fold():
     assert folds(["", "a", "a", "b", ""]) == [
         Fold(),
-        Fold(opens="2 members of a", inside=True),
+        Fold(opens="2 members of a, one by one", inside=True),
         Fold(closes=True, inside=True),
-        Fold(opens="1 member of b", closes=True, inside=True),
+        Fold(opens="1 member of b, one by one", closes=True, inside=True),
         Fold(),
     ]
