@@ -36,10 +36,15 @@ def evaluate_tasks(engine: Any, loaded: LoadedTasks, model: ModelSpec, config: R
     from lm_eval import evaluate
     from lm_eval.loggers.utils import add_tokenizer_info
 
+    from nsa_tasks.follow_up import FollowUps
+
     started = time.time()
     python_seed, numpy_seed, torch_seed, fewshot_seed = config.seed
     set_seeds(python_seed, numpy_seed, torch_seed)
     limits = loaded.limits()
+    for task in loaded.tasks.values():
+        if isinstance(task, FollowUps):
+            task.ask = engine.generate_until  # what follows from replies is stored and answered as they are
     try:
         results = evaluate(
             lm=engine,

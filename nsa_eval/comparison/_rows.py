@@ -272,11 +272,7 @@ def metrics_of(task: TaskResult) -> list[tuple[str, str]]:
     """(metric, filter) of a task, the main one first: the order in which its configuration lists both."""
     named = [f.get("name") for f in task.config.get("filter_list") or [] if isinstance(f, dict)]
     filters = sorted(task.filters, key=lambda name: named.index(name) if name in named else len(named))
-    return list(
-        dict.fromkeys(
-            (metric, name) for name in filters for sample in task.filters[name] for metric in sample.metrics
-        )
-    )
+    return [(metric, name) for name in filters for metric in task.metrics(name)]
 
 
 def _split(key: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from nsa_eval.config._types import (
     Budget,
     ChatTemplate,
     Day,
+    DocumentLength,
     ExecutorKind,
     Length,
     Limit,
@@ -214,7 +215,7 @@ class ColumnSpec(_Section):
     """A task or group, by its name in the results."""
     metric: str | None = None
     """Its metric, as `METRIC` or `METRIC,FILTER`. Default: the main one."""
-    length: Length | None = None
+    length: DocumentLength | None = None
     """Only documents of this context length. Default: all."""
     mean: Literal["all"] | list[str] | None = None
     """Instead of a task: the mean of the columns with these headers, `all` of those before it that are no

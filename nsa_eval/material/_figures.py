@@ -89,9 +89,8 @@ class Figures:
             if task in model.groups:
                 pairs = (key.partition(",") for key in model.groups[task].by_size)
                 found |= {(metric, name): None for metric, _, name in pairs}
-            for name, samples in model.tasks[task].filters.items() if task in model.tasks else ():
-                names = dict.fromkeys(metric for sample in samples for metric in sample.metrics)
-                found |= {(metric, name): None for metric in names}
+            for name in model.tasks[task].filters if task in model.tasks else ():
+                found |= {(metric, name): None for metric in model.tasks[task].metrics(name)}
         order = list(dict.fromkeys(metric for metric, _ in found))
         parts = {at_position(metric, end) for metric in order for end in self.positions(task)}
         return sorted((key for key in found if key[0] not in parts), key=lambda key: order.index(key[0]))

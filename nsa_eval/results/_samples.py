@@ -72,14 +72,16 @@ def _sample(record: dict[str, Any]) -> Sample:
     resps = record.get("resps") or []
     replies = _replies(requests, resps)
     repeats = len(resps[0]) if resps and isinstance(resps[0], list) else 1
+    # A follow-up is worded by the model's own first reply: two models that were asked alike differ there.
+    asked = requests[: len(requests) - follow_ups] if (follow_ups := _follow_ups(doc)) else requests
     return Sample(
         doc_id=record["doc_id"],
         name=str(doc.get("id", record["doc_id"])),
         doc_hash=record.get("doc_hash") or _doc_hash(record["doc"]),
         prompt_hash=record.get("prompt_hash") or _sha(prompt),
         target_hash=record.get("target_hash") or _sha(str(record.get("target", ""))),
-        requests_hash=_sha(json.dumps(requests, sort_keys=True, ensure_ascii=False, default=str)),
-        settings=_settings(requests),
+        requests_hash=_sha(json.dumps(asked, sort_keys=True, ensure_ascii=False, default=str)),
+        settings=_settings(asked),
         metrics=_metrics(record),
         repeats=max(1, repeats),
         length=doc["length"] if _is_whole(doc.get("length")) else None,
@@ -106,6 +108,12 @@ def _requests(arguments: Any) -> list[list[Any]]:  # noqa: ANN401 - whatever the
     if isinstance(arguments, Mapping):
         return [list(request.values()) for request in arguments.values()]
     return [list(request) for request in arguments]
+
+
+def _follow_ups(doc: Mapping[str, Any]) -> int:
+    """How many of a document's requests, the last ones, were made from its replies (nsa_tasks.follow_up)."""
+    count = doc.get("follow_ups")
+    return count if isinstance(count, int) and _is_whole(count) else 0
 
 
 def _settings(requests: list[list[Any]]) -> tuple[str, ...]:

@@ -90,6 +90,15 @@ class TaskResult(BaseModel):
     results_file: Path
     samples_file: Path
 
+    def metrics(self, filter_name: str) -> list[str]:
+        """The metrics under a filter, as the configuration lists them; then others, as samples have them.
+
+        The first document may lack the main one: one that wasn't answered, where only answers are scored.
+        """
+        found = dict.fromkeys(metric for sample in self.filters[filter_name] for metric in sample.metrics)
+        listed = [m.get("metric") for m in self.config.get("metric_list") or [] if isinstance(m, dict)]
+        return sorted(found, key=lambda metric: listed.index(metric) if metric in listed else len(listed))
+
     @property
     def has_lengths(self) -> bool:
         """Whether the task is a grid over context lengths, so that figures per length mean something.

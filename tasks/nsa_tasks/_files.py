@@ -19,6 +19,8 @@ from nsa_tasks._errors import TaskDataError
 
 COMPRESSED = (".gz", ".xz")
 """Endings that a file may have beside its own: gzip and LZMA, both of the standard library."""
+_TEXTS = (".txt", ".py")
+"""Endings of files that are one text."""
 
 
 def find_file(path: Path) -> Path | None:
@@ -118,8 +120,9 @@ def parse_records(path: Path, content: bytes, at: str | None = None) -> Iterator
     """List a file's records, each with its place for messages.
 
     Args:
-        path: Its name says how it is read: .jsonl holds a record a line; .txt is one record of `id` (the
-            file's name) and `text`; any other is JSON.
+        path: Its name says how it is read: .jsonl holds a record a line; .txt (and .py, which some prompts
+            of others are written in, and nothing runs) is one record of `id` (the file's name) and `text`;
+            any other is JSON.
         content: What is in it, unpacked.
         at: Of a JSON file, the key that the list of records stands under; "" for a file that is one record.
 
@@ -127,7 +130,7 @@ def parse_records(path: Path, content: bytes, at: str | None = None) -> Iterator
         TaskDataError: Not what its name says, by line.
     """
     text, name = decode(path, content), plain_name(path)
-    if name.endswith(".txt"):
+    if name.endswith(_TEXTS):
         yield str(path), {"id": name, "text": text}
     elif name.endswith(".jsonl"):
         # Not splitlines(): JSON text may hold U+2028 and the like as they are.

@@ -6,7 +6,7 @@ import io
 import pytest
 import yaml
 
-from nsa_eval.config import load_config
+from nsa_eval.config import ColumnSpec, load_config
 from nsa_eval.errors import ConfigError
 from nsa_eval.material import Material
 from nsa_eval.report import render_report
@@ -261,3 +261,14 @@ def test_two_tables_of_one_name_would_write_over_each_other(tiny_config):
     table = {"name": "t", "columns": [{"task": "needle_single"}]}
     with pytest.raises(ConfigError, match=r"report\.tables\[1\]\.name: 'T' is the name of another table"):
         load_config(tiny_config(report={"tables": [table, {**table, "name": "T"}]}))
+
+
+@pytest.mark.parametrize(("given", "read"), [(0, 0), ("0", 0), ("4k", 4096), (4000, 4000)])
+def test_a_column_may_be_of_documents_without_context(given, read):
+    assert ColumnSpec(task="babilong", length=given).length == read
+
+
+@pytest.mark.parametrize("given", [-1, False, "0k", 0.5])
+def test_what_is_no_length_is_none_of_a_column(given):
+    with pytest.raises(ValueError, match="expected a length in tokens"):
+        ColumnSpec(task="babilong", length=given)

@@ -72,7 +72,7 @@ class FamilyLengths:
     tasks: int
     """Tasks in the mean."""
     of: int
-    """Tasks that the family has."""
+    """Tasks that the family has; of a group's mean, that the group has."""
 
     @property
     def chart(self) -> Chart | None:
@@ -81,8 +81,11 @@ class FamilyLengths:
 
     @property
     def curves(self) -> CurveGroup | None:
-        """The means over length, a curve for each model; None for a single length."""
-        if len(self.lengths) < 2:
+        """The means over length, a curve for each model; None for a single length.
+
+        The axis is logarithmic: facts without a context (length 0) are in the tables alone.
+        """
+        if sum(length > 0 for length in self.lengths) < 2:
             return None
         curves = tuple(
             ModelCurve(model=model.model, points=tuple(_points(self.lengths, model.estimates)))
@@ -140,7 +143,8 @@ def build(material: Material) -> Lengths | None:
         if family is None or family.effective_score is None:
             continue
         for title, members in _groups(material, family, tasks).items():
-            part = _part(f"l{len(parts)}", title, family, members, material)
+            whole = len(family.tasks) if title == family.title else len(members)
+            part = _part(f"l{len(parts)}", title, family, members, material, whole=whole)
             if part is not None:
                 parts.append(part)
     return Lengths(parts=tuple(parts)) if parts else None
@@ -177,7 +181,7 @@ def _groups(material: Material, family: TaskFamily, tasks: Sequence[str]) -> dic
 
 
 def _part(
-    identity: str, title: str, family: TaskFamily, tasks: Sequence[str], material: Material
+    identity: str, title: str, family: TaskFamily, tasks: Sequence[str], material: Material, *, whole: int
 ) -> FamilyLengths | None:
     threshold = family.effective_score
     scores = {
@@ -195,7 +199,7 @@ def _part(
         lengths=tuple(lengths),
         models=models,
         tasks=len(tasks),
-        of=len(family.tasks),
+        of=whole,
     )
 
 
@@ -284,7 +288,7 @@ def _cell(found: Estimate | None, n: int, threshold: float) -> Cell | None:
 
 def _points(lengths: Sequence[int], means: Sequence[Estimate | None]) -> Iterator[CurvePoint]:
     for length, mean in zip(lengths, means, strict=True):
-        if mean is not None:
+        if mean is not None and length > 0:
             low, high = (mean.interval.low, mean.interval.high) if mean.interval else (None, None)
             yield CurvePoint(
                 end=length,

@@ -3,6 +3,7 @@
 import pytest
 
 from nsa_eval.material import Material
+from nsa_eval.report import render_report
 from nsa_eval.results import load_run
 from nsa_eval.sections import lengths
 from nsa_eval.sections.lengths import build
@@ -127,3 +128,21 @@ def test_it_is_on_the_page(tmp_path, write_model, scored):
     assert 'class="threshold"' in page
     assert "<b>dense" not in page.split("<script")[0]
     assert lengths.SECTION.title == "By length"
+
+
+def test_facts_without_a_context_are_in_the_tables_and_not_on_the_axis(tmp_path, write_model, scored):
+    config = {"metadata": {"version": 1.0, "family": "babilong", "protocol": "official"}}
+    scores = {0: [1.0] * 8, 1000: [1.0] * 4 + [0.0] * 4, 2000: [0.0] * 8}
+    data = built(tmp_path, write_model, scored, {"nsa": {"babilong_qa1": scores}}, config)
+    [part] = data.parts
+    [model] = part.models
+    assert (part.lengths, [cell.text for cell in model.average]) == (
+        (0, 1000, 2000),
+        ["100.0", "50.0", "0.0"],
+    )
+    assert model.effective == 0
+    assert part.chart is not None
+    html = render_report(tmp_path).read_text(encoding="utf-8")
+    assert "below 0" not in html
+    single = {"nsa": {"babilong_qa1": {0: [1.0] * 8, 1000: [1.0] * 8}}}
+    assert built(tmp_path / "b", write_model, scored, single, config).parts[0].chart is None
