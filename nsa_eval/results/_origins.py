@@ -131,8 +131,6 @@ def _truncation(model: ModelRun, tasks: list[TaskResult]) -> str:
         own = "by the task" if cut else ""
     else:
         own = " / ".join(policy for policy in policies if policy != "error") or "by the task"
-    if " cut" in own:  # a task that says it in full
-        return own
     if not own:
         return "nothing cut"
     counted = f"{len(cut):,} of {len(samples):,}" if cut else "nothing"

@@ -52,7 +52,8 @@ class RecordTask(EveryReply, ConfigurableTask):
             given if isinstance(given, Params) else self.family.from_metadata(self.form, fields["metadata"])
         )
         # Texts are counted and cut before any chat template: a tokenizer may have none.
-        counting = {**fields["metadata"], "apply_chat_template": False}
+        self.told: Mapping[str, Any] = fields["metadata"]
+        counting = {**self.told, "apply_chat_template": False}
         self.tokens: RequestTokens = request_tokens(self.form, counting)
         documents = self.documents()
         self._rows = documents.rows
@@ -69,7 +70,10 @@ class RecordTask(EveryReply, ConfigurableTask):
 
     @abstractmethod
     def documents(self) -> Documents:
-        """Read or build all documents. `self.params` and `self.tokens` are there."""
+        """Read or build all documents.
+
+        `self.params`, `self.tokens` and `self.told`, the metadata with the model's arguments, are there.
+        """
 
     @abstractmethod
     def prompt_of(self, doc: Mapping[str, Any]) -> str:

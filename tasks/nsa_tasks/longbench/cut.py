@@ -12,6 +12,7 @@ from typing import Any
 
 from nsa_tasks._errors import TaskParameterError
 from nsa_tasks._tokens import RequestTokens
+from nsa_tasks.window import find_window
 
 _NONE = 1 << 30
 """A tokenizer's `model_max_length` from here on means that it names none (transformers' is 1e30)."""
@@ -25,7 +26,9 @@ class Cut:
     tokens: int
     """Of the whole prompt."""
     kept: int
-    """Of `text`; the same where nothing was cut."""
+    """Of `text`; the same where nothing was cut, and by the seam perhaps where something was."""
+    acted: bool = False
+    """Whether something was cut out."""
 
 
 def middle_cut(tokens: RequestTokens, prompt: str, limit: int) -> Cut:
@@ -42,7 +45,7 @@ def middle_cut(tokens: RequestTokens, prompt: str, limit: int) -> Cut:
     half = limit // 2
     decode = tokens.tokenizer.decode
     text = decode(ids[:half], skip_special_tokens=True) + decode(ids[-half:], skip_special_tokens=True)
-    return Cut(text, len(ids), tokens.count(text))
+    return Cut(text, len(ids), tokens.count(text), acted=True)
 
 
 def default_limit(window: int) -> int:
@@ -55,43 +58,22 @@ def default_limit(window: int) -> int:
     return max(window // 2, window // 1024 * 1000 - 500)
 
 
-def find_window(task: str, metadata: Mapping[str, Any], tokens: RequestTokens) -> int:
-    """The window of the model that a task is for: told, or what its files declare.
+def auto_limit(task: str, metadata: Mapping[str, Any], tokens: RequestTokens) -> int:
+    """The prompt's most tokens for the model that a task is for.
 
     Args:
         task: Task name, for the message.
         metadata: The task's, with the model's arguments among them.
-        tokens: The model's tokenizer; a model's config lies beside it.
+        tokens: The model's tokenizer, whose own bound counts where nothing else names one.
 
     Raises:
-        TaskParameterError: Nothing says it.
+        TaskParameterError: Nothing says how much the model reads.
     """
-    for told in (
-        metadata.get("window"),
-        metadata.get("max_length"),
-    ):  # of `task_spec`, of lm-eval
-        if isinstance(told, int) and not isinstance(told, bool) and told > 0:
-            return told
-    window = _declared(tokens.tokenizer.name_or_path, metadata) or tokens.tokenizer.model_max_length
+    window = find_window(task, metadata) or tokens.tokenizer.model_max_length
     if not 0 < window < _NONE:
         raise TaskParameterError(
             f"{task}: max_prompt_tokens = 'auto': neither a config.json nor the tokenizer of "
             f"{tokens.tokenizer.name_or_path!r} says how much the model reads: give max_prompt_tokens, "
             "such as 31500 for a window of 32k."
         )
-    return int(window)
-
-
-def _declared(path: str, metadata: Mapping[str, Any]) -> int | None:
-    """A checkpoint's longest sequence by its config.json, read as data: the class need not be known."""
-    from transformers import PretrainedConfig
-
-    try:
-        config, _ = PretrainedConfig.get_config_dict(path, revision=metadata.get("revision"))
-    except (OSError, ValueError):  # a folder with a tokenizer alone
-        return None
-    inner = config.get("text_config")
-    named = inner if isinstance(inner, Mapping) else config
-    keys = ("n_positions", "max_position_embeddings", "n_ctx")  # in lm-eval's order
-    found = next((named[key] for key in keys if named.get(key) is not None), None)
-    return found if isinstance(found, int) and found > 0 else None
+    return default_limit(int(window))

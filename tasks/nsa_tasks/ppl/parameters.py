@@ -1,10 +1,14 @@
 """What the task takes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from nsa_tasks._errors import TaskParameterError
 from nsa_tasks._parameters import Parameter, read_lengths, whole_number
 from nsa_tasks.data import DATA_ROOT
 from nsa_tasks.family import Params
+from nsa_tasks.window import find_window
 
 AUTO = "auto"
 ALL = "all"
@@ -34,6 +38,30 @@ def automatic(window: int) -> tuple[int, ...]:
     """
     ends = (window >> step for step in range(DOUBLINGS, -1, -1))
     return tuple(end for end in ends if end >= SMALLEST)
+
+
+def bucket_ends(params: PositionParams, metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """Where the buckets end.
+
+    Args:
+        params: Names them, or says "auto".
+        metadata: The task's, by which the model's window is found.
+
+    Raises:
+        TaskParameterError: `auto` for a model whose window is not told, or is too small for buckets.
+    """
+    if not isinstance(params.buckets, str):
+        return params.buckets
+    window = find_window(params.task, metadata)
+    if window is None:
+        raise TaskParameterError(
+            f"{params.task}: buckets = auto: no window is named for this model (max_length, or its config's "
+            "max_position_embeddings); give buckets, such as [1k, 2k, 4k]"
+        )
+    ends = automatic(window)
+    if not ends:
+        raise TaskParameterError(f"{params.task}: buckets = auto: a window of {window} tokens is too small")
+    return ends
 
 
 def _read_source(value: object) -> str:

@@ -12,9 +12,8 @@ from nsa_tasks._tokens import request_tokens
 from nsa_tasks.family import Params
 from nsa_tasks.ppl import FAMILY, sources
 from nsa_tasks.ppl.documents import build
-from nsa_tasks.ppl.parameters import PositionParams
+from nsa_tasks.ppl.parameters import PositionParams, bucket_ends
 from nsa_tasks.ppl.scoring import metric_list
-from nsa_tasks.ppl.window_size import bucket_ends
 
 
 class PositionTask(ConfigurableTask):
