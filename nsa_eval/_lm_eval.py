@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import subprocess
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nsa_eval._seeds import set_seeds
@@ -79,8 +81,20 @@ def evaluate_tasks(engine: Any, loaded: LoadedTasks, model: ModelSpec, config: R
         "torch_seed": torch_seed,
         "fewshot_seed": fewshot_seed,
     }
+    if counts := _metric_documents(found["samples"]):
+        found["config"]["metric_documents"] = counts
     found |= {"git_hash": _git_hash(), "date": started, **describe_environment()}
     add_tokenizer_info(found, engine)
+    return found
+
+
+def _metric_documents(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, int]]:
+    """Documents behind each metric, for tasks where not every document has all: lm-eval keeps one count."""
+    found = {}
+    for task, rows in samples.items():
+        counts = Counter(f"{metric},{row['filter']}" for row in rows for metric in row["metrics"])
+        if len(set(counts.values())) > 1:
+            found[task] = dict(counts)
     return found
 
 

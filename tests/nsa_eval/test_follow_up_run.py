@@ -26,7 +26,14 @@ def thinking(tmp_path, monkeypatch, tiny_config):
         (folder / f"prompts/{name}.txt").write_text(text, encoding="utf-8")
         monkeypatch.setitem(sources._TEMPLATES, name, sha256(text.encode()).hexdigest())
     rows = [
-        {**FIELDS, "_id": f"r{i}", "question": f"Question {i}?", "context": f"Text {i}. " * 3}
+        {
+            **FIELDS,
+            "_id": f"r{i}",
+            "question": f"Question {i}?",
+            "context": f"Text {i}. " * 3,
+            "difficulty": ("hard", "hard", "easy")[i],
+            "length": ("short", "long", "short")[i],
+        }
         for i in range(3)
     ]
     (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -117,3 +124,10 @@ def test_a_run_that_broke_between_the_two_goes_on_from_the_stored_replies(thinki
     assert rows_of(broken, "one") == rows_of(whole, "one")
     with ResponseStore.open(broken / "store/responses.jsonl") as store:
         assert len(store) == 12
+
+
+def test_each_column_has_its_own_count_and_place(thinking, tmp_path):
+    result = nsa_eval.run(thinking(), output=tmp_path / "run", progress=False)
+    scores = {score.metric: score.samples for score in result.models[0].scores}
+    columns = {"overall": 3, "easy": 1, "hard": 2, "short": 2, "long": 1, "answered": 3, "extracted": 3}
+    assert list(scores.items()) == [(f"{name},none", n) for name, n in columns.items()]
