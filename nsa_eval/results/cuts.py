@@ -10,11 +10,9 @@ def cut_by_task(doc: Mapping[str, Any]) -> tuple[int, int] | None:
     """The prompt's tokens before and after the cut; None for no cut.
 
     Such a task leaves in a sample's document `cut_from`, the tokens of the whole prompt, beside
-    `prompt_tokens`, those that were asked; or beside `prompt_tokens` of the whole `prompt_tokens_kept`.
+    `prompt_tokens`, those that were asked.
     """
     whole, asked = doc.get("cut_from"), doc.get("prompt_tokens")
-    if whole is None:
-        whole, asked = asked, doc.get("prompt_tokens_kept")
     if isinstance(whole, int) and isinstance(asked, int) and asked < whole:
         return whole, asked
     return None

@@ -16,7 +16,7 @@ def find_window(task: str, metadata: Mapping[str, Any]) -> int | None:
     Args:
         task: Task name, for messages.
         metadata: The task's, with whatever lm-eval merged in. `window` (of `task_spec`) and `max_length` (of
-            the model's arguments) count before the config of the checkpoint, or of the folder that its tokenizer came from.
+            the model's arguments) count before the config of the checkpoint, or of its tokenizer's folder.
 
     Returns:
         Tokens; None where nothing says it.

@@ -85,7 +85,6 @@ def test_without_a_hash_the_documents_have_one(origin, config, data, protocol):
             (),
             "middle, at 9 tokens: nothing cut",
         ),
-        ({}, {"truncation": "middle: 1 of 3 cut"}, {"truncation": "error"}, (), "middle: 1 of 3 cut"),
         ({}, {}, None, (), "cuts not recorded"),
     ],
 )
@@ -98,7 +97,7 @@ def test_truncation_is_the_policy_and_what_it_cut(origin, settings, metadata, en
     ("doc", "metadata", "text"),
     [
         ({"prompt_tokens": [9, 5, 9], "cut_from": [20, None, 10]}, {}, "by the task: 2 of 3 cut"),
-        ({"prompt_tokens": [20, 5, 9], "prompt_tokens_kept": [9, 5, 9]}, {}, "by the task: 1 of 3 cut"),
+        ({"prompt_tokens": [9, 5, 9], "cut_from": [20, None, None]}, {}, "by the task: 1 of 3 cut"),
         ({"prompt_tokens": [9, 5, 9], "cut_from": [20] * 3}, {"truncation": "middle"}, "middle: 3 of 3 cut"),
         ({"prompt_tokens": [9, 5, 9]}, {}, "nothing cut"),
     ],
