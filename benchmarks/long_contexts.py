@@ -7,7 +7,8 @@
 A random Llama of 1.2B parameters (16 layers of 2,048, 32 heads of 64, 8 KV heads, vocabulary 128,256) and
 random decoders of the project's own, NSA and dense of one shape, in bfloat16: times don't depend on weights.
 The engine is run twice: the second run is its time, the first shows what starting costs (compilation, plans,
-captures). lm-eval's `hf`, which compiles nothing, runs once for each batch size, behind it in one process. Peaks count from the loaded weights upward.
+captures). lm-eval's `hf`, which compiles nothing, runs once for each batch size, behind it in one process and
+with transformers' own attention. Peaks count from the loaded weights upward.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ def _made(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 
 
 def timed(work: Callable[[], Any], *, starts: bool = True) -> tuple[dict[str, Any], Any]:
-    """Seconds and peak of a run above what stood before; `starts`: of the second, with the first's seconds."""
+    """Seconds and peak of a run above what stood before; `starts`: of the second run, and the first's time."""
     found: dict[str, Any] = {}
     result = None
     for name in ("first", "seconds") if starts else ("seconds",):
@@ -208,6 +209,7 @@ def against_hf(
     for batch in hf_batches:
         from lm_eval.models.huggingface import HFLM
 
+        model.set_attn_implementation("sdpa")  # the engine has put its own in its place
         try:
             hf: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=131072)
             asking = functools.partial(getattr(hf, kind), requests, disable_tqdm=True)
