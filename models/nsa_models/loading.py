@@ -110,7 +110,7 @@ def load_model(
     _check_layers(spec, config, tensors)
     options: dict[str, Any] = {}
     if isinstance(config, NSADecoderConfig):
-        _check_backend(backend)
+        _check_backend(backend, config)
         config.nsa_backend = backend
     elif backend != "auto" and backend not in BACKENDS:
         options["attn_implementation"] = backend
@@ -170,11 +170,11 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _check_backend(name: str) -> None:
+def _check_backend(name: str, config: NSADecoderConfig) -> None:
     if name == "auto":
         return
     try:
-        get_backend(name)
+        get_backend(name, config.geometry if config.attention == "nsa" else None)
     except (ValueError, BackendUnavailableError) as error:
         raise ModelLoadError(str(error)) from error
 
