@@ -8,7 +8,8 @@ from nsa_models.cache import NSACache
 from nsa_models.checkpoints import ModelLoadError, ZooEntry, local_folder, resolve, zoo
 from nsa_models.configuration import NSADecoderConfig
 from nsa_models.fingerprints import Fingerprint, fingerprint, fingerprint_of
-from nsa_models.loading import load_config, load_model, load_tokenizer
+from nsa_models.imports import Choices, Conversion, convert
+from nsa_models.loading import import_notes, load_config, load_model, load_tokenizer
 from nsa_models.modeling import NSADecoderForCausalLM, NSADecoderModel
 from nsa_models.static import DecodeGraph, StaticDecoder, why_not_captured
 from nsa_models.variants import (
@@ -21,6 +22,8 @@ from nsa_models.variants import (
 )
 
 __all__ = [
+    "Choices",
+    "Conversion",
     "DecodeGraph",
     "Fingerprint",
     "ModelLoadError",
@@ -33,8 +36,10 @@ __all__ = [
     "ZooEntry",
     "changed_fields",
     "config_with",
+    "convert",
     "fingerprint",
     "fingerprint_of",
+    "import_notes",
     "load_config",
     "load_model",
     "load_tokenizer",
