@@ -115,7 +115,10 @@ def load_model(
     foreign = _foreign(spec, folder, trust_remote_code)
     config = _read_config(spec, folder, trust_remote_code) if foreign is None else foreign.config
     tensors = check_weight_files(spec, folder, quantized=bool(getattr(config, "quantization_config", None)))
-    _check_layers(spec, config, tensors)
+    if foreign is None:
+        _check_layers(spec, config, tensors)
+    else:
+        foreign.check()
     options: dict[str, Any] = {}
     if isinstance(config, NSADecoderConfig):
         _check_backend(backend, config)
@@ -176,6 +179,7 @@ def _load_foreign(
     loaded: tuple[NSADecoderForCausalLM, dict[str, Any]] = NSADecoderForCausalLM.from_pretrained(
         None, config=found.config, dtype=dtype, state_dict=found.state_dict(), output_loading_info=True
     )
+    loaded[0].config._name_or_path = loaded[0].name_or_path = str(found.folder)
     if (found.folder / "generation_config.json").is_file():
         loaded[0].generation_config = GenerationConfig.from_pretrained(found.folder)
     return loaded

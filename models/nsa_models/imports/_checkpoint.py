@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from nsa_models.checkpoints import ModelLoadError
@@ -50,23 +51,27 @@ class Imported:
             if own is not None:
                 changed = self._changed(own, torch.empty(shape, device="meta"))
                 found[own] = tuple(changed.shape)
-        layers = {name.split(".")[2] for name in found if name.startswith("model.layers.")}
-        if layers != {str(index) for index in range(self.config.num_hidden_layers)}:
+        layers = {int(name.split(".")[2]) for name in found if name.startswith("model.layers.")}
+        said = self.config.num_hidden_layers
+        if len(layers) != said or max(layers) != said - 1:
             raise self._error(
-                f"config.json says num_hidden_layers {self.config.num_hidden_layers}, but the weight files hold "
-                f"tensors of {len(layers)} layers"
+                f"config.json says num_hidden_layers {said}, but the weight files hold tensors of {len(layers)} "
+                "layers"
             )
-        with torch.device("meta"):
-            decoder = NSADecoderForCausalLM(self.config)
+        try:
+            with torch.device("meta"):
+                decoder = NSADecoderForCausalLM(self.config)
+        except (ValueError, KeyError) as error:
+            raise self._error(f"config.json means no decoder of this project: {error}") from error
         wanted = {name: tuple(weight.shape) for name, weight in decoder.state_dict().items()}
         if self.config.tie_word_embeddings:
             wanted.pop(_HEAD)
             found.pop(_HEAD, None)
         missing, strange = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
         if missing or strange:
-            said = [f"lack {_some(missing)}"] if missing else []
-            said += [f"hold {_some(strange)}, which such a config doesn't have"] if strange else []
-            raise self._error(f"the weight files {' and '.join(said)} (names as in this decoder)")
+            lack = [f"lack {_some(missing)}"] if missing else []
+            more = [f"hold {_some(strange)}, which such a config doesn't have"] if strange else []
+            raise self._error(f"the weight files {' and '.join((*lack, *more))} (names as in this decoder)")
         odd = [f"{n} is {list(found[n])}, not {list(wanted[n])}" for n in sorted(wanted) if found[n] != wanted[n]]
         if odd:
             raise self._error(f"weights of another shape than config.json says: {_some(odd)}")
@@ -173,7 +178,7 @@ def imported(spec: str, folder: Path, choices: Choices | None = None) -> Importe
             architectures=[NSADecoderForCausalLM.__name__],
             dtype=raw.get("dtype", raw.get("torch_dtype")),
         )
-    except (ValueError, TypeError, KeyError) as error:  # and huggingface_hub's, which is a ValueError
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         said = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         raise ModelLoadError(f"{spec}: config.json means no decoder of this project: {said}") from error
     config._name_or_path = str(folder)
