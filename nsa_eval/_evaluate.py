@@ -88,7 +88,11 @@ def evaluate_checkpoint(
         progress.say(f"{model.name}: loading")
         executor.load(model)
         fields: dict[str, Any] = {}
+        notes: tuple[str, ...] = ()
         if model.lm is None:
+            notes = nsa_models.import_notes(
+                model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
             fields = nsa_models.plain_fields(
                 nsa_models.load_config(
                     model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
@@ -97,7 +101,7 @@ def evaluate_checkpoint(
             fingerprint = nsa_models.fingerprint_of(model.path, revision=model.revision)
         else:
             fingerprint = lm_fingerprint(model)
-    for message in (*_doubts(model), *tasks.notes, *heard.messages):
+    for message in (*_doubts(model), *notes, *tasks.notes, *heard.messages):
         progress.note(f"{model.name}: {message}")
     prepared = _Prepared(
         tokenizer=tokenizer, tasks=tasks, fingerprint=fingerprint, sources=sources, fields=fields

@@ -50,9 +50,9 @@ def get_backend(name: str, geometry: BlockGeometry | None = None) -> Backend:
         )
     if name == "triton" and geometry is not None and not geometry.forces_as_paper:
         raise ValueError(
-            "backend 'triton' selects block 0, the token's own block and the one before it, as the paper does, "
-            f"but this geometry forces the first {geometry.first_blocks} and the last {geometry.last_blocks}: "
-            "use auto, torch or reference"
+            "backend 'triton' always selects block 0, the token's own and the one before it, as the paper "
+            f"does; this geometry forces the first {geometry.first_blocks} and the last "
+            f"{geometry.last_blocks}: use auto, torch or reference"
         )
     module = importlib.import_module(_MODULES[name])
     return Backend(attention=module.attention, decode=module.decode)
@@ -223,9 +223,7 @@ def _compute_dtype(q: Tensor) -> torch.dtype:
     return q.dtype
 
 
-def _resolve(
-    name: str, q: Tensor, caches: Caches, dtype: torch.dtype, geometry: BlockGeometry
-) -> Backend:
+def _resolve(name: str, q: Tensor, caches: Caches, dtype: torch.dtype, geometry: BlockGeometry) -> Backend:
     """The backend of that name, or what "auto" means for queries [..., H, D_k] and these caches."""
     if name == "auto":
         group = q.shape[-2] // caches.k_slc.shape[2]

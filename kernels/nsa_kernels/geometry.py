@@ -47,8 +47,8 @@ class BlockGeometry:
                 )
         if self.select_count < self.forced_blocks:
             raise ValueError(
-                f"select_count must be at least {self.forced_blocks} (the first {self.first_blocks} and, with "
-                f"the token's own block, the last {self.last_blocks} are always selected), "
+                f"select_count must be at least {self.forced_blocks} (the first {self.first_blocks} and, "
+                f"with the token's own block, the last {self.last_blocks} are always selected), "
                 f"got {self.select_count}"
             )
 
@@ -59,7 +59,7 @@ class BlockGeometry:
 
     @property
     def forces_as_paper(self) -> bool:
-        """Block 0, the token's own block and the one before it: the rule that the Triton kernels are made for."""
+        """Block 0, the token's own and the one before it: the rule that the Triton kernels are made for."""
         return (self.first_blocks, self.last_blocks) == (1, 2)
 
     @property

@@ -50,7 +50,8 @@ class NSADecoderConfig(PreTrainedConfig):
         nsa_compress_rotated: Compress keys after RoPE; the default compresses unrotated keys and rotates
             each compressed key by its block's first position.
         nsa_first_blocks: Selection blocks from the first on that every token selects (paper: 1).
-        nsa_last_blocks: Selection blocks up to its own that every token selects, its own among them (paper: 2).
+        nsa_last_blocks: Selection blocks up to its own, which is one of them, that every token selects
+            (paper: 2).
         nsa_branches: Branches whose outputs count, out of "cmp,slc,win"; the others' gates are closed. Blocks
             are chosen by the compressed keys whether their branch counts or not.
         nsa_backend: Backend of nsa_kernels: "auto", "torch", "triton" or "reference".

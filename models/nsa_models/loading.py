@@ -37,7 +37,7 @@ _SHARED_LAYERS = 512
 def load_config(
     spec: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedConfig:
-    """Read a checkpoint's configuration, without its weights; of an NSA format of other trainers, as it is read.
+    """Read a checkpoint's configuration, without its weights; that of another trainer's NSA as it is read.
 
     Raises:
         ModelLoadError: It isn't there, can't be read, or needs code of its own and that wasn't allowed.
@@ -158,7 +158,7 @@ def load_model(
 def import_notes(
     spec: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> tuple[str, ...]:
-    """What was decided in reading another trainer's NSA checkpoint that its files don't say; () for all others.
+    """What was decided in reading another trainer's NSA checkpoint that its files don't say; () for others.
 
     Raises:
         ModelLoadError: As `load_config`.
@@ -173,9 +173,7 @@ def _foreign(spec: str, folder: Path, trust_remote_code: bool) -> Imported | Non
     return imported(spec, folder)
 
 
-def _load_foreign(
-    found: Imported, dtype: str | torch.dtype
-) -> tuple[NSADecoderForCausalLM, dict[str, Any]]:
+def _load_foreign(found: Imported, dtype: str | torch.dtype) -> tuple[NSADecoderForCausalLM, dict[str, Any]]:
     loaded: tuple[NSADecoderForCausalLM, dict[str, Any]] = NSADecoderForCausalLM.from_pretrained(
         None, config=found.config, dtype=dtype, state_dict=found.state_dict(), output_loading_info=True
     )

@@ -2,8 +2,8 @@
 
 A format is a file here: the `model_type` that it goes by, what its config.json means as fields of
 `NSADecoderConfig`, and what its tensors are called here. What a decoder of this project can't compute exactly
-as that format defines it is refused with the reason; what a checkpoint's files don't say is a `Choices`, whose
-default is noted.
+as that format defines it is refused with the reason; what a checkpoint's files don't say is a field of
+`Choices`, whose default is noted.
 
 Example:
     >>> convert("./fla-nsa-1b", "./nsa-1b", Choices(forced_blocks="own"))

@@ -20,8 +20,8 @@ from nsa_models.modeling import NSADecoderForCausalLM
 from nsa_models.weight_files import weight_files
 
 READING = 1
-"""Version of what foreign checkpoints are read as: raised when the same files may answer otherwise than before.
-It is part of their fingerprint."""
+"""Version of what foreign checkpoints are read as, and part of their fingerprint: raised when the same files
+may answer otherwise than before."""
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 Shapes = dict[str, tuple[int, ...]]
@@ -55,8 +55,8 @@ class Imported:
         said = self.config.num_hidden_layers
         if len(layers) != said or max(layers) != said - 1:
             raise self._error(
-                f"config.json says num_hidden_layers {said}, but the weight files hold tensors of {len(layers)} "
-                "layers"
+                f"config.json says num_hidden_layers {said}, but the weight files hold tensors of "
+                f"{len(layers)} layers"
             )
         try:
             with torch.device("meta"):
@@ -72,7 +72,9 @@ class Imported:
             lack = [f"lack {_some(missing)}"] if missing else []
             more = [f"hold {_some(strange)}, which such a config doesn't have"] if strange else []
             raise self._error(f"the weight files {' and '.join((*lack, *more))} (names as in this decoder)")
-        odd = [f"{n} is {list(found[n])}, not {list(wanted[n])}" for n in sorted(wanted) if found[n] != wanted[n]]
+        odd = [
+            f"{n} is {list(found[n])}, not {list(wanted[n])}" for n in sorted(wanted) if found[n] != wanted[n]
+        ]
         if odd:
             raise self._error(f"weights of another shape than config.json says: {_some(odd)}")
 
@@ -116,8 +118,8 @@ class Imported:
                 for name in opened.keys():  # noqa: SIM118 - not a dict
                     if self._renamed(name) == _EMBEDDING and not torch.equal(opened.get_tensor(name), head):
                         raise self._error(
-                            "config.json says tie_word_embeddings, but lm_head.weight isn't the embeddings; say "
-                            "tie_word_embeddings: false if the head is to count"
+                            "config.json says tie_word_embeddings, but lm_head.weight isn't the embeddings; "
+                            "say tie_word_embeddings: false if the head is to count"
                         )
 
     def _shapes(self) -> Shapes:
@@ -128,8 +130,8 @@ class Imported:
             return self.format.renamed(name)
         except KeyError:
             raise self._error(
-                f"the weight files hold {name}, which a model of model_type {self.format.model_type!r} doesn't "
-                "have; what it does can't be told"
+                f"the weight files hold {name}, which a model of model_type {self.format.model_type!r} "
+                "doesn't have; what it does can't be told"
             ) from None
 
     def _changed(self, name: str, tensor: Tensor) -> Tensor:

@@ -25,7 +25,13 @@ _OF_TRANSFORMERS = frozenset(
         *GenerationConfig().to_dict(),
         *("torch_dtype", "auto_map", "base_model_tp_plan", "pruned_heads", "torchscript", "use_bfloat16"),
         *("tf_legacy_loss", "is_decoder", "add_cross_attention", "cross_attention_hidden_size", "prefix"),
-        *("tie_encoder_decoder", "finetuning_task", "tokenizer_class", "sep_token_id", "transformers_weights"),
+        *(
+            "tie_encoder_decoder",
+            "finetuning_task",
+            "tokenizer_class",
+            "sep_token_id",
+            "transformers_weights",
+        ),
         *("task_specific_params", "attn_implementation", "_attn_implementation_autoset", "_commit_hash"),
     }
 )
@@ -78,8 +84,8 @@ class Format:
     ignored: tuple[str, ...]
     """Ends of the names of tensors that are computed anew: RoPE's frequencies."""
     read: Callable[[Fields, Mapping[str, tuple[int, ...]], Choices], Meaning]
-    """(config.json, shapes of the tensors by their foreign names, choices) -> what they mean. Where the weights
-    aren't there yet, there are no shapes. Raises ModelLoadError for what this decoder can't compute."""
+    """(config.json, shapes of the tensors by their foreign names, choices) -> what they mean. Where the
+    weights aren't there yet, there are no shapes. Raises ModelLoadError for what can't be computed."""
 
     def renamed(self, name: str) -> str | None:
         """A tensor's name here, or None for one that isn't read.
@@ -148,11 +154,20 @@ class Fields:
         if strange:
             raise self.refuse(
                 f"config.json has keys that this version doesn't know for model_type "
-                f"{self._values.get('model_type')!r}: {', '.join(strange)}; what they change can't be told. If "
-                "they change nothing, take them out of a copy of the file"
+                f"{self._values.get('model_type')!r}: {', '.join(strange)}; what they change can't be told. "
+                "If they change nothing, take them out of a copy of the file"
             )
 
 
 def next_power_of_2(number: int) -> int:
     """The least power of 2 that is no smaller."""
     return 1 << (number - 1).bit_length()
+
+
+def fewer_blocks(block: int, named: int, count: int) -> str:
+    """The note on kernels whose list of the best blocks is too short for so many."""
+    return (
+        f"block_size {block} is under twice block_counts {named}: the kernels that it was trained with keep "
+        f"only the {block // 2} best blocks out of every {block}; here the {count} best of all are selected, "
+        "as the definition says"
+    )

@@ -1,24 +1,43 @@
 """flash-linear-attention's NSA models, `model_type: nsa`.
 
-As its layer computes (fla/layers/nsa.py, fla/ops/nsa): one K/V for the three branches, RoPE in halves over the
-whole head, compressed keys and values = means over blocks of the rotated keys and of the values (l = d = l'),
-a block visible once it is complete, gates by a sigmoid without a bias in the order compressed, selected,
-window, which counts the token itself.
+As its layer computes (fla/layers/nsa.py, fla/ops/nsa): one K/V for the three branches, RoPE in halves over
+the whole head, compressed keys and values = means over blocks of the rotated keys and of the values
+(l = d = l'), a block visible once it is complete, gates by a sigmoid without a bias in the order compressed,
+selected, window, which counts the token itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nsa_models.imports._format import FORCED_BLOCKS, Choices, Fields, Format, Meaning, next_power_of_2
+from nsa_models.imports._format import (
+    FORCED_BLOCKS,
+    Choices,
+    Fields,
+    Format,
+    Meaning,
+    fewer_blocks,
+    next_power_of_2,
+)
 
 _MLP_STEP = 256
 """MLP widths that aren't given are rounded up to a multiple of this."""
+_PAPER = (
+    "config.json doesn't tell which blocks were forced in training: read as fla since August 2025, block 0 "
+    "and the last two; a checkpoint from before forced the token's own block alone (nsa-eval convert "
+    "--forced-blocks own)"
+)
+_OWN = (
+    "config.json doesn't tell which blocks were forced in training: fla since August 2025 refuses such a "
+    "block_size, so the token's own block alone is, as before (else: nsa-eval convert --forced-blocks paper)"
+)
 
 
 def _read(given: Fields, shapes: Mapping[str, tuple[int, ...]], choices: Choices) -> Meaning:
     if choices.reading not in (None, "nsa"):
-        raise given.refuse(f"reading {choices.reading!r} is for llama-nsa; models of fla use all branches (nsa)")
+        raise given.refuse(
+            f"reading {choices.reading!r} is for llama-nsa; models of fla use all branches (nsa)"
+        )
     heads = given.whole("num_heads", 64)
     groups = heads if given.get("num_kv_heads", 4) is None else given.whole("num_kv_heads", 4)
     width, notes = _head_dim(given, shapes, heads)
@@ -32,14 +51,16 @@ def _read(given: Fields, shapes: Mapping[str, tuple[int, ...]], choices: Choices
     given.ignore("fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy")
     given.ignore("use_l2warp", "elementwise_affine")
     if count != named:
-        notes.append(f"block_counts {named}: fla's kernels select the next power of 2, so nsa_select_count is {count}")
-    if choices.forced_blocks is None:
         notes.append(
-            "config.json doesn't tell which blocks were forced in training: read as fla since August 2025, block "
-            "0 and the last two; a checkpoint from before forced the token's own block alone (nsa-eval convert "
-            "--forced-blocks own)"
+            f"block_counts {named}: fla's kernels select the next power of 2, so nsa_select_count is {count}"
         )
-    first, last = FORCED_BLOCKS[choices.forced_blocks or "paper"]
+    early = block < 2 * count  # refused by the kernels that force three blocks
+    if choices.forced_blocks is None:
+        notes.append(_OWN if early else _PAPER)
+    rule = choices.forced_blocks or ("own" if early else "paper")
+    if early:
+        notes.append(fewer_blocks(block, named, count))
+    first, last = FORCED_BLOCKS[rule]
     return Meaning(
         fields={
             "vocab_size": given.whole("vocab_size", 32000),
@@ -77,10 +98,8 @@ def _read(given: Fields, shapes: Mapping[str, tuple[int, ...]], choices: Choices
     )
 
 
-def _head_dim(
-    given: Fields, shapes: Mapping[str, tuple[int, ...]], heads: int
-) -> tuple[int, list[str]]:
-    """The width that the weights have: layers made before December 2025 were 64 wide whatever head_dim said."""
+def _head_dim(given: Fields, shapes: Mapping[str, tuple[int, ...]], heads: int) -> tuple[int, list[str]]:
+    """The width that the weights have: before December 2025 layers were 64 wide whatever head_dim said."""
     said = given.whole("head_dim", 32)
     shape = shapes.get("model.layers.0.attn.q_proj.weight")
     if shape is None or shape[0] == heads * said:
@@ -90,7 +109,9 @@ def _head_dim(
             f"model.layers.0.attn.q_proj.weight has {shape[0]} rows, no multiple of num_heads {heads}"
         )
     width = shape[0] // heads
-    return width, [f"config.json says head_dim {said}, but the weights are of heads {width} wide, which is used"]
+    return width, [
+        f"config.json says head_dim {said}, but the weights are of heads {width} wide, which is used"
+    ]
 
 
 def _mlp_width(given: Fields, hidden: int) -> int:

@@ -1,10 +1,10 @@
-"""Llama-named NSA models, `model_type: llama-nsa` (SSA, arXiv 2511.20102, and its NSA, MoBA and full baselines).
+"""Llama-named NSA models, `model_type: llama-nsa`: SSA (arXiv 2511.20102), its NSA, MoBA and full baselines.
 
 Llama's names and `self_attn.g_proj` with three gates a head. Blocks as fla's first NSA kernels had them:
 compressed keys = means over blocks of the rotated keys (l = d = l'), the token's own block forced alone. What
-reads the weights differs between the four models of that family and isn't named in all of their configs: three
-branches (NSA), the selected branch under its gate (SSA in its sparse mode, MoBA), or full attention under the
-same gate (SSA in its full mode, and the full baseline).
+reads the weights differs between the four models of that family and isn't named in all of their configs:
+three branches (NSA), the selected branch under its gate (SSA in its sparse mode, MoBA), or full attention
+under the same gate (SSA in its full mode, and the full baseline).
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ from typing import Any
 
 from torch import Tensor
 
-from nsa_models.imports._format import FORCED_BLOCKS, Choices, Fields, Format, Meaning, next_power_of_2
+from nsa_models.imports._format import (
+    FORCED_BLOCKS,
+    Choices,
+    Fields,
+    Format,
+    Meaning,
+    fewer_blocks,
+    next_power_of_2,
+)
 
 _MODES = {"sparse": "selected", "full": "full"}
 """Their `inference_mode`, as readings."""
@@ -43,10 +51,7 @@ def _read(given: Fields, shapes: Mapping[str, tuple[int, ...]], choices: Choices
             f"block_counts {named}: their kernels select the next power of 2, so nsa_select_count is {count}"
         )
     if block < 2 * count and reading != "full":
-        notes.append(
-            f"block_size {block} is under twice block_counts {named}: their kernel then keeps only the "
-            f"{block // 2} best blocks of every {block}; here the {count} best are selected, as the definition says"
-        )
+        notes.append(fewer_blocks(block, named, count))
     first, last = FORCED_BLOCKS[choices.forced_blocks or "own"]
     changes: dict[str, Callable[[Tensor], Tensor]] = {}
     if reading == "full":
@@ -105,8 +110,8 @@ def _reading(given: Fields, choices: Choices, window: int) -> tuple[str, list[st
         return _MODES[mode], []
     raise given.refuse(
         "window_size 0 without an inference_mode: config.json doesn't tell what reads these weights. Set "
-        'inference_mode to "sparse" (the selected branch alone: SSA, MoBA) or "full" (full attention with the '
-        "same gate) in it, or convert with --reading selected, full, or nsa"
+        'inference_mode to "sparse" (the selected branch alone: SSA, MoBA) or "full" (full attention with '
+        "the same gate) in it, or convert with --reading selected, full, or nsa"
     )
 
 
@@ -122,7 +127,8 @@ def _rope(given: Fields) -> dict[str, Any]:
 
 def _selected_gates(weight: Tensor) -> Tensor:
     """Of g_proj [3 H, hidden], three gates a head, the selected branch's alone [H, hidden]."""
-    return weight.unflatten(0, (-1, 3))[:, _SELECTED]
+    gates: Tensor = weight.unflatten(0, (-1, 3))[:, _SELECTED]
+    return gates
 
 
 _NAMES = (

@@ -32,7 +32,7 @@ FLA: dict[str, Any] = {
     "num_kv_heads": 2,
     "head_dim": 8,
     "qkv_bias": False,
-    "block_size": 4,
+    "block_size": 8,
     "block_counts": 4,
     "window_size": 6,
     "rope_theta": 10000.0,
@@ -113,6 +113,8 @@ LLAMA3_ROPE = {
 }
 CASES = {
     "fla": Case(_fla()),
+    "fla-small-blocks": Case(_fla(block_size=4), forced="own"),
+    "fla-small-blocks-paper": Case(_fla(block_size=4), {"forced_blocks": "paper"}),
     "fla-own-block": Case(_fla(), {"forced_blocks": "own"}, forced="own"),
     "fla-biases-tied": Case(_fla(qkv_bias=True, tie_word_embeddings=True)),
     "fla-no-window": Case(_fla(window_size=0)),
@@ -126,7 +128,9 @@ CASES = {
     "ssa-sparse": Case(_llama(window_size=0, inference_mode="sparse"), forced="own", reading="selected"),
     "ssa-full": Case(_llama(window_size=0, inference_mode="full"), forced="own", reading="full"),
     "ssa-longer": Case(
-        _llama(window_size=0, inference_mode="sparse", rope_scaling=LLAMA3_ROPE), forced="own", reading="selected"
+        _llama(window_size=0, inference_mode="sparse", rope_scaling=LLAMA3_ROPE),
+        forced="own",
+        reading="selected",
     ),
     "moba": Case(_llama(window_size=0), {"reading": "selected"}, forced="own", reading="selected"),
 }
@@ -159,7 +163,12 @@ def random_weights(case: Case, seed: int = 0) -> dict[str, Tensor]:
     }
     if not given["tie_word_embeddings"]:
         weights["lm_head.weight"] = random(VOCABULARY, hidden)
-    sizes = {"q": heads * case.head_dim, "k": groups * case.head_dim, "v": groups * case.head_dim, "g": heads * 3}
+    sizes = {
+        "q": heads * case.head_dim,
+        "k": groups * case.head_dim,
+        "v": groups * case.head_dim,
+        "g": heads * 3,
+    }
     for layer in range(given["num_hidden_layers"]):
         here = f"model.layers.{layer}."
         for name, size in sizes.items():
@@ -173,7 +182,9 @@ def random_weights(case: Case, seed: int = 0) -> dict[str, Tensor]:
     return weights
 
 
-def write_checkpoint(folder: Path, config: dict[str, Any], weights: dict[str, Tensor], files: int = 1) -> Path:
+def write_checkpoint(
+    folder: Path, config: dict[str, Any], weights: dict[str, Tensor], files: int = 1
+) -> Path:
     """Write config and weights, in one file or cut into some with an index."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -183,7 +194,9 @@ def write_checkpoint(folder: Path, config: dict[str, Any], weights: dict[str, Te
     names = list(weights)
     places = {name: f"model-{i % files + 1:05d}-of-{files:05d}.safetensors" for i, name in enumerate(names)}
     for file in set(places.values()):
-        save_file({n: weights[n] for n in names if places[n] == file}, folder / file, metadata={"format": "pt"})
+        save_file(
+            {n: weights[n] for n in names if places[n] == file}, folder / file, metadata={"format": "pt"}
+        )
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     return folder
 
@@ -228,7 +241,9 @@ def plain_logits(case: Case, weights: dict[str, Tensor], ids: list[int]) -> Tens
     x = torch.stack([embeddings[i] for i in ids])
     for layer in range(given["num_hidden_layers"]):
         here = f"model.layers.{layer}."
-        x = x + plain_attention(case, w, here + ("attn." if case.fla else "self_attn."), rms(x, w[here + first + ".weight"], eps))
+        x = x + plain_attention(
+            case, w, here + ("attn." if case.fla else "self_attn."), rms(x, w[here + first + ".weight"], eps)
+        )
         h = rms(x, w[here + second + ".weight"], eps)
         gate, up = h @ w[here + "mlp.gate_proj.weight"].T, h @ w[here + "mlp.up_proj.weight"].T
         x = x + (gate / (1 + torch.exp(-gate)) * up) @ w[here + "mlp.down_proj.weight"].T
@@ -251,8 +266,14 @@ def plain_attention(case: Case, w: dict[str, Tensor], here: str, x: Tensor) -> T
         out = x @ w[f"{here}{name}_proj.weight"].T
         return out + w[f"{here}{name}_proj.bias"] if f"{here}{name}_proj.bias" in w else out
 
-    q = [[turned(row.view(heads, width)[h], t, given) for h in range(heads)] for t, row in enumerate(project("q"))]
-    k = [[turned(row.view(groups, width)[g], t, given) for g in range(groups)] for t, row in enumerate(project("k"))]
+    q = [
+        [turned(row.view(heads, width)[h], t, given) for h in range(heads)]
+        for t, row in enumerate(project("q"))
+    ]
+    k = [
+        [turned(row.view(groups, width)[g], t, given) for g in range(groups)]
+        for t, row in enumerate(project("k"))
+    ]
     v = project("v").view(len(x), groups, width)
     gates = 1 / (1 + torch.exp(-project("g").view(len(x), heads, 3)))
     rows = []
@@ -266,7 +287,9 @@ def plain_attention(case: Case, w: dict[str, Tensor], here: str, x: Tensor) -> T
     return torch.stack(rows)
 
 
-def one_query(case: Case, queries: list[Tensor], keys: Tensor, values: Tensor, gates: list[Tensor]) -> list[Tensor]:
+def one_query(
+    case: Case, queries: list[Tensor], keys: Tensor, values: Tensor, gates: list[Tensor]
+) -> list[Tensor]:
     """The heads of a group at position t, given keys and values 0..t of their KV head."""
     size, window = case.config["block_size"], case.config["window_size"]
     t = len(keys) - 1
@@ -278,7 +301,9 @@ def one_query(case: Case, queries: list[Tensor], keys: Tensor, values: Tensor, g
     compressed = []
     for q in queries:
         p = softmax([float(q @ c) / math.sqrt(len(q)) for c in k_cmp])
-        compressed.append(sum((share * value for share, value in zip(p, v_cmp, strict=True)), torch.zeros_like(q)))
+        compressed.append(
+            sum((share * value for share, value in zip(p, v_cmp, strict=True)), torch.zeros_like(q))
+        )
         for c, share in enumerate(p):
             score[c] += share
     forced = {"paper": {0, own - 1, own}, "own": {own}}[case.forced]
@@ -325,7 +350,7 @@ def turned(x: Tensor, t: int, given: dict[str, Any]) -> Tensor:
 
 
 def slowed(frequency: float, scaling: dict[str, Any] | None) -> float:
-    """Llama 3's scaling: long waves slower by the factor, short ones as they are, those between by degrees."""
+    """Llama 3's scaling: long waves slower by the factor, short ones as they are, others between."""
     if scaling is None:
         return frequency
     turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)

@@ -54,7 +54,9 @@ def test_the_folder_opens_here_and_in_transformers(
     assert torch.equal(theirs.eval()(TOKENS).logits, expected)
     assert AutoTokenizer.from_pretrained(made.folder)("12 mills").input_ids
     fields = nsa_models.plain_fields(AutoConfig.from_pretrained(made.folder))
-    assert fields == nsa_models.plain_fields(direct.config) == nsa_models.plain_fields(load_config(str(source)))
+    assert (
+        fields == nsa_models.plain_fields(direct.config) == nsa_models.plain_fields(load_config(str(source)))
+    )
     assert direct.config.name_or_path == direct.name_or_path == str(source)
     assert len(list(made.folder.glob("*.safetensors"))) == files
     weights = {n: x for file in made.folder.glob("*.safetensors") for n, x in load_file(file).items()}
@@ -80,7 +82,7 @@ def test_the_record_says_what_it_was_made_of(make_checkpoint: MakeCheckpoint, tm
     record = json.loads((made.folder / "conversion.json").read_text())
     assert record["fingerprint"] == fingerprint(str(source))
     assert record["choices"] == {"forced_blocks": "own", "reading": None}
-    assert (record["model_type"], record["notes"]) == ("nsa", [])
+    assert (record["model_type"], record["notes"]) == ("nsa", list(made.notes))
     (made.folder / "conversion.json").write_text("{}")
     before = fingerprint(str(made.folder))
     (made.folder / "conversion.json").unlink()
@@ -99,8 +101,10 @@ def test_config_and_tokenizer_are_read_as_here(make_checkpoint: MakeCheckpoint) 
     config = load_config(str(source))
     assert isinstance(config, NSADecoderConfig)
     assert config.head_dim == 8
-    assert (config.nsa_block, config.nsa_stride, config.nsa_select_block) == (4, 4, 4)
-    assert load_tokenizer(str(source))("12 mills").input_ids == load_tokenizer(str(source))("12 mills").input_ids
+    assert (config.nsa_block, config.nsa_stride, config.nsa_select_block) == (8, 8, 8)
+    assert (
+        load_tokenizer(str(source))("12 mills").input_ids == load_tokenizer(str(source))("12 mills").input_ids
+    )
     (source / "model.safetensors").unlink()
     assert load_config(str(source)).head_dim == 4  # nothing else is known without the weights
 
@@ -108,13 +112,19 @@ def test_config_and_tokenizer_are_read_as_here(make_checkpoint: MakeCheckpoint) 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("fla", ["which blocks were forced", "block_size 4 is under twice"][:1]),
+        ("fla", ["read as fla since August 2025, block 0 and the last two"]),
+        (
+            "fla-small-blocks",
+            ["fla since August 2025 refuses such a block_size", "2 best blocks out of every 4"],
+        ),
         ("fla-head-dim-not-as-said", ["head_dim 4, but the weights are of heads 8 wide"]),
         ("fla-odd-count", ["block_counts 3", "nsa_select_count is 4"]),
         ("llama-nsa", []),
     ],
 )
-def test_what_the_files_do_not_tell_is_noted(name: str, said: list[str], make_checkpoint: MakeCheckpoint) -> None:
+def test_what_the_files_do_not_tell_is_noted(
+    name: str, said: list[str], make_checkpoint: MakeCheckpoint
+) -> None:
     notes = import_notes(str(make_checkpoint(name)))
     assert all(any(part in note for note in notes) for part in said)
     if not said:
@@ -123,7 +133,7 @@ def test_what_the_files_do_not_tell_is_noted(name: str, said: list[str], make_ch
 
 def test_a_kernel_that_keeps_fewer_blocks_is_noted(make_checkpoint: MakeCheckpoint) -> None:
     [note] = import_notes(str(make_checkpoint("llama-nsa", block_size=4)))
-    assert "keeps only the 2 best blocks of every 4; here the 4 best are selected" in note
+    assert "the 2 best blocks out of every 4; here the 4 best of all are selected" in note
 
 
 def test_other_checkpoints_have_no_notes(saved_models: Path) -> None:
@@ -143,7 +153,7 @@ def test_what_a_checkpoint_is_read_as_is_in_its_fingerprint_alone(
 def test_its_own_code_reads_it_where_that_may_run(make_checkpoint: MakeCheckpoint) -> None:
     source = make_checkpoint("llama-nsa")
     assert isinstance(load_config(str(source)), NSADecoderConfig)
-    with pytest.raises(ModelLoadError, match="modeling_llama_nsa|can't be used"):
+    with pytest.raises(ModelLoadError, match=r"modeling_llama_nsa|can't be used"):
         load_config(str(source), trust_remote_code=True)
 
 
@@ -151,7 +161,9 @@ def test_triton_says_at_loading_what_it_does_not_force(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nsa_kernels.dispatch._missing", lambda _: None)
-    with pytest.raises(ModelLoadError, match="forces the first 0 and the last 1: use auto, torch or reference"):
+    with pytest.raises(
+        ModelLoadError, match="forces the first 0 and the last 1: use auto, torch or reference"
+    ):
         load_model(str(make_checkpoint("llama-nsa")), device="cpu", backend="triton")
     assert load_model(str(make_checkpoint("llama-nsa")), device="cpu", backend="torch")
 

@@ -1,4 +1,4 @@
-"""Imported checkpoints against a plain reading of what their formats define: prefill, chunks, decode, padding."""
+"""Imported checkpoints against a plain reading of their formats: prefill, chunks, decode, padded rows."""
 
 from __future__ import annotations
 
@@ -88,5 +88,9 @@ def test_padded_rows_and_their_next_tokens(
 def test_the_rule_and_the_reading_change_what_is_answered(plain: Callable[..., Tensor]) -> None:
     """Otherwise the cases above could be mixed up and nobody would see it."""
     row = ids().tolist()
-    for one, other in (("fla", "fla-own-block"), ("llama-nsa", "llama-nsa-paper"), ("ssa-sparse", "ssa-full")):
+    for one, other in (
+        ("fla", "fla-own-block"),
+        ("llama-nsa", "llama-nsa-paper"),
+        ("ssa-sparse", "ssa-full"),
+    ):
         assert not torch.allclose(plain(one, row), plain(other, row), atol=1e-2)

@@ -33,15 +33,27 @@ def refusal(folder: Path, tmp_path: Path, **choices: str) -> str:
     ("name", "changes", "message"),
     [
         ("fla", {"hidden_act": "powlu"}, "hidden_act 'powlu', and only swish"),
-        ("fla", {"attnres_block_size": 4}, "attnres_block_size 4, and this decoder has no attention residuals"),
+        (
+            "fla",
+            {"attnres_block_size": 4},
+            "attnres_block_size 4, and this decoder has no attention residuals",
+        ),
         ("fla", {"block_counts": None}, "block_counts None; expected a whole number from 1 on"),
         ("fla", {"block_counts": 2}, "select_count must be at least 3"),
         ("fla", {"window_size": -1}, "window_size -1; expected a whole number from 0 on"),
         ("fla", {"num_kv_heads": 3}, "num_attention_heads (4) must be a multiple of num_key_value_heads (3)"),
         ("fla", {"norm_eps": "small"}, "rms_norm_eps"),
         ("fla", {"use_sinks": True}, "keys that this version doesn't know for model_type 'nsa': use_sinks"),
-        ("fla", {"quantization_config": {"bits": 4}}, "doesn't know for model_type 'nsa': quantization_config"),
-        ("fla", {"num_hidden_layers": 3}, "num_hidden_layers 3, but the weight files hold tensors of 2 layers"),
+        (
+            "fla",
+            {"quantization_config": {"bits": 4}},
+            "doesn't know for model_type 'nsa': quantization_config",
+        ),
+        (
+            "fla",
+            {"num_hidden_layers": 3},
+            "num_hidden_layers 3, but the weight files hold tensors of 2 layers",
+        ),
         ("fla", {"num_hidden_layers": 10**7}, "but the weight files hold tensors of 2 layers"),
         ("fla", {"qkv_bias": True}, "the weight files lack model.layers.0.self_attn.k_proj.bias"),
         ("fla-biases-tied", {"qkv_bias": False}, "hold model.layers.0.self_attn.k_proj.bias, model"),
@@ -65,9 +77,15 @@ def test_a_config_that_means_something_else(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.update({"model.layers.0.attn_res_proj.weight": torch.zeros(1, 32)}), "attn_res_proj.weight, which a"),
+        (
+            lambda w: w.update({"model.layers.0.attn_res_proj.weight": torch.zeros(1, 32)}),
+            "attn_res_proj.weight, which a",
+        ),
         (lambda w: w.update({"extra": torch.zeros(1)}), "the weight files hold extra, which a model of"),
-        (lambda w: w.pop("model.layers.1.mlp_norm.weight"), "lack model.layers.1.post_attention_layernorm.weight"),
+        (
+            lambda w: w.pop("model.layers.1.mlp_norm.weight"),
+            "lack model.layers.1.post_attention_layernorm.weight",
+        ),
         (lambda w: w["model.norm.weight"].fill_(torch.nan), "NaN or infinite weights in model.norm.weight"),
         (lambda w: w.update({"model.norm.weight": torch.ones(31)}), "model.norm.weight is [31], not [32]"),
     ],
