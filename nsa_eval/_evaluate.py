@@ -16,6 +16,7 @@ from nsa_eval.errors import UserError
 from nsa_eval.plan import Job
 from nsa_eval.progress import Progress
 from nsa_eval.rundir import RunDirectory, write_json
+from nsa_eval.store import AuditEvent
 
 if TYPE_CHECKING:
     from nsa_eval._tasks import LoadedTasks
@@ -36,6 +37,8 @@ class _Prepared:
     """Of each task, the hashes of the files that it was made from."""
     fields: dict[str, Any]
     """The checkpoint's config, as far as it is plain."""
+    imported: list[AuditEvent]
+    """What was decided in reading another trainer's checkpoint."""
 
 
 def evaluate_checkpoint(
@@ -104,7 +107,12 @@ def evaluate_checkpoint(
     for message in (*_doubts(model), *notes, *tasks.notes, *heard.messages):
         progress.note(f"{model.name}: {message}")
     prepared = _Prepared(
-        tokenizer=tokenizer, tasks=tasks, fingerprint=fingerprint, sources=sources, fields=fields
+        tokenizer=tokenizer,
+        tasks=tasks,
+        fingerprint=fingerprint,
+        sources=sources,
+        fields=fields,
+        imported=[AuditEvent(kind="imported", detail=note) for note in notes],
     )
     documents = {job.task.label: tasks.documents(job.task) for job in jobs}
     workload.loaded((job for _, own in work for job in own), documents)
@@ -181,7 +189,9 @@ def _evaluate_variant(
             "backend": str(facts.backend),
             "variant": variant.settings,
         }
-        audit = [event.model_dump(mode="json") for event in (*tasks.events, *engine.audit)]
+        audit = [
+            event.model_dump(mode="json") for event in (*prepared.imported, *tasks.events, *engine.audit)
+        ]
         costs = {task: cost.model_dump(mode="json") for task, cost in engine.costs.items()}
         _stage(results, variant, engine, directory, audit, costs)
     for message in heard.messages:
