@@ -52,7 +52,7 @@ class NSADecoderConfig(PreTrainedConfig):
         nsa_first_blocks: Selection blocks from the first on that every token selects (paper: 1).
         nsa_last_blocks: Selection blocks up to its own, which is one of them, that every token selects
             (paper: 2).
-        nsa_branches: Branches whose outputs count, out of "cmp,slc,win"; the others' gates are closed. Blocks
+        nsa_branches: Branches whose outputs count, out of "cmp+slc+win"; the others' gates are closed. Blocks
             are chosen by the compressed keys whether their branch counts or not.
         nsa_backend: Backend of nsa_kernels: "auto", "torch", "triton" or "reference".
     """
@@ -93,7 +93,7 @@ class NSADecoderConfig(PreTrainedConfig):
     nsa_compress_rotated: bool = False
     nsa_first_blocks: int = 1
     nsa_last_blocks: int = 2
-    nsa_branches: str = ",".join(BRANCHES)
+    nsa_branches: str = "+".join(BRANCHES)
     nsa_backend: str = "auto"
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers' own
@@ -111,10 +111,10 @@ class NSADecoderConfig(PreTrainedConfig):
             raise ValueError(
                 f"nsa_compression must be one of {', '.join(COMPRESSIONS)}, got {self.nsa_compression!r}"
             )
-        named = self.nsa_branches.split(",")
+        named = self.nsa_branches.split("+")
         if not set(named) <= set(BRANCHES) or len(set(named)) != len(named):
             raise ValueError(
-                f"nsa_branches must be one or more of {', '.join(BRANCHES)}, each once, with commas, "
+                f"nsa_branches must be one or more of {', '.join(BRANCHES)}, each once, with + between, "
                 f"got {self.nsa_branches!r}"
             )
         if self.num_attention_heads % self.num_key_value_heads:
@@ -144,7 +144,7 @@ class NSADecoderConfig(PreTrainedConfig):
     @property
     def closed_branches(self) -> tuple[int, ...]:
         """Numbers, in `BRANCHES`, of the branches whose output doesn't count."""
-        named = self.nsa_branches.split(",")
+        named = self.nsa_branches.split("+")
         return tuple(index for index, branch in enumerate(BRANCHES) if branch not in named)
 
 

@@ -24,8 +24,8 @@ SHAPE = {
 @pytest.mark.parametrize(
     ("branches", "read"),
     [
-        ("cmp,slc,win", 10 + 32 + 12),
-        ("cmp,slc", 10 + 32),
+        ("cmp+slc+win", 10 + 32 + 12),
+        ("cmp+slc", 10 + 32),
         ("slc", 10 + 32),  # compressed keys choose the blocks
         ("cmp", 10),
         ("win", 12),
@@ -36,7 +36,7 @@ def test_closed_branches_read_nothing(branches: str, read: int) -> None:
     assert kv_cost(model, 80).read == read
 
 
-@pytest.mark.parametrize("branches", ["", "cmp,cmp", "cmp,window", "cmp, slc"])
+@pytest.mark.parametrize("branches", ["", "cmp+cmp", "cmp+window", "cmp,slc"])
 def test_branches_are_named(branches: str) -> None:
     with pytest.raises(ValueError, match="nsa_branches must be one or more of cmp, slc, win"):
         NSADecoderConfig(**SHAPE, nsa_branches=branches)

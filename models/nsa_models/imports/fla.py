@@ -92,7 +92,7 @@ def _read(given: Fields, shapes: Mapping[str, tuple[int, ...]], choices: Choices
             "nsa_compress_rotated": True,
             "nsa_first_blocks": first,
             "nsa_last_blocks": last,
-            "nsa_branches": "cmp,slc,win" if window else "cmp,slc",
+            "nsa_branches": "cmp+slc+win" if window else "cmp+slc",
         },
         notes=tuple(notes),
     )

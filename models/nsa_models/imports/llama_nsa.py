@@ -26,7 +26,7 @@ from nsa_models.imports._format import (
 
 _MODES = {"sparse": "selected", "full": "full"}
 """Their `inference_mode`, as readings."""
-_BRANCHES = {"nsa": "cmp,slc,win", "selected": "slc", "full": "cmp,slc,win"}
+_BRANCHES = {"nsa": "cmp+slc+win", "selected": "slc", "full": "cmp+slc+win"}
 _SELECTED = 1
 """The selected branch's place among a head's gates."""
 
@@ -58,7 +58,7 @@ def _read(given: Fields, shapes: Mapping[str, tuple[int, ...]], choices: Choices
         changes["self_attn.g_proj.weight"] = _selected_gates
     branches = _BRANCHES[reading]
     if reading == "nsa" and not window:
-        branches = "cmp,slc"
+        branches = "cmp+slc"
     return Meaning(
         fields={
             "vocab_size": given.whole("vocab_size", 32000),
