@@ -4,6 +4,7 @@ Importing it registers the decoder with transformers' Auto classes, whichever of
 nothing here is imported lazily: transformers has no way to register a class that isn't there yet.
 """
 
+from nsa_kernels import Compilations, compilations
 from nsa_models.cache import NSACache
 from nsa_models.checkpoints import ModelLoadError, ZooEntry, local_folder, resolve, zoo
 from nsa_models.configuration import NSADecoderConfig
@@ -20,9 +21,11 @@ from nsa_models.variants import (
     running_backend,
     with_fields,
 )
+from nsa_models.warming import warm_up
 
 __all__ = [
     "Choices",
+    "Compilations",
     "Conversion",
     "DecodeGraph",
     "Fingerprint",
@@ -35,6 +38,7 @@ __all__ = [
     "StaticDecoder",
     "ZooEntry",
     "changed_fields",
+    "compilations",
     "config_with",
     "convert",
     "fingerprint",
@@ -47,6 +51,7 @@ __all__ = [
     "plain_fields",
     "resolve",
     "running_backend",
+    "warm_up",
     "why_not_captured",
     "with_fields",
     "zoo",
