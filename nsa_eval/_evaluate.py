@@ -37,6 +37,8 @@ class _Prepared:
     """Of each task, the hashes of the files that it was made from."""
     fields: dict[str, Any]
     """The checkpoint's config, as far as it is plain."""
+    imported: list[AuditEvent]
+    """What was decided in reading another trainer's checkpoint."""
 
 
 def evaluate_checkpoint(
@@ -89,7 +91,11 @@ def evaluate_checkpoint(
         progress.say(f"{model.name}: loading")
         executor.load(model)
         fields: dict[str, Any] = {}
+        notes: tuple[str, ...] = ()
         if model.lm is None:
+            notes = nsa_models.import_notes(
+                model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
             fields = nsa_models.plain_fields(
                 nsa_models.load_config(
                     model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
@@ -98,10 +104,15 @@ def evaluate_checkpoint(
             fingerprint = nsa_models.fingerprint_of(model.path, revision=model.revision)
         else:
             fingerprint = lm_fingerprint(model)
-    for message in (*_doubts(model), *tasks.notes, *heard.messages):
+    for message in (*_doubts(model), *notes, *tasks.notes, *heard.messages):
         progress.note(f"{model.name}: {message}")
     prepared = _Prepared(
-        tokenizer=tokenizer, tasks=tasks, fingerprint=fingerprint, sources=sources, fields=fields
+        tokenizer=tokenizer,
+        tasks=tasks,
+        fingerprint=fingerprint,
+        sources=sources,
+        fields=fields,
+        imported=[AuditEvent(kind="imported", detail=note) for note in notes],
     )
     documents = {job.task.label: tasks.documents(job.task) for job in jobs}
     workload.loaded((job for _, own in work for job in own), documents)
@@ -186,7 +197,7 @@ def _evaluate_variant(
             "backend": str(facts.backend),
             "variant": variant.settings,
         }
-        events = (*tasks.events, *engine.audit, *_task_cuts(results["samples"]))
+        events = (*prepared.imported, *tasks.events, *engine.audit, *_task_cuts(results["samples"]))
         audit = [event.model_dump(mode="json") for event in events]
         costs = {task: cost.model_dump(mode="json") for task, cost in engine.costs.items()}
         _stage(results, variant, engine, directory, audit, costs)

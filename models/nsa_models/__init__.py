@@ -9,7 +9,8 @@ from nsa_models.cache import NSACache
 from nsa_models.checkpoints import ModelLoadError, ZooEntry, local_folder, resolve, zoo
 from nsa_models.configuration import NSADecoderConfig
 from nsa_models.fingerprints import Fingerprint, fingerprint, fingerprint_of
-from nsa_models.loading import load_config, load_model, load_tokenizer
+from nsa_models.imports import Choices, Conversion, convert
+from nsa_models.loading import import_notes, load_config, load_model, load_tokenizer
 from nsa_models.modeling import NSADecoderForCausalLM, NSADecoderModel
 from nsa_models.static import DecodeGraph, StaticDecoder, why_not_captured
 from nsa_models.variants import (
@@ -23,7 +24,9 @@ from nsa_models.variants import (
 from nsa_models.warming import warm_up
 
 __all__ = [
+    "Choices",
     "Compilations",
+    "Conversion",
     "DecodeGraph",
     "Fingerprint",
     "ModelLoadError",
@@ -37,8 +40,10 @@ __all__ = [
     "changed_fields",
     "compilations",
     "config_with",
+    "convert",
     "fingerprint",
     "fingerprint_of",
+    "import_notes",
     "load_config",
     "load_model",
     "load_tokenizer",

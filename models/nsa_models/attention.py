@@ -12,12 +12,10 @@ from nsa_kernels import compress_linear, compress_mean, compress_mlp, nsa_attent
 from nsa_kernels.heads import norm_rotate
 from nsa_models.batch import RaggedBatch, SteadyBatch
 from nsa_models.cache import NSACacheLayer
-from nsa_models.configuration import NSADecoderConfig
+from nsa_models.configuration import BRANCHES, NSADecoderConfig
 from nsa_models.feeding import current_feed
 from nsa_models.lower_right import lower_right_attention
 from nsa_models.rope import RotaryEmbedding, rotate
-
-BRANCHES = ("cmp", "slc", "win")
 
 # torch.compile has nothing to gain inside of the Triton kernels and their autograd function: it compiles what
 # stands before and behind them. Only the `torch` backend, asked for by name, is compiled along.
@@ -66,6 +64,8 @@ class FullAttention(nn.Module):
         self.o_proj = nn.Linear(heads * d_v, config.hidden_size, bias=False)
         self.q_norm = HeadRMSNorm(d_k, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = HeadRMSNorm(d_k, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        if config.attention_gate:
+            self.g_proj = nn.Linear(config.hidden_size, heads, bias=config.gate_bias)
         self.attend: Callable[[Tensor, Tensor, Tensor, RaggedBatch], Tensor] = causal_attention
 
     def forward(
@@ -82,6 +82,8 @@ class FullAttention(nn.Module):
             if cache is not None:
                 k, v = cache.append("k", k, batch), cache.append("v", v, batch)
             out = self.attend(q, k, v, batch)
+        if self.config.attention_gate:
+            out = out * torch.sigmoid(self.g_proj(x)).unsqueeze(-1)
         projected: Tensor = self.o_proj(out.flatten(-2))
         return projected
 
@@ -192,7 +194,7 @@ class NSAAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_sets * groups * d_k, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_sets * groups * d_v, bias=bias)
         self.o_proj = nn.Linear(heads * d_v, config.hidden_size, bias=False)
-        self.g_proj = nn.Linear(config.hidden_size, heads * len(BRANCHES), bias=True)
+        self.g_proj = nn.Linear(config.hidden_size, heads * len(BRANCHES), bias=config.gate_bias)
         self.q_norm = HeadRMSNorm(d_k, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norms = nn.ModuleList(
             HeadRMSNorm(d_k, config.rms_norm_eps) if config.qk_norm else nn.Identity() for _ in range(kv_sets)
@@ -212,6 +214,11 @@ class NSAAttention(nn.Module):
         norms = dict(zip(BRANCHES, zip(self.k_norms, keys, strict=True), strict=False))
         values = dict(zip(BRANCHES, self.v_proj(x).unflatten(-1, (-1, groups, d_v)).unbind(2), strict=False))
         gates = torch.sigmoid(self.g_proj(x).unflatten(-1, (heads, len(BRANCHES))))
+        if config.closed_branches:
+            opened = list(gates.unbind(-1))
+            for closed in config.closed_branches:
+                opened[closed] = torch.zeros_like(opened[closed])
+            gates = torch.stack(opened, dim=-1)
 
         rotated = config.nsa_compress_rotated
         to_compress = _normed(*norms["cmp"], *((cos, sin) if rotated else (None, None)))

@@ -14,6 +14,8 @@ from nsa_kernels import BlockGeometry
 
 ATTENTIONS = ("nsa", "full")
 COMPRESSIONS = ("mlp", "linear", "mean")
+BRANCHES = ("cmp", "slc", "win")
+"""NSA's branches in the order of their gates: compressed, selected, window."""
 
 
 @strict
@@ -32,6 +34,9 @@ class NSADecoderConfig(PreTrainedConfig):
         num_key_value_heads: K/V groups H_kv; divides H.
         head_dim: d_k, of queries and keys.
         v_head_dim: d_v, of values; None = head_dim.
+        attention_gate: With `attention="full"`, multiply each head's output by a sigmoid gate (`g_proj`), as
+            NSA does with each of its branches.
+        gate_bias: The projection of gates has a bias.
         qk_norm: RMSNorm on each query and key head before RoPE.
         rope_parameters: transformers' RoPE dictionary, YaRN too: {"rope_type", "rope_theta", "factor", ...}.
         nsa_block: l, tokens in a compression block.
@@ -44,6 +49,11 @@ class NSADecoderConfig(PreTrainedConfig):
         nsa_share_kv: One K/V for the three branches (as some trainers do) instead of one each.
         nsa_compress_rotated: Compress keys after RoPE; the default compresses unrotated keys and rotates
             each compressed key by its block's first position.
+        nsa_first_blocks: Selection blocks from the first on that every token selects (paper: 1).
+        nsa_last_blocks: Selection blocks up to its own, which is one of them, that every token selects
+            (paper: 2).
+        nsa_branches: Branches whose outputs count, out of "cmp+slc+win"; the others' gates are closed. Blocks
+            are chosen by the compressed keys whether their branch counts or not.
         nsa_backend: Backend of nsa_kernels: "auto", "torch", "triton" or "reference".
     """
 
@@ -63,6 +73,8 @@ class NSADecoderConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     attention: str = "nsa"
     attention_bias: bool = False
+    attention_gate: bool = False
+    gate_bias: bool = True
     qk_norm: bool = True
     rope_parameters: dict[str, Any] | None = None
     tie_word_embeddings: bool = True
@@ -79,6 +91,9 @@ class NSADecoderConfig(PreTrainedConfig):
     nsa_compression_hidden: int = 128
     nsa_share_kv: bool = False
     nsa_compress_rotated: bool = False
+    nsa_first_blocks: int = 1
+    nsa_last_blocks: int = 2
+    nsa_branches: str = "+".join(BRANCHES)
     nsa_backend: str = "auto"
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - transformers' own
@@ -95,6 +110,12 @@ class NSADecoderConfig(PreTrainedConfig):
         if self.nsa_compression not in COMPRESSIONS:
             raise ValueError(
                 f"nsa_compression must be one of {', '.join(COMPRESSIONS)}, got {self.nsa_compression!r}"
+            )
+        named = self.nsa_branches.split("+")
+        if not set(named) <= set(BRANCHES) or len(set(named)) != len(named):
+            raise ValueError(
+                f"nsa_branches must be one or more of {', '.join(BRANCHES)}, each once, with + between, "
+                f"got {self.nsa_branches!r}"
             )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -116,7 +137,15 @@ class NSADecoderConfig(PreTrainedConfig):
             select_block=self.nsa_select_block,
             select_count=self.nsa_select_count,
             window=self.nsa_window,
+            first_blocks=self.nsa_first_blocks,
+            last_blocks=self.nsa_last_blocks,
         )
+
+    @property
+    def closed_branches(self) -> tuple[int, ...]:
+        """Numbers, in `BRANCHES`, of the branches whose output doesn't count."""
+        named = self.nsa_branches.split("+")
+        return tuple(index for index, branch in enumerate(BRANCHES) if branch not in named)
 
 
 _MISSPELT = 0.85

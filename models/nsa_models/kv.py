@@ -62,8 +62,10 @@ def _layer(kind: str, index: int, window: int | None, attached: Attached | None,
 
 
 def _nsa(config: NSADecoderConfig, tokens: int) -> KVCost:
+    cmp, slc, win = (branch not in config.closed_branches for branch in range(3))
     blocks = num_blocks(tokens, config.geometry)
     selected = min(tokens, config.nsa_select_count * config.nsa_select_block)
-    read = blocks + selected + min(tokens, config.nsa_window)
+    # Compressed keys choose the blocks, so that they are read for the selected branch too.
+    read = blocks * (cmp or slc) + selected * slc + min(tokens, config.nsa_window) * win
     kept = (tokens if config.nsa_share_kv else 3 * tokens) + blocks
     return KVCost(read, kept)

@@ -49,7 +49,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "nsa-linear": {"nsa_compression": "linear"},
     "nsa-mean": {"nsa_compression": "mean", "nsa_compress_rotated": True},
     "nsa-shared-kv": {"nsa_share_kv": True, "qk_norm": False},
+    "nsa-own-block": {"nsa_first_blocks": 0, "nsa_last_blocks": 1, "gate_bias": False},
+    "nsa-selected-alone": {"nsa_branches": "slc"},
     "nsa-untied-mqa": {"num_key_value_heads": 1, "tie_word_embeddings": False, "attention_bias": True},
+    "full-gated": {"attention": "full", "attention_gate": True},
     "full-yarn": {
         "attention": "full",
         "rope_parameters": {
