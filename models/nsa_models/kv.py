@@ -39,7 +39,9 @@ def kv_cost(model: PreTrainedModel, tokens: int) -> KVCost:
     if isinstance(config, NSADecoderConfig) and config.attention == "nsa":
         cost, layers = _nsa(config, tokens), int(config.num_hidden_layers)
         width = layers * (token_width(config) or 0) * itemsize
-        return replace(cost, read_bytes=cost.read * width, kept_bytes=cost.kept * width)
+        # With one key for all branches the one before RoPE is held too, which is what gets compressed.
+        held = cost.kept + (tokens / 2 if config.nsa_share_kv else 0)
+        return replace(cost, read_bytes=cost.read * width, kept_bytes=held * width)
     attached = attached_to(model)
     text = config.get_text_config(decoder=True)
     window = getattr(text, "sliding_window", None)
@@ -53,17 +55,16 @@ def kv_cost(model: PreTrainedModel, tokens: int) -> KVCost:
 def token_width(config: PreTrainedConfig) -> int | None:
     """Numbers that one layer's cache holds of a token: its key and its value in every KV head.
 
-    Latent attention (DeepSeek's) counts as transformers caches it, expanded. None where the config's fields
-    have other names, or layers differ.
+    Of latent attention (DeepSeek's) the latent and the rotated part, which all heads share: that is what
+    transformers caches. None where the config's fields have other names, or layers differ.
     """
     heads = _field(config, "num_attention_heads")
     hidden = _field(config, "hidden_size")
     if not isinstance(heads, int) or not heads:
         return None
-    value = _field(config, "v_head_dim")
-    parts = [_field(config, name) for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
-    if _field(config, "kv_lora_rank") and isinstance(value, int) and all(isinstance(p, int) for p in parts):
-        return heads * (sum(parts) + value)
+    latent, turned = _field(config, "kv_lora_rank"), _field(config, "qk_rope_head_dim")
+    if isinstance(latent, int) and isinstance(turned, int):
+        return latent + turned
     width = _field(config, "head_dim") or (hidden // heads if isinstance(hidden, int) else None)
     groups = _field(config, "num_key_value_heads") or heads
     if _field(config, "multi_query") and not _field(config, "new_decoder_architecture"):
