@@ -289,9 +289,7 @@ class Answerer:
         pairs = [(name, context, tail) for name, (_, (context, tail)) in enumerate(owners)]
         scorer = self.scorer()
         self._meter.start()  # texts were encoded until here
-        scorer.run(
-            units_of(pairs), wanted=lambda name: requests[owners[name][0]].key in missing, emit=scored
-        )
+        scorer.run(units_of(pairs), wanted=lambda name: requests[owners[name][0]].key in missing, emit=scored)
 
     def _generate(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
         asked: list[ReplyRequest] = []

@@ -87,7 +87,9 @@ class Meter:
             kv_read=round(sum(one.read for one in reads)),
             kv_kept=round(end.kept),
             decode_steps=len(steps),
-            kv_read_bytes=None if end.read_bytes is None else round(sum(one.read_bytes or 0 for one in reads)),
+            kv_read_bytes=None
+            if end.read_bytes is None
+            else round(sum(one.read_bytes or 0 for one in reads)),
             kv_kept_bytes=None if end.kept_bytes is None else round(end.kept_bytes),
             warm_up_seconds=self.warm_up(),
         )

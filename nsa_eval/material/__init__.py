@@ -2,11 +2,9 @@
 
 from nsa_eval.material._costs import (
     CostFigures,
-    bytes_text,
     conditions_in_words,
     cost_figures,
     measured_together,
-    seconds_text,
 )
 from nsa_eval.material._figures import Figures, Grid, finite, metric_label
 from nsa_eval.material._material import Material
@@ -19,13 +17,11 @@ __all__ = [
     "Figures",
     "Grid",
     "Material",
-    "bytes_text",
     "conditions_in_words",
     "cost_figures",
     "finite",
     "measured_together",
     "metric_label",
     "named_unit",
-    "seconds_text",
     "side_by_side",
 ]

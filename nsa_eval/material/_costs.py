@@ -63,18 +63,3 @@ def conditions_in_words(conditions: Conditions) -> str:
         parts.append("CUDA graphs" if conditions.cuda_graphs else "no CUDA graphs")
     parts.append("prefixes shared" if conditions.share_prefixes else "prefixes not shared")
     return ", ".join(parts)
-
-
-def bytes_text(value: float) -> str:
-    """Bytes as people read them: 512 B, 3.4 KiB, 12 MiB, 1.25 GiB."""
-    for unit, one in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= one:
-            return f"{value / one:.3g} {unit}" if value / one < 1000 else f"{value / one:,.0f} {unit}"
-    return f"{value:.0f} B"
-
-
-def seconds_text(value: float) -> str:
-    """`3 ms`, `1.2 s`, `150 s`."""
-    if value >= 100:
-        return f"{value:,.0f} s"
-    return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.3g} ms"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -46,6 +45,8 @@ class LengthCost(BaseModel):
     up_to: int = Field(ge=1)
     """Tokens: a power of 2, at least the length of these and less than twice that of the shortest. A reply's
     length is its prompt's."""
+    longest: int = Field(ge=0)
+    """Tokens of the longest row, its reply among them."""
     cost: Cost
 
     @property
@@ -72,7 +73,7 @@ class Tally:
     def __init__(self) -> None:
         """Nothing yet."""
         self._tasks: dict[str, Cost] = {}
-        self._lengths: dict[tuple[CostKind, int], Cost] = {}
+        self._lengths: dict[tuple[CostKind, int], tuple[int, Cost]] = {}
 
     def add(self, task: str, kind: RequestKind, response: Response) -> None:
         """Count one response; nothing where its cost isn't known."""
@@ -83,7 +84,8 @@ class Tally:
         which: CostKind = "reply" if kind == "generate_until" else "scored"
         read = cost.prompt_tokens + (cost.new_tokens if which == "scored" else 0)
         place = (which, 1 << max(0, read - 1).bit_length())
-        self._lengths[place] = self._lengths.get(place, Cost()) + cost
+        longest, before = self._lengths.get(place, (0, Cost()))
+        self._lengths[place] = max(longest, cost.prompt_tokens + cost.new_tokens), before + cost
 
     @property
     def tasks(self) -> dict[str, Cost]:
@@ -92,12 +94,8 @@ class Tally:
 
     def sheet(self, conditions: Conditions) -> CostSheet:
         """All of it."""
-        return CostSheet(conditions=conditions, tasks=self.tasks, lengths=tuple(_rows(self._lengths.items())))
-
-
-def _rows(found: Iterable[tuple[tuple[CostKind, int], Cost]]) -> list[LengthCost]:
-    return [LengthCost(kind=kind, up_to=up_to, cost=cost) for (kind, up_to), cost in sorted(found, key=_place)]
-
-
-def _place(one: tuple[tuple[CostKind, int], Cost]) -> tuple[CostKind, int]:
-    return one[0]
+        rows = [
+            LengthCost(kind=kind, up_to=up_to, longest=longest, cost=cost)
+            for (kind, up_to), (longest, cost) in sorted(self._lengths.items())
+        ]
+        return CostSheet(conditions=conditions, tasks=self.tasks, lengths=tuple(rows))

@@ -1,4 +1,4 @@
-"""Scores against what they cost, laid out once for the page's inline SVG: a point and an interval per model."""
+"""Scores against what they cost, laid out once for the page's inline SVG: a dot and an interval per model."""
 
 from __future__ import annotations
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nsa_eval._words import bytes_text, seconds_text
 from nsa_eval.material import (
     CostFigures,
     Material,
-    bytes_text,
     conditions_in_words,
     cost_figures,
-    seconds_text,
 )
 from nsa_eval.sections import Section
 from nsa_reports import SectionData
