@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from nsa_eval.env import _cpu, _memory_gib
+from nsa_eval.env import cpu_name, memory_gib
 
 
 @functools.cache
@@ -17,7 +17,7 @@ def device_name(device: torch.device) -> str:
     if device.type != "cpu":
         return device.type
     threads = torch.get_num_threads()
-    return f"{_cpu() or 'CPU'}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{cpu_name() or 'CPU'}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 @functools.cache
@@ -25,5 +25,5 @@ def device_bytes(device: torch.device) -> int | None:
     """Memory of the device in all, the machine's for a processor; None where it can't be asked."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    gib = _memory_gib() if device.type == "cpu" else None
+    gib = memory_gib() if device.type == "cpu" else None
     return None if gib is None else int(gib * 2**30)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
+from nsa_kernels.heads import norm_rotate
 from nsa_models.configuration import NSADecoderConfig
 
 
@@ -73,5 +74,4 @@ class RotaryEmbedding(nn.Module):
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [B, N, heads, d_k] by float32 cos, sin [B, N, 1, d_k]; float32 inside, x's dtype outside."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    return norm_rotate(x, None, 0.0, cos, sin)

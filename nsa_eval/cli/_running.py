@@ -221,4 +221,4 @@ def validate_command(config: Annotated[str, CONFIG], overrides: Set = None) -> N
 
 def _size(plan: Any) -> str:  # noqa: ANN401  (Plan, whose import waits until it is needed)
     text = f"{counted(plan.samples, 'sample')}, {plan.tokens:,} tokens"
-    return text if plan.complete else f"{text} and what lm-eval's own tasks hold"
+    return text if plan.complete else f"{text} and those of tasks whose size only their data tell"

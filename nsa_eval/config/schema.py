@@ -177,7 +177,7 @@ class EngineSpec(_Section):
     """What becomes of a prompt over the model's length: stop with an error, or cut its start (`left`) or its
     middle. Every cut is written to audit.json and shown."""
     prefill_chunk: Neutral[PrefillChunk] = "auto"
-    """Tokens of a prompt that are run at once. `auto`: 8,192 on a CPU, on a GPU as many as keep the activations
+    """Tokens of a prompt that are run at once. `auto`: 8,192 on a CPU; on a GPU as many as keep activations
     under a GiB. Smaller needs less memory."""
     share_prefixes: Neutral[bool] = True
     """Compute the common start of several prompts once."""

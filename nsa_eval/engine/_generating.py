@@ -8,8 +8,10 @@ again, as the prompt of the rest. So are rows that were taken out for want of me
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +32,8 @@ from nsa_models.families import Rows
 # below, one forward for all prompts is as fast.
 _MIN_SAVED = 64
 _MIN_HEAD = 64
-# Rows enter once so much of the slots is free: a prompt that is read alone keeps all others waiting.
-_REFILL = 8
+# Decode steps that reading a few prompts takes as long as: all other rows wait meanwhile.
+_ENTRY_STEPS = 16
 
 Emit = Callable[[list[Reply]], None]
 
@@ -93,6 +95,16 @@ class Replier:
         )
 
 
+class _Entry(NamedTuple):
+    """A line whose prefix is read."""
+
+    line: Line
+    depth: int
+    """Tokens of it that are read."""
+    row: int
+    """Who has read them."""
+
+
 class _Session:
     """Replies to requests of one regime."""
 
@@ -111,6 +123,8 @@ class _Session:
         self._active: dict[int, Line] = {}
         self._pending: deque[Picked] = deque()
         self._parked: list[Line] = []
+        self._ended = self._made = 0
+        """Replies that have ended, and their tokens."""
 
     def run(self, tree: Node) -> None:
         """Make all replies."""
@@ -133,7 +147,7 @@ class _Session:
                 equal=True,
                 widest=self.reader.widest,
             ):
-                self._enter(batch, [0] * len(batch), None)
+                self._enter([_Entry(line, 0, 0) for line in batch], None)
                 self._drain()
 
     # --- prompts
@@ -163,8 +177,8 @@ class _Session:
                     self._step()
                     continue
                 some, left = left[:free], left[free:]
-                lines = [Line.of(self.requests[member.index]) for member in some]
-                self._enter(lines, [member.depth for member in some], rows, [member.row for member in some])
+                entries = [_Entry(Line.of(self.requests[one.index]), one.depth, one.row) for one in some]
+                self._enter(entries, rows)
 
     def _free(self, members: list[Member]) -> int:
         """How many of these prompts may enter now: none while too few rows have left."""
@@ -174,7 +188,7 @@ class _Session:
             return 0
         slots = self._slots()
         free = slots.count - len(self._active)
-        if free < min(len(members), max(1, slots.count // _REFILL)):
+        if free < min(len(members), self._worth_entering(slots.count)):
             return 0
         used = sum(line.own for line in self._active.values())
         fits = 0
@@ -183,55 +197,64 @@ class _Session:
             fits += used <= self.limits.cache_tokens
         return fits
 
+    def _worth_entering(self, slots: int) -> int:
+        """Free slots that are worth to stop all others for.
+
+        Waiting for n of R slots leaves n / 2 of them idle, and an entry costs all rows some steps each time n
+        have ended, which takes n m / R steps where replies have m tokens: least is lost at this n.
+        """
+        mean = self._made / self._ended if self._ended else self._room / 4
+        return max(1, min(slots // 2, round(slots * math.sqrt(2 * _ENTRY_STEPS / max(1.0, mean)))))
+
     def _own(self, length: int, depth: int) -> int:
         return length - (0 if self.family.copies else depth) + self._room
 
-    def _enter(
-        self, lines: list[Line], depths: list[int], rows: Rows | None, places: list[int] | None = None
-    ) -> None:
+    def _enter(self, entries: list[_Entry], rows: Rows | None) -> None:
         """Read the rest of each line's prompt, choose its first token, and let it decode.
 
         Args:
-            lines: Lines without a slot; no more than there are free ones.
-            depths: Tokens of each that `rows` have read.
-            rows: Who has read them; None: nobody.
-            places: Each line's row among them.
+            entries: Lines without a slot; no more than there are free ones.
+            rows: Who has read the prefixes; None: nobody.
         """
+        if rows is not None and isinstance(self._slots(), FixedSlots):
+            # Of several replies to one prompt all but its last token is read: a step reads that as well.
+            read = [entry for entry in entries if entry.line.length - entry.depth == 1]
+            if read:
+                self._occupy(read, self.family.select(rows, [entry.row for entry in read]))
+                entries = [entry for entry in entries if entry not in read]
+        if not entries:
+            return
         try:
-            new, logits = self._prompts(lines, depths, rows, places or [0] * len(lines))
-            self._start(lines, depths, new, logits)
+            new, logits = self._prompts(entries, rows)
+            self._start(entries, new, logits)
         except torch.OutOfMemoryError:
-            if not self._drain():
-                if len(lines) == 1:
-                    raise
-                lines, rest = lines[: len(lines) // 2], lines[len(lines) // 2 :]
-                parts = [(lines, slice(0, len(lines))), (rest, slice(len(lines), None))]
-            else:
-                parts = [(lines, slice(None))]
+            # Rows that decode have to end first; where there are none, half of the prompts have to wait.
+            alone = not self._drain()
+            if alone and len(entries) == 1:
+                raise
             torch.cuda.empty_cache()
-            for part, which in parts:
-                again = [line for line in part if line.slot is None and not line.ended]
-                if again == part:
-                    self._enter(part, depths[which], rows, places[which] if places else None)
+            left = [entry for entry in entries if not entry.line.tokens]
+            middle = (len(left) + 1) // 2 if alone else len(left)
+            for part in (left[:middle], left[middle:]):
+                if part:
+                    self._enter(part, rows)
                     self._drain()
 
-    def _prompts(
-        self, lines: list[Line], depths: list[int], rows: Rows | None, places: list[int]
-    ) -> tuple[Rows, Tensor]:
+    def _prompts(self, entries: list[_Entry], rows: Rows | None) -> tuple[Rows, Tensor]:
         """Read prompts in batches of little padding; the rows joined, and their logits [B, V]."""
         family = self.family
         parts: list[Rows] = []
         logits: list[Tensor] = []
-        numbered = list(zip(lines, depths, places, strict=True))
         for batch in batches(
-            numbered,
-            width=lambda one: one[0].length - one[1],
+            entries,
+            width=lambda entry: entry.line.length - entry.depth,
             limits=self.limits if family.ragged else self.limits.for_replies(),
             packed=family.packs,
             widest=self.reader.widest,
         ):
-            new = family.empty(len(batch)) if rows is None else family.select(rows, [at for *_, at in batch])
-            pieces = [line.read()[depth:] for line, depth, _ in batch]
+            places = [entry.row for entry in batch]
+            new = family.empty(len(batch)) if rows is None else family.select(rows, places)
+            pieces = [entry.line.read()[entry.depth :] for entry in batch]
             last: dict[int, Tensor] = {}
 
             def collect(made: Tensor, where: list[Place], last: dict[int, Tensor] = last) -> None:
@@ -242,14 +265,14 @@ class _Session:
             logits.extend(last[row] for row in range(len(batch)))
         return (family.join(parts) if len(parts) > 1 else parts[0]), torch.stack(logits)
 
-    def _start(self, lines: list[Line], depths: list[int], rows: Rows, logits: Tensor) -> None:
+    def _start(self, entries: list[_Entry], rows: Rows, logits: Tensor) -> None:
         """Choose first tokens; lines that go on get slots."""
-        going: list[int] = []
-        found = pick(logits, lines, self.endings).wait()
+        found = pick(logits, [entry.line for entry in entries], self.endings).wait()
         seconds = self.meter.lap()
-        read = sum(line.length - depth for line, depth in zip(lines, depths, strict=True))
-        for line, depth in zip(lines, depths, strict=True):
-            line.prefill += seconds * (line.length - depth) / read
+        read = sum(entry.line.length - entry.depth for entry in entries)
+        for entry in entries:
+            entry.line.prefill += seconds * (entry.line.length - entry.depth) / read
+        going: list[int] = []
         finished: list[Reply] = []
         for number, (line, token, top) in enumerate(found):
             self._append(line, token, top)
@@ -259,17 +282,19 @@ class _Session:
                 going.append(number)
         if finished:
             self.emit(finished)
-        if not going:
-            return
+        if going:
+            some = rows if len(going) == len(entries) else self.family.select(rows, going)
+            self._occupy([entries[number] for number in going], some)
+
+    def _occupy(self, entries: list[_Entry], rows: Rows) -> None:
+        """Give each line a slot; its next step feeds its last token."""
         decoding = self._slots()
-        free = [slot for slot in range(decoding.count) if slot not in self._active]
-        for number, slot in zip(going, free, strict=False):
-            line = lines[number]
-            line.slot, line.own = slot, self._own(len(line.request.tokens), depths[number])
-            self._active[slot] = line
-        slots = free[: len(going)]
-        some = rows if len(going) == len(lines) else self.family.select(rows, going)
-        decoding.admit(slots, some, [lines[number].tokens[-1] for number in going])
+        free = (slot for slot in range(decoding.count) if slot not in self._active)
+        slots = [next(free) for _ in entries]
+        for (line, depth, _), slot in zip(entries, slots, strict=True):
+            line.slot, line.own = slot, self._own(len(line.request.tokens), depth)
+        self._active.update(zip(slots, (entry.line for entry in entries), strict=True))
+        decoding.admit(slots, rows, [int(entry.line.read()[-1]) for entry in entries])
 
     # --- steps
     # ------------------------------------------------------------------------------------------------------
@@ -345,9 +370,11 @@ class _Session:
 
     def _append(self, line: Line, token: int, top: float) -> None:
         if not np.isfinite(top):
-            raise NonFiniteLogitsError.at(self.reader.name, line.request.origin, f"the largest logit is {top}")
+            raise NonFiniteLogitsError.at(
+                self.reader.name, line.request.origin, f"the largest logit is {top}"
+            )
         line.tokens.append(token)
-        line.ended = self.endings.ended(line)
+        self.endings.look(line)
 
     def _parks(self, line: Line) -> bool:
         """Whether the next forward of a line belongs to another regime; it is read again then."""
@@ -358,7 +385,8 @@ class _Session:
         return True
 
     def _leave(self, line: Line) -> None:
-        assert line.slot is not None and self._decoding is not None
+        assert line.slot is not None
+        assert self._decoding is not None
         self._decoding.release(line.slot)
         del self._active[line.slot]
         line.slot = None
@@ -377,6 +405,8 @@ class _Session:
         torch.cuda.empty_cache()
 
     def _reply(self, line: Line) -> Reply:
+        self._ended += 1
+        self._made += len(line.tokens)
         prompt, new = len(line.request.tokens), len(line.tokens)
         cost = self.meter.replied(prompt, new, line.prefill, line.decode)
-        return Reply(line.request.name, self.endings.text(line), new, cost)
+        return Reply(line.request.name, self.endings.text(line), new, line.finished, cost)

@@ -203,6 +203,7 @@ def test_tasks_of_one_request(root, byte_tokenizer, task, prompt):
     assert {scores[f"{c},none"] for c in ("overall", "easy", "hard", "short", "medium", "long")} == {1.0}
     metadata = results["configs"][task]["metadata"]
     assert metadata["data_hash"].startswith("data:")
+    assert metadata["prompt_hash"].startswith("prompt:")
     assert metadata["max_length"] == 120_000
 
 

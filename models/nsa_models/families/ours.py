@@ -95,7 +95,7 @@ class OursFamily(CacheFamily):
 
 
 class _Slots(CacheSlots):
-    def admit(self, slot: int, rows: Rows, row: int) -> None:  # type: ignore[override]
+    def admit(self, slot: int, rows: Rows, row: int) -> None:
         super().admit(slot, rows.cache, row)
 
 

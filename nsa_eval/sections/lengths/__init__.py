@@ -298,4 +298,4 @@ def _points(lengths: Sequence[int], means: Sequence[Estimate | None]) -> Iterato
             )
 
 
-SECTION = Section(title="By length", order=25, build=build)
+SECTION = Section(title="By length", order=27, build=build)

@@ -28,7 +28,7 @@ PARTS = DataSource(
     fields=FIELDS,
     licence=_LICENCE,
 )
-"""The same records in three files, or some of them."""
+"""The same records in three files."""
 
 _TEMPLATES = {
     "0shot": "68a162252bc9ff71d5d7abca3d69bb31aac3c35f832d657a2866f2018b8a6950",

@@ -40,7 +40,7 @@ class LongBench2Task(RecordTask):
         prompts = joint_sha256([found.sha256 for found in read])
         about = {
             "data_hash": data.name,
-            "prompts_sha256": prompts,
+            "prompt_hash": f"prompt:{prompts[:16]}",
             "truncation": f"middle, over {self.own.max_length:,} tokens",
         }
         return Documents(rows, about)

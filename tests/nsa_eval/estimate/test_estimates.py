@@ -60,8 +60,9 @@ def plan_of(tiny_config):
 
     def made(**task):
         given = {"task": "needle_single", "lengths": [256], "depths": 2, "samples": 1, "new_tokens": 8}
-        config = load_config(tiny_config(tasks=[{**given, **task}], compare={}))
-        config = config.model_copy(update={"models": config.models[:1]})
+        content = tiny_config(tasks=[{**given, **task}], compare={})
+        content["models"] = [{**content["models"][0], "max_length": 10**6}]
+        config = load_config(content)
         return config, make_plan(config)
 
     return made
@@ -187,7 +188,7 @@ class TestFromAProfile:
         assert asked == [], "no device is looked for in vain"
 
     def test_jobs_of_unknown_size_are_counted_out(self, tiny_config):
-        config = load_config(tiny_config(tasks=["arc_easy", *tiny_config()["tasks"]], compare={}))
+        config = load_config(tiny_config(tasks=[{"task": "arc_easy"}, *tiny_config()["tasks"]], compare={}))
         config = config.model_copy(update={"models": config.models[:1]})
         profile = profiled(config, NSA, [200, 500])
         lines = estimate_lines(estimate(make_plan(config), [profile], device=lambda model: "H"))
@@ -297,7 +298,7 @@ class TestMeasuring:
         assert [(row.up_to, row.cost.responses) for row in rows] == [(1024, 2), (8192, 2)]
 
     def test_what_takes_too_long_is_made_shorter(self):
-        _, asked = self.measured(law(1e-3, 1e-6, 1.0, 0.0), longest=8192, budget=60.0)
+        _, asked = self.measured(law(1e-3, 1e-6, 1.0, 0.0), longest=8192, budget=70.0)
         assert max(tokens for _, tokens, _ in asked) == 4092
         _, asked = self.measured(law(1.0, 1.0, 1.0, 0.0), longest=8192, budget=1.0)
         assert max(tokens for _, tokens, _ in asked) == 2046
