@@ -25,6 +25,7 @@ _SECONDS = 20.0
 """What the longest prompts may take, about."""
 _STEPS = 16
 _LEAST = 64
+_ROUNDS = 4
 _USUAL = 2048
 """Tokens of the longest prompt where no job's size is known."""
 _WORDS = [
@@ -142,8 +143,8 @@ def measure_one(
 ) -> Tally:
     """Read prompts of two lengths, an eighth of the longest first, then what that leaves time for.
 
-    A few of a tenth of the first length go before, uncounted: whatever starts at the first request is over
-    then.
+    One of a tenth of the first length goes before, uncounted: whatever starts at the first request is over
+    then. Where both lengths take no time to speak of, they are asked some times more.
 
     Args:
         answer: Answers requests.
@@ -168,16 +169,16 @@ def measure_one(
         return sum(one.cost.prefill_seconds for one in answers if one.cost is not None)
 
     answer([_request(tokenizer, max(1, first // 10), replies, next(seeds))])
-    seconds = ask(first)
-    # The least that a longer one can take is known from dense attention's square.
-    for part in (1, 2, 4):
-        length = top // part
-        if length > first and seconds * (length / first) ** 2 <= budget:
-            ask(length)
+    short = ask(first)
+    # The most that a longer one can take is dense attention's square.
+    long = next((n for n in (top, top // 2, top // 4) if short * (n / first) ** 2 <= budget), 2 * first)
+    long = min(top, max(long, 2 * first))
+    spent = short + (ask(long) if long > first else 0.0)
+    # A second alone says little of a machine that does other things too.
+    for _ in range(_ROUNDS - 1):
+        if not 0 < spent < budget / 4:
             break
-    else:
-        if first < top:
-            ask(min(top, 2 * first))
+        spent += ask(first) + (ask(long) if long > first else 0.0)
     return tally
 
 

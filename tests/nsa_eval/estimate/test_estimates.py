@@ -292,10 +292,18 @@ class TestMeasuring:
     def test_two_lengths_are_measured_and_the_first_request_is_not_counted(self):
         tally, asked = self.measured(DENSE, longest=8192)
         lengths = [tokens for _, tokens, _ in asked]
-        assert lengths == [102, 1023, 1023, 8184, 8184]
-        assert len({text for *_, text in asked}) == 5, "nothing is shared"
+        assert lengths == [102, *[1023, 1023, 8184, 8184] * 4]
+        assert len({text for *_, text in asked}) == 17, "nothing is shared"
         rows = tally.sheet(HERE).lengths
-        assert [(row.up_to, row.cost.responses) for row in rows] == [(1024, 2), (8192, 2)]
+        assert [(row.up_to, row.cost.responses) for row in rows] == [(1024, 8), (8192, 8)]
+
+    def test_what_takes_long_is_measured_once(self):
+        _, asked = self.measured(law(1e-3, 0.0, 1.0, 0.0), longest=8192, budget=1000.0)
+        assert len(asked) == 17
+        _, asked = self.measured(law(1e-2, 0.0, 1.0, 0.0), longest=8192, budget=1000.0)
+        assert len(asked) == 9
+        _, asked = self.measured(law(1e-1, 0.0, 1.0, 0.0), longest=8192, budget=20000.0)
+        assert len(asked) == 13
 
     def test_what_takes_too_long_is_made_shorter(self):
         _, asked = self.measured(law(1e-3, 1e-6, 1.0, 0.0), longest=8192, budget=70.0)
