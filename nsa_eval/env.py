@@ -75,6 +75,7 @@ def _git(folder: Path) -> dict[str, Any] | None:
 
 
 def cpu_name() -> str:
+    """The processor's model."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -91,6 +92,7 @@ def _cores() -> int:
 
 
 def memory_gib() -> float | None:
+    """The machine's memory; None where the system doesn't say."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (ValueError, OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""A short measurement: a few prompts of two lengths are read and decoded by the engine, as a run would."""
+"""A short measurement: a few prompts of some lengths are read and decoded by the engine, as in a run."""
 
 from __future__ import annotations
 
@@ -141,10 +141,10 @@ def measure_one(
     rows: int,
     budget: float = _SECONDS,
 ) -> Tally:
-    """Read prompts of two lengths, an eighth of the longest first, then what that leaves time for.
+    """Read prompts of an eighth of the longest length, then of longer ones as far as time allows.
 
     One of a tenth of the first length goes before, uncounted: whatever starts at the first request is over
-    then. Where both lengths take no time to speak of, they are asked some times more.
+    then. What takes no time to speak of is asked some times more.
 
     Args:
         answer: Answers requests.
@@ -153,7 +153,7 @@ def measure_one(
         longest: The plan's longest request.
         new_tokens: Of its replies; 0 where it only scores.
         rows: Prompts of each length.
-        budget: Seconds that the second length may take, about.
+        budget: Seconds that the prompts of one length may take, about.
     """
     replies = min(new_tokens, _STEPS)
     top = max(min(longest, max_length) - max(replies, 1), 1)
@@ -169,16 +169,22 @@ def measure_one(
         return sum(one.cost.prefill_seconds for one in answers if one.cost is not None)
 
     answer([_request(tokenizer, max(1, first // 10), replies, next(seeds))])
-    short = ask(first)
-    # The most that a longer one can take is dense attention's square.
-    long = next((n for n in (top, top // 2, top // 4) if short * (n / first) ** 2 <= budget), 2 * first)
-    long = min(top, max(long, 2 * first))
-    spent = short + (ask(long) if long > first else 0.0)
+    lengths, seconds = [first], ask(first)
+    spent = seconds
+    while lengths[-1] < top:
+        at = lengths[-1]
+        # The most that a longer one can take is dense attention's square.
+        fits = [n for n in (top, top // 2, top // 4) if n > at and seconds * (n / at) ** 2 <= budget]
+        if not fits and len(lengths) > 1:
+            break
+        lengths.append(max(fits, default=min(top, 2 * first)))
+        seconds = ask(lengths[-1])
+        spent += seconds
     # A second alone says little of a machine that does other things too.
     for _ in range(_ROUNDS - 1):
         if not 0 < spent < budget / 4:
             break
-        spent += ask(first) + (ask(long) if long > first else 0.0)
+        spent += sum(ask(length) for length in lengths)
     return tally
 
 

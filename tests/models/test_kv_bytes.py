@@ -23,10 +23,17 @@ from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
 from nsa_models.kv import kv_cost, token_width
 
 SHAPE = {
-    "vocab_size": 50, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": None, "bos_token_id": 0,
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": None,
+    "bos_token_id": 0,
     "eos_token_id": 1,
-}  # fmt: skip
+}
 NSA = {"nsa_block": 8, "nsa_stride": 4, "nsa_select_block": 8, "nsa_select_count": 4, "nsa_window": 16}
 MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
@@ -35,17 +42,28 @@ MODELS = {
     "cohere": lambda: CohereForCausalLM(CohereConfig(**SHAPE)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4)),
     "falcon, one group": lambda: FalconForCausalLM(
-        FalconConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, multi_query=True)
+        FalconConfig(
+            vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, multi_query=True
+        )
     ),
     "latent": lambda: DeepseekV3ForCausalLM(
         DeepseekV3Config(
-            **SHAPE | {"num_key_value_heads": 4}, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2,
-            n_group=1, topk_group=1, first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8,
-            qk_rope_head_dim=4, v_head_dim=12,
+            **SHAPE | {"num_key_value_heads": 4},
+            moe_intermediate_size=16,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_group=1,
+            topk_group=1,
+            first_k_dense_replace=1,
+            q_lora_rank=16,
+            kv_lora_rank=16,
+            qk_nope_head_dim=8,
+            qk_rope_head_dim=4,
+            v_head_dim=12,
         )
     ),
     "ours, full": lambda: NSADecoderForCausalLM(NSADecoderConfig(**SHAPE, attention="full", **NSA)),
-}  # fmt: skip
+}
 
 
 def held(cache):
@@ -64,7 +82,9 @@ def test_kept_bytes_are_those_of_the_cache(name, dtype):
     real = (
         held(cache)
         if name != "ours, full"
-        else sum(x[:, :, :].numel() * x.element_size() for layer in cache.layers for x in real_of(layer, tokens))
+        else sum(
+            x[:, :, :].numel() * x.element_size() for layer in cache.layers for x in real_of(layer, tokens)
+        )
     )
     assert cost.kept_bytes == real
     assert cost.read_bytes == real, "full attention reads all of it"
@@ -72,7 +92,10 @@ def test_kept_bytes_are_those_of_the_cache(name, dtype):
 
 def real_of(layer, tokens):
     """A layer's buffers without the room behind the tokens."""
-    return [x.narrow(1, 0, tokens) if x.shape[1] >= tokens else x.narrow(2, 0, tokens) for x in layer.buffers.values()]
+    return [
+        x.narrow(1, 0, tokens) if x.shape[1] >= tokens else x.narrow(2, 0, tokens)
+        for x in layer.buffers.values()
+    ]
 
 
 @pytest.mark.parametrize("share", [False, True])

@@ -29,7 +29,8 @@ def test_costs_far_apart_stand_on_a_logarithmic_axis():
     chart = made(point(cost=0.01), point(cost=1.0), point(cost=100.0))
     first, second, third = (dot.x for dot in chart.dots)
     assert second - first == pytest.approx(third - second, abs=0.2)
-    assert [tick.label for tick in chart.x_ticks] == ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5", "10", "20", "50", "100"]  # fmt: skip
+    labels = " ".join(tick.label for tick in chart.x_ticks)
+    assert labels == "0.01 0.02 0.05 0.1 0.2 0.5 1 2 5 10 20 50 100"
     wide = made(point(cost=1e-6), point(cost=1e3))
     assert [tick.label for tick in wide.x_ticks][-2:] == ["100", "1,000"]
 
@@ -40,7 +41,7 @@ def test_a_model_keeps_its_colour_where_others_are_missing():
 
 def test_an_unknown_interval_is_not_drawn():
     [dot] = made(point(low=None, high=float("nan"))).dots
-    assert dot.low is None and dot.high is None
+    assert (dot.low, dot.high) == (None, None)
 
 
 @pytest.mark.parametrize("cost", [-1.0, float("nan"), float("inf")])

@@ -9,14 +9,28 @@ from nsa_eval.store import Conditions, Cost
 from nsa_reports import to_html
 
 H200 = Conditions(
-    device_name="NVIDIA H200", device="cuda", dtype="bfloat16", backend="triton", batch_size="auto",
-    weights_bytes=2**30, cuda_graphs=True,
-)  # fmt: skip
+    device_name="NVIDIA H200",
+    device="cuda",
+    dtype="bfloat16",
+    backend="triton",
+    batch_size="auto",
+    weights_bytes=2**30,
+    cuda_graphs=True,
+)
 REPLIES = Cost(
-    prefill_seconds=10.0, decode_seconds=2.0, prompt_tokens=100, new_tokens=41, decode_steps=40,
-    peak_bytes=3 * 2**30, kv_read=4000, kv_kept=1234, kv_read_bytes=40 * 3 * 2**20, kv_kept_bytes=5 * 2**30,
-    warm_up_seconds=31.0, responses=20,
-)  # fmt: skip
+    prefill_seconds=10.0,
+    decode_seconds=2.0,
+    prompt_tokens=100,
+    new_tokens=41,
+    decode_steps=40,
+    peak_bytes=3 * 2**30,
+    kv_read=4000,
+    kv_kept=1234,
+    kv_read_bytes=40 * 3 * 2**20,
+    kv_kept_bytes=5 * 2**30,
+    warm_up_seconds=31.0,
+    responses=20,
+)
 
 
 @pytest.fixture
