@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from nsa_eval._devices import device_name
 from nsa_eval.store import Cost
 from nsa_models.kv import kv_cost
 from nsa_models.once import seconds_once, watch_compiler
@@ -24,6 +25,7 @@ class Meter:
     def __init__(self, model: PreTrainedModel) -> None:
         """Args: `model` is where it computes."""
         self._model = model
+        self._device = device_name(model.device)
         self._cuda = model.device.type == "cuda"
         self._last = time.perf_counter()
         if self._cuda:
@@ -66,6 +68,7 @@ class Meter:
                 prompt_tokens=prompt,
                 new_tokens=new,
                 peak_bytes=peak,
+                device=self._device,
             )
             for size, prompt, new in zip(sizes, prompt_tokens, new_tokens, strict=True)
         ]
@@ -92,6 +95,7 @@ class Meter:
             else round(sum(one.read_bytes or 0 for one in reads)),
             kv_kept_bytes=None if end.kept_bytes is None else round(end.kept_bytes),
             warm_up_seconds=self.warm_up(),
+            device=self._device,
         )
 
     def peak(self) -> int | None:

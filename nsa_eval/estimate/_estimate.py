@@ -11,6 +11,9 @@ from nsa_eval.estimate._pace import Pace, Range
 from nsa_eval.estimate._profile import Profile, ProfilePoint, shape_of
 from nsa_eval.plan import Job, Plan, repeats_of, requests_of
 
+_STOCK = "sdpa"
+"""What computes dense attention, whatever backend of NSA's is asked for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobEstimate:
@@ -133,7 +136,7 @@ def _variant(
         for profile in profiles
         if profile.shape == shape
         and model.dtype in ("auto", profile.conditions.dtype)
-        and model.backend in ("auto", profile.conditions.backend)
+        and (model.backend == "auto" or profile.conditions.backend in (model.backend, _STOCK))
     ]
     chosen: Profile | None
     if measured is not None:

@@ -93,7 +93,13 @@ class Tally:
         return dict(self._tasks)
 
     def sheet(self, conditions: Conditions) -> CostSheet:
-        """All of it."""
+        """All of it.
+
+        A run that was continued on another device has the names of both: its costs are those of neither.
+        """
+        devices = sum(self._tasks.values(), start=Cost()).device
+        if devices:
+            conditions = conditions.model_copy(update={"device_name": devices})
         rows = [
             LengthCost(kind=kind, up_to=up_to, longest=longest, cost=cost)
             for (kind, up_to), (longest, cost) in sorted(self._lengths.items())

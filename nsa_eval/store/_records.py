@@ -18,6 +18,9 @@ _ANSWERS: dict[RequestKind, type] = {
 }
 
 
+_AND = " and "
+
+
 class AuditEvent(BaseModel):
     """Something done to a prompt, or assumed about a model, that can move a score."""
 
@@ -79,6 +82,8 @@ class Cost(BaseModel):
     compiled, CUDA graphs captured."""
     responses: int = 0
     """Responses behind these figures; 0 in the cost of a single one."""
+    device: str = ""
+    """Name of the device that it was measured on, or all of their names with " and " between them."""
 
     def __add__(self, other: Cost) -> Cost:
         """The two together; a peak is the larger one."""
@@ -95,6 +100,7 @@ class Cost(BaseModel):
             kv_kept_bytes=_either(max, self.kv_kept_bytes, other.kv_kept_bytes),
             warm_up_seconds=self.warm_up_seconds + other.warm_up_seconds,
             responses=self.responses + other.responses,
+            device=_AND.join(sorted({*self.device.split(_AND), *other.device.split(_AND)} - {""})),
         )
 
 

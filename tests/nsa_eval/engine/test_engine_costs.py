@@ -134,3 +134,21 @@ def test_a_sheet_has_every_answer_by_task_and_by_length(toys, tokenizer):
     assert sum(row.cost.prefill_seconds for row in sheet.lengths) == pytest.approx(cost.prefill_seconds)
     assert all(row.up_to / 2 < row.tokens <= row.up_to for row in sheet.lengths)
     assert {row.kind for row in sheet.lengths} == {"reply", "scored"}
+
+
+def test_a_run_that_went_on_elsewhere_is_of_both_devices(toys, tokenizer):
+    from nsa_eval._devices import device_name
+    from nsa_eval.store import Conditions, Response, Tally
+
+    here = Conditions(
+        device_name="B", device="cuda", dtype="float32", backend="sdpa", batch_size="auto", weights_bytes=1
+    )
+    tally = Tally()
+    for device in ("B", "A", "B", ""):
+        cost = Cost(prefill_seconds=1.0, prompt_tokens=5, new_tokens=1, device=device)
+        tally.add("t", "loglikelihood", Response(value=0.0, prompt_tokens=5, new_tokens=1, cost=cost))
+    assert tally.sheet(here).conditions.device_name == "A and B"
+    engine = Engine(toys.make_model("llama"), tokenizer)
+    engine.loglikelihood(toys.choice_requests())
+    engine.generate_until(toys.reply_requests())
+    assert engine.cost_sheet(here).conditions.device_name == device_name(engine.model.device)
