@@ -6,13 +6,15 @@
 
 A random Llama of 1.2B parameters (16 layers of 2,048, 32 heads of 64, 8 KV heads, vocabulary 128,256) and
 random decoders of the project's own, NSA and dense of one shape, in bfloat16: times don't depend on weights.
-Each contender is run twice: the second run is its time, the first shows what starting costs (compilation,
-plans, captures). Peaks count from the loaded weights upward.
+The engine is run twice: the second run is its time, the first shows what starting costs (compilation, plans,
+captures). lm-eval's `hf`, which compiles nothing, runs once for each batch size, behind it in one process and
+with transformers' own attention. Peaks count from the loaded weights upward.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import math
@@ -29,7 +31,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 if TYPE_CHECKING:
     from nsa_eval.engine import Engine
 
-CASES = ("grid-32k", "grid-64k", "choices", "few-shot", "replies", "single", "decode")
+CASES = ("grid-32k", "choices", "few-shot", "replies", "grid-64k", "single", "decode")
+HF_BATCHES = {"grid-32k": [1, 4], "grid-64k": [1], "choices": [1, 4], "few-shot": [64]}
 _WORDS = [
     "time",
     "year",
@@ -171,11 +174,11 @@ def _made(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     return model.eval()
 
 
-def timed(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
-    """Two runs: the first call's seconds, the second's, and the second's peak above what stood before."""
+def timed(work: Callable[[], Any], *, starts: bool = True) -> tuple[dict[str, Any], Any]:
+    """Seconds and peak of a run above what stood before; `starts`: of the second run, and the first's time."""
     found: dict[str, Any] = {}
     result = None
-    for name in ("first", "seconds"):
+    for name in ("first", "seconds") if starts else ("seconds",):
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.synchronize()
@@ -206,9 +209,11 @@ def against_hf(
     for batch in hf_batches:
         from lm_eval.models.huggingface import HFLM
 
+        model.set_attn_implementation("sdpa")  # the engine has put its own in its place
         try:
             hf: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=131072)
-            theirs, expected = timed(lambda hf=hf: getattr(hf, kind)(requests, disable_tqdm=True))
+            asking = functools.partial(getattr(hf, kind), requests, disable_tqdm=True)
+            theirs, expected = timed(asking, starts=False)
         except torch.OutOfMemoryError:
             rows.append({"case": case, "who": f"hf, batch {batch}", "error": "out of memory"})
             torch.cuda.empty_cache()
@@ -333,7 +338,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--no-hf", action="store_true", help="the engine alone, nothing to compare with")
-    parser.add_argument("--hf-batch-sizes", default="1,4", help="of grids and choices; few-shot takes 64 too")
+    parser.add_argument("--hf-batch-sizes", help="default: the fastest found so far, by case")
     parser.add_argument("--budget", type=int, default=1024, help="most tokens of a reply in `replies`")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -358,8 +363,9 @@ def main() -> None:
             if case == "replies":
                 show(replies(model, tokenizer, options.budget, waiting=not options.no_hf))
                 continue
-            sizes = [int(size) for size in options.hf_batch_sizes.split(",")]
-            sizes = [] if options.no_hf else sizes if case != "few-shot" else [64]
+            given = options.hf_batch_sizes
+            sizes = [int(size) for size in given.split(",")] if given else HF_BATCHES[case]
+            sizes = [] if options.no_hf else sizes
             show(against_hf(case, model, tokenizer, sizes))
         del model
         gc.collect()

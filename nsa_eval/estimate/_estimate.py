@@ -145,7 +145,7 @@ def _variant(
         here = device(model) if fitting else ""
         chosen = max(fitting, key=lambda p: (p.conditions.device_name == here, p.made), default=None)
     lengths = [one.tokens for job in jobs for one in requests_of(job) or ()]
-    pace = None if chosen is None else _Paces(chosen)
+    pace = None if chosen is None else Paces(chosen)
     return VariantEstimate(
         variant=variant,
         jobs=tuple(_job(job, pace) for job in jobs),
@@ -156,10 +156,11 @@ def _variant(
     )
 
 
-class _Paces:
+class Paces:
     """A profile's curves."""
 
     def __init__(self, profile: Profile) -> None:
+        """Fit them."""
         replies = [point for point in profile.points if point.kind == "reply"]
         scored = [point for point in profile.points if point.kind == "scored"]
         # Each kind shares prefixes in its own way: the other's pace is better than none.
@@ -186,7 +187,7 @@ def _prefill(points: Sequence[ProfilePoint]) -> Pace | None:
     return Pace.fit([(one.tokens, one.prefill_seconds, one.responses) for one in points], highest=2)
 
 
-def _job(job: Job, paces: _Paces | None) -> JobEstimate:
+def _job(job: Job, paces: Paces | None) -> JobEstimate:
     sizes = requests_of(job)
     if sizes is None:
         return JobEstimate(job=job, seconds=None, unknown="only its data tells its size")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nsa_eval._words import bytes_text, counted
-from nsa_eval.estimate._estimate import Estimate, VariantEstimate
+from nsa_eval._words import bytes_text, counted, seconds_text
+from nsa_eval.estimate._estimate import Estimate, Paces, VariantEstimate
 from nsa_eval.estimate._pace import Range
-from nsa_eval.estimate._profile import profiles_folder
+from nsa_eval.estimate._profile import Profile, profiles_folder
 from nsa_eval.progress import duration
 
 _HOW = "--dry-run --measure measures a little, here and now; --profile PATH names a profile"
@@ -66,7 +66,21 @@ def _variant(found: VariantEstimate) -> Iterator[str]:
             f"measured up to {longest:,.0f} tokens, and the longest request has {found.longest:,}: the rest "
             "is extrapolated"
         )
+    if any(job.seconds is None for job in found.jobs):
+        yield _pace(profile, round(longest))
     yield from _memory(found)
+
+
+def _pace(profile: Profile, tokens: int) -> str:
+    """For those who know the size of what the plan doesn't."""
+    paces = Paces(profile)
+    prefill = paces.prefill["reply"]
+    text = f"pace at {tokens:,} tokens: a prompt {_fine(prefill.at(tokens))}" if prefill is not None else "pace:"
+    return text if paces.decode is None else f"{text}, a token behind it {_fine(paces.decode.at(tokens))}"
+
+
+def _fine(seconds: Range) -> str:
+    return f"{seconds_text(seconds.low)} to {seconds_text(seconds.high)}"
 
 
 def _source(found: VariantEstimate, where: str) -> str:

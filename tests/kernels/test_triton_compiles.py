@@ -124,7 +124,7 @@ def dense():
         angles = torch.zeros(1, 5, 1, 64)
         for norm, turned in ((part[0, 0], angles), (None, angles), (part[0, 0], None)):
             heads.norm_rotate(part[None], norm, 1e-6, turned, turned)
-        heads.place(torch.zeros(3, 9, 2, 64, dtype=kind), queries[:, None, :2], torch.zeros(3, dtype=torch.int64))
+        heads.place(torch.zeros(3, 9, 2, 64, dtype=kind), queries[:, None, :2], table.lengths.long())
     nucleus.nucleus(torch.zeros(3, 5000), torch.zeros(3))
 
 torch.set_grad_enabled(sys.argv[1] in ("attention", "phi", "shipped"))
