@@ -75,7 +75,9 @@ def _pace(profile: Profile, tokens: int) -> str:
     """For those who know the size of what the plan doesn't."""
     paces = Paces(profile)
     prefill = paces.prefill["reply"]
-    text = f"pace at {tokens:,} tokens: a prompt {_fine(prefill.at(tokens))}" if prefill is not None else "pace:"
+    text = (
+        f"pace at {tokens:,} tokens: a prompt {_fine(prefill.at(tokens))}" if prefill is not None else "pace:"
+    )
     return text if paces.decode is None else f"{text}, a token behind it {_fine(paces.decode.at(tokens))}"
 
 
