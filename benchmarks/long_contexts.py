@@ -175,7 +175,7 @@ def _made(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 
 
 def timed(work: Callable[[], Any], *, starts: bool = True) -> tuple[dict[str, Any], Any]:
-    """Seconds and peak of a run above what stood before; `starts`: of the second run, and the first's time."""
+    """Seconds and peak of a run above what stood before; `starts`: of a second run, and the first's time."""
     found: dict[str, Any] = {}
     result = None
     for name in ("first", "seconds") if starts else ("seconds",):

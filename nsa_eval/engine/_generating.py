@@ -291,10 +291,10 @@ class _Session:
         decoding = self._slots()
         free = (slot for slot in range(decoding.count) if slot not in self._active)
         slots = [next(free) for _ in entries]
+        decoding.admit(slots, rows, [int(entry.line.read()[-1]) for entry in entries])
         for (line, depth, _), slot in zip(entries, slots, strict=True):
             line.slot, line.own = slot, self._own(len(line.request.tokens), depth)
-        self._active.update(zip(slots, (entry.line for entry in entries), strict=True))
-        decoding.admit(slots, rows, [int(entry.line.read()[-1]) for entry in entries])
+            self._active[slot] = line
 
     # --- steps
     # ------------------------------------------------------------------------------------------------------
