@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsa_eval._counting import CountingStore, Workload
-from nsa_eval.config import ModelSpec, RunConfig, Variant
+from nsa_eval.config import EngineSpec, ModelSpec, RunConfig, Variant
 from nsa_eval.config.marks import Effect, own_values
 from nsa_eval.errors import UserError
 from nsa_eval.plan import Job
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nsa_eval._tasks import LoadedTasks
     from nsa_eval.engine import Request
     from nsa_eval.executors import Executor, VariantFacts
+    from nsa_eval.store import Conditions
     from nsa_models import Fingerprint
 
 
@@ -199,8 +200,8 @@ def _evaluate_variant(
         }
         events = (*prepared.imported, *tasks.events, *engine.audit, *_task_cuts(results["samples"]))
         audit = [event.model_dump(mode="json") for event in events]
-        costs = {task: cost.model_dump(mode="json") for task, cost in engine.costs.items()}
-        _stage(results, variant, engine, directory, audit, costs)
+        sheet = engine.cost_sheet(conditions_of(facts, config.engine))
+        _stage(results, variant, engine, directory, audit, sheet.model_dump(mode="json"))
     for message in heard.messages:
         progress.note(f"{variant.name}: {message}")
     directory.publish(variant.name)
@@ -220,6 +221,24 @@ def _task_cuts(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Audit
                 )
                 found.setdefault((task, row["doc_id"]), event)
     return list(found.values())
+
+
+def conditions_of(facts: VariantFacts, engine: EngineSpec) -> Conditions:
+    """On what a variant's costs are measured."""
+    from nsa_eval.store import Conditions
+
+    model = facts.model
+    return Conditions(
+        device_name=model.device_name or model.device,
+        device=model.device,
+        dtype=model.dtype.removeprefix("torch."),
+        backend=facts.backend.name,
+        batch_size=str(engine.batch_size),
+        weights_bytes=model.weights_bytes,
+        device_bytes=model.device_bytes,
+        cuda_graphs=model.device == "cuda" and engine.cuda_graphs == "auto",
+        share_prefixes=engine.share_prefixes,
+    )
 
 
 def store_context(variant: Variant, facts: VariantFacts, fingerprint: str, config: RunConfig) -> str:

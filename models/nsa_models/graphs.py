@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from nsa_models.once import once
+
 # cuBLAS picks and allocates at its first call, Triton compiles at its first: both before the capture.
 _WARM_UPS = 1
 
@@ -18,8 +20,7 @@ _WARM_UPS = 1
 class ReplayedStep:
     """Calls a function of no arguments whose tensors never move.
 
-    Attributes:
-        seconds: What warming up and capturing has taken so far.
+    What warming up and capturing takes is counted by `nsa_models.once`.
     """
 
     def __init__(self, step: Callable[[], Tensor], *, state: Sequence[Tensor], enabled: bool) -> None:
@@ -47,7 +48,8 @@ class ReplayedStep:
     def __call__(self) -> Tensor:
         """The step's result, good until the next call."""
         if self._enabled and self._graph is None:
-            self._capture()
+            with once(self._state[0].device):
+                self._capture()
         if self._graph is None:
             return self._step()
         self._graph.replay()

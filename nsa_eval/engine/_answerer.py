@@ -11,6 +11,7 @@ import torch
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, resolve_max_length
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nsa_eval._devices import device_bytes, device_name
 from nsa_eval.config import EngineSpec
 from nsa_eval.engine._batching import Limits
 from nsa_eval.engine._generating import Replier
@@ -26,6 +27,7 @@ from nsa_eval.store import AuditEvent, Cost, Response
 from nsa_models import Compilations, warm_up
 from nsa_models.families import Restrictions, check_fits, family_of
 from nsa_models.methods import Attached, Method, MethodError, attach
+from nsa_models.once import once
 
 # Requests whose texts are encoded together: some megabytes of them, for all cores to have some.
 _FORESEEN = 64
@@ -45,6 +47,12 @@ class ModelFacts:
     """As torch writes it: torch.bfloat16."""
     device: str
     """Its type: cpu, cuda."""
+    device_name: str = ""
+    """Its own name; nothing of a model that runs elsewhere."""
+    device_bytes: int | None = None
+    """Its memory in all."""
+    weights_bytes: int = 0
+    """Of parameters and buffers."""
     events: tuple[AuditEvent, ...] = ()
     """What was assumed about the model itself."""
 
@@ -108,6 +116,9 @@ class Answerer:
             parameters=self.model.num_parameters(),
             dtype=str(self.model.dtype),
             device=self.model.device.type,
+            device_name=device_name(self.model.device),
+            device_bytes=device_bytes(self.model.device),
+            weights_bytes=self.model.get_memory_footprint(),
             events=tuple(self._events),
         )
 
@@ -134,7 +145,6 @@ class Answerer:
             "loglikelihood_rolling": self._score_windows,
             "generate_until": self._generate,
         }[requests[0].kind]
-        self._meter.start()
         try:
             work(requests, missing, emit)
         except torch.OutOfMemoryError as error:
@@ -153,7 +163,9 @@ class Answerer:
         """
         if self._reader is None:
             check_fits(self.model, self.tokenizer, self.max_length)
-            self._reader = Reader(self.model, prefill_chunk=self.settings.prefill_chunk)
+            # The probe's forwards are the first: libraries set themselves up in them.
+            with once(self.model.device):
+                self._reader = Reader(self.model, prefill_chunk=self.settings.prefill_chunk)
         return self._reader, Limits.of(self._reader.family, self.settings.batch_size)
 
     def scorer(self) -> Scorer:
@@ -164,7 +176,8 @@ class Answerer:
     def _attach(self, method: Method) -> Attached:
         """Find out how the model is fed, then put the method on it, and obey what it declares."""
         check_fits(self.model, self.tokenizer, self.max_length)
-        family = family_of(self.model, own_attention=True)
+        with once(self.model.device):
+            family = family_of(self.model, own_attention=True)
         if method.phase != "prefill" and not family.caches:
             raise UserError(
                 f"{method.label} acts while decoding from a cache, and models of type "
@@ -238,7 +251,9 @@ class Answerer:
 
         asked = [(name, prompt.context, prompt.continuation) for name, prompt in enumerate(prompts)]
         self._warm_up([len(p.context) + len(p.continuation) - 1 for p in prompts], rows=len(missing))
-        self.scorer().run(units_of(asked), wanted=lambda name: requests[name].key in missing, emit=scored)
+        scorer = self.scorer()
+        self._meter.start()  # texts were encoded until here
+        scorer.run(units_of(asked), wanted=lambda name: requests[name].key in missing, emit=scored)
 
     def _score_windows(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
         windows: list[Windows] = []
@@ -279,9 +294,9 @@ class Answerer:
         answer([i for i, found in enumerate(windows) if not found.pairs and requests[i].key in missing])
         pairs = [(name, context, tail) for name, (_, (context, tail)) in enumerate(owners)]
         self._warm_up([len(head) + len(tail) - 1 for _, head, tail in pairs], rows=len(missing))
-        self.scorer().run(
-            units_of(pairs), wanted=lambda name: requests[owners[name][0]].key in missing, emit=scored
-        )
+        scorer = self.scorer()
+        self._meter.start()  # texts were encoded until here
+        scorer.run(units_of(pairs), wanted=lambda name: requests[owners[name][0]].key in missing, emit=scored)
 
     def _generate(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
         asked: list[ReplyRequest] = []
@@ -334,6 +349,7 @@ class Answerer:
             cuda_graphs=self.settings.cuda_graphs == "auto" and reader.graphs,
             meter=self._meter,
         )
+        self._meter.start()  # prompts were encoded until here
         replier.run(asked, wanted=lambda name: requests[name].key in missing, emit=replied)
 
     def _warm_up(self, prompts: Sequence[int], *, rows: int, new_tokens: int = 0) -> None:
@@ -347,19 +363,19 @@ class Answerer:
         if asked in self._warmed:
             return
         self._warmed.add(asked)
-        made = warm_up(
-            self.model,
-            prompts=prompts,
-            rows={1, most},
-            chunk=reader.prefill_chunk,
-            new_tokens=new_tokens,
-            graphs=self.settings.cuda_graphs == "auto" and reader.graphs,
-        )
+        with once(self.model.device):
+            made = warm_up(
+                self.model,
+                prompts=prompts,
+                rows={1, most},
+                chunk=reader.prefill_chunk,
+                new_tokens=new_tokens,
+                graphs=self.settings.cuda_graphs == "auto" and reader.graphs,
+            )
         self.compiled.kernels += made.kernels
         self.compiled.cached += made.cached
         self.compiled.compile_seconds += made.compile_seconds
         self.compiled.wall_seconds += made.wall_seconds
-        self._meter.start()
 
     def _check_finite(self, value: float, request: Request) -> None:
         if not math.isfinite(value):
