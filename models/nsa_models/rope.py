@@ -1,7 +1,7 @@
 """Rotary position embedding, with transformers' own scalings (YaRN, linear, dynamic, llama3, longrope).
 
-`partial_rotary_factor` in `rope_parameters` rotates a head's first r = int(d_k * factor) dimensions and leaves
-the others as they are, as in GPT-NeoX: what they hold matches at any distance.
+`partial_rotary_factor` in `rope_parameters` rotates the first r = int(d_k * factor) dimensions of a head and
+leaves the others as they are, as in GPT-NeoX: what they hold matches at any distance.
 """
 
 from __future__ import annotations

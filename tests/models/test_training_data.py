@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from nsa_models.train import facts as facts_module
-from nsa_models.train.corpus import Corpus, load_corpus, read_documents, train_tokenizer
+from nsa_models.train.corpus import Corpus, load_corpus, read_documents, text_files, train_tokenizer
 from nsa_models.train.facts import FactWriter
 from nsa_models.train.recipe import FactsRecipe, Recipe, RecipeError, TextRecipe, load_recipe
 
@@ -130,7 +130,7 @@ def corpus(book_folder: Path, text_cache: Path) -> Corpus:
 
 
 def test_every_kind_of_file_is_read_in_order(book_folder: Path) -> None:
-    documents = list(read_documents(book_folder))
+    documents = list(read_documents(text_files(book_folder)))
     assert len(documents) == 12
     assert len(set(documents)) == 12
     assert documents[0] == (book_folder / "a.txt").read_text()
@@ -152,7 +152,7 @@ def test_the_cache_needs_no_text(text_cache: Path, tmp_path: Path) -> None:
 
 def test_held_out_documents_are_never_trained_on(book_folder: Path, corpus: Corpus) -> None:
     train, held_out = (corpus.tokenizer.decode(part) for part in (corpus.train, corpus.held_out))
-    sides = [(text in train, text in held_out) for text in read_documents(book_folder)]
+    sides = [(text in train, text in held_out) for text in read_documents(text_files(book_folder))]
     assert set(sides) == {(True, False), (False, True)}
 
 
@@ -161,7 +161,7 @@ def test_both_sides_have_text_however_few_the_documents(
     book_folder: Path, tmp_path: Path, documents: int, held_out: float
 ) -> None:
     (tmp_path / "books").mkdir()
-    texts = list(read_documents(book_folder))[:documents]
+    texts = list(read_documents(text_files(book_folder)))[:documents]
     for index, text in enumerate(texts):
         (tmp_path / "books" / f"{index}.txt").write_text(text)
     made = load_corpus(
@@ -213,7 +213,7 @@ def test_another_recipes_cache_is_refused(book_folder: Path, text_cache: Path) -
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} can't be read as text: .*{said}"):
-        list(read_documents(tmp_path))
+        list(read_documents(text_files(tmp_path)))
 
 
 # --- facts ---
@@ -227,7 +227,7 @@ def writer(corpus: Corpus, *, seed: int = 0, **recipe: Any) -> FactWriter:
 @pytest.mark.parametrize("tokens_per_fact", [16, 40, 160])
 def test_a_sequence_has_exactly_its_length(corpus: Corpus, length: int, tokens_per_fact: int) -> None:
     ids, answers = writer(corpus, tokens_per_fact=tokens_per_fact, together=0.5).batch(
-        stage=0, step=3, rows=24, length=length
+        stage=0, step=3, rows=range(24), length=length
     )
     assert ids.shape == answers.shape == (24, length)
     assert (ids[:, 0] == corpus.tokenizer.bos_token_id).all()
@@ -297,12 +297,12 @@ def test_training_tokens_are_those_of_the_text(corpus: Corpus) -> None:
 
 def test_a_batch_depends_on_seed_stage_and_step_alone(corpus: Corpus) -> None:
     def ids(seed: int, stage: int, step: int, rows: int = 4) -> torch.Tensor:
-        return writer(corpus, seed=seed).batch(stage=stage, step=step, rows=rows, length=256)[0]
+        return writer(corpus, seed=seed).batch(stage=stage, step=step, rows=range(rows), length=256)[0]
 
     first = ids(0, 1, 2)
     again = writer(corpus)
-    again.batch(stage=0, step=0, rows=3, length=512)  # what was made before leaves no trace
-    assert torch.equal(again.batch(stage=1, step=2, rows=4, length=256)[0], first)
+    again.batch(stage=0, step=0, rows=range(3), length=512)  # what was made before leaves no trace
+    assert torch.equal(again.batch(stage=1, step=2, rows=range(4), length=256)[0], first)
     assert torch.equal(ids(0, 1, 2, rows=2), first[:2])
     assert not any(torch.equal(other, first) for other in (ids(1, 1, 2), ids(0, 2, 2), ids(0, 1, 3)))
 
@@ -316,7 +316,7 @@ def test_the_quiz_uses_held_out_text_alone(corpus: Corpus) -> None:
         held_out=np.full(2000, unseen, dtype=np.uint16),
     )
     quiz, answers = writer(marked).quiz(rows=6, length=300, seed=0)
-    train, _ = writer(marked).batch(stage=0, step=0, rows=6, length=300)
+    train, _ = writer(marked).batch(stage=0, step=0, rows=range(6), length=300)
     assert (train == seen).sum() > 300
     assert (train == unseen).sum() == 0
     assert (quiz == unseen).sum() > 300
@@ -347,7 +347,7 @@ def test_a_tokenizer_that_splits_the_first_word(corpus: Corpus) -> None:
     tokenizer = train_tokenizer(["some text about other things. "] * 9, vocab_size=270)
     text = np.asarray(tokenizer.encode("some other text. " * 300)[1:], dtype=np.uint16)
     split = replace(corpus, tokenizer=tokenizer, train=text, held_out=text)
-    ids, _ = writer(split).batch(stage=0, step=0, rows=8, length=512)
+    ids, _ = writer(split).batch(stage=0, step=0, rows=range(8), length=512)
     assert ids.shape == (8, 512)
     texts = [tokenizer.decode(row) for row in ids]
     assert sum(len(STATED.findall(text)) for text in texts) >= 8
@@ -359,7 +359,7 @@ def test_a_tokenizer_that_splits_the_first_word(corpus: Corpus) -> None:
 def test_a_text_shorter_than_a_sequence_is_told(corpus: Corpus) -> None:
     short = replace(corpus, train=corpus.train[:50], held_out=corpus.held_out[:50])
     with pytest.raises(ValueError, match="the text has 50 tokens, a sequence needs"):
-        writer(short).batch(stage=0, step=0, rows=1, length=512)
+        writer(short).batch(stage=0, step=0, rows=range(1), length=512)
     with pytest.raises(ValueError, match="12 tokens are too few for a fact and its question"):
         writer(corpus).quiz(rows=1, length=12, seed=0)
 
