@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -20,9 +21,11 @@ from torch import Tensor
 from nsa_models import NSADecoderForCausalLM, load_model, load_tokenizer
 from nsa_models.train import loop
 from nsa_models.train.__main__ import main
+from nsa_models.train.corpus import load_corpus
 from nsa_models.train.facts import FactWriter
 from nsa_models.train.learner import Learner
 from nsa_models.train.loop import Stopped, train
+from nsa_models.train.parallel import Group
 from nsa_models.train.recipe import Recipe
 
 Plain = dict[str, Any]
@@ -223,6 +226,31 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe: Plain, changes: Pl
     run({**recipe, "log_every": 3, "save_every": 2, "test_every": 7})  # these may change on the way
 
 
+def test_stages_to_come_may_change_on_the_way(recipe: Plain) -> None:
+    with pytest.raises(Stopped):
+        run(recipe, minutes=0.0)
+    longer = {**recipe, "stages": [recipe["stages"][0], {"lengths": [512], "max_steps": 2}]}
+    run(longer)
+    assert [row["length"] for row in rows(recipe)] == [256] * 10 + [512] * 2
+    with pytest.raises(ValueError, match=r"differs in stages"):  # both are in the past by now
+        run(recipe)
+
+
+def test_a_stage_that_becomes_the_last_one_is_another_recipe(recipe: Plain) -> None:
+    with pytest.raises(Stopped):
+        run(recipe, minutes=0.0)
+    with pytest.raises(ValueError, match=r"differs in stages"):  # its rate would decay
+        run({**recipe, "stages": recipe["stages"][:1]})
+
+
+def test_a_stopped_run_leaves_its_weights_as_a_checkpoint_too(recipe: Plain) -> None:
+    with pytest.raises(Stopped):
+        run(recipe, minutes=0.0)
+    model = load_model(str(Path(recipe["output"]) / "model"), device="cpu")
+    rounded = {name: weight.bfloat16().float() for name, weight in weights(recipe).items()}
+    assert same(model.state_dict(), rounded)
+
+
 def test_a_moved_text_is_the_same_recipe(recipe: Plain, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run(recipe, minutes=0.0)
@@ -304,6 +332,52 @@ def test_a_stage_may_select_fewer_blocks_than_the_model(
     assert rows(other)[-1]["loss"] != rows(recipe)[-1]["loss"]
 
 
+# --- weights to begin with ---
+
+
+def begun(recipe: Plain, folder: Path) -> dict[str, Tensor]:
+    """Weights of a model that begins with those of `folder`."""
+    made = Recipe.model_validate({**recipe, "init_from": str(folder)})
+    return Learner(made, load_corpus(made.text), Group()).model.state_dict()
+
+
+@pytest.mark.parametrize("attention", ["nsa", "full"])
+def test_a_run_begins_with_a_checkpoints_weights(recipe: Plain, attention: str) -> None:
+    recipe["model"]["attention"] = attention
+    folder = run(recipe)
+    given = {name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()}
+    own = begun(recipe, folder)
+    assert all(torch.equal(own[name], weight) for name, weight in given.items())
+
+
+@pytest.mark.parametrize("share_kv", [False, True])
+def test_an_nsa_model_begins_with_its_dense_twins_weights(recipe: Plain, share_kv: bool) -> None:
+    recipe["model"]["num_key_value_heads"] = 2
+    dense = run(elsewhere(recipe, "dense", model={**recipe["model"], "attention": "full"}))
+    given = {name: weight.float() for name, weight in load_file(dense / "model.safetensors").items()}
+    own = begun({**recipe, "model": {**recipe["model"], "nsa_share_kv": share_kv}}, dense)
+    layer, sets = "model.layers.0.self_attn.", 1 if share_kv else 3
+    for which in ("k_proj", "v_proj"):
+        branches = own[f"{layer}{which}.weight"].chunk(sets)
+        assert all(torch.equal(branch, given[f"{layer}{which}.weight"]) for branch in branches)
+    for i in range(sets):
+        assert torch.equal(own[f"{layer}k_norms.{i}.weight"], given[f"{layer}k_norm.weight"])
+    shared = given.keys() & own.keys() - {f"{layer}k_proj.weight", f"{layer}v_proj.weight"}
+    assert {f"{layer}q_proj.weight", "model.embed_tokens.weight", "model.norm.weight"} <= shared
+    assert all(torch.equal(own[name], given[name]) for name in shared)
+    run({**recipe, "init_from": str(dense)})
+    assert rows(recipe)[0]["loss"] < 5.5  # it knows something already, see the test of the falling loss
+
+
+def test_weights_of_another_shape_are_refused(recipe: Plain, tmp_path: Path) -> None:
+    folder = run(recipe)
+    other = elsewhere(recipe, "wider", model={**recipe["model"], "intermediate_size": 64})
+    with pytest.raises(ValueError, match=r"init_from: .* has another shape than the recipe's model"):
+        run({**other, "init_from": str(folder)})
+    with pytest.raises(ValueError, match=r"init_from: .* can't be loaded"):
+        run({**other, "init_from": str(tmp_path / "nothing")})
+
+
 def test_a_text_too_short_is_told_before_any_step(recipe: Plain) -> None:
     recipe["test_lengths"] = [256, 65_536]
     said = r"the held-out text has \d+ tokens, the recipe asks for sequences of 65536"
@@ -349,6 +423,42 @@ def test_the_command_line_stops_goes_on_and_ends(
     out = capsys.readouterr().out
     assert "going on from step 1" in out
     assert out.splitlines()[-1] == f"model in {Path(recipe['output']) / 'model'}"
+
+
+def test_the_text_alone_can_be_prepared(
+    recipe: Plain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "prepared"
+    assert main([write(recipe, tmp_path), "--prepare", "--set", f"text.cache={cache}"]) == 0
+    assert re.fullmatch(
+        rf"[\d,]+ tokens for training and [\d,]+ held out in {cache}\n", capsys.readouterr().out
+    )
+    assert (cache / "tokens.bin").is_file()
+    assert not Path(recipe["output"]).exists()
+
+
+def test_speed_is_measured_at_each_length_and_nothing_written(
+    recipe: Plain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe["stages"][0]["select_count"] = 3
+    assert main([write(recipe, tmp_path), "--measure", "0.1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "length 256 n 3",
+        "length 512 n 4",
+        "length 256 n 4",
+        "micro",
+    ]
+    assert all("k tokens/s" in line for line in lines[:3])
+    assert "at the most 15 steps, 0M tokens" in lines[-1]
+    assert not Path(recipe["output"]).exists()
+
+
+def test_the_log_tells_tokens_a_second(recipe: Plain) -> None:
+    run(recipe)
+    path = Path(recipe["output"]) / "log.jsonl"
+    speeds = [json.loads(line)["tokens_per_second"] for line in path.read_text(encoding="utf-8").splitlines()]
+    assert all(512 / 60 < speed < 512 / 1e-5 for speed in speeds)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
 from nsa_models.train import facts as facts_module
 from nsa_models.train.corpus import Corpus, load_corpus, read_documents, text_files, train_tokenizer
 from nsa_models.train.facts import FactWriter
@@ -103,9 +105,12 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, said: str) -> 
     assert refused(none) == f"{none}: cannot be read: No such file or directory"
 
 
-def test_the_twins_recipes_differ_in_name_output_and_attention_alone() -> None:
-    nsa, full = (yaml.safe_load((RECIPES / f"twin-{kind}-v0.yaml").read_text()) for kind in ("nsa", "full"))
-    assert (nsa.pop("name"), full.pop("name")) == ("twin-nsa-v0", "twin-full-v0")
+@pytest.mark.parametrize("which", ["v0", "64k"])
+def test_the_twins_recipes_differ_in_name_output_and_attention_alone(which: str) -> None:
+    nsa, full = (
+        yaml.safe_load((RECIPES / f"twin-{kind}-{which}.yaml").read_text()) for kind in ("nsa", "full")
+    )
+    assert (nsa.pop("name"), full.pop("name")) == (f"twin-nsa-{which}", f"twin-full-{which}")
     assert (nsa["model"].pop("attention"), full["model"].pop("attention")) == ("nsa", "full")
     assert nsa.pop("output") != full.pop("output")
     assert nsa == full
@@ -119,6 +124,60 @@ def test_bundled_recipes_are_valid_and_open_with_their_command(path: Path) -> No
     assert first == f"# python -m nsa_models.train models/nsa_models/recipes/{path.name}"
     longest = max(length for stage in recipe.stages for length in stage.lengths)
     assert longest <= recipe.model["max_position_embeddings"]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*-64k.yaml")), ids=lambda path: path.stem)
+def test_a_64k_twin_fits_a_file_of_16_megabytes_and_ends_with_half_its_steps_at_64k(path: Path) -> None:
+    recipe = load_recipe(path)
+    with torch.device("meta"):
+        model = NSADecoderForCausalLM(NSADecoderConfig(**recipe.model, vocab_size=recipe.text.vocab_size))
+    assert 2 * sum(parameter.numel() for parameter in model.parameters()) < 15_900_000  # bf16
+    assert model.config.rotary_dim == model.config.head_dim // 2
+    assert recipe.stages[-1].lengths.count(65_536) * 2 == len(recipe.stages[-1].lengths)
+    assert all(stage.until_answer_loss is None for stage in recipe.stages)  # the same steps for both
+
+
+@pytest.mark.parametrize(
+    ("length", "tokens"), [(512, 160), (2048, 160), (2049, 200), (16_384, 320), (65_536, 768), (10**6, 768)]
+)
+def test_long_sequences_hold_fewer_facts(length: int, tokens: int) -> None:
+    assert (
+        FactsRecipe(tokens_per_fact={65_536: 768, 2048: 160, 4096: 200, 16_384: 320}).spacing(length)
+        == tokens
+    )
+    assert FactsRecipe(tokens_per_fact=99).spacing(length) == 99
+
+
+def test_keys_can_be_set_otherwise(recipe: dict[str, Any], tmp_path: Path) -> None:
+    changes = [
+        "text.folder=some/books",
+        "stages.1.max_steps=7",
+        "optim.lr=1.0e-4",
+        "seed=3",
+        "facts={far: 0.1}",
+    ]
+    read = load_recipe(write(recipe, tmp_path), changes)
+    assert (read.text.folder, read.seed, read.optim.lr) == (Path("some/books"), 3, 1e-4)
+    assert ([stage.max_steps for stage in read.stages], read.facts.far) == ([10, 7], 0.1)
+    del recipe["optim"]  # a table that the file leaves away
+    assert load_recipe(write(recipe, tmp_path), ["optim.lr=1.0e-4"]).optim.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("seed", "--set seed: expected KEY=VALUE"),
+        ("stages.7.max_steps=1", "--set stages.7.max_steps=1: expected KEY=VALUE"),
+        ("name.first=1", "--set name.first=1: expected KEY=VALUE"),
+        ("seed=[", "--set seed=[: expected KEY=VALUE"),
+        ("sede=1", "sede: Extra inputs are not permitted"),
+        ("stages.0.max_steps=no", "stages.0.max_steps: Input should be"),
+    ],
+)
+def test_a_key_that_cannot_be_set(recipe: dict[str, Any], tmp_path: Path, change: str, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(recipe, tmp_path), [change])
+    assert said in str(caught.value)
 
 
 # --- corpus ---
@@ -135,6 +194,25 @@ def test_every_kind_of_file_is_read_in_order(book_folder: Path) -> None:
     assert len(set(documents)) == 12
     assert documents[0] == (book_folder / "a.txt").read_text()
     assert not any("not a text" in text for text in documents)
+
+
+def test_named_files_alone_are_read(book_folder: Path, tmp_path: Path) -> None:
+    recipe = TextRecipe(
+        folder=book_folder, files=("d.jsonl", "a.txt"), cache=tmp_path / "cache", vocab_size=300, held_out=0.3
+    )
+    made = load_corpus(recipe)
+    text = made.tokenizer.decode(made.train) + made.tokenizer.decode(made.held_out)
+    documents = list(read_documents(text_files(book_folder)))
+    named = list(read_documents(text_files(book_folder, recipe.files)))
+    assert named[0] == (book_folder / "a.txt").read_text()
+    assert len(named) == 4
+    assert [one in text for one in documents] == [one in named for one in documents]
+    about = json.loads((tmp_path / "cache" / "corpus.json").read_text(encoding="utf-8"))
+    assert about["sources"] == {
+        name: sha256((book_folder / name).read_bytes()).hexdigest() for name in ("a.txt", "d.jsonl")
+    }
+    with pytest.raises(FileNotFoundError, match=r"no gone\.txt in"):
+        load_corpus(recipe.model_copy(update={"files": ("gone.txt",), "cache": tmp_path / "other"}))
 
 
 def test_a_corpus_is_the_same_whenever_it_is_made(

@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same batches, losses and weights, stopped and gone on with as you like."""
+"""Several processes train as one does: the same batches, losses and weights, however often they are stopped."""
 
 from __future__ import annotations
 

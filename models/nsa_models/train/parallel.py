@@ -72,7 +72,7 @@ def joined() -> Iterator[Group]:
     if size == 1:
         yield Group(device=device)
         return
-    dist.init_process_group("nccl" if gpus else "gloo")
+    dist.init_process_group("nccl" if gpus else "gloo", device_id=device if gpus else None)
     try:
         yield Group(rank=dist.get_rank(), size=size, device=device)
     finally:
