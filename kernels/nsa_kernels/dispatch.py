@@ -6,6 +6,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from nsa_kernels.ahead import real_device
 from nsa_kernels.checks import check_attention
 from nsa_kernels.geometry import BlockGeometry
 from nsa_kernels.types import Backend, BackendUnavailableError, Caches, NSAOutput
@@ -124,7 +125,7 @@ def nsa_attention(
     dtype = _compute_dtype(q)
     chosen = _resolve(backend, q, caches, dtype)
     # The backends mix float32 scores with what they are given; Triton launches on the current device.
-    with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
+    with torch.autocast(real_device(q.device).type, enabled=False), torch.cuda.device_of(q):
         return chosen.attention(
             q.to(dtype),
             Caches(*(x.to(dtype) for x in caches)),
@@ -190,7 +191,7 @@ def nsa_decode(
     )
     dtype = _compute_dtype(q)
     chosen = _resolve(backend, q, caches, dtype)
-    with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
+    with torch.autocast(real_device(q.device).type, enabled=False), torch.cuda.device_of(q):
         return chosen.decode(
             q.to(dtype),
             Caches(*(x.to(dtype) for x in caches)),
@@ -204,7 +205,7 @@ def nsa_decode(
 
 def _compute_dtype(q: Tensor) -> torch.dtype:
     """The dtype to compute in: that of autocast where it is on (float64 stays), else that of the queries."""
-    device = q.device.type
+    device = real_device(q.device).type
     if torch.is_autocast_enabled(device) and q.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return q.dtype
@@ -215,7 +216,7 @@ def _resolve(name: str, q: Tensor, caches: Caches, dtype: torch.dtype) -> Backen
     if name == "auto":
         group = q.shape[-2] // caches.k_slc.shape[2]
         width = max(q.shape[-1], caches.v_slc.shape[3])
-        name = choose_backend(q.device, dtype, group=group, width=width)
+        name = choose_backend(real_device(q.device), dtype, group=group, width=width)
     return get_backend(name)
 
 

@@ -4,6 +4,7 @@ Importing it registers the decoder with transformers' Auto classes, whichever of
 nothing here is imported lazily: transformers has no way to register a class that isn't there yet.
 """
 
+from nsa_kernels import Compilations, compilations
 from nsa_models.cache import NSACache
 from nsa_models.checkpoints import ModelLoadError, ZooEntry, local_folder, resolve, zoo
 from nsa_models.configuration import NSADecoderConfig
@@ -19,8 +20,10 @@ from nsa_models.variants import (
     running_backend,
     with_fields,
 )
+from nsa_models.warming import warm_up
 
 __all__ = [
+    "Compilations",
     "DecodeGraph",
     "Fingerprint",
     "ModelLoadError",
@@ -32,6 +35,7 @@ __all__ = [
     "StaticDecoder",
     "ZooEntry",
     "changed_fields",
+    "compilations",
     "config_with",
     "fingerprint",
     "fingerprint_of",
@@ -42,6 +46,7 @@ __all__ = [
     "plain_fields",
     "resolve",
     "running_backend",
+    "warm_up",
     "why_not_captured",
     "with_fields",
     "zoo",

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# cuBLAS picks and allocates at its first calls, Triton compiles at its first: both before the capture.
-_WARM_UPS = 2
+# cuBLAS picks and allocates at its first call, Triton compiles at its first: both before the capture.
+_WARM_UPS = 1
 
 
 class ReplayedStep:

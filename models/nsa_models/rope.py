@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
+from nsa_kernels.heads import norm_rotate
 from nsa_models.configuration import NSADecoderConfig
 
 
@@ -81,8 +82,4 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     float32 inside, x's dtype outside.
     """
-    width = cos.shape[-1]
-    turning = x if width == x.shape[-1] else x[..., :width]
-    first, second = turning.chunk(2, dim=-1)
-    turned = (turning * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
+    return norm_rotate(x, None, 0.0, cos, sin)

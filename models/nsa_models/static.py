@@ -9,6 +9,7 @@ The layers are the ordinary ones; `SteadyBatch` is what makes them write and rea
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -115,7 +116,7 @@ class StaticDecoder:
         if self.cache.lengths != self._expected:
             raise ValueError("the cache was changed since the last step: make a new decoder for it")
         self._tokens.copy_(ids[:, None])
-        logits = self._run()
+        logits = self._run(renews=self._renews())
         self._expected = [length + by for length, by in zip(self._expected, self._grows, strict=True)]
         for layer in self.cache.layers:
             layer.lengths = self._expected
@@ -135,13 +136,21 @@ class StaticDecoder:
         for layer in self.cache.layers:
             layer.lengths = self._expected
 
-    def _run(self) -> Tensor:
-        return self._forward()
+    def _renews(self) -> bool:
+        """Whether the next token completes a compression block of some row."""
+        config = self.model.config
+        if config.attention != "nsa":
+            return False
+        ends = [length + 1 for length, grows in zip(self._expected, self._grows, strict=True) if grows]
+        return any(end >= config.nsa_block and (end - config.nsa_block) % config.nsa_stride == 0 for end in ends)
 
-    def _forward(self) -> Tensor:
+    def _run(self, *, renews: bool) -> Tensor:
+        return self._forward(renews=renews)
+
+    def _forward(self, *, renews: bool) -> Tensor:
         """The step on the device; the host learns nothing from it."""
         decoder = self.model.model
-        batch = SteadyBatch.of(self._lengths, self.capacity)
+        batch = SteadyBatch.of(self._lengths, self.capacity, renews=renews)
         x = decoder.embed_tokens(self._tokens)
         cos, sin = decoder.rotary_emb(x, position_ids=batch.positions())
         for layer, store in zip(decoder.layers, self.cache.layers, strict=True):
@@ -160,17 +169,23 @@ class DecodeGraph(StaticDecoder):
     def __init__(self, model: NSADecoderForCausalLM, cache: NSACache, *, max_new_tokens: int) -> None:
         """Make room, as `StaticDecoder`; nothing is captured yet."""
         super().__init__(model, cache, max_new_tokens=max_new_tokens)
-        self._replayed = ReplayedStep(
-            self._forward, state=(self._lengths,), enabled=why_not_captured(model) is None
-        )
+        # Two graphs: most steps complete no block, and need not compress one.
+        self._replayed = {
+            renews: ReplayedStep(
+                functools.partial(self._forward, renews=renews),
+                state=(self._lengths,),
+                enabled=why_not_captured(model) is None,
+            )
+            for renews in (False, True)
+        }
 
     @property
     def captured(self) -> bool:
         """Whether steps are replayed."""
-        return self._replayed.captured
+        return any(step.captured for step in self._replayed.values())
 
-    def _run(self) -> Tensor:
-        return self._replayed()
+    def _run(self, *, renews: bool) -> Tensor:
+        return self._replayed[renews]()
 
 
 class CacheSlots:

@@ -23,6 +23,7 @@ from nsa_eval.engine._sampling import GenerationSettings
 from nsa_eval.engine._scoring import LogLikelihood, Scorer, units_of
 from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent, Cost, Response
+from nsa_models import Compilations, warm_up
 from nsa_models.families import Restrictions, check_fits, family_of
 from nsa_models.methods import Attached, Method, MethodError, attach
 
@@ -89,6 +90,9 @@ class Answerer:
         self._events += self.prompts.events
         self._reader: Reader | None = None
         self._meter = Meter(model)
+        self._warmed: set[tuple[frozenset[int], int, int]] = set()
+        self.compiled = Compilations()
+        """Kernels that were compiled before they were needed, and the seconds that it took."""
         self._attached = self._attach(method) if method is not None else None
 
     def close(self) -> None:
@@ -134,9 +138,10 @@ class Answerer:
         try:
             work(requests, missing, emit)
         except torch.OutOfMemoryError as error:
+            chunk = self._reader.prefill_chunk if self._reader else self.settings.prefill_chunk
             raise UserError(
                 f"too little device memory for one request at a time: {str(error).splitlines()[0]} Lower "
-                f"prefill_chunk (now {self.settings.prefill_chunk}) or max_length (now {self.max_length}), "
+                f"prefill_chunk (now {chunk}) or max_length (now {self.max_length}), "
                 "or use a narrower dtype. Responses finished before are stored"
             ) from error
 
@@ -232,6 +237,7 @@ class Answerer:
                 self._check_finite(value, requests[name])
 
         asked = [(name, prompt.context, prompt.continuation) for name, prompt in enumerate(prompts)]
+        self._warm_up([len(p.context) + len(p.continuation) - 1 for p in prompts], rows=len(missing))
         self.scorer().run(units_of(asked), wanted=lambda name: requests[name].key in missing, emit=scored)
 
     def _score_windows(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
@@ -272,6 +278,7 @@ class Answerer:
 
         answer([i for i, found in enumerate(windows) if not found.pairs and requests[i].key in missing])
         pairs = [(name, context, tail) for name, (_, (context, tail)) in enumerate(owners)]
+        self._warm_up([len(head) + len(tail) - 1 for _, head, tail in pairs], rows=len(missing))
         self.scorer().run(
             units_of(pairs), wanted=lambda name: requests[owners[name][0]].key in missing, emit=scored
         )
@@ -296,6 +303,11 @@ class Answerer:
             )
 
         reader, limits = self.prepared()
+        self._warm_up(
+            [len(prompt.context) for prompt in prompts],
+            rows=len(missing),
+            new_tokens=max(one.settings.budget for one in asked) + 1,
+        )
         notes = [AuditEvent(kind=note.kind, detail=note.detail) for note in reader.family.notes]
 
         def replied(replies: list[Reply]) -> None:
@@ -305,6 +317,7 @@ class Answerer:
                         value=reply.text,
                         prompt_tokens=len(prompts[reply.name].context),
                         new_tokens=reply.new_tokens,
+                        finished=reply.finished,
                         # Stored, so that a resumed run, which may never run the model, reports it too.
                         events=[*prompts[reply.name].events, *notes],
                         cost=reply.cost,
@@ -322,6 +335,31 @@ class Answerer:
             meter=self._meter,
         )
         replier.run(asked, wanted=lambda name: requests[name].key in missing, emit=replied)
+
+    def _warm_up(self, prompts: Sequence[int], *, rows: int, new_tokens: int = 0) -> None:
+        """Compile what such prompts and replies will launch, in parallel and before the clock starts."""
+        reader, limits = self.prepared()
+        if self.model.device.type != "cuda" or not prompts:
+            return
+        each = max(prompts) + new_tokens
+        most = max(1, min(limits.rows, rows, limits.cache_tokens // max(1, each)))
+        asked = (frozenset(prompts), most, new_tokens)
+        if asked in self._warmed:
+            return
+        self._warmed.add(asked)
+        made = warm_up(
+            self.model,
+            prompts=prompts,
+            rows={1, most},
+            chunk=reader.prefill_chunk,
+            new_tokens=new_tokens,
+            graphs=self.settings.cuda_graphs == "auto" and reader.graphs,
+        )
+        self.compiled.kernels += made.kernels
+        self.compiled.cached += made.cached
+        self.compiled.compile_seconds += made.compile_seconds
+        self.compiled.wall_seconds += made.wall_seconds
+        self._meter.start()
 
     def _check_finite(self, value: float, request: Request) -> None:
         if not math.isfinite(value):

@@ -8,6 +8,7 @@ again, as the prompt of the rest. So are rows that were taken out for want of me
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -30,8 +31,8 @@ from nsa_models.families import Rows
 # below, one forward for all prompts is as fast.
 _MIN_SAVED = 64
 _MIN_HEAD = 64
-# Rows enter once so much of the slots is free: a prompt that is read alone keeps all others waiting.
-_REFILL = 8
+# Decode steps that reading a few prompts takes as long as: all other rows wait meanwhile.
+_ENTRY_STEPS = 16
 
 Emit = Callable[[list[Reply]], None]
 
@@ -111,6 +112,8 @@ class _Session:
         self._active: dict[int, Line] = {}
         self._pending: deque[Picked] = deque()
         self._parked: list[Line] = []
+        self._ended = self._made = 0
+        """Replies that have ended, and their tokens."""
 
     def run(self, tree: Node) -> None:
         """Make all replies."""
@@ -174,7 +177,7 @@ class _Session:
             return 0
         slots = self._slots()
         free = slots.count - len(self._active)
-        if free < min(len(members), max(1, slots.count // _REFILL)):
+        if free < min(len(members), self._worth_entering(slots.count)):
             return 0
         used = sum(line.own for line in self._active.values())
         fits = 0
@@ -182,6 +185,15 @@ class _Session:
             used += self._own(len(self.requests[member.index].tokens), member.depth)
             fits += used <= self.limits.cache_tokens
         return fits
+
+    def _worth_entering(self, slots: int) -> int:
+        """Free slots that are worth to stop all others for.
+
+        Waiting for n of R slots leaves n / 2 of them idle, and an entry costs all rows some steps each time n
+        have ended, which takes n m / R steps where replies have m tokens: least is lost at this n.
+        """
+        mean = self._made / self._ended if self._ended else self._room / 4
+        return max(1, min(slots // 2, round(slots * math.sqrt(2 * _ENTRY_STEPS / max(1.0, mean)))))
 
     def _own(self, length: int, depth: int) -> int:
         return length - (0 if self.family.copies else depth) + self._room
@@ -197,8 +209,20 @@ class _Session:
             rows: Who has read them; None: nobody.
             places: Each line's row among them.
         """
+        places = places or [0] * len(lines)
+        if rows is not None and isinstance(self._slots(), FixedSlots):
+            # Of several replies to one prompt all but its last token is read: a step reads that as well.
+            alone = [line.length - depth == 1 for line, depth in zip(lines, depths, strict=True)]
+            if any(alone):
+                once = [number for number, is_alone in enumerate(alone) if is_alone]
+                read = self.family.select(rows, [places[number] for number in once])
+                self._occupy([lines[n] for n in once], [depths[n] for n in once], read)
+                rest = [number for number, is_alone in enumerate(alone) if not is_alone]
+                lines, depths, places = ([some[n] for n in rest] for some in (lines, depths, places))
+            if not lines:
+                return
         try:
-            new, logits = self._prompts(lines, depths, rows, places or [0] * len(lines))
+            new, logits = self._prompts(lines, depths, rows, places)
             self._start(lines, depths, new, logits)
         except torch.OutOfMemoryError:
             if not self._drain():
@@ -212,7 +236,7 @@ class _Session:
             for part, which in parts:
                 again = [line for line in part if line.slot is None and not line.ended]
                 if again == part:
-                    self._enter(part, depths[which], rows, places[which] if places else None)
+                    self._enter(part, depths[which], rows, places[which])
                     self._drain()
 
     def _prompts(
@@ -259,17 +283,19 @@ class _Session:
                 going.append(number)
         if finished:
             self.emit(finished)
-        if not going:
-            return
+        if going:
+            some = rows if len(going) == len(lines) else self.family.select(rows, going)
+            self._occupy([lines[number] for number in going], [depths[number] for number in going], some)
+
+    def _occupy(self, lines: list[Line], depths: list[int], rows: Rows) -> None:
+        """Give each line a slot; its next step feeds its last token."""
         decoding = self._slots()
-        free = [slot for slot in range(decoding.count) if slot not in self._active]
-        for number, slot in zip(going, free, strict=False):
-            line = lines[number]
-            line.slot, line.own = slot, self._own(len(line.request.tokens), depths[number])
-            self._active[slot] = line
-        slots = free[: len(going)]
-        some = rows if len(going) == len(lines) else self.family.select(rows, going)
-        decoding.admit(slots, some, [lines[number].tokens[-1] for number in going])
+        free = (slot for slot in range(decoding.count) if slot not in self._active)
+        slots = [next(free) for _ in lines]
+        for line, depth, slot in zip(lines, depths, slots, strict=True):
+            line.slot, line.own = slot, self._own(len(line.request.tokens), depth)
+        self._active.update(zip(slots, lines, strict=True))
+        decoding.admit(slots, rows, [int(line.read()[-1]) for line in lines])
 
     # --- steps
     # ------------------------------------------------------------------------------------------------------
@@ -347,7 +373,7 @@ class _Session:
         if not np.isfinite(top):
             raise NonFiniteLogitsError.at(self.reader.name, line.request.origin, f"the largest logit is {top}")
         line.tokens.append(token)
-        line.ended = self.endings.ended(line)
+        self.endings.look(line)
 
     def _parks(self, line: Line) -> bool:
         """Whether the next forward of a line belongs to another regime; it is read again then."""
@@ -377,6 +403,8 @@ class _Session:
         torch.cuda.empty_cache()
 
     def _reply(self, line: Line) -> Reply:
+        self._ended += 1
+        self._made += len(line.tokens)
         prompt, new = len(line.request.tokens), len(line.tokens)
         cost = self.meter.replied(prompt, new, line.prefill, line.decode)
-        return Reply(line.request.name, self.endings.text(line), new, cost)
+        return Reply(line.request.name, self.endings.text(line), new, line.finished, cost)

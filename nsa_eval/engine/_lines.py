@@ -48,6 +48,8 @@ class Reply:
     name: int
     text: str
     new_tokens: int
+    finished: bool
+    """Whether it ended by itself: by a token or string that ends replies, not at its budget."""
     cost: Cost
 
 
@@ -62,6 +64,8 @@ class Line:
     """Tokens chosen on the device, of which the host may not know the last yet."""
     slot: int | None = None
     ended: bool = False
+    finished: bool = False
+    """Whether it ended by itself."""
     own: int = 0
     """Tokens of cache that are counted for it."""
     prefill: float = 0.0
@@ -105,11 +109,13 @@ class Endings:
         self._sizes: dict[str, int] = {}
         self._pieces: dict[int, str] = {}
 
-    def ended(self, line: Line) -> bool:
-        """Whether the last token of a line ends it."""
+    def look(self, line: Line) -> None:
+        """Note in a line whether its last token ends it, and how."""
+        line.finished = self._finished(line)
+        line.ended = line.finished or len(line.tokens) >= line.request.settings.budget
+
+    def _finished(self, line: Line) -> bool:
         settings = line.request.settings
-        if len(line.tokens) >= settings.budget:
-            return True
         if len(line.tokens) <= settings.least:
             return False
         if line.tokens[-1] in self.tokens:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -125,8 +126,10 @@ class Reader:
         for row, piece in enumerate(pieces):
             tokens[row, : len(piece)] = torch.from_numpy(piece)
         tokens = tokens.to(self.device)
-        columns = torch.arange(width)
-        wanted = (columns >= torch.tensor(first)[:, None]) & (columns < torch.tensor(counts)[:, None])
+        columns = np.arange(width)
+        wanted = torch.from_numpy(
+            (columns >= np.array(first)[:, None]) & (columns < np.array(counts)[:, None])
+        )
         fresh = rows is None or not any(rows.lengths)
         edges = self._edges(wanted, self.first_forward(counts) if fresh else 1)
         if rows is None and len(edges) > 2:

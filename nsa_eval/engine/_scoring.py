@@ -29,11 +29,13 @@ LogLikelihood = tuple[float, bool]
 
 @dataclass(slots=True)
 class Target:
-    """One continuation to score at the end of an input."""
+    """One continuation to score on an input."""
 
     name: int
     """The caller's own number for it."""
     tokens: list[int]
+    end: int
+    """Columns up to the prediction of its last token: the whole input, unless another target's goes on."""
 
 
 @dataclass(slots=True)
@@ -47,7 +49,7 @@ class Unit:
     @property
     def first(self) -> int:
         """The first column with a scored prediction."""
-        return len(self.tokens) - max(len(target.tokens) for target in self.targets)
+        return min(target.end - len(target.tokens) for target in self.targets)
 
 
 Emit = Callable[[list[tuple[int, LogLikelihood]]], None]
@@ -60,8 +62,26 @@ def units_of(pairs: Sequence[tuple[int, list[int], list[int]]]) -> list[Unit]:
     for name, context, continuation in pairs:
         tokens = np.array((context + continuation)[:-1], dtype=np.int64)
         unit = units.setdefault(tokens.tobytes(), Unit(tokens))
-        unit.targets.append(Target(name, continuation))
+        unit.targets.append(Target(name, continuation, len(tokens)))
     return list(units.values())
+
+
+def nested(units: Sequence[Unit]) -> list[Unit]:
+    """Score units whose input begins another's with the other: nested contexts are then one pass.
+
+    What a causal model predicts inside of an input doesn't depend on what comes behind. Only where the scored
+    columns meet: logits are made of all columns from the first on.
+    """
+    kept: dict[int, Unit] = {}
+    host: Unit | None = None
+    order = sorted(range(len(units)), key=lambda index: units[index].tokens.astype(">u4").tobytes())
+    for index in reversed(order):  # sorted, an input stands right before those that begin with it
+        unit, size = units[index], len(units[index].tokens)
+        if host and host.first <= size and np.array_equal(host.tokens[:size], unit.tokens):
+            host.targets += unit.targets
+        else:
+            host = kept[index] = Unit(unit.tokens, list(unit.targets))
+    return [kept[index] for index in sorted(kept)]
 
 
 class Scorer:
@@ -89,7 +109,8 @@ class Scorer:
         for unit in units:
             regimes.setdefault(self.reader.regime(len(unit.tokens)), []).append(unit)
         for _, group in sorted(regimes.items()):
-            _Work(self, group, wanted, emit).run(self._tree(group))
+            together = nested(group) if self.share else group
+            _Work(self, together, wanted, emit).run(self._tree(together))
 
     def _tree(self, units: list[Unit]) -> Node:
         if not self.share:
@@ -185,7 +206,7 @@ class _Tally:
         self.names: list[int] = []
         for row, (unit, depth) in enumerate(zip(units, depths, strict=True)):
             for target in unit.targets:
-                start = len(unit.tokens) - len(target.tokens) - depth
+                start = target.end - len(target.tokens) - depth
                 for offset, token in enumerate(target.tokens):
                     self.at.setdefault((row, start + offset), []).append((len(self.names), token))
                 self.names.append(target.name)

@@ -15,6 +15,10 @@ from nsa_eval.engine._prefixes import Node, Tokens
 from nsa_eval.engine._reader import Reader
 from nsa_models.families import Rows
 
+# Tokens that keep a GPU busy in one forward, and the part of the cache that prefixes may take until then.
+_FULL_FORWARD = 4096
+_KEPT_PART = 4
+
 
 class Member(NamedTuple):
     """A sequence whose prefix is read."""
@@ -73,33 +77,55 @@ class Traversal:
 
     def _contexts(self, above: Node, contexts: list[Node], rows: Rows | None) -> None:
         """Read many prefixes as one batch, then visit the sequences of all of them."""
+        family = self.reader.family
         contexts = sorted(contexts, key=lambda node: -node.depth)
+        parts: list[tuple[list[Node], Rows]] = []
         for batch in batches(
             contexts,
             width=lambda node: node.depth - above.depth,
             limits=self.limits,
-            extra=above.depth if self.reader.family.copies else 0,
-            equal=not self.reader.family.ragged,
-            packed=self.reader.family.packs,
+            extra=above.depth if family.copies else 0,
+            equal=not family.ragged,
+            packed=family.packs,
             widest=self.reader.widest,
         ):
             if any(self._open(node) for node in batch):
-                self._context_batch(batch, above.depth, rows)
+                parts += self._context_batch(batch, above.depth, rows)
+                if not family.packs or self._enough([node for nodes, _ in parts for node in nodes]):
+                    self._visit_contexts(parts)
+                    parts = []
+        if parts:
+            self._visit_contexts(parts)
 
-    def _context_batch(self, batch: list[Node], depth: int, rows: Rows | None) -> None:
+    def _context_batch(
+        self, batch: list[Node], depth: int, rows: Rows | None
+    ) -> list[tuple[list[Node], Rows]]:
         try:
-            read = self._read(batch, depth, rows)
+            return [(batch, self._read(batch, depth, rows))]
         except torch.OutOfMemoryError:
             if not self.relieve() and len(batch) == 1:
                 raise
             torch.cuda.empty_cache()
-            middle = (len(batch) + 1) // 2
-            self._context_batch(batch[:middle], depth, rows)
-            if batch[middle:]:
-                self._context_batch(batch[middle:], depth, rows)
-            return
+        middle = (len(batch) + 1) // 2
+        halves = [half for half in (batch[:middle], batch[middle:]) if half]
+        return [part for half in halves for part in self._context_batch(half, depth, rows)]
+
+    def _enough(self, nodes: list[Node]) -> bool:
+        """Whether what comes after these prefixes fills a forward, or they fill their share of the cache.
+
+        Packed rows are joined at no cost, and few short sequences take a forward as long as many do.
+        """
+        rest = sum(
+            len(self.sequences[index]) - node.depth for node in nodes for index in node.all_members()
+        )
+        kept = sum(node.depth for node in nodes)
+        return rest >= _FULL_FORWARD or kept >= self.limits.cache_tokens // _KEPT_PART
+
+    def _visit_contexts(self, parts: list[tuple[list[Node], Rows]]) -> None:
+        nodes = [node for some, _ in parts for node in some]
+        rows = parts[0][1] if len(parts) == 1 else self.reader.family.join([read for _, read in parts])
         self.visit(
-            [Member(node.depth, row, index) for row, node in enumerate(batch) for index in node.members], read
+            [Member(node.depth, row, index) for row, node in enumerate(nodes) for index in node.members], rows
         )
 
     def _read(self, nodes: list[Node], depth: int, rows: Rows | None) -> Rows:

@@ -96,6 +96,8 @@ class Response(BaseModel):
     """Tokens that the model read as given, after any cut."""
     new_tokens: int = Field(ge=0)
     """Tokens generated (an end-of-text token counts), or scored."""
+    finished: bool | None = None
+    """Whether a reply ended by itself, not at its budget; None for scored text, and where nobody knows."""
     events: list[AuditEvent] = Field(default_factory=list)
     """What was done to this request's prompt; stored, so that a resumed run reports the same."""
     cost: Cost | None = Field(default=None, exclude=True, repr=False)

@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same batches, losses and weights, however often they are stopped."""
+"""Several processes train as one does: the same batches, losses and weights, stopped or not."""
 
 from __future__ import annotations
 

@@ -72,8 +72,7 @@ class PackedFamily(Family):
 
     def places(self, wanted: Tensor, counts: list[int], rows: Rows | None) -> Tensor:
         """Where those of the rows' tokens stand among all of them."""
-        valid = torch.arange(wanted.shape[1])[None] < torch.tensor(counts)[:, None]
-        return wanted[valid.to(wanted.device)][None]
+        return torch.cat([row[:count] for row, count in zip(wanted, counts, strict=True)])[None]
 
     def absorb(self, output: Any, tokens: Tensor, counts: list[int], rows: Rows) -> None:  # noqa: ANN401
         """Note which tokens of the forward's block are each row's."""

@@ -202,3 +202,25 @@ def test_a_cpu_takes_ordinary_steps(tokenizer, toys, monkeypatch):
     model = toys.make_model("nsa")
     assert Engine(model, tokenizer).generate_until(toys.reply_requests(max_gen_toks=30)[:2])
     assert model.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["llama", "nsa"])
+def test_many_replies_to_one_prompt_read_it_once(tokenizer, toys, request, name, monkeypatch):
+    """Their common last token is fed by a step: no forward for any of them alone."""
+    settings = {"until": [], "max_gen_toks": 6, "do_sample": True, "temperature": 1.5}
+    prompt = toys.make_text(5, 400)
+    asked = [
+        toys.request_of("generate_until", (prompt, settings), doc_id=number) for number in range(6)
+    ]
+    model = toys.make_model(name)
+    expected = [Engine(model, tokenizer, share_prefixes=False).generate_until([one])[0] for one in asked]
+    request.getfixturevalue("slots")
+    engine = Engine(model, tokenizer)
+    reader, _ = engine._answerer.prepared()
+    forward, read = reader._forward, []
+    monkeypatch.setattr(
+        reader, "_forward", lambda tokens, counts, *rest: read.append(sum(counts)) or forward(tokens, counts, *rest)
+    )
+    assert engine.generate_until(asked) == expected
+    assert sum(read) == len(tokenizer.encode(prompt)) - 1
+    assert len(set(expected)) > 3
