@@ -19,7 +19,7 @@ def norm_rotate_kernel(
 ):  # fmt: skip
     """Grid (ceil(rows / ROWS),): a row is one head of one token.
 
-    The two halves of its first R dimensions, which rotate, lie side by side here; the other D - R follow apart.
+    The two halves of its first R dimensions, which rotate, lie side by side here; the others follow apart.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
