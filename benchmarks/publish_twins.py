@@ -1,9 +1,9 @@
-"""Two finished training runs become folders of the zoo: weights, log, both twins' curves, and figures for the card.
+"""Two finished training runs become folders of the zoo: weights, log, both curves, and figures for the cards.
 
     python benchmarks/publish_twins.py runs/train/twin-full-64k runs/train/twin-nsa-64k
 
-Of a run's folder `model/` and `log.jsonl` are read, and a figure is drawn from nothing else. What is printed goes
-into the cards by hand, beside the command that trained.
+Nothing but `model/` and `log.jsonl` of a run's folder is read. What is printed goes into the cards by hand,
+beside the command that trained.
 """
 
 from __future__ import annotations
@@ -106,10 +106,11 @@ def figures(name: str, log: list[Row]) -> str:
     ]
     for stage in sorted({row["stage"] for row in log}):
         rows = [row for row in log if row["stage"] == stage]
+        lengths = sorted({row["length"] for row in rows})
         speeds = sorted(row["tokens_per_second"] for row in rows)
         tested = next((row["held_out"] for row in reversed(rows) if "held_out" in row), {})
         lines.append(
-            f"| {stage} | {', '.join(map(str, sorted({row['length'] for row in rows})))} | {rows[-1]['step']} "
+            f"| {stage} | {', '.join(map(str, lengths))} | {rows[-1]['step']} "
             f"| {rows[-1]['loss']:.3f} | {rows[-1]['answer_loss_mean']:.4f} "
             f"| {', '.join(f'{length}: {100 * share:.0f}' for length, share in tested.items())} "
             f"| {speeds[len(speeds) // 2] / 1e3:.0f}k |"
@@ -120,9 +121,7 @@ def figures(name: str, log: list[Row]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Publish the runs named on the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="Put two finished training runs into the zoo.")
     parser.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="the dense twin's folder, then NSA's")
     parser.add_argument("--zoo", type=Path, default=ZOO)
     args = parser.parse_args(argv)

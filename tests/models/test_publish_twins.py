@@ -41,6 +41,6 @@ def test_two_runs_become_two_folders_of_the_zoo(
 
 
 def test_a_run_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="missing: .*config.json"):
+    with pytest.raises(ValueError, match=r"missing: .*config\.json"):
         publish_twins.publish([tmp_path, tmp_path], tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()

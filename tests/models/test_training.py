@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import threading
 from collections.abc import Callable
@@ -20,13 +21,13 @@ from torch import Tensor
 
 from nsa_models import NSADecoderForCausalLM, load_model, load_tokenizer
 from nsa_models.train import loop
-from nsa_models.train.__main__ import main
+from nsa_models.train.__main__ import command_line, main
 from nsa_models.train.corpus import load_corpus
 from nsa_models.train.facts import FactWriter
 from nsa_models.train.learner import Learner
 from nsa_models.train.loop import Stopped, train
 from nsa_models.train.parallel import Group
-from nsa_models.train.recipe import Recipe
+from nsa_models.train.recipe import Recipe, load_recipe
 
 Plain = dict[str, Any]
 
@@ -452,6 +453,18 @@ def test_speed_is_measured_at_each_length_and_nothing_written(
     assert all("k tokens/s" in line for line in lines[:3])
     assert "at the most 15 steps, 0M tokens" in lines[-1]
     assert not Path(recipe["output"]).exists()
+
+
+def test_the_commands_of_the_page_are_taken() -> None:
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs" / "training.md").read_text(encoding="utf-8")
+    found = re.findall(r"-m nsa_models\.train (\S+\.yaml[^\n&;]*)", page)
+    assert len(found) >= 6
+    for line in found:
+        words = [word for word in shlex.split(line.replace("$kind", "nsa")) if word != "\\"]
+        args = command_line().parse_args(words)
+        assert args.recipe == Path("mine.yaml") or (root / args.recipe).is_file()
+        load_recipe(root / "models/nsa_models/recipes/twin-nsa-64k.yaml", args.changes)
 
 
 def test_the_log_tells_tokens_a_second(recipe: Plain) -> None:

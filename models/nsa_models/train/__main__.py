@@ -14,11 +14,8 @@ from nsa_models.train.measure import measure
 from nsa_models.train.recipe import RecipeError, load_recipe
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a recipe; 0 when it is done, 3 when stopped with its state saved, 2 for a user's mistake.
-
-    Under `torchrun` a stop is 0 too, as it takes any other code for a crash.
-    """
+def command_line() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(
         prog="python -m nsa_models.train",
         description="Train a recipe. For several GPUs: torchrun --standalone --nproc-per-node N -m "
@@ -45,7 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         help="train nothing: print the tokens a second at each length, measured in so many seconds",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a recipe; 0 when it is done, 3 when stopped with its state saved, 2 for a user's mistake.
+
+    Under `torchrun` a stop is 0 too, as it takes any other code for a crash.
+    """
+    args = command_line().parse_args(argv)
     leads = os.environ.get("RANK", "0") == "0"
     try:
         recipe = load_recipe(args.recipe, args.changes)
