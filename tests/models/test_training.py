@@ -208,6 +208,36 @@ def test_a_stage_ends_when_the_answers_are_known(recipe: Plain, monkeypatch: pyt
     assert running[1] == pytest.approx(0.95 * exact[0] + 0.05 * exact[1])
 
 
+def test_a_stage_does_not_end_before_its_least_steps(recipe: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_MIN_STEPS", 3)
+    easy = {"lengths": [256], "until_answer_loss": 100.0, "max_steps": 9}
+    recipe["stages"] = [
+        {**easy, "min_steps": 6},
+        {**easy, "min_steps": 1},
+        {"lengths": [256], "max_steps": 1},
+    ]
+    run(recipe)
+    assert [row["stage"] for row in rows(recipe)] == [0] * 6 + [1] * 3 + [2]
+
+
+@pytest.mark.parametrize("micro", [512, 64])
+def test_a_question_is_right_when_every_answer_token_is_the_likeliest(recipe: Plain, micro: int) -> None:
+    made = Recipe.model_validate({**recipe, "micro_batch_tokens": 512})
+    learner = Learner(made.model_copy(update={"micro_batch_tokens": micro}), load_corpus(made.text), Group())
+    ids = torch.randint(5, 400, (4, 64), generator=torch.Generator().manual_seed(0))
+    answers = torch.zeros(4, 64, dtype=torch.bool)
+    answers[:, 20:24] = answers[:, 60:63] = True
+    with torch.no_grad():
+        for column in range(1, 64):  # rows 0, 1 and 3 say what the model would
+            said = learner.model(ids[:, :column]).logits[:, -1].argmax(-1)
+            ids[[0, 1, 3], column] = said[[0, 1, 3]]
+    ids[1, 62] += 1  # the last answer token, which nothing follows
+    ids[3, 30] += 1  # no answer; what the model says afterwards may change, the first answer doesn't
+    answers[3, 60:63] = False
+    assert learner.right(ids, answers) == 2
+    assert learner.model.training
+
+
 @pytest.mark.parametrize(
     ("changes", "differs"),
     [

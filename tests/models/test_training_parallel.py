@@ -126,6 +126,22 @@ def test_killed_processes_leave_a_state_to_go_on_from(short: Plain) -> None:
     alike(short, killed)
 
 
+@pytest.mark.slow
+def test_a_signal_to_all_processes_stops_with_everything_saved(short: Plain) -> None:
+    short["stages"][0]["max_steps"] = 400
+    stopped = elsewhere(short, "stopped", workers=1)
+    process = start(stopped, 1)
+    log = Path(stopped["output"]) / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and len(log.read_text().splitlines()) >= 5) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)  # as schedulers do it: to the workers, too
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, out
+    state = torch.load(Path(stopped["output"]) / "state.pt", weights_only=True)
+    assert f"stopped at step {state['progress']['step']} with everything saved" in out
+
+
 # --- in one process ---
 
 

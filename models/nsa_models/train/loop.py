@@ -164,6 +164,7 @@ class _Run:
             batch_size=None,
             sampler=range(self.progress.stage_step, stage.max_steps),
             num_workers=self.recipe.workers,
+            worker_init_fn=_deaf if self.recipe.workers else None,
             prefetch_factor=4 if self.recipe.workers else None,
             pin_memory=self.group.device.type == "cuda",
         )
@@ -252,6 +253,12 @@ class _Run:
 
     def _must_stop(self) -> bool:
         return self.stop_asked or (self.ends is not None and time.monotonic() > self.ends)
+
+
+def _deaf(_: int) -> None:
+    """Let a worker outlive what a terminal or a scheduler sends to all: the trainer ends it itself."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _StageData(Dataset[tuple[Tensor, Tensor]]):
