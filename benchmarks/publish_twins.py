@@ -91,7 +91,8 @@ def _label(axis: Axes, title: str, unit: str) -> None:
     axis.set_title(title, fontsize=8.5)
     axis.set_xlabel("training tokens, millions")
     axis.set_ylabel(unit)
-    axis.legend(fontsize=5.5, frameon=False)
+    if axis.lines:
+        axis.legend(fontsize=5.5, frameon=False)
     axis.grid(visible=True, linewidth=0.3, color="#dddddd")
 
 

@@ -32,10 +32,9 @@ def norm_rotate_kernel(
     second = tl.load(X + column[None, :] + R // 2, mask=mask, other=0.0)
     kind = first.dtype
     first, second = first.to(tl.float32), second.to(tl.float32)
-    further = R + tl.arange(0, REST)
-    beyond = inside[:, None] & (further < D)[None, :]
-    rest = first
     if R < D:
+        further = R + tl.arange(0, REST)
+        beyond = inside[:, None] & (further < D)[None, :]
         rest = tl.load(X + further[None, :], mask=beyond, other=0.0).to(tl.float32)
     if NORM:
         power = tl.sum(first * first, 1) + tl.sum(second * second, 1)
