@@ -105,18 +105,20 @@ class Learner:
         ids = ids.to(self.group.device, non_blocking=True)
         answers = answers.to(self.group.device, non_blocking=True)
         # Each position is asked for its next token; the last one's is beyond the row and counts nothing.
-        within = torch.ones(ids.shape[1], device=ids.device)
-        within[-1] = 0.0
+        # All flat and of their own storage: what is compiled then depends on no number of rows.
+        within = torch.ones(ids.shape, device=ids.device)
+        within[:, -1] = 0.0
+        wanted = ids.roll(-1, dims=1).flatten().clone()
         with self._precision():
             hidden = self.model.model(ids, use_cache=False).last_hidden_state
             each = token_losses(
                 hidden.flatten(0, 1),
                 self.model.lm_head.weight,
-                ids.roll(-1, dims=1).flatten(),
+                wanted,
                 compiled=self.compiled,
             )
-        counted = each.view_as(ids) * within
-        return counted.sum(), (counted * answers.roll(-1, dims=1)).sum()
+        counted = each * within.flatten()
+        return counted.sum(), (counted * answers.roll(-1, dims=1).flatten()).sum()
 
     @torch.no_grad()
     def right(self, ids: Tensor, answers: Tensor) -> int:
