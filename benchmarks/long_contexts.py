@@ -4,15 +4,17 @@
     python benchmarks/long_contexts.py --cases grid-32k,choices             # some cases
     python benchmarks/long_contexts.py --cases single,decode --no-hf
 
-A random Llama of 1.2B parameters (16 layers of 2,048, 32 heads of 64, 8 KV heads, a vocabulary of 128,256) and
+A random Llama of 1.2B parameters (16 layers of 2,048, 32 heads of 64, 8 KV heads, vocabulary 128,256) and
 random decoders of the project's own, NSA and dense of one shape, in bfloat16: times don't depend on weights.
-Each contender is run twice: the second run is its time, the first shows what starting costs (compilation,
-plans, captures). Peaks count from the loaded weights upward.
+The engine is run twice: the second run is its time, the first shows what starting costs (compilation, plans,
+captures). lm-eval's `hf`, which compiles nothing, runs once for each batch size, behind it in one process and
+with transformers' own attention. Peaks count from the loaded weights upward.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import math
@@ -21,15 +23,50 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CASES = ("grid-32k", "grid-64k", "choices", "few-shot", "replies", "single", "decode")
-_WORDS = (
-    "time year people way day man thing woman life child world school state family student group country "
-    "problem hand part place case week company system program question work government number night point"
-).split()
+if TYPE_CHECKING:
+    from nsa_eval.engine import Engine
+
+CASES = ("grid-32k", "choices", "few-shot", "replies", "grid-64k", "single", "decode")
+HF_BATCHES = {"grid-32k": [1, 4], "grid-64k": [1], "choices": [1, 4], "few-shot": [64]}
+_WORDS = [
+    "time",
+    "year",
+    "people",
+    "way",
+    "day",
+    "man",
+    "thing",
+    "woman",
+    "life",
+    "child",
+    "world",
+    "school",
+    "state",
+    "family",
+    "student",
+    "group",
+    "country",
+    "problem",
+    "hand",
+    "part",
+    "place",
+    "case",
+    "week",
+    "company",
+    "system",
+    "program",
+    "question",
+    "work",
+    "government",
+    "number",
+    "night",
+    "point",
+]
 
 
 def text(seed: int, words: int) -> str:
@@ -37,7 +74,7 @@ def text(seed: int, words: int) -> str:
     return " ".join(pick.choice(_WORDS) for _ in range(words))
 
 
-def tokenizer_of_words() -> Any:
+def tokenizer_of_words() -> PreTrainedTokenizerBase:
     """One token a word, so that a prompt's length is what it says."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -51,7 +88,7 @@ def tokenizer_of_words() -> Any:
     )
 
 
-def ask(kind: str, number: int, *arguments: object) -> Any:
+def ask(kind: str, number: int, *arguments: object) -> Any:  # noqa: ANN401  (an lm-eval Instance)
     from lm_eval.api.instance import Instance
 
     return Instance(kind, {"id": number, "case": repr(arguments)[:60]}, arguments, 0, ("bench", number, 1))
@@ -78,14 +115,16 @@ def requests_of(case: str) -> list[Any]:
     if case == "few-shot":
         head = text(77, 600)
         return [
-            ask("loglikelihood", doc, f"{head} {text(doc, 40 + doc % 20)}", " " + text(999 * choice + doc, 14))
+            ask(
+                "loglikelihood", doc, f"{head} {text(doc, 40 + doc % 20)}", " " + text(999 * choice + doc, 14)
+            )
             for doc in range(200)
             for choice in range(4)
         ]
     raise ValueError(case)
 
 
-def random_llama() -> Any:
+def random_llama() -> PreTrainedModel:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -103,7 +142,7 @@ def random_llama() -> Any:
     return _made(lambda: LlamaForCausalLM(config))
 
 
-def random_decoder(attention: str) -> Any:
+def random_decoder(attention: str) -> PreTrainedModel:
     from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
 
     config = NSADecoderConfig(
@@ -122,7 +161,7 @@ def random_decoder(attention: str) -> Any:
     return _made(lambda: NSADecoderForCausalLM(config))
 
 
-def _made(make: Callable[[], Any]) -> Any:
+def _made(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -135,11 +174,11 @@ def _made(make: Callable[[], Any]) -> Any:
     return model.eval()
 
 
-def timed(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
-    """Two runs: the first call's seconds, the second's, and the second's peak above what stood before."""
+def timed(work: Callable[[], Any], *, starts: bool = True) -> tuple[dict[str, Any], Any]:
+    """Seconds and peak of a run above what stood before; `starts`: of a second run, and the first's time."""
     found: dict[str, Any] = {}
     result = None
-    for name in ("first", "seconds"):
+    for name in ("first", "seconds") if starts else ("seconds",):
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.synchronize()
@@ -153,13 +192,15 @@ def timed(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
     return found, result
 
 
-def engine_of(model: Any, tokenizer: Any, **settings: Any) -> Any:
+def engine_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **settings: object) -> Engine:
     from nsa_eval.engine import Engine
 
     return Engine(model, tokenizer, max_length=131072, **settings)
 
 
-def against_hf(case: str, model: Any, tokenizer: Any, hf_batches: list[int]) -> list[dict[str, Any]]:
+def against_hf(
+    case: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hf_batches: list[int]
+) -> list[dict[str, Any]]:
     requests = requests_of(case)
     kind = requests[0].request_type
     engine = engine_of(model, tokenizer)
@@ -168,14 +209,21 @@ def against_hf(case: str, model: Any, tokenizer: Any, hf_batches: list[int]) -> 
     for batch in hf_batches:
         from lm_eval.models.huggingface import HFLM
 
+        model.set_attn_implementation("sdpa")  # the engine has put its own in its place
         try:
             hf: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=131072)
-            theirs, expected = timed(lambda hf=hf: getattr(hf, kind)(requests, disable_tqdm=True))
+            asking = functools.partial(getattr(hf, kind), requests, disable_tqdm=True)
+            theirs, expected = timed(asking, starts=False)
         except torch.OutOfMemoryError:
             rows.append({"case": case, "who": f"hf, batch {batch}", "error": "out of memory"})
             torch.cuda.empty_cache()
             continue
-        row = {"case": case, "who": f"hf, batch {batch}", **theirs, "ratio": theirs["seconds"] / ours["seconds"]}
+        row = {
+            "case": case,
+            "who": f"hf, batch {batch}",
+            **theirs,
+            "ratio": theirs["seconds"] / ours["seconds"],
+        }
         if kind == "loglikelihood":
             row["difference"] = max(abs(a[0] - b[0]) for a, b in zip(answers, expected, strict=True))
         else:
@@ -184,12 +232,12 @@ def against_hf(case: str, model: Any, tokenizer: Any, hf_batches: list[int]) -> 
     return rows
 
 
-def replies(model: Any, tokenizer: Any, budget: int, *, waiting: bool) -> list[dict[str, Any]]:
+def replies(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, budget: int, *, waiting: bool
+) -> list[dict[str, Any]]:
     """AIME's shape: 30 problems, 16 replies each, lengths of a long tail; against waiting for the longest."""
     pick = random.Random(3)
-    lengths = [
-        min(budget, max(16, int(budget * math.exp(pick.gauss(-1.9, 0.9))))) for _ in range(30 * 16)
-    ]
+    lengths = [min(budget, max(16, int(budget * math.exp(pick.gauss(-1.9, 0.9))))) for _ in range(30 * 16)]
     asked = []
     for problem in range(30):
         prompt = text(problem, 150)
@@ -209,14 +257,16 @@ def replies(model: Any, tokenizer: Any, budget: int, *, waiting: bool) -> list[d
         engine.generate_until(asked, disable_tqdm=True)
         torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        rows.append({"case": "replies", "who": name, "seconds": seconds, "tokens_per_second": tokens / seconds})
+        rows.append(
+            {"case": "replies", "who": name, "seconds": seconds, "tokens_per_second": tokens / seconds}
+        )
     if waiting:
         rows[0]["ratio"] = rows[1]["seconds"] / rows[0]["seconds"]
     rows[0]["longest"], rows[0]["mean"] = max(lengths), tokens / len(lengths)
     return rows
 
 
-def single(tokenizer: Any) -> list[dict[str, Any]]:
+def single(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """One 64k prompt: the engine against a plain forward of the model."""
     rows = []
     for attention in ("full", "nsa"):
@@ -288,7 +338,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--no-hf", action="store_true", help="the engine alone, nothing to compare with")
-    parser.add_argument("--hf-batch-sizes", default="1,4", help="of grids and choices; few-shot takes 64 too")
+    parser.add_argument("--hf-batch-sizes", help="default: the fastest found so far, by case")
     parser.add_argument("--budget", type=int, default=1024, help="most tokens of a reply in `replies`")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -302,7 +352,9 @@ def main() -> None:
             print(" | ".join(cells), flush=True)
         lines.extend(rows)
         if options.json:
-            options.json.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": lines}, indent=1))
+            options.json.write_text(
+                json.dumps({"device": torch.cuda.get_device_name(), "rows": lines}, indent=1)
+            )
 
     with_llama = [case for case in cases if case not in ("single", "decode")]
     if with_llama:
@@ -311,8 +363,9 @@ def main() -> None:
             if case == "replies":
                 show(replies(model, tokenizer, options.budget, waiting=not options.no_hf))
                 continue
-            sizes = [int(size) for size in options.hf_batch_sizes.split(",")]
-            sizes = [] if options.no_hf else sizes if case != "few-shot" else [64]
+            given = options.hf_batch_sizes
+            sizes = [int(size) for size in given.split(",")] if given else HF_BATCHES[case]
+            sizes = [] if options.no_hf else sizes
             show(against_hf(case, model, tokenizer, sizes))
         del model
         gc.collect()

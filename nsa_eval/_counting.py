@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nsa_eval._gen_kwargs import LM_EVAL_BUDGET
 from nsa_eval.plan import Job, repeats_of
 from nsa_eval.progress import Progress
 from nsa_eval.store import RequestKind, Response, ResponseStore, StoreError
@@ -18,8 +19,6 @@ _GUESSED_TOKENS = 400
 """Tokens of a document of lm-eval's own tasks until its requests are built."""
 _CHARACTERS_PER_TOKEN = 4
 """Of English prose; the prompts are tokenized where the model is, and only their proportions matter here."""
-_REPLY_TOKENS = 256
-"""lm-eval's budget of a reply for which a task names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +94,8 @@ def size_of(request: Request) -> int:
     """About how many tokens a request is, whatever the answer: its text and the reply's budget."""
     characters = sum(len(part) for part in request.arguments if isinstance(part, str))
     settings = next((part for part in request.arguments if isinstance(part, dict)), None)
-    budget = 0 if settings is None else settings.get("max_gen_toks", _REPLY_TOKENS)
-    reply = budget if isinstance(budget, int) else _REPLY_TOKENS
+    budget = 0 if settings is None else settings.get("max_gen_toks", LM_EVAL_BUDGET)
+    reply = budget if isinstance(budget, int) else LM_EVAL_BUDGET
     return characters // _CHARACTERS_PER_TOKEN + reply + 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from nsa_eval.errors import UserError
 from nsa_eval.plan import Job
 from nsa_eval.progress import Progress
 from nsa_eval.rundir import RunDirectory, write_json
+from nsa_eval.store import AuditEvent
 
 if TYPE_CHECKING:
     from nsa_eval._tasks import LoadedTasks
@@ -130,13 +131,17 @@ def _evaluate_variant(
 ) -> None:
     from nsa_eval._lm_eval import evaluate_tasks
     from nsa_eval._quiet import quiet
+    from nsa_eval._replies import AskedReplies
     from nsa_eval.engine import Engine, ForeignEngine, Naming
     from nsa_eval.executors import LmEvalExecutor
 
     model, tasks, fingerprint = variant.checkpoint, prepared.tasks, prepared.fingerprint
     labels = {name: spec.label for name, spec in tasks.specs.items()}
 
+    asked = AskedReplies()
+
     def count(requests: Sequence[Request]) -> None:
+        asked.note(requests)
         store.expect(requests)
         workload.built(variant.name, requests, labels)
 
@@ -165,6 +170,7 @@ def _evaluate_variant(
         if model.chat_template and model.template_date is None:
             engine.note_clock(model.chat_template)
         results = evaluate_tasks(engine, tasks, model, config)
+        asked.describe(results["samples"], store)
         results["config"] |= {
             "model_name": variant.name,
             "model_path": model.path,
@@ -173,16 +179,36 @@ def _evaluate_variant(
             "model_fingerprints": fingerprint.parts,
             "model_fields": prepared.fields | facts.changes,
             "task_sources": prepared.sources,
+            "task_truncation": {
+                name: tasks.truncations.get(name, config.engine.truncation) for name in tasks.tasks
+            },
             "attention": facts.attention,
             "backend": str(facts.backend),
             "variant": variant.settings,
         }
-        audit = [event.model_dump(mode="json") for event in (*tasks.events, *engine.audit)]
+        events = (*tasks.events, *engine.audit, *_task_cuts(results["samples"]))
+        audit = [event.model_dump(mode="json") for event in events]
         costs = {task: cost.model_dump(mode="json") for task, cost in engine.costs.items()}
         _stage(results, variant, engine, directory, audit, costs)
     for message in heard.messages:
         progress.note(f"{variant.name}: {message}")
     directory.publish(variant.name)
+
+
+def _task_cuts(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[AuditEvent]:
+    """The prompts that tasks cut by their own protocol, as they left it in their samples' documents."""
+    from nsa_eval.results.cuts import cut_by_task
+
+    found: dict[tuple[str, int], AuditEvent] = {}  # a document has a sample for each filter
+    for task, rows in samples.items():
+        for row in rows:
+            cut = cut_by_task(row["doc"]) if isinstance(row.get("doc"), Mapping) else None
+            if cut is not None:
+                event = AuditEvent(
+                    kind="cut_by_task", task=task, doc_id=row["doc_id"], before=cut[0], after=cut[1]
+                )
+                found.setdefault((task, row["doc_id"]), event)
+    return list(found.values())
 
 
 def store_context(variant: Variant, facts: VariantFacts, fingerprint: str, config: RunConfig) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 BUDGET = "max_gen_toks"
 BUDGET_NAMES = (BUDGET, "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names of the most new tokens, in the order in which lm-eval's normalize_gen_kwargs takes them."""
+LM_EVAL_BUDGET = 256
+"""Tokens of a reply for which a task names no budget: lm-eval's own default."""
 
 
 def contradiction(given: Mapping[str, Any]) -> str | None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import subprocess
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nsa_eval._seeds import set_seeds
@@ -36,10 +38,15 @@ def evaluate_tasks(engine: Any, loaded: LoadedTasks, model: ModelSpec, config: R
     from lm_eval import evaluate
     from lm_eval.loggers.utils import add_tokenizer_info
 
+    from nsa_tasks.follow_up import FollowUps
+
     started = time.time()
     python_seed, numpy_seed, torch_seed, fewshot_seed = config.seed
     set_seeds(python_seed, numpy_seed, torch_seed)
     limits = loaded.limits()
+    for task in loaded.tasks.values():
+        if isinstance(task, FollowUps):
+            task.ask = engine.generate_until  # what follows from replies is stored and answered as they are
     try:
         results = evaluate(
             lm=engine,
@@ -48,6 +55,7 @@ def evaluate_tasks(engine: Any, loaded: LoadedTasks, model: ModelSpec, config: R
             system_instruction=model.system_instruction,
             apply_chat_template=model.chat_template,
             fewshot_as_multiturn=True,
+            confirm_run_unsafe_code=config.confirm_run_unsafe_code,
             **limits,
         )
     except Exception as error:
@@ -73,8 +81,20 @@ def evaluate_tasks(engine: Any, loaded: LoadedTasks, model: ModelSpec, config: R
         "torch_seed": torch_seed,
         "fewshot_seed": fewshot_seed,
     }
+    if counts := _metric_documents(found["samples"]):
+        found["config"]["metric_documents"] = counts
     found |= {"git_hash": _git_hash(), "date": started, **describe_environment()}
     add_tokenizer_info(found, engine)
+    return found
+
+
+def _metric_documents(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, int]]:
+    """Documents behind each metric, for tasks where not every document has all: lm-eval keeps one count."""
+    found = {}
+    for task, rows in samples.items():
+        counts = Counter(f"{metric},{row['filter']}" for row in rows for metric in row["metrics"])
+        if len(set(counts.values())) > 1:
+            found[task] = dict(counts)
     return found
 
 

@@ -41,11 +41,24 @@ def task_sources(job: Job, include_path: Iterable[str]) -> dict[str, str]:
     """
     family = family_of(job.task.task)
     if family is not None and job.params is not None:
-        files = {path.name: path for path in family.sources(job.params)}
+        files = _by_name(family.sources(job.params))
     else:
         folders = [user_path(folder).resolve() for folder in include_path]
         files = {_short(path, folders): path for path in _of_lm_eval(job.task.task, folders)}
+    files |= _by_name(job.group_files)
     return {name: _hash(path) for name, path in sorted(files.items())}
+
+
+def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
+    """Files by their names; of several of one name the later ones by as much of their path as tells them."""
+    found: dict[str, Path] = {}
+    for path in dict.fromkeys(paths):
+        name = next(
+            (name for n in range(1, len(path.parts)) if (name := "/".join(path.parts[-n:])) not in found),
+            str(path),
+        )
+        found[name] = path
+    return found
 
 
 def changes(

@@ -7,7 +7,7 @@ import copy
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from nsa_eval._paths import user_path
 from nsa_eval._seeds import set_seeds
 from nsa_eval._task_errors import folder_error, loading_error, said
 from nsa_eval.catalog import task_names
-from nsa_eval.config import ModelSpec, RunConfig, TaskSpec, generation_problems
+from nsa_eval.config import ModelSpec, RunConfig, TaskSpec, expand, generation_problems
 from nsa_eval.config.marks import Effect, own_values
 from nsa_eval.errors import UserError
 from nsa_eval.plan import Job, limited, repeats_of, sample_of
@@ -124,7 +124,7 @@ def load_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> Load
         TaskParameterError: A parameter of one of our tasks.
     """
     manager = _task_manager({job.task.task for job in jobs if job.params is None}, config.include_path)
-    loaded = LoadedTasks()
+    loaded, kept = LoadedTasks(), {}
     for job in jobs:
         spec = job.task
         # A task that draws its documents as it is loaded draws the same ones in every process and company.
@@ -140,14 +140,62 @@ def load_tasks(model: ModelSpec, jobs: Sequence[Job], config: RunConfig) -> Load
                 raise UserError(
                     f"task {name[:40]}...: a name of {len(name)} characters, too many for a file's"
                 )
-            loaded.notes += _configure(task, job, config)
+            _check_code(task, spec.label, config)
+            # Of a group of lm-eval's each member says the same.
+            loaded.notes += [note for note in _configure(task, job, config) if note not in loaded.notes]
             loaded.tasks[name], loaded.specs[name] = task, spec
             if (chosen := sample_of(spec, job.params, len(task.eval_docs))) is not None:
                 loaded.samples[name] = chosen
             if (policy := _truncation(spec)) is not None:
                 loaded.truncations[name] = policy
         loaded.groups |= found.get("groups", {})
+        kept[spec.label] = found
+    loaded.groups = _groups(config, kept) | loaded.groups
     return loaded
+
+
+def _check_code(task: Any, label: str, config: RunConfig) -> None:  # noqa: ANN401  (Task)
+    """Ask first, as lm-eval does, and before weights are loaded."""
+    if getattr(task, "UNSAFE_CODE", False) and not config.confirm_run_unsafe_code:
+        raise UserError(
+            f"task {label} runs code that the model writes, with your rights and without walls: run it where "
+            "that can do no harm, with --confirm_run_unsafe_code (or confirm_run_unsafe_code: true in the "
+            "config)"
+        )
+
+
+def _groups(config: RunConfig, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The run's own groups as lm-eval's objects, which it aggregates; outer ones first, as it lists them.
+
+    Args:
+        config: The run's config.
+        found: What was loaded of each job, by its label.
+    """
+    from lm_eval.api.group import Group
+
+    made: dict[str, Any] = {}
+    for listed in expand(config.tasks).groups:
+        known = listed.group
+        group = Group.from_config(
+            {
+                "group": listed.label,
+                "group_alias": known.alias,
+                "aggregate_metric_list": [dict(entry) for entry in known.aggregates] or None,
+                "metadata": dict(known.metadata),
+            }
+        )
+        for child in listed.children:
+            for item in [made[child]] if child in made else _tops(found[child]):
+                group.add(item)
+        made[listed.label] = group
+    return dict(reversed(made.items()))
+
+
+def _tops(found: Mapping[str, Any]) -> list[Any]:
+    """The groups and tasks that nothing else of what was loaded holds."""
+    groups: list[Any] = list(found.get("groups", {}).values())
+    inside = {id(inner) for group in groups for inner in (*group.get_all_groups(), *group.get_all_tasks())}
+    return [one for one in (*groups, *found["tasks"].values()) if id(one) not in inside]
 
 
 def _load(manager: Any, job: Job, model: ModelSpec, config: RunConfig) -> dict[str, Any]:  # noqa: ANN401
@@ -165,9 +213,15 @@ def _load(manager: Any, job: Job, model: ModelSpec, config: RunConfig) -> dict[s
                 trust_remote_code=model.trust_remote_code,
                 add_bos_token=config.engine.add_bos_token,
                 template_date=model.template_date,
+                window=_window(model),
             )
+            wanted |= job.settings
         else:
             manager = _with_metadata(manager, model, spec)
+            if job.settings:
+                entry, factory = manager.task_index[spec.task], manager._factory
+                built = factory.build(entry, overrides=dict(job.settings), registry=manager.task_index)
+                return dict(manager.load(built if isinstance(built, list) else [built]))
         return dict(manager.load([wanted]))
     except (UserError, TaskParameterError):
         raise
@@ -199,6 +253,12 @@ def tokenizer_of(model: ModelSpec, task: str) -> str:
             "names no tokenizer: add lm_args: {tokenizer: PATH} with a folder or hub id"
         )
     return nsa_models.resolve(model.path)
+
+
+def _window(model: ModelSpec) -> int | None:
+    """The longest request that the config gives a model; None leaves it to the checkpoint's own config."""
+    given = (model.max_length, model.lm_args.get("max_length"), model.lm_args.get("max_model_len"))
+    return next((value for value in given if isinstance(value, int) and not isinstance(value, bool)), None)
 
 
 def _task_manager(names: set[str], include_path: Sequence[str]) -> Any:  # noqa: ANN401  (TaskManager)

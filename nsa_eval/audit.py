@@ -43,6 +43,13 @@ KINDS: dict[str, AuditKind] = {
         sentence="{n} prompts were cut to fit",
         single="1 prompt was cut to fit",
     ),
+    "cut_by_task": AuditKind(
+        title="Prompts that their task cut, by its own protocol",
+        sentence="{n} prompts were cut by their task, as its protocol says",
+        single="1 prompt was cut by its task, as its protocol says",
+        always_shown=False,
+        in_comparisons=False,  # prompts are compared as they were asked
+    ),
     "double_bos": AuditKind(
         title="Prompts that brought their own beginning-of-sequence token",
         sentence="{n} prompts brought their own beginning-of-sequence token",

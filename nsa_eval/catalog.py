@@ -158,14 +158,16 @@ def _run_file(file: Path, name: str) -> types.ModuleType:
 
 
 def list_tasks() -> list[CatalogEntry]:
-    """The project's own tasks (lm-eval's come on top: see `lm_eval_tasks`)."""
+    """The project's own tasks, groups first (lm-eval's come on top: see `lm_eval_tasks`)."""
+    from nsa_tasks import list_groups
     from nsa_tasks import list_tasks as own_tasks
 
     return [
-        CatalogEntry(
-            name=info.name, kind=f"{info.family}, protocol {info.protocol}", description=info.description
+        CatalogEntry(name=info.name, kind=f"{kind}, protocol {info.protocol}", description=info.description)
+        for kind, info in (
+            *((f"group of {info.family}", info) for info in list_groups()),
+            *((info.family, info) for info in own_tasks()),
         )
-        for info in own_tasks()
     ]
 
 

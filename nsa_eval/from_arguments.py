@@ -83,7 +83,7 @@ def evaluate_config(
     Returns:
         What a YAML config would hold.
     """
-    from nsa_tasks import family_of
+    from nsa_tasks import is_own
 
     listed = [t.strip() for t in tasks.split(",") if t.strip()] if isinstance(tasks, str) else list(tasks)
     entries = []
@@ -94,7 +94,7 @@ def evaluate_config(
         if gen_kwargs:
             entry.setdefault("gen_kwargs", dict(gen_kwargs))
         if metadata:
-            own = family_of(str(entry.get("task"))) is not None
+            own = is_own(str(entry.get("task")))
             entry = {**metadata, **entry} if own else {"metadata": dict(metadata), **entry}
         entries.append(entry)
     data = {"models": model_entries(models), "tasks": entries}

@@ -1,13 +1,19 @@
-"""The jobs of a run: every variant of every model with every task, each with a stable id and its size."""
+"""The jobs of a run: every variant of every model with every task, each with a stable id and its size.
+
+Of groups, every member is a job.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from nsa_eval.config import ModelSpec, RunConfig, TaskSpec, Variant, all_variants
+from nsa_eval.config import Member, ModelSpec, RunConfig, TaskSpec, Variant, all_variants, expand
 from nsa_eval.config.marks import Effect, own_values, without_neutral
 from nsa_tasks import Params, family_of
 
@@ -24,8 +30,12 @@ class Job:
     """The task, with the run's seed and limit filled in."""
     params: Params | None
     """The task's own parameters, resolved once for all models; None for lm-eval's tasks, which take none."""
+    settings: Mapping[str, Any]
+    """Keys of the task's YAML that its group sets."""
+    group_files: tuple[Path, ...]
+    """YAML files of the groups that it runs for."""
     samples: int | None
-    """Documents; None for lm-eval's own tasks, whose data isn't loaded for a plan."""
+    """Documents; None where only the data tells, which isn't loaded for a plan (of lm-eval's own tasks)."""
     tokens: int | None
     """Prompt tokens plus generation budget over all samples; None when `samples` is."""
 
@@ -75,21 +85,24 @@ def make_plan(config: RunConfig) -> Plan:
         >>> [job.id for job in make_plan(load_config("quickstart")).jobs][0]
         'nsa-needle_single-...'
     """
-    tasks = [resolve_task(task, config) for task in config.tasks]
+    members = expand(config.tasks).tasks
+    tasks = [resolve_task(member.spec, config) for member in members]
     params = [resolve_params(task) for task in tasks]
     sizes = [_size(task, own) for task, own in zip(tasks, params, strict=True)]
     return Plan(
         jobs=tuple(
             Job(
-                id=_job_id(variant, task, config),
+                id=_job_id(variant, task, member, config),
                 variant=variant,
                 task=task,
                 params=own,
+                settings=member.settings,
+                group_files=member.files,
                 samples=samples,
                 tokens=tokens,
             )
             for variant in all_variants(config)
-            for task, own, (samples, tokens) in zip(tasks, params, sizes, strict=True)
+            for member, task, own, (samples, tokens) in zip(members, tasks, params, sizes, strict=True)
         )
     )
 
@@ -150,20 +163,25 @@ def _size(task: TaskSpec, params: Params | None) -> tuple[int | None, int | None
     family = family_of(task.task)
     if family is None or params is None:
         return None, None
-    documents, tokens = family.size(params)
+    size = family.size(params)
+    if size is None:
+        return None, None
+    documents, tokens = size
     kept = limited(documents, task.limit)
     tokens *= repeats_of(task, params) or 1
     return kept, round(tokens * kept / documents) if documents else 0
 
 
-def _job_id(variant: Variant, task: TaskSpec, config: RunConfig) -> str:
+def _job_id(variant: Variant, task: TaskSpec, member: Member, config: RunConfig) -> str:
     model = without_neutral(variant.checkpoint)
     del model["variants"]
-    content = {
+    content: dict[str, Any] = {
         "model": model | variant.settings,
         "task": without_neutral(task),
         "engine": without_neutral(config.engine),
         "run": own_values(config, Effect.RESPONSE),
     }
+    if member.settings:
+        content["settings"] = member.asked
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
     return f"{variant.name}-{task.label}-{digest[:8]}"

@@ -21,8 +21,9 @@ def render_report(
     """Writes the HTML report of a run directory.
 
     The page needs nothing else to be read. A run's own report, report.html in its directory, has figures for
-    papers beside it, in `figures`; one that is written elsewhere is that one file. Models that can't be
-    compared are shown without differences, and the page says why. Example:
+    papers beside it, in `figures`, and in `tables` every score and the tables that its config lays out; one
+    that is written elsewhere is that one file. Models that can't be compared are shown without differences,
+    and the page says why. Example:
 
         render_report("runs/quickstart", out="page.html")
 
@@ -45,6 +46,7 @@ def render_report(
     run = load_run(directory) if run is None else run
     from nsa_eval.material import Material
     from nsa_eval.sections import build_page
+    from nsa_eval.tables import fill_tables, write_scores, write_table
     from nsa_reports import render
 
     if comparison is None and not refusal:
@@ -53,12 +55,17 @@ def render_report(
     section = (run.config or {}).get("report")
     if title is None and isinstance(section, dict) and section.get("title"):
         title = str(section["title"])
-    page = build_page(Material(run, comparison, refusal), title=title)
+    material = Material(run, comparison, refusal)
+    page = build_page(material, title=title)
     own = run.directory / "report.html"
     target = user_path(out) if out is not None else own
     # Elsewhere figures would meet those of other reports.
     figures_in = own.parent if target.resolve() == own.resolve() else None
     try:
+        if figures_in is not None:
+            write_scores(material, figures_in / "tables")
+            for table in fill_tables(material):
+                write_table(table, figures_in / "tables")
         return render(page, out=target, figures_in=figures_in)
     except OSError as error:
         raise UserError(

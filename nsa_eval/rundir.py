@@ -25,7 +25,8 @@ from nsa_eval._paths import is_file, is_folder, is_there, user_path
 from nsa_eval.config import RunConfig, TaskSpec, all_variants, dump_yaml, load_config, to_plain
 from nsa_eval.config.marks import without_neutral
 from nsa_eval.errors import UserError
-from nsa_tasks import family_of
+from nsa_tasks import is_own
+from nsa_tasks import portable as portable_params
 
 _NEEDED_BYTES = 16 * 2**20
 """Free space asked for before a run starts: results and samples of a small grid take a few MiB."""
@@ -222,8 +223,7 @@ def portable(config: RunConfig) -> RunConfig:
         return str(expanded.resolve()) if is_there(expanded) else path
 
     def task(spec: TaskSpec) -> TaskSpec:
-        family = family_of(spec.task)
-        return spec if family is None else spec.with_params(family.portable(spec.task, spec.params))
+        return spec.with_params(portable_params(spec.task, spec.params)) if is_own(spec.task) else spec
 
     models = [
         m.model_copy(update={"path": absolute(m.path)}) if is_folder(user_path(m.path)) else m

@@ -52,6 +52,8 @@ class Score:
     """Its standard error, where lm-eval gives one."""
     samples: int | None
     """Documents behind it."""
+    depth: int = 0
+    """How many groups it stands in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +69,14 @@ class ModelResult:
 
     @property
     def scores(self) -> tuple[Score, ...]:
-        """Every figure, in the file's order; of RULER, those of the lengths that were asked."""
-        from nsa_eval.results import of_another_length
+        """Every figure, groups before their members; of RULER, those of the lengths that were asked."""
+        from nsa_eval.results import of_another_length, outlined
 
         found = []
-        for task, metrics in self.results["results"].items():
-            for key, value in metrics.items():
+        counts = self.results.get("config", {}).get("metric_documents", {})
+        for task, depth in outlined(self.results):
+            metrics = self.results["results"][task]
+            for key, value in sorted(metrics.items(), key=self._place(task)):
                 name, comma, filter_name = key.partition(",")
                 if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
                     continue
@@ -85,10 +89,22 @@ class ModelResult:
                         metric=key,
                         value=float(value),
                         stderr=float(stderr) if isinstance(stderr, int | float) else None,
-                        samples=metrics.get("sample_len"),
+                        samples=counts.get(task, {}).get(key, metrics.get("sample_len")),
+                        depth=depth,
                     )
                 )
         return tuple(found)
+
+    def _place(self, task: str) -> Callable[[tuple[str, Any]], int]:
+        """Where a task's configuration lists a metric; lm-eval writes them as its documents come."""
+        listed = self.results.get("configs", {}).get(task, {}).get("metric_list") or []
+        names = [entry.get("metric") for entry in listed if isinstance(entry, dict)]
+
+        def place(item: tuple[str, Any]) -> int:
+            name = item[0].partition(",")[0]
+            return names.index(name) if name in names else len(names)
+
+        return place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

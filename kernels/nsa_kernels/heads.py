@@ -1,4 +1,4 @@
-"""What happens to a token's heads before attention: normalised, rotated, put into the cache; each in one launch.
+"""What happens to a token's heads before attention: normalised, rotated, put into the cache.
 
 For inference: nothing here has a gradient. The plain twins are what a model computes while it trains.
 """

@@ -14,8 +14,8 @@ def nucleus(probabilities: Tensor, shares: Tensor) -> Tensor:
         shares: [B] float32 within (0, 1].
 
     Returns:
-        [B] float32: the largest value t so that the probabilities of t and above add up to the share; the least
-        of all where rounding keeps even the whole row below it.
+        [B] float32: the largest value t so that the probabilities of t and above add up to the share; 0 where
+        rounding keeps even the whole row below it.
     """
     from nsa_kernels.triton.nucleus import nucleus as by_kernel
 

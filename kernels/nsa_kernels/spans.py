@@ -24,9 +24,9 @@ _PLAIN_CELLS = 2**24
 """Scores that the plain twin holds at a time."""
 _FLASH_WIDTH = 256
 """Widest head of torch's flash attention."""
-# cuDNN plans each shape anew, in some 45 ms, so only sizes that come again and again go there: many queries, and
-# keys in a power of 2. Measured on an H200 with 32 heads of 64 and 8 KV heads: 8,192 queries against 65,536 keys
-# take 8.6 ms so, 13.3 ms with flash attention.
+# cuDNN plans each shape anew, in some 45 ms, so only sizes that come again and again go there: many queries,
+# and keys in a power of 2. Measured on an H200 with 32 heads of 64 and 8 KV heads: 8,192 queries against
+# 65,536 keys take 8.6 ms so, 13.3 ms with flash attention.
 _CUDNN_QUERIES = 4096
 _CUDNN_KEYS = 1024
 _CUDNN_WIDTH = 128
@@ -39,7 +39,7 @@ class Part:
     out: Tensor
     """[N, H, D_v]."""
     lse: Tensor
-    """[H, N] float32: log of the sum of the exponentiated scores; -inf where a query sees none of the keys."""
+    """[H, N] float32: log of the sum of the exponentiated scores; -inf where a query sees no key."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float | None = None) -> Part:
@@ -233,7 +233,9 @@ class SpanTable:
     """[R] int32: tokens of the tail; a row without any tiles and tokens gets zeros."""
 
 
-def decode_spans(q: Tensor, table: SpanTable, *, kv_heads: int, v_width: int, scale: float | None = None) -> Tensor:
+def decode_spans(
+    q: Tensor, table: SpanTable, *, kv_heads: int, v_width: int, scale: float | None = None
+) -> Tensor:
     """Attention of one query a row to all of its keys.
 
     Args:

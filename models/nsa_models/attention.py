@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nsa_kernels.heads import norm_rotate
 from nsa_kernels import compress_linear, compress_mean, compress_mlp, nsa_attention, nsa_decode
+from nsa_kernels.heads import norm_rotate
 from nsa_models.batch import RaggedBatch, SteadyBatch
 from nsa_models.cache import NSACacheLayer
 from nsa_models.configuration import NSADecoderConfig

@@ -142,7 +142,9 @@ class StaticDecoder:
         if config.attention != "nsa":
             return False
         ends = [length + 1 for length, grows in zip(self._expected, self._grows, strict=True) if grows]
-        return any(end >= config.nsa_block and (end - config.nsa_block) % config.nsa_stride == 0 for end in ends)
+        return any(
+            end >= config.nsa_block and (end - config.nsa_block) % config.nsa_stride == 0 for end in ends
+        )
 
     def _run(self, *, renews: bool) -> Tensor:
         return self._forward(renews=renews)

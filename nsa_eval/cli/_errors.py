@@ -56,7 +56,7 @@ def is_user_error(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
         return True
     # Looked up where they may have come from, so that an error costs no import.
-    for module, name in (("nsa_models", "ModelLoadError"), ("nsa_tasks", "TaskParameterError")):
+    for module, name in (("nsa_models", "ModelLoadError"), ("nsa_tasks", "TaskError")):
         kind = getattr(sys.modules.get(module), name, None)
         if isinstance(kind, type) and isinstance(error, kind):
             return True

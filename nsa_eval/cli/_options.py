@@ -49,6 +49,13 @@ LimitOption = Annotated[
         show_default=False,
     ),
 ]
+UnsafeCode = Annotated[
+    bool,
+    typer.Option(
+        "--confirm_run_unsafe_code",
+        help="Run the code that models write, where a task does: with your rights, without walls.",
+    ),
+]
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ... (default: auto)", show_default=False)
 ]

@@ -46,7 +46,7 @@ def show_plan(plan: Plan) -> None:
         table.add_row(job.id, job.model.path, job.task.label, *known)
     _console().print(table)
     if not plan.complete:
-        typer.echo("?: one of lm-eval's own tasks, whose size isn't known until its data is loaded")
+        typer.echo("?: a task whose size isn't known until its data is loaded")
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -94,7 +94,8 @@ def _print_scores(result: RunResult) -> None:
     table.add_column("samples", justify="right")
     for model in result.models:
         for score in model.scores:
-            table.add_row(model.name, score.task, score.metric, f"{score.value:.4f}", str(score.samples))
+            name = "  " * score.depth + score.task
+            table.add_row(model.name, name, score.metric, f"{score.value:.4f}", str(score.samples))
     _console().print(table)
 
 

@@ -27,6 +27,7 @@ from nsa_eval.cli._options import (
     Set,
     SweepOption,
     Truncation,
+    UnsafeCode,
     engine_given,
     model_keys_given,
     models_given,
@@ -52,6 +53,7 @@ def run_command(
     overrides: Set = None,
     limit: LimitOption = None,
     executor: ExecutorOption = None,
+    confirm_run_unsafe_code: UnsafeCode = False,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -67,6 +69,7 @@ def run_command(
         overrides,
         limit=limit,
         executor=executor,
+        unsafe_code=confirm_run_unsafe_code,
         dry_run=dry_run,
         overwrite=overwrite,
         quiet=quiet,
@@ -146,6 +149,7 @@ def eval_command(
     executor: ExecutorOption = None,
     output: Output = None,
     overrides: Set = None,
+    confirm_run_unsafe_code: UnsafeCode = False,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -181,6 +185,7 @@ def eval_command(
         overrides,
         limit=limit,
         executor=executor,
+        unsafe_code=confirm_run_unsafe_code,
         dry_run=dry_run,
         overwrite=overwrite,
         quiet=quiet,
@@ -199,10 +204,11 @@ def validate_command(config: Annotated[str, CONFIG], overrides: Set = None) -> N
 
     resolved = load_config(config, overrides or ())
     plan = make_plan(resolved)
-    jobs = f"{counted(len(resolved.models), 'model')} x {counted(len(resolved.tasks), 'task')}"
+    tasks = {job.task.label for job in plan.jobs}
+    jobs = f"{counted(len(resolved.models), 'model')} x {counted(len(tasks), 'task')}"
     typer.echo(f"{config}: fine: {jobs}, {_size(plan)}")
 
 
 def _size(plan: Any) -> str:  # noqa: ANN401  (Plan, whose import waits until it is needed)
     text = f"{counted(plan.samples, 'sample')}, {plan.tokens:,} tokens"
-    return text if plan.complete else f"{text} and what lm-eval's own tasks hold"
+    return text if plan.complete else f"{text} and those of tasks whose size only their data tell"

@@ -16,15 +16,18 @@ def start(
     dry_run: bool,
     overwrite: bool,
     quiet: bool,
+    unsafe_code: bool = False,
 ) -> None:
     """Run a config and print what came of it."""
     from nsa_eval.cli._output import show_plan, show_result
     from nsa_eval.runner import run
 
+    flags = [f"executor.kind={executor}"] if executor else []
+    flags += ["confirm_run_unsafe_code=true"] if unsafe_code else []
     result = run(
         config,
         output=output,
-        overrides=[*([f"executor.kind={executor}"] if executor else []), *(overrides or ())],
+        overrides=[*flags, *(overrides or ())],
         limit=limit,
         dry_run=dry_run,
         overwrite=overwrite,

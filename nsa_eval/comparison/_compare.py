@@ -9,7 +9,7 @@ from nsa_eval.comparison._rows import Draft, RowMaker
 from nsa_eval.comparison._stored import digest
 from nsa_eval.comparison._types import Comparison, ModelInfo
 from nsa_eval.errors import UserError
-from nsa_eval.results import ModelRun, Run, load_run, outline
+from nsa_eval.results import ModelRun, Run, load_run, origin_of, outline
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -121,6 +121,7 @@ def compare(
         seed=seed,
         power=POWER,
         rows=maker.finish(drafts),
+        origins={name: origin_of(models, name) for name in dict.fromkeys(draft.row.task for draft in drafts)},
         allowed=list(dict.fromkeys(map(str, meant))),
         notes=list(dict.fromkeys([*remarks, *maker.notes])),
     )

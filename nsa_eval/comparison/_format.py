@@ -1,6 +1,5 @@
 """How numbers and names are written: the same in every format."""
 
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -51,12 +50,6 @@ def verdict_text(row: Row) -> str:
     unit = " points" if row.unit == "points" else ""
     least = format_score(row.minimum_detectable, row)
     return f"not distinguishable (differences under {least}{unit} would not be seen)"
-
-
-def printable(text: str) -> str:
-    """Line breaks and control characters (terminal escapes among them) as visible escapes."""
-    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in hidden else c for c in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ _MODEL_KEYS = frozenset(
     {
         *("pretrained", "tokenizer", "tokenizer_backend", "model", "path", "peft", "delta", "revision"),
         *("dtype", "device", "device_map", "backend", "batch_size", "max_batch_size", "parallelize"),
-        *("trust_remote_code", "attn_implementation", "max_length"),
+        *("trust_remote_code", "attn_implementation", "max_length", "window"),
     }
 )
 # Compared on their own lines, so not again as part of the configuration.
@@ -322,9 +322,10 @@ def _comparable(result: TaskResult) -> dict[str, Any]:
 
 
 def _named_by_content(metadata: Mapping[str, Any]) -> set[str]:
-    """Parameters `SCHEME:PATH` beside whose path the content's hash stands, as `SCHEME_hash`."""
-    schemes = tuple(f"{key.removesuffix('_hash')}:" for key in metadata if key.endswith("_hash"))
-    return {
+    """Parameters beside whose path the content's hash stands: `SCHEME:PATH` and `SCHEME_root`."""
+    names = [key.removesuffix("_hash") for key in metadata if key.endswith("_hash")]
+    schemes = tuple(f"{name}:" for name in names)
+    return {f"{name}_root" for name in names} | {
         key
         for key, value in metadata.items()
         if isinstance(value, str) and value.startswith(schemes) and not key.endswith("_hash")

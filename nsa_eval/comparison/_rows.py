@@ -15,7 +15,7 @@ from nsa_eval.comparison._significance import holm, mcnemar, sign_flip
 from nsa_eval.comparison._types import Family, Row, Verdict
 from nsa_eval.comparison.intervals import bootstrap, tango
 from nsa_eval.comparison.scores import Floats, is_binary, score_estimate, unit_of
-from nsa_eval.results import ModelRun, TaskResult
+from nsa_eval.results import ModelRun, TaskResult, at_position
 
 # Below this many documents a bootstrap interval is known to come out too narrow.
 _FEW_DOCUMENTS = 20
@@ -46,7 +46,7 @@ class RowMaker:
     def drafts(
         self, baseline: tuple[str, TaskResult], candidate: tuple[str, TaskResult], *, depth: int = 0
     ) -> list[Draft]:
-        """One draft per metric and filter of a task, each with those of its lengths.
+        """One draft per metric and filter of a task, each with those of its lengths or buckets by position.
 
         Args:
             baseline: Label and results.
@@ -55,7 +55,9 @@ class RowMaker:
         """
         task = baseline[1]
         found: list[Draft] = []
-        for metric, filter_name in self._wanted(metrics_of(task)):
+        metrics = metrics_of(task)
+        parts = {(at_position(metric, end), name) for metric, name in metrics for end in task.positions}
+        for metric, filter_name in self._wanted(key for key in metrics if key not in parts):
             matched = task_pairs(task, candidate[1], metric, filter_name)
             shape = self._shape(task.name, metric, filter_name, baseline[0], candidate[0], depth, bool(found))
             higher = task.higher_is_better.get(metric)
@@ -67,6 +69,10 @@ class RowMaker:
             grid = sorted({length for length in lengths if length is not None})
             if len(grid) > 1:
                 draft.subs = [self._measure(matched.pairs.at(length), draft.row, length) for length in grid]
+            for end in task.positions:
+                bucket = task_pairs(task, candidate[1], at_position(metric, end), filter_name).pairs
+                if bucket is not None and bucket.n == matched.pairs.n:
+                    draft.subs.append(self._measure(bucket, draft.row, end))
             found.append(draft)
         return found
 
@@ -266,11 +272,7 @@ def metrics_of(task: TaskResult) -> list[tuple[str, str]]:
     """(metric, filter) of a task, the main one first: the order in which its configuration lists both."""
     named = [f.get("name") for f in task.config.get("filter_list") or [] if isinstance(f, dict)]
     filters = sorted(task.filters, key=lambda name: named.index(name) if name in named else len(named))
-    return list(
-        dict.fromkeys(
-            (metric, name) for name in filters for sample in task.filters[name] for metric in sample.metrics
-        )
-    )
+    return [(metric, name) for name in filters for metric in task.metrics(name)]
 
 
 def _split(key: str) -> tuple[str, str]:

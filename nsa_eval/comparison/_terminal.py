@@ -5,7 +5,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from nsa_eval.comparison._format import Line, legend, lines, printable, verdict_words
+from nsa_eval._markup import printable
+from nsa_eval.comparison._format import Line, legend, lines, verdict_words
 from nsa_eval.comparison._types import Comparison
 
 # Columns that the one-line form needs with ordinary names.

@@ -14,6 +14,7 @@ from pydantic import (
 
 from nsa_eval.comparison._points import from_points, rounded, to_points
 from nsa_eval.comparison.intervals import Interval
+from nsa_eval.results import Origin
 
 Verdict = Literal["better", "worse", "higher", "lower", "not distinguishable"]
 Unit = Literal["points", "raw"]
@@ -47,7 +48,8 @@ class Row(BaseModel):
     metric: str
     filter: str
     length: int | None
-    """Context length in tokens for a sub-row, None for the whole task."""
+    """Context length in tokens for a sub-row, or the end of its bucket by position; None for the whole
+    task."""
     depth: int = 0
     """How many groups it stands in: rows of a group's members follow the group's, one deeper."""
     family_name: Family = "headline"
@@ -84,7 +86,7 @@ class Row(BaseModel):
     difference."""
     verdict: Verdict
     lengths: list["Row"] = []
-    """The same task at each context length."""
+    """The same task at each context length, or in each bucket by position."""
 
     @property
     def too_few_documents(self) -> bool:
@@ -128,6 +130,8 @@ class Comparison(BaseModel):
     seed: int
     power: float
     rows: list[Row]
+    origins: dict[str, Origin] = {}
+    """Of each task and group of `rows`: protocol, data with checksum, truncation."""
     allowed: list[str] = []
     """Differences that would forbid the comparison and were allowed: what the models were asked differs on
     purpose."""

@@ -3,39 +3,44 @@
 import csv
 import io
 
-from nsa_eval.comparison._format import Line, legend, lines, printable, verdict_text, verdict_words
+from nsa_eval._markup import csv_cell, md, printable, tex, tex_number
+from nsa_eval.comparison._format import Line, legend, lines, verdict_text, verdict_words
 from nsa_eval.comparison._types import Comparison, Row
 from nsa_eval.comparison.intervals import Interval
+from nsa_eval.results import Origin
 
 _CSV_COLUMNS = (
     *("task", "metric", "filter", "length", "baseline", "candidate", "n", "samples", "unit"),
     *("baseline_mean", "baseline_low", "baseline_high", "candidate_mean", "candidate_low", "candidate_high"),
     *("difference", "low", "high", "interval", "bootstrap_low", "bootstrap_high"),
     *("wins", "losses", "test", "p", "p_adjusted", "family", "family_name"),
-    *("minimum_detectable", "verdict", "depth", "differs_on_purpose"),
+    *("minimum_detectable", "verdict", "depth", "differs_on_purpose", "protocol", "data", "truncation"),
 )
-_MD_ESCAPED = "\\`*_[]|"
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    **{character: "\\" + character for character in "{}$&%#_"},
-}
 
 
 def to_markdown(comparison: Comparison, *, lengths: bool) -> str:
     """A GitHub table with the notes and the method under it."""
     header, aligned = _header(comparison), _alignment(comparison)
-    rows = ["| " + " | ".join(_md(name) for name in header) + " |"]
+    rows = ["| " + " | ".join(md(name) for name in header) + " |"]
     rows.append("|" + "|".join(":---" if side == "l" else "---:" for side in aligned) + "|")
     for line in lines(comparison, lengths=lengths):
-        cells = [_md(cell) for cell in _cells(comparison, line)]
+        cells = [md(cell) for cell in _cells(comparison, line)]
         cells[0] = "&nbsp;&nbsp;" * line.indent + ("at " if line.sub else "") + cells[0]
-        rows.append("| " + " | ".join([*cells, _md(verdict_text(line.row))]) + " |")
-    remarks = [f"- {_md(text)}" for text in (*comparison.notes, *comparison.method)]
-    return "\n".join([*rows, "", _md(legend(comparison)), "", *remarks]) + "\n"
+        rows.append("| " + " | ".join([*cells, md(verdict_text(line.row))]) + " |")
+    remarks = [f"- {md(text)}" for text in (*comparison.notes, *comparison.method)]
+    return "\n".join([*rows, "", md(legend(comparison)), "", *_origins(comparison), *remarks]) + "\n"
+
+
+def _origins(comparison: Comparison) -> list[str]:
+    """Where each task's scores come from, as a table of its own: in the first one a row would be too long."""
+    if not comparison.origins:
+        return []
+    rows = ["| task | protocol | data | truncation | n |", "|:---|:---|:---|:---|---:|"]
+    counts = {row.task: row.n for row in comparison.rows}
+    for task, origin in comparison.origins.items():
+        cells = (task, origin.protocol, origin.data, origin.truncation, str(counts.get(task, "")))
+        rows.append("| " + " | ".join(md(cell) for cell in cells) + " |")
+    return [*rows, ""]
 
 
 def to_latex(comparison: Comparison, *, lengths: bool) -> str:
@@ -43,16 +48,19 @@ def to_latex(comparison: Comparison, *, lengths: bool) -> str:
     aligned = _alignment(comparison)
     out = ["% Needs \\usepackage{booktabs}.", f"% {printable(legend(comparison))}"]
     out += [f"% {printable(note)}" for note in comparison.notes]
+    for task, origin in comparison.origins.items():
+        parts = (origin.protocol or "no protocol named", origin.data, origin.truncation)
+        out.append(f"% {tex(task)}: {tex('; '.join(parts))}")
     out += [f"\\begin{{tabular}}{{{''.join(aligned)}}}", "\\toprule"]
-    out += [" & ".join(_tex(name) for name in _header(comparison)) + r" \\", r"\midrule"]
+    out += [" & ".join(tex(name) for name in _header(comparison)) + r" \\", r"\midrule"]
     for line in lines(comparison, lengths=lengths):
         cells = [*_cells(comparison, line), verdict_words(line.row)]
-        cells = [_tex(c) if side == "l" else _tex_number(c) for c, side in zip(cells, aligned, strict=True)]
+        cells = [tex(c) if side == "l" else tex_number(c) for c, side in zip(cells, aligned, strict=True)]
         cells[0] = r"\quad " * line.indent + cells[0]
         out.append(" & ".join(cells) + r" \\")
     if comparison.allowed:
         columns = len(_header(comparison))
-        out += [r"\midrule", f"\\multicolumn{{{columns}}}{{l}}{{Although {_tex(comparison.meant)}}} \\\\"]
+        out += [r"\midrule", f"\\multicolumn{{{columns}}}{{l}}{{Although {tex(comparison.meant)}}} \\\\"]
     return "\n".join([*out, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -62,8 +70,10 @@ def to_csv(comparison: Comparison) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
     for line in lines(comparison, lengths=True):
+        origin = comparison.origins.get(line.row.task, Origin())
         values = [*_csv_values(line.row), "; ".join(comparison.allowed)]
-        writer.writerow([_csv_cell(value) for value in values])
+        values += [origin.protocol, origin.data, origin.truncation]
+        writer.writerow([csv_cell(value) for value in values])
     return out.getvalue()
 
 
@@ -105,26 +115,3 @@ def _csv_values(row: Row) -> list[object]:
         *(*ends(row.bootstrap), row.wins, row.losses, row.test, row.p, row.p_adjusted),
         *(row.family, row.family_name, scaled(row.minimum_detectable), row.verdict, row.depth),
     ]
-
-
-def _csv_cell(value: object) -> object:
-    # A spreadsheet runs text that begins so as a formula, and names come from outside.
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value
-    return "" if value is None else value
-
-
-def _md(text: str) -> str:
-    text = "".join("\\" + c if c in _MD_ESCAPED else c for c in printable(text))
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in printable(text))
-
-
-def _tex_number(cell: str) -> str:
-    """Signs in math mode, so that a minus is not a hyphen."""
-    cell = cell.replace("%", r"\%").replace("-", "$-$").replace("+", "$+$").replace("<", "$<$")
-    # After a line's \\ a bracket would be read as its optional argument.
-    return f"{{{cell}}}" if cell.startswith("[") else cell

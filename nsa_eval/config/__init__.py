@@ -2,10 +2,12 @@
 
 from nsa_eval.config._generation import generation_problems
 from nsa_eval.config._load import ConfigLike, dump_yaml, load_config, to_plain
+from nsa_eval.config._members import Member, MemberGroup, Members, expand
 from nsa_eval.config._types import parse_length
 from nsa_eval.config._variants import Variant, all_variants, variants_of
 from nsa_eval.config._yaml import YamlError, check_shape, parse_yaml
 from nsa_eval.config.schema import (
+    ColumnSpec,
     CompareSpec,
     EngineSpec,
     ExecutorSpec,
@@ -13,20 +15,26 @@ from nsa_eval.config.schema import (
     ModelSpec,
     ReportSpec,
     RunConfig,
+    TableSpec,
     TaskSpec,
     VariantSpec,
     section_keys,
 )
 
 __all__ = [
+    "ColumnSpec",
     "CompareSpec",
     "ConfigLike",
     "EngineSpec",
     "ExecutorSpec",
+    "Member",
+    "MemberGroup",
+    "Members",
     "MethodSpec",
     "ModelSpec",
     "ReportSpec",
     "RunConfig",
+    "TableSpec",
     "TaskSpec",
     "Variant",
     "VariantSpec",
@@ -34,6 +42,7 @@ __all__ = [
     "all_variants",
     "check_shape",
     "dump_yaml",
+    "expand",
     "generation_problems",
     "load_config",
     "parse_length",

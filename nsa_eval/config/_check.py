@@ -10,7 +10,9 @@ from nsa_eval._limits import declared_max_length
 from nsa_eval._paths import is_file, is_folder, is_there, user_path
 from nsa_eval._suggest import did_you_mean
 from nsa_eval.catalog import LARGEST_TASK_FILE, lm_eval_models, lm_eval_tasks, task_yaml_files, zoo_names
+from nsa_eval.config._check_tables import check_tables
 from nsa_eval.config._generation import generation_problems
+from nsa_eval.config._members import expand
 from nsa_eval.config._source import Source
 from nsa_eval.config._variants import all_variants, variants_of
 from nsa_eval.config._yaml import Path_
@@ -20,7 +22,7 @@ from nsa_eval.errors import ConfigError
 Problem = tuple[Path_, str]
 RESERVED = frozenset(
     {
-        *("store", "figures", "audit.json", "comparison.json", "comparison.md"),
+        *("store", "figures", "tables", "audit.json", "comparison.json", "comparison.md"),
         *("costs.json", "env.json", "report.html", "run.yaml"),
     }
 )
@@ -44,6 +46,8 @@ def check(config: RunConfig, source: Source) -> None:
         problems += [((*("models", i), *path), text) for path, text in _check_model(model)]
     for i, task in enumerate(config.tasks):
         problems += [((*("tasks", i), *path), text) for path, text in _check_task(task, config)]
+    if not problems:
+        problems += _check_members(config)
     for i, folder in enumerate(config.include_path):
         if not is_folder(user_path(folder)):
             problems.append((("include_path", i), f"no such folder: {folder}"))
@@ -56,6 +60,7 @@ def check(config: RunConfig, source: Source) -> None:
                 text = f"{file} has {file.stat().st_size:,} bytes: that is no task"
                 problems.append((("include_path", i), text))
     names = _variant_names(config)
+    problems += check_tables(config, names)
     if config.compare.baseline is not None and config.compare.baseline not in names:
         text = f"no model is named {config.compare.baseline!r}{did_you_mean(config.compare.baseline, names)}"
         problems.append((("compare", "baseline"), text))
@@ -160,9 +165,43 @@ def _check_model(model: ModelSpec) -> Iterator[Problem]:
         yield ("path",), f"no such folder: {path}"
 
 
-def _check_task(task: TaskSpec, config: RunConfig) -> Iterator[Problem]:
-    from nsa_tasks import TaskParameterError, families, family_of
+def _check_members(config: RunConfig) -> Iterator[Problem]:
+    """A task that two entries ask for in different ways, one of them as a member of a group."""
+    for label in expand(config.tasks).clashes:
+        for i, task in enumerate(config.tasks):
+            members = expand([task])
+            if label in {*(one.spec.label for one in members.tasks), *(one.label for one in members.groups)}:
+                text = f"{label} is asked for elsewhere with other settings: give one of the two an alias"
+                yield ("tasks", i), text
 
+
+def _check_group(task: TaskSpec, config: RunConfig) -> Iterator[Problem]:
+    """What is wrong with a group's entry is told once, however many members it concerns."""
+    from nsa_tasks import family_of, parameters_of
+
+    known = parameters_of(task.task)
+    common = [name for name in TaskSpec.model_fields if name != "task"]
+    for key in task.params:
+        if key not in known:
+            yield (key,), f"unknown key{did_you_mean(key, [*known, *common])}"
+    members = expand([task]).tasks
+    if task.metadata and all(family_of(member.spec.task) for member in members):
+        yield ("metadata",), f"{task.task} takes its parameters as keys of the task: {', '.join(known)}"
+    found: dict[Problem, None] = {}
+    for member in members:
+        for path, text in _check_task(member.spec, config):
+            # A key that only the group's YAML sets is no key of the entry.
+            place = path if not path or path[0] in task.model_dump() else ()
+            found[place, text if place or not path else f"{member.spec.task}: {path[0]}: {text}"] = None
+    yield from found
+
+
+def _check_task(task: TaskSpec, config: RunConfig) -> Iterator[Problem]:
+    from nsa_tasks import TaskParameterError, families, family_of, group_of, list_groups
+
+    if group_of(task.task) is not None:
+        yield from _check_group(task, config)
+        return
     wrong = list(generation_problems(task.gen_kwargs or {}))
     for key, text in wrong:
         yield ("gen_kwargs", key), text
@@ -171,7 +210,8 @@ def _check_task(task: TaskSpec, config: RunConfig) -> Iterator[Problem]:
         yield ("gen_kwargs",), against
     family = family_of(task.task)
     if family is None:
-        yield from _check_lm_eval_task(task, config, [name for f in families().values() for name in f.tasks])
+        own = [info.name for info in list_groups()] + [name for f in families().values() for name in f.tasks]
+        yield from _check_lm_eval_task(task, config, own)
         return
     known = [parameter.name for parameter in family.parameters(task.task)]
     common = [name for name in TaskSpec.model_fields if name != "task"]

@@ -69,10 +69,9 @@ def load_config(config: ConfigLike, overrides: Iterable[str] = (), *, check_name
 
 def normal_task(task: TaskSpec) -> TaskSpec:
     """Write a checked task's own parameters in one form, so that 1k and 1024 are one run."""
-    from nsa_tasks import family_of
+    from nsa_tasks import is_own, normal
 
-    family = family_of(task.task)
-    return task if family is None else task.with_params(family.normal(task.task, task.params))
+    return task.with_params(normal(task.task, task.params)) if is_own(task.task) else task
 
 
 def _read(config: ConfigLike) -> tuple[dict[str, Any], Source]:

@@ -151,8 +151,14 @@ def _seeds(value: object) -> Any:  # noqa: ANN401  (tuple of four)
     )
 
 
+def _document_length(value: object) -> int:
+    return 0 if value in (0, "0") and not isinstance(value, bool) else parse_length(value)
+
+
 Length = Annotated[int, BeforeValidator(parse_length)]
 """Tokens: a whole number, or text such as 4k."""
+DocumentLength = Annotated[int, BeforeValidator(_document_length)]
+"""The same of a document's context, which may be none: BABILong's 0k."""
 Name = Annotated[str, BeforeValidator(_name)]
 """A name that may become part of a file name."""
 Budget = Annotated[int | list[int], BeforeValidator(_budget)]

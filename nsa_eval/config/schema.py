@@ -19,6 +19,7 @@ from nsa_eval.config._types import (
     Budget,
     ChatTemplate,
     Day,
+    DocumentLength,
     ExecutorKind,
     Length,
     Limit,
@@ -176,7 +177,7 @@ class EngineSpec(_Section):
     """What becomes of a prompt over the model's length: stop with an error, or cut its start (`left`) or its
     middle. Every cut is written to audit.json and shown."""
     prefill_chunk: Neutral[PrefillChunk] = "auto"
-    """Tokens of a prompt that are run at once. `auto`: 8,192 on a CPU, on a GPU as many as keep the activations
+    """Tokens of a prompt that are run at once. `auto`: 8,192 on a CPU; on a GPU as many as keep activations
     under a GiB. Smaller needs less memory."""
     share_prefixes: Neutral[bool] = True
     """Compute the common start of several prompts once."""
@@ -205,11 +206,84 @@ class CompareSpec(_Section):
     """Seed of the bootstrap."""
 
 
+class ColumnSpec(_Section):
+    """A column of a table: a score, or the mean of other columns."""
+
+    header: str | None = Field(default=None, min_length=1)
+    """What stands over it, once in a table. Default: the task's name."""
+    group: str | None = None
+    """What stands over it and its neighbours of the same group."""
+    task: str | None = None
+    """A task or group, by its name in the results."""
+    metric: str | None = None
+    """Its metric, as `METRIC` or `METRIC,FILTER`. Default: the main one."""
+    length: DocumentLength | None = None
+    """Only documents of this context length. Default: all."""
+    mean: Literal["all"] | list[str] | None = None
+    """Instead of a task: the mean of the columns with these headers, `all` of those before it that are no
+    means. A row that lacks one of them has none."""
+
+    @property
+    def title(self) -> str:
+        """What stands over it."""
+        return self.header or self.task or "mean"
+
+
+class RowSpec(_Section):
+    """A model's row."""
+
+    model: str = Field(min_length=1)
+    """Name of the model or variant."""
+    header: str | None = None
+    """What the row is called. Default: the model's name."""
+
+
+class ReportedRowSpec(_Section):
+    """A row of figures that others published."""
+
+    name: str = Field(min_length=1)
+    """What the row is called; the table adds that it is reported."""
+    values: dict[str, float]
+    """By a column's header, in the table's scale."""
+
+
+class ReportedSpec(_Section):
+    """Published figures beside the run's own."""
+
+    source: str = Field(min_length=1)
+    """Where they stand: paper, table."""
+    rows: list[ReportedRowSpec] = Field(min_length=1)
+    """The rows."""
+
+
+class TableSpec(_Section):
+    """A table in a layout of its own, as a paper prints it: a row for each model."""
+
+    name: Name
+    """Its files are tables/NAME.md, .tex and .csv in the run's folder."""
+    title: str | None = None
+    """Its caption. Default: its name."""
+    columns: list[ColumnSpec] = Field(min_length=1)
+    """The columns."""
+    rows: list[RowSpec] = []
+    """The models, in this order. Default: all."""
+    reported: list[ReportedSpec] = []
+    """Published figures, in blocks of their own under the run's."""
+    scale: Literal["points", "fraction"] = "points"
+    """How scores within 0..1 are written: 93.1, or .931 as 0.931. Other metrics stay as they are."""
+    digits: int | None = Field(default=None, ge=0, le=6)
+    """Digits after the point. Default: 1 for points, 3 for fractions."""
+    intervals: bool = True
+    """Write the intervals of the run's own scores beside them."""
+
+
 class ReportSpec(_Section):
-    """The HTML report at the end of a run."""
+    """The HTML report at the end of a run, and its tables."""
 
     title: str | None = None
     """Heading of the page. Default: the run's name."""
+    tables: list[TableSpec] = []
+    """Tables in a paper's layout, on the page and as files."""
 
 
 class ExecutorSpec(_Section):
@@ -252,6 +326,8 @@ class RunConfig(_Section):
     grid an even share of its cells. Default: all."""
     include_path: Source[list[str]] = []
     """Folders with more lm-eval task YAML files."""
+    confirm_run_unsafe_code: Neutral[bool] = False
+    """Run the code that models write, where a task does (HumanEval, MBPP): with your rights, no walls."""
 
 
 def default_model_name(path: str) -> str:

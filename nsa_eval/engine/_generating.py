@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -94,6 +95,16 @@ class Replier:
         )
 
 
+class _Entry(NamedTuple):
+    """A line whose prefix is read."""
+
+    line: Line
+    depth: int
+    """Tokens of it that are read."""
+    row: int
+    """Who has read them."""
+
+
 class _Session:
     """Replies to requests of one regime."""
 
@@ -136,7 +147,7 @@ class _Session:
                 equal=True,
                 widest=self.reader.widest,
             ):
-                self._enter(batch, [0] * len(batch), None)
+                self._enter([_Entry(line, 0, 0) for line in batch], None)
                 self._drain()
 
     # --- prompts
@@ -166,8 +177,8 @@ class _Session:
                     self._step()
                     continue
                 some, left = left[:free], left[free:]
-                lines = [Line.of(self.requests[member.index]) for member in some]
-                self._enter(lines, [member.depth for member in some], rows, [member.row for member in some])
+                entries = [_Entry(Line.of(self.requests[one.index]), one.depth, one.row) for one in some]
+                self._enter(entries, rows)
 
     def _free(self, members: list[Member]) -> int:
         """How many of these prompts may enter now: none while too few rows have left."""
@@ -198,64 +209,52 @@ class _Session:
     def _own(self, length: int, depth: int) -> int:
         return length - (0 if self.family.copies else depth) + self._room
 
-    def _enter(
-        self, lines: list[Line], depths: list[int], rows: Rows | None, places: list[int] | None = None
-    ) -> None:
+    def _enter(self, entries: list[_Entry], rows: Rows | None) -> None:
         """Read the rest of each line's prompt, choose its first token, and let it decode.
 
         Args:
-            lines: Lines without a slot; no more than there are free ones.
-            depths: Tokens of each that `rows` have read.
-            rows: Who has read them; None: nobody.
-            places: Each line's row among them.
+            entries: Lines without a slot; no more than there are free ones.
+            rows: Who has read the prefixes; None: nobody.
         """
-        places = places or [0] * len(lines)
         if rows is not None and isinstance(self._slots(), FixedSlots):
             # Of several replies to one prompt all but its last token is read: a step reads that as well.
-            alone = [line.length - depth == 1 for line, depth in zip(lines, depths, strict=True)]
-            if any(alone):
-                once = [number for number, is_alone in enumerate(alone) if is_alone]
-                read = self.family.select(rows, [places[number] for number in once])
-                self._occupy([lines[n] for n in once], [depths[n] for n in once], read)
-                rest = [number for number, is_alone in enumerate(alone) if not is_alone]
-                lines, depths, places = ([some[n] for n in rest] for some in (lines, depths, places))
-            if not lines:
-                return
+            read = [entry for entry in entries if entry.line.length - entry.depth == 1]
+            if read:
+                self._occupy(read, self.family.select(rows, [entry.row for entry in read]))
+                entries = [entry for entry in entries if entry not in read]
+        if not entries:
+            return
         try:
-            new, logits = self._prompts(lines, depths, rows, places)
-            self._start(lines, depths, new, logits)
+            new, logits = self._prompts(entries, rows)
+            self._start(entries, new, logits)
         except torch.OutOfMemoryError:
-            if not self._drain():
-                if len(lines) == 1:
-                    raise
-                lines, rest = lines[: len(lines) // 2], lines[len(lines) // 2 :]
-                parts = [(lines, slice(0, len(lines))), (rest, slice(len(lines), None))]
-            else:
-                parts = [(lines, slice(None))]
+            # Rows that decode have to end first; where there are none, half of the prompts have to wait.
+            alone = not self._drain()
+            if alone and len(entries) == 1:
+                raise
             torch.cuda.empty_cache()
-            for part, which in parts:
-                again = [line for line in part if line.slot is None and not line.ended]
-                if again == part:
-                    self._enter(part, depths[which], rows, places[which])
+            left = [entry for entry in entries if not entry.line.tokens]
+            middle = (len(left) + 1) // 2 if alone else len(left)
+            for part in (left[:middle], left[middle:]):
+                if part:
+                    self._enter(part, rows)
                     self._drain()
 
-    def _prompts(
-        self, lines: list[Line], depths: list[int], rows: Rows | None, places: list[int]
-    ) -> tuple[Rows, Tensor]:
+    def _prompts(self, entries: list[_Entry], rows: Rows | None) -> tuple[Rows, Tensor]:
         """Read prompts in batches of little padding; the rows joined, and their logits [B, V]."""
         family = self.family
         parts: list[Rows] = []
         logits: list[Tensor] = []
-        numbered = list(zip(lines, depths, places, strict=True))
         for batch in batches(
-            numbered,
-            width=lambda one: one[0].length - one[1],
+            entries,
+            width=lambda entry: entry.line.length - entry.depth,
             limits=self.limits if family.ragged else self.limits.for_replies(),
             packed=family.packs,
             widest=self.reader.widest,
         ):
-            new = family.empty(len(batch)) if rows is None else family.select(rows, [at for *_, at in batch])
-            pieces = [line.read()[depth:] for line, depth, _ in batch]
+            places = [entry.row for entry in batch]
+            new = family.empty(len(batch)) if rows is None else family.select(rows, places)
+            pieces = [entry.line.read()[entry.depth :] for entry in batch]
             last: dict[int, Tensor] = {}
 
             def collect(made: Tensor, where: list[Place], last: dict[int, Tensor] = last) -> None:
@@ -266,14 +265,14 @@ class _Session:
             logits.extend(last[row] for row in range(len(batch)))
         return (family.join(parts) if len(parts) > 1 else parts[0]), torch.stack(logits)
 
-    def _start(self, lines: list[Line], depths: list[int], rows: Rows, logits: Tensor) -> None:
+    def _start(self, entries: list[_Entry], rows: Rows, logits: Tensor) -> None:
         """Choose first tokens; lines that go on get slots."""
-        going: list[int] = []
-        found = pick(logits, lines, self.endings).wait()
+        found = pick(logits, [entry.line for entry in entries], self.endings).wait()
         seconds = self.meter.lap()
-        read = sum(line.length - depth for line, depth in zip(lines, depths, strict=True))
-        for line, depth in zip(lines, depths, strict=True):
-            line.prefill += seconds * (line.length - depth) / read
+        read = sum(entry.line.length - entry.depth for entry in entries)
+        for entry in entries:
+            entry.line.prefill += seconds * (entry.line.length - entry.depth) / read
+        going: list[int] = []
         finished: list[Reply] = []
         for number, (line, token, top) in enumerate(found):
             self._append(line, token, top)
@@ -284,18 +283,18 @@ class _Session:
         if finished:
             self.emit(finished)
         if going:
-            some = rows if len(going) == len(lines) else self.family.select(rows, going)
-            self._occupy([lines[number] for number in going], [depths[number] for number in going], some)
+            some = rows if len(going) == len(entries) else self.family.select(rows, going)
+            self._occupy([entries[number] for number in going], some)
 
-    def _occupy(self, lines: list[Line], depths: list[int], rows: Rows) -> None:
+    def _occupy(self, entries: list[_Entry], rows: Rows) -> None:
         """Give each line a slot; its next step feeds its last token."""
         decoding = self._slots()
         free = (slot for slot in range(decoding.count) if slot not in self._active)
-        slots = [next(free) for _ in lines]
-        for line, depth, slot in zip(lines, depths, slots, strict=True):
+        slots = [next(free) for _ in entries]
+        decoding.admit(slots, rows, [int(entry.line.read()[-1]) for entry in entries])
+        for (line, depth, _), slot in zip(entries, slots, strict=True):
             line.slot, line.own = slot, self._own(len(line.request.tokens), depth)
-        self._active.update(zip(slots, lines, strict=True))
-        decoding.admit(slots, rows, [int(line.read()[-1]) for line in lines])
+            self._active[slot] = line
 
     # --- steps
     # ------------------------------------------------------------------------------------------------------
@@ -371,7 +370,9 @@ class _Session:
 
     def _append(self, line: Line, token: int, top: float) -> None:
         if not np.isfinite(top):
-            raise NonFiniteLogitsError.at(self.reader.name, line.request.origin, f"the largest logit is {top}")
+            raise NonFiniteLogitsError.at(
+                self.reader.name, line.request.origin, f"the largest logit is {top}"
+            )
         line.tokens.append(token)
         self.endings.look(line)
 
@@ -384,7 +385,8 @@ class _Session:
         return True
 
     def _leave(self, line: Line) -> None:
-        assert line.slot is not None and self._decoding is not None
+        assert line.slot is not None
+        assert self._decoding is not None
         self._decoding.release(line.slot)
         del self._active[line.slot]
         line.slot = None

@@ -141,7 +141,9 @@ class Endings:
     def text(self, line: Line) -> str:
         """A reply's text, cut before the first of its stop strings."""
         text = str(self._tokenizer.decode(line.tokens, skip_special_tokens=True))
-        head = str(self._tokenizer.decode(line.tokens[: line.request.settings.least], skip_special_tokens=True))
+        head = str(
+            self._tokenizer.decode(line.tokens[: line.request.settings.least], skip_special_tokens=True)
+        )
         kept = len(head) if text.startswith(head) else 0
         for stop in self._stops(line.request.settings):
             text = text[:kept] + text[kept:].split(stop, 1)[0]

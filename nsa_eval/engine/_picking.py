@@ -49,7 +49,10 @@ def pick(logits: Tensor, lines: Sequence[Line | None], endings: Endings) -> Pick
         endings: Which tokens would end a line before it may end.
     """
     forbidden = [
-        (row, token) for row, line in enumerate(lines) if line is not None for token in endings.forbidden(line)
+        (row, token)
+        for row, line in enumerate(lines)
+        if line is not None
+        for token in endings.forbidden(line)
     ]
     if forbidden:
         logits = logits.clone()

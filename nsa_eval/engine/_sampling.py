@@ -88,7 +88,9 @@ class GenerationSettings:
         if budget < 1:
             raise UserError(f"{origin}: max_gen_toks must be at least 1, got {budget}")
         if not 0 <= least <= budget:
-            raise UserError(f"{origin}: min_new_tokens must be between 0 and max_gen_toks ({budget}), got {least}")
+            raise UserError(
+                f"{origin}: min_new_tokens must be between 0 and max_gen_toks ({budget}), got {least}"
+            )
         if not all(isinstance(stop, str) for stop in until):
             raise UserError(f"{origin}: until must be a string or a list of strings, got {until!r}")
         sampling = None

@@ -6,7 +6,7 @@ What comes of a sequence once its prefix is read (scores, a reply) is the visito
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
@@ -20,7 +20,8 @@ _FULL_FORWARD = 4096
 _KEPT_PART = 4
 
 
-class Member(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Member:
     """A sequence whose prefix is read."""
 
     depth: int
@@ -115,9 +116,7 @@ class Traversal:
 
         Packed rows are joined at no cost, and few short sequences take a forward as long as many do.
         """
-        rest = sum(
-            len(self.sequences[index]) - node.depth for node in nodes for index in node.all_members()
-        )
+        rest = sum(len(self.sequences[index]) - node.depth for node in nodes for index in node.all_members())
         kept = sum(node.depth for node in nodes)
         return rest >= _FULL_FORWARD or kept >= self.limits.cache_tokens // _KEPT_PART
 

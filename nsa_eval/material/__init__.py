@@ -3,5 +3,6 @@
 from nsa_eval.material._figures import Figures, Grid, finite, metric_label
 from nsa_eval.material._material import Material
 from nsa_eval.material._samples import side_by_side
+from nsa_eval.material._units import UNITS, named_unit
 
-__all__ = ["Figures", "Grid", "Material", "finite", "metric_label", "side_by_side"]
+__all__ = ["UNITS", "Figures", "Grid", "Material", "finite", "metric_label", "named_unit", "side_by_side"]

@@ -18,7 +18,7 @@ from nsa_eval.comparison.scores import (
     score_estimate,
     unit_of,
 )
-from nsa_eval.results import ModelRun, Sample
+from nsa_eval.results import ModelRun, Origin, Sample, TaskResult, at_position, origin_of
 from nsa_reports import LengthRow, ScoreRow, ShownDifference, ShownScore
 
 Floats = NDArray[np.float64]
@@ -89,39 +89,65 @@ class Figures:
             if task in model.groups:
                 pairs = (key.partition(",") for key in model.groups[task].by_size)
                 found |= {(metric, name): None for metric, _, name in pairs}
-            for name, samples in model.tasks[task].filters.items() if task in model.tasks else ():
-                names = dict.fromkeys(metric for sample in samples for metric in sample.metrics)
-                found |= {(metric, name): None for metric in names}
+            for name in model.tasks[task].filters if task in model.tasks else ():
+                found |= {(metric, name): None for metric in model.tasks[task].metrics(name)}
         order = list(dict.fromkeys(metric for metric, _ in found))
-        return sorted(found, key=lambda key: order.index(key[0]))
+        parts = {at_position(metric, end) for metric in order for end in self.positions(task)}
+        return sorted((key for key in found if key[0] not in parts), key=lambda key: order.index(key[0]))
+
+    @_once
+    def positions(self, task: str) -> tuple[int, ...]:
+        """Where the buckets end that its documents are split into, in tokens; empty for other tasks."""
+        ends = {end for result in self._results(task) for end in result.positions}
+        return tuple(sorted(ends))
+
+    @_once
+    def origin(self, task: str) -> Origin:
+        """Protocol, data and truncation of a task or group."""
+        return origin_of(self._models, task)
 
     def protocol(self, task: str) -> str:
-        """The task's `metadata.protocol`, or nothing."""
-        return self._metadata(task, "protocol")
+        """Whose definition a task follows, or nothing."""
+        return self.origin(task).protocol
 
     def description(self, task: str) -> str:
         """The task's `metadata.summary`, or nothing."""
         return self._metadata(task, "summary")
 
+    def is_split(self, task: str, metric: str) -> bool:
+        """Whether a metric of such a task has a value in each bucket."""
+        names = {
+            name
+            for result in self._results(task)
+            for samples in result.filters.values()
+            for sample in samples
+            for name in sample.metrics
+        }
+        return any(at_position(metric, end) in names for end in self.positions(task))
+
     @_once
     def row(self, task: str, metric: str, filter_name: str) -> ScoreRow:
         """The whole task, or group, under one metric."""
         _, unit = self.shape(task, metric, filter_name)
-        scores = self._scores(task, metric, filter_name, None)
+        scores, origin = self._scores(task, metric, filter_name, None), self.origin(task)
         return ScoreRow(
             task=task,
             metric=metric_label(metric, filter_name),
             scores=scores,
             comparisons=self._comparisons(task, metric, filter_name, None),
             n=max((score.n or 0 for score in scores if score), default=None),
-            protocol=self.protocol(task),
+            protocol=origin.protocol,
+            data=origin.data,
+            truncation=origin.truncation,
             percent=unit == "points",
             higher_is_better=False not in self._directions(task, metric),
         )
 
     def by_length(self, task: str, metric: str, filter_name: str, lengths: Iterable[int]) -> list[LengthRow]:
-        """All depths of each length together."""
+        """All depths of each length together; of a task that is split by position each bucket."""
         rows = []
+        _, unit = self.shape(task, metric, filter_name)
+        lower = False in self._directions(task, metric)
         for length in lengths:
             scores = self._scores(task, metric, filter_name, length)
             rows.append(
@@ -130,6 +156,8 @@ class Figures:
                     scores=scores,
                     comparisons=self._comparisons(task, metric, filter_name, length),
                     n=max((score.n or 0 for score in scores if score), default=None),
+                    percent=unit == "points",
+                    higher_is_better=not lower,
                 )
             )
         return rows
@@ -146,9 +174,9 @@ class Figures:
     def grids(self, task: str) -> dict[str, Grid] | None:
         """Each model's samples of a task by their cell, under its main metric's filter.
 
-        None if the task is no grid: a sample has no length or depth, or scores are no fractions.
+        None if the task is no grid: a sample has no length or depth.
         """
-        metric, filter_name = self.metrics(task)[0]
+        _, filter_name = self.metrics(task)[0]
         grids: dict[str, Grid] = {}
         for label, model in self._models.items():
             samples = model.tasks[task].filters.get(filter_name, ()) if task in model.tasks else ()
@@ -158,8 +186,7 @@ class Figures:
                     return None
                 grid.setdefault((sample.length, sample.depth), []).append(sample)
             grids[label] = grid
-        _, unit = self.shape(task, metric, filter_name)
-        return grids if any(grids.values()) and unit == "points" else None
+        return grids if any(grids.values()) else None
 
     def _metadata(self, task: str, key: str) -> str:
         for model in self._models.values():
@@ -210,14 +237,22 @@ class Figures:
         if name in model.groups:
             group = model.groups[name]
             by_document = group_scores(group, model, metric, filter_name)
+            if length is not None:
+                there = _at_length(group.tasks, model, filter_name, length)
+                by_document = {key: score for key, score in by_document.items() if key in there}
             kept = {key: score for key, score in by_document.items() if np.isfinite(score)}
             tasks = [task for task, _ in kept]
             pooled = not kept or group.by_size.get(f"{metric},{filter_name}", True)
             strata = None if pooled else np.unique(tasks, return_inverse=True)[1]
             return Scores(finite(kept.values()), strata)
         samples = model.tasks[name].filters.get(filter_name, ()) if name in model.tasks else ()
+        if length is not None and length in self.positions(name):
+            return Scores(finite(document_scores(samples, at_position(metric, length)).values()))
         at = [sample for sample in samples if length is None or sample.length == length]
         return Scores(finite(document_scores(at, metric).values()))
+
+    def _results(self, task: str) -> list[TaskResult]:
+        return [model.tasks[task] for model in self._models.values() if task in model.tasks]
 
     def _directions(self, name: str, metric: str) -> set[bool | None]:
         """Whether higher is better, as the models' results say it."""
@@ -244,6 +279,17 @@ class Figures:
             )
             for row in self._rows.get((task, metric, filter_name, length), [])
         )
+
+
+def _at_length(tasks: Iterable[str], model: ModelRun, filter_name: str, length: int) -> set[tuple[str, str]]:
+    """The documents of a context length, by task and hash."""
+    return {
+        (task, sample.doc_hash)
+        for task in tasks
+        if task in model.tasks
+        for sample in model.tasks[task].filters.get(filter_name, ())
+        if sample.length == length
+    }
 
 
 def _shown(found: Estimate, n: int) -> ShownScore:

@@ -69,6 +69,18 @@ class Material:
         """Groups and tasks that have a score, each with its depth: a group, then its members."""
         return tuple(outline(self.tasks, self._groups))
 
+    @functools.cached_property
+    def tops(self) -> dict[str, str]:
+        """Of every task and group inside of a group the outermost one."""
+        found: dict[str, str] = {}
+        top = ""
+        for name, depth in self.outline:
+            if depth:
+                found[name] = top
+            else:
+                top = name
+        return found
+
     def members(self, group: str) -> tuple[str, ...]:
         """A group and those of its tasks and groups that have a score."""
         return (group, *(name for name in self._groups[group].children if self.figures.metrics(name)))

@@ -42,7 +42,7 @@ def side_by_side(task: str, models: Mapping[str, ModelRun], key: tuple[str, str]
                         extracts=_extracts(filters[label], place, metric),
                         reasons=sample.reasons,
                         score=_score(sample, metric),
-                        notes=events[label].get(str(sample.doc_id), ()),
+                        notes=(*events[label].get(str(sample.doc_id), ()), *_cuts(sample)),
                         prompt_end=None if sample.prompt_end == first.prompt_end else sample.prompt_end,
                     )
                     for label, sample in answered
@@ -76,6 +76,17 @@ def _extracts(
         for name, sample in found.items()
         if sample.extracted
     )
+
+
+def _cuts(sample: Sample) -> tuple[str, ...]:
+    """Which replies the budget cut, where they were to end with an answer."""
+    cut = [number for number, ended in enumerate(sample.finished, 1) if not ended]
+    if not cut or not sample.votes:
+        return ()
+    if len(sample.finished) == 1:
+        return ("the reply was cut by its budget",)
+    which = "all" if len(cut) == len(sample.finished) else f"number {', '.join(map(str, cut))}"
+    return (f"cut by their budget: {which} of {len(sample.finished)} replies",)
 
 
 def _events(task: str, model: ModelRun) -> dict[str, tuple[str, ...]]:

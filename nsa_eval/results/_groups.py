@@ -83,6 +83,41 @@ def outline(tasks: Sequence[str], groups: Mapping[str, GroupResult]) -> list[tup
     return lines
 
 
+def outlined(content: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """What a results file has figures of, each with its depth: a group before its members, in their order.
+
+    Args:
+        content: A results_*.json.
+    """
+    members = {str(name): _names(inside) for name, inside in (content.get("group_subtasks") or {}).items()}
+    names = list(content["results"])
+    inside = {child for children in members.values() for child in children}
+    lines: dict[str, int] = {}
+
+    def add(name: str, depth: int) -> None:
+        if name in lines:
+            return
+        shown = name in names
+        if shown:
+            lines[name] = depth
+        for child in members.get(name, ()):
+            add(child, depth + shown)
+
+    # The file has its groups last; each stands where the first of its tasks does.
+    place = {name: at for at, name in enumerate(names)}
+    tops = [name for name in (*members, *names) if name not in inside]
+
+    def first(name: str) -> int:
+        below = list(_tasks_below(name, members, ())) if members.get(name) else [name]
+        return min((place[task] for task in below if task in place), default=len(names))
+
+    for name in sorted(dict.fromkeys(tops), key=first):
+        add(name, 0)
+    for name in names:  # members of a circle
+        add(name, 0)
+    return list(lines.items())
+
+
 def _names(inside: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever the file holds
     return tuple(str(name) for name in inside) if isinstance(inside, list | tuple) else ()
 

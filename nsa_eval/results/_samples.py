@@ -9,6 +9,7 @@ from typing import Any
 from nsa_eval._json import parse_json
 from nsa_eval.errors import UserError
 from nsa_eval.results._types import Sample
+from nsa_eval.results.cuts import cut_by_task
 
 PROMPT_END_CHARACTERS = 1200
 """Characters of the prompt's end that are kept: the question and the needle's surroundings at depth 100 %."""
@@ -17,7 +18,7 @@ PROMPT_END_CHARACTERS = 1200
 _FIXED = frozenset(
     {
         *("doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"),
-        *("doc_hash", "prompt_hash", "target_hash"),
+        *("doc_hash", "prompt_hash", "target_hash", "new_tokens", "finished"),
     }
 )
 
@@ -71,14 +72,16 @@ def _sample(record: dict[str, Any]) -> Sample:
     resps = record.get("resps") or []
     replies = _replies(requests, resps)
     repeats = len(resps[0]) if resps and isinstance(resps[0], list) else 1
+    # A follow-up is worded by the model's own first reply: two models that were asked alike differ there.
+    asked = requests[: len(requests) - follow_ups] if (follow_ups := _follow_ups(doc)) else requests
     return Sample(
         doc_id=record["doc_id"],
         name=str(doc.get("id", record["doc_id"])),
         doc_hash=record.get("doc_hash") or _doc_hash(record["doc"]),
         prompt_hash=record.get("prompt_hash") or _sha(prompt),
         target_hash=record.get("target_hash") or _sha(str(record.get("target", ""))),
-        requests_hash=_sha(json.dumps(requests, sort_keys=True, ensure_ascii=False, default=str)),
-        settings=_settings(requests),
+        requests_hash=_sha(json.dumps(asked, sort_keys=True, ensure_ascii=False, default=str)),
+        settings=_settings(asked),
         metrics=_metrics(record),
         repeats=max(1, repeats),
         length=doc["length"] if _is_whole(doc.get("length")) else None,
@@ -86,11 +89,16 @@ def _sample(record: dict[str, Any]) -> Sample:
         seed=doc["seed"] if _is_whole(doc.get("seed")) else None,
         needle=_text(doc.get("needle")),
         answer=_text(doc.get("answer")),
+        cut=cut_by_task(doc) is not None,
         prompt_end=prompt[-PROMPT_END_CHARACTERS:],
         replies=replies,
-        extracted=_extracted(resps, record.get("filtered_resps"), replies),
+        extracted=_answers(doc.get("reply_answers"))
+        or _extracted(resps, record.get("filtered_resps"), replies),
         reasons=_answers(doc.get("reasons")),
         expected=_answers(doc.get("outputs")) or (str(record.get("target", "")),),
+        new_tokens=_numbers(record.get("new_tokens")),
+        finished=tuple(bool(one) for one in _list(record.get("finished"))),
+        votes=_numbers(doc.get("reply_votes")),
     )
 
 
@@ -100,6 +108,12 @@ def _requests(arguments: Any) -> list[list[Any]]:  # noqa: ANN401 - whatever the
     if isinstance(arguments, Mapping):
         return [list(request.values()) for request in arguments.values()]
     return [list(request) for request in arguments]
+
+
+def _follow_ups(doc: Mapping[str, Any]) -> int:
+    """How many of a document's requests, the last ones, were made from its replies (nsa_tasks.follow_up)."""
+    count = doc.get("follow_ups")
+    return count if isinstance(count, int) and _is_whole(count) else 0
 
 
 def _settings(requests: list[list[Any]]) -> tuple[str, ...]:
@@ -159,6 +173,14 @@ def _text(value: Any) -> str | None:  # noqa: ANN401 - whatever the file holds
 
 def _answers(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever the file holds
     return tuple(str(item) for item in value) if isinstance(value, list) else ()
+
+
+def _numbers(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - whatever the file holds
+    return tuple(value) if isinstance(value, list) and all(map(_is_whole, value)) else ()
+
+
+def _list(value: Any) -> list[Any]:  # noqa: ANN401 - whatever the file holds
+    return value if isinstance(value, list) else []
 
 
 def _is_number(value: Any) -> bool:  # noqa: ANN401 - whatever the file holds

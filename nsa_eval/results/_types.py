@@ -40,6 +40,8 @@ class Sample(BaseModel):
     """Seed that the document was made with."""
     needle: str | None = None
     answer: str | None = None
+    cut: bool = False
+    """Whether the task itself cut the prompt, by its own protocol."""
 
     prompt_end: str = ""
     """The last characters of the prompt."""
@@ -51,6 +53,13 @@ class Sample(BaseModel):
     """For each reply, in words of the task, what it holds instead of the answer; empty where it says none."""
     expected: tuple[str, ...] = ()
     """Every answer that counts, or the one target."""
+    new_tokens: tuple[int, ...] = ()
+    """Tokens of each reply; empty where they aren't known."""
+    finished: tuple[bool, ...] = ()
+    """Whether each reply ended before its budget did; empty where that isn't known."""
+    votes: tuple[int, ...] = ()
+    """For each reply a number for the answer that it gives (`nsa_tasks.replies`); empty where the task's
+    replies don't vote."""
 
     @property
     def reply(self) -> str:
@@ -81,6 +90,15 @@ class TaskResult(BaseModel):
     results_file: Path
     samples_file: Path
 
+    def metrics(self, filter_name: str) -> list[str]:
+        """The metrics under a filter, as the configuration lists them; then others, as samples have them.
+
+        The first document may lack the main one: one that wasn't answered, where only answers are scored.
+        """
+        found = dict.fromkeys(metric for sample in self.filters[filter_name] for metric in sample.metrics)
+        listed = [m.get("metric") for m in self.config.get("metric_list") or [] if isinstance(m, dict)]
+        return sorted(found, key=lambda metric: listed.index(metric) if metric in listed else len(listed))
+
     @property
     def has_lengths(self) -> bool:
         """Whether the task is a grid over context lengths, so that figures per length mean something.
@@ -92,6 +110,27 @@ class TaskResult(BaseModel):
         if None in lengths or not samples:
             return False
         return all(sample.depth is not None for sample in samples) or 2 * len(lengths) <= len(samples)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Where the buckets end that its documents are split into by position, in tokens; empty for others.
+
+        The configuration's metadata lists them under `buckets`, and beside a metric NAME stands NAME@END, the
+        same within the bucket that ends there.
+        """
+        metadata = self.config.get("metadata")
+        listed = metadata.get("buckets") if isinstance(metadata, dict) else None
+        if not isinstance(listed, list) or not all(isinstance(end, int) for end in listed):
+            return ()
+        names = {
+            metric for samples in self.filters.values() for sample in samples for metric in sample.metrics
+        }
+        return tuple(end for end in listed if any(at_position(name, end) in names for name in names))
+
+
+def at_position(metric: str, end: int) -> str:
+    """What a metric is called within the bucket of tokens that ends at a position."""
+    return f"{metric}@{end}"
 
 
 class GroupResult(BaseModel):

@@ -1,15 +1,20 @@
 """HTML reports and paper figures from plain data; knows nothing of how the data was made."""
 
+from nsa_reports.charts import Chart, charts_of
 from nsa_reports.page import ALL, Anchor, Page, SectionData, SectionView
 from nsa_reports.panels import Panel, difference_limit, panels_of
 from nsa_reports.render import render, to_html
 from nsa_reports.samples import SampleLimits
 from nsa_reports.view import (
     Cell,
+    CurveGroup,
+    CurvePoint,
+    DifferenceCurve,
     DifferenceMap,
     Extract,
     HeatmapGroup,
     LengthRow,
+    ModelCurve,
     ModelMap,
     Reply,
     ScoreRow,
@@ -22,10 +27,15 @@ __all__ = [
     "ALL",
     "Anchor",
     "Cell",
+    "Chart",
+    "CurveGroup",
+    "CurvePoint",
+    "DifferenceCurve",
     "DifferenceMap",
     "Extract",
     "HeatmapGroup",
     "LengthRow",
+    "ModelCurve",
     "ModelMap",
     "Page",
     "Panel",
@@ -37,6 +47,7 @@ __all__ = [
     "ShownDifference",
     "ShownSample",
     "ShownScore",
+    "charts_of",
     "difference_limit",
     "panels_of",
     "render",

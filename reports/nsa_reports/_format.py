@@ -25,20 +25,44 @@ def _decimals(value: float) -> int:
     return next((places for size, places in ((1000, 0), (100, 1), (1, 2)) if abs(value) >= size), 3)
 
 
+def _small(value: float, digits: int) -> str:
+    """A number so small that fixed decimals would show 0: `0.0017`, `5.4e-5`."""
+    mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def _fixed(value: float, *, sign: str = "") -> str:
+    if 0 < abs(value) < 0.01:
+        return ("+" if sign and value > 0 else "") + _small(value, 2)
+    return f"{value:{sign}.{_decimals(value)}f}"
+
+
+def brief(value: float, *, signed: bool = False) -> str:
+    """A plain number short enough for the cell of a map: `12`, `3.4`, `0.52`, `0.002`, `5e-5`."""
+    size = abs(value)
+    if 0 < size < 0.0095:
+        text = _small(value, 1)
+    else:
+        text = f"{value:.0f}" if size >= 99.5 else f"{value:.1f}" if size >= 9.95 else f"{value:.2f}"
+    if float(text) == 0:
+        return text.lstrip("-")
+    return ("+" if signed and value > 0 else "") + _signed(text)
+
+
 def score(value: float | None, *, percent: bool = True, unit: bool = True) -> str:
     """`0.934` as `93.4 %`, or as `0.934` for scores that are no fractions."""
     if finite(value) is None or value is None:
         return MISSING
     if percent:
         return _signed(f"{100 * value:.1f}") + (" %" if unit else "")
-    return _signed(f"{value:.{_decimals(value)}f}")
+    return _signed(_fixed(value))
 
 
 def difference(value: float | None, *, percent: bool = True, unit: bool = True) -> str:
     """`0.025` as `+2.5 pp` (percentage points); a difference that rounds to 0 has no sign."""
     if finite(value) is None or value is None:
         return MISSING
-    text = f"{100 * value:+.1f}" if percent else f"{value:+.{_decimals(value)}f}"
+    text = f"{100 * value:+.1f}" if percent else _fixed(value, sign="+")
     if float(text) == 0:
         text = text.lstrip("+-")
     return _signed(text) + (" pp" if percent and unit else "")

@@ -78,6 +78,8 @@ class RowText:
     label: str
     metric: str
     protocol: str
+    origin: tuple[str, ...]
+    """Where the scores come from: the data with its checksum, what was cut."""
     n: str
     scores: tuple[ScoreText, ...]
     comparisons: tuple[ComparisonText, ...]
@@ -146,7 +148,7 @@ def _bar(pair: ShownDifference, scale: float) -> Bar | None:
 
 
 def _comparison(
-    pair: ShownDifference, row: ScoreRow, short: Mapping[str, str], scale: float
+    pair: ShownDifference, row: ScoreRow, short: Mapping[str, str], scale: float, own: float | None
 ) -> ComparisonText:
     percent = row.percent
     kind, winner = _verdict(pair, row.higher_is_better)
@@ -156,7 +158,7 @@ def _comparison(
         difference=fmt.difference(pair.difference, percent=percent),
         interval=fmt.interval(pair.low, pair.high, percent=percent, signed=True),
         bar=_bar(pair, scale),
-        bar_scale="" if percent else fmt.difference(scale, percent=False).lstrip("+"),
+        bar_scale="" if own is None else fmt.difference(own, percent=False).lstrip("+"),
         verdict=f"{short[winner]} better" if winner else _UNDECIDED[kind],
         verdict_kind=kind,
         p=fmt.p_value(pair.p),
@@ -205,31 +207,37 @@ def _sample_count(
     return counts.pop() if len(counts) == 1 else None
 
 
-def build_table(models: Sequence[str], rows: Sequence[ScoreRow], *, first: str = "Task") -> Table:
+def build_table(
+    models: Sequence[str], rows: Sequence[ScoreRow], *, first: str = "Task", one_metric: bool = False
+) -> Table:
     """Format score rows; all percent rows share one bar scale, other rows have their own.
 
     Args:
         models: model names, in the order of every row's scores.
         rows: what to show.
         first: heading of the first column.
+        one_metric: all rows are of one metric, and so share their scale whatever its unit.
     """
     shared = _extent(pair for row in rows if row.percent for pair in row.comparisons)
     shared = next((nice for nice in _NICE_SCALES if 0 < shared <= nice), shared)
+    raw = _extent(pair for row in rows if not row.percent for pair in row.comparisons) if one_metric else 0.0
     short = fmt.short_names(models)
     baselines = {pair.baseline for row in rows for pair in row.comparisons}
     by_model = len(models) > _MODELS_ACROSS and len(baselines) < 2
     texts = []
     for row in rows:
-        scale = shared if row.percent else _extent(row.comparisons)
+        scale = shared if row.percent else raw or _extent(row.comparisons)
         n = _sample_count(row.n, row.scores, row.comparisons)
         scores = _scores(models, row.scores, _winners(row.comparisons, row.higher_is_better), row.percent)
-        compared = tuple(_comparison(pair, row, short, scale) for pair in row.comparisons)
+        own = scale if not row.percent and not raw else None
+        compared = tuple(_comparison(pair, row, short, scale, own) for pair in row.comparisons)
         by_candidate = {pair.candidate: text for pair, text in zip(row.comparisons, compared, strict=True)}
         texts.append(
             RowText(
                 label=row.task,
                 metric=row.metric,
                 protocol=row.protocol,
+                origin=tuple(text for text in (row.data, row.truncation) if text),
                 n=fmt.count(n) if n is not None else "",
                 scores=scores,
                 comparisons=compared,
@@ -260,12 +268,25 @@ def build_table(models: Sequence[str], rows: Sequence[ScoreRow], *, first: str =
         many_pairs=len(distinct) > 1 and not by_model,
         by_model=by_model,
         heading=f"to {short[next(iter(baselines))]}" if by_model and baselines else one,
-        scale=fmt.difference(shared).lstrip("+").replace(".0", "") if shared > 0 else "",
+        scale=_scale_text(shared, raw),
     )
 
 
-def length_table(models: Sequence[str], rows: Sequence[LengthRow]) -> Table:
-    """The same table with one row per context length."""
+def _scale_text(points: float, raw: float) -> str:
+    """Half-width of the bars that all rows share."""
+    if raw > 0:
+        return fmt.difference(raw, percent=False).lstrip("+")
+    return fmt.difference(points).lstrip("+").replace(".0", "") if points > 0 else ""
+
+
+def length_table(models: Sequence[str], rows: Sequence[LengthRow], *, first: str = "Length") -> Table:
+    """The same table with one row per context length.
+
+    Args:
+        models: model names, in the order of every row's scores.
+        rows: of one metric.
+        first: heading of the first column.
+    """
     return build_table(
         models,
         [
@@ -275,8 +296,11 @@ def length_table(models: Sequence[str], rows: Sequence[LengthRow]) -> Table:
                 scores=row.scores,
                 comparisons=row.comparisons,
                 n=row.n,
+                percent=row.percent,
+                higher_is_better=row.higher_is_better,
             )
             for row in rows
         ],
-        first="Length",
+        first=first,
+        one_metric=True,
     )

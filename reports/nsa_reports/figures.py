@@ -82,7 +82,7 @@ def combined_figures(groups: Sequence[HeatmapGroup]) -> tuple[Picture, ...]:
     """
     limit = difference_limit(groups)
     return tuple(
-        _picture(_draw(panels_of(group, limit)), _slug(group.task), group.title or group.task)
+        picture(_draw(panels_of(group, limit)), file_name(group.task), group.title or group.task)
         for group in groups
     )
 
@@ -106,13 +106,16 @@ def save_figures(
     for group in groups:
         panels = panels_of(group, limit)
         title = group.title or group.task
-        stem = _slug(group.task)
+        stem = file_name(group.task)
         written.append(
             GroupFigures(
-                combined=_save(_draw(panels), folder, _unique(stem, taken), title),
+                combined=save_picture(_draw(panels), folder, unused_name(stem, taken), title),
                 panels=tuple(
-                    _save(
-                        _draw([panel]), folder, _unique(f"{stem}-{_panel_slug(group, index)}", taken), title
+                    save_picture(
+                        _draw([panel]),
+                        folder,
+                        unused_name(f"{stem}-{_panel_slug(group, index)}", taken),
+                        title,
                     )
                     for index, panel in enumerate(panels)
                 ),
@@ -123,18 +126,19 @@ def save_figures(
 
 def _panel_slug(group: HeatmapGroup, index: int) -> str:
     if index < len(group.maps):
-        return _slug(group.maps[index].model)
+        return file_name(group.maps[index].model)
     pair = group.differences[index - len(group.maps)]
-    return f"{_slug(pair.candidate)}-minus-{_slug(pair.baseline)}"
+    return f"{file_name(pair.candidate)}-minus-{file_name(pair.baseline)}"
 
 
-def _slug(name: str) -> str:
+def file_name(name: str) -> str:
     """A file name that is safe anywhere: lower-case ASCII letters, digits, `_`, `.` and `-`, at most 60."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9_.]+", "-", plain)[:60].strip("-.") or "figure"
 
 
-def _unique(stem: str, taken: set[str]) -> str:
+def unused_name(stem: str, taken: set[str]) -> str:
+    """A file name that no other figure of the page has, added to those taken."""
     name, number = stem, 2
     while name in taken:
         name, number = f"{stem}-{number}", number + 1
@@ -142,7 +146,7 @@ def _unique(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _plain(text: str, limit: int) -> str:
+def plain_line(text: str, limit: int) -> str:
     """One line of characters that XML allows, with a long middle cut out."""
     return fmt.shorten(" ".join("".join(char if char.isprintable() else " " for char in text).split()), limit)
 
@@ -209,7 +213,9 @@ def _panel(axis: Axes, panel: Panel, *, labelled: bool, room: int) -> None:
     axis.set_xlabel("Context length (tokens)")
     if labelled:
         axis.set_ylabel("Needle depth (%)")
-    axis.set_title(_plain(panel.title, room), fontsize=8.5, parse_math=False)  # a `$` in a name is a dollar
+    axis.set_title(
+        plain_line(panel.title, room), fontsize=8.5, parse_math=False
+    )  # a `$` in a name is a dollar
     for side in axis.spines.values():
         side.set_visible(False)
 
@@ -217,31 +223,37 @@ def _panel(axis: Axes, panel: Panel, *, labelled: bool, room: int) -> None:
 def _colour_bar(figure: Figure, axes: Sequence[Axes], panel: Panel) -> None:
     """One colour bar for all panels that share a scale."""
     bar = figure.colorbar(ScalarMappable(*_scale(panel)), ax=list(axes), pad=0.015, aspect=28, fraction=0.06)
-    bar.set_label("Difference (points)" if panel.is_difference else "Score (%)", fontsize=7)
+    if panel.percent:
+        label = "Difference (points)" if panel.is_difference else "Score (%)"
+    else:
+        label = f"Difference of {panel.unit}" if panel.is_difference else panel.unit
+    bar.set_label(plain_line(label, 60), fontsize=7)
     bar.ax.tick_params(labelsize=6.5, length=2, width=0.5)
     bar.outline.set_linewidth(0.4)
 
 
 def _scale(panel: Panel) -> tuple[Normalize, LinearSegmentedColormap]:
-    low = -100 * panel.limit if panel.is_difference else 0
-    return Normalize(low, 100 * panel.limit), LinearSegmentedColormap.from_list("panel", panel.colours)
+    low, high = (end * (100 if panel.percent else 1) for end in panel.bounds)
+    return Normalize(low, high), LinearSegmentedColormap.from_list("panel", panel.colours)
 
 
-def _picture(figure: Figure, name: str, title: str) -> Picture:
+def picture(figure: Figure, name: str, title: str) -> Picture:
+    """Draw a figure in both forms: the same bytes at every call."""
     png, svg = io.BytesIO(), io.BytesIO()
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # names may be in any script
         figure.savefig(png, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-        metadata = {"Date": None, "Title": _plain(title, 200)}
+        metadata = {"Date": None, "Title": plain_line(title, 200)}
         figure.savefig(svg, format="svg", facecolor="white", metadata=metadata)
     return Picture(name=name, png=png.getvalue(), svg=svg.getvalue())
 
 
-def _save(figure: Figure, folder: Path, name: str, title: str) -> FigureFiles:
-    picture = _picture(figure, name, title)
+def save_picture(figure: Figure, folder: Path, name: str, title: str) -> FigureFiles:
+    """Write both forms of a figure under `folder`/figures."""
+    drawn = picture(figure, name, title)
     # ending added by hand: with_suffix would eat the `.1` of a name such as llama-3.1
     files = FigureFiles(png=f"figures/{name}.png", svg=f"figures/{name}.svg")
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    (folder / files.png).write_bytes(picture.png)
-    (folder / files.svg).write_bytes(picture.svg)
+    (folder / files.png).write_bytes(drawn.png)
+    (folder / files.svg).write_bytes(drawn.svg)
     return files

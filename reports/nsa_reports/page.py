@@ -14,7 +14,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
 
-from nsa_reports.view import HeatmapGroup, LengthRow, ScoreRow, ShownDifference, ShownSample, ShownScore
+from nsa_reports.view import (
+    CurveGroup,
+    HeatmapGroup,
+    LengthRow,
+    ScoreRow,
+    ShownDifference,
+    ShownSample,
+    ShownScore,
+)
 
 TEMPLATE = "section.html.j2"
 STYLE = "section.css"
@@ -66,6 +74,10 @@ class SectionData:
 
     def grids(self) -> tuple[HeatmapGroup, ...]:
         """Grids that are drawn as figures for papers; the template gets links to them as `figures`."""
+        return ()
+
+    def curves(self) -> tuple[CurveGroup, ...]:
+        """Curves that are drawn as figures for papers; their links follow those of the grids in `figures`."""
         return ()
 
     def script(self) -> object:
@@ -159,6 +171,12 @@ class Page:
                 pairs = ((grid.candidate, grid.baseline) for grid in value.differences)
                 self._check_names(value.task, (name for pair in pairs for name in pair))
                 self._check(value.samples, value.task)
+            case CurveGroup():
+                for row in value.rows:
+                    self._check_scores(f"{value.task} up to {row.length}", row.scores, row.comparisons)
+                self._check_names(value.task, (curve.model for curve in value.curves))
+                named = ((curve.candidate, curve.baseline) for curve in value.differences)
+                self._check_names(value.task, (name for pair in named for name in pair))
             case LengthRow():
                 self._check_scores(f"{where} at {value.length}", value.scores, value.comparisons)
             case ShownSample():

@@ -19,8 +19,9 @@ from markupsafe import Markup
 
 from nsa_reports import _colours, _tables, samples
 from nsa_reports import _format as fmt
+from nsa_reports.curve_figures import curve_pictures, save_curve_figures
 from nsa_reports.figures import Picture, combined_figures, save_figures
-from nsa_reports.page import SCRIPT, STYLE, TEMPLATE, Page, SectionView
+from nsa_reports.page import SCRIPT, STYLE, TEMPLATE, Page, SectionData, SectionView
 from nsa_reports.samples import SampleLimits
 
 _DEFAULT_LIMITS = SampleLimits()
@@ -66,7 +67,7 @@ def to_html(
     Args:
         page: what to show.
         limits: how many samples to embed, and how much of each.
-        figures: pictures to offer for download, by the id of the section whose grids they show.
+        figures: pictures to offer for download, by the id of the section whose grids and curves they show.
 
     Raises:
         ValueError: a script gets what JSON does not have.
@@ -117,8 +118,8 @@ def render(
         page: what to show.
         out: the HTML file; its folder is made if needed. An old file is replaced in one step.
         limits: how many samples to embed, and how much of each.
-        figures_in: the folder of a run, to put `figures/*.png` and `figures/*.svg` of every heatmap into; the
-            page doesn't need them.
+        figures_in: the folder of a run, to put `figures/*.png` and `figures/*.svg` of every heatmap and curve
+            into; the page doesn't need them.
 
     Returns:
         `out`.
@@ -128,24 +129,25 @@ def render(
     """
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    grids = {section.id: section.data.grids() for section in page.sections}
-    if figures_in is None:
-        pictures = {section: combined_figures(groups) for section, groups in grids.items()}
-    else:
-        taken: set[str] = set()
-        pictures = {
-            section: tuple(
-                written.combined.read(Path(figures_in))
-                for written in save_figures(groups, Path(figures_in), taken=taken)
-            )
-            for section, groups in grids.items()
-        }
+    taken: set[str] = set()
+    pictures = {section.id: _pictures(section.data, figures_in, taken) for section in page.sections}
     html = to_html(page, limits=limits, figures=pictures)
     partial = out.with_name(f"{out.name}.partial")
     # a lone surrogate in somebody's file name must not lose the report
     partial.write_text(html, encoding="utf-8", errors="replace", newline="\n")
     os.replace(partial, out)
     return out
+
+
+def _pictures(data: SectionData, folder: Path | None, taken: set[str]) -> tuple[Picture, ...]:
+    """A section's figures for papers, of its grids and then its curves; in a run's folder if one is given."""
+    if folder is None:
+        return (*combined_figures(data.grids()), *curve_pictures(data.curves()))
+    written = save_figures(data.grids(), Path(folder), taken=taken)
+    return (
+        *(group.combined.read(Path(folder)) for group in written),
+        *save_curve_figures(data.curves(), Path(folder), taken=taken),
+    )
 
 
 def _breakable(name: str) -> Markup:

@@ -66,6 +66,10 @@ class ScoreRow:
     n: int | None = None
     protocol: str = ""
     """"official", "project", or the name of the tool whose reading of the benchmark is followed."""
+    data: str = ""
+    """The data set with its checksum."""
+    truncation: str = ""
+    """What became of prompts that were too long, and of how many."""
     percent: bool = True
     """Fractions shown as percent; False shows plain numbers (perplexity, say)."""
     higher_is_better: bool = True
@@ -80,7 +84,8 @@ class Cell:
     depth: float
     """Needle depth in percent, 0 = the start of the context."""
     value: float | None
-    """Mean score (fraction), or the difference of two; None draws a blank."""
+    """Mean score (a fraction, unless its group says otherwise), or the difference of two; None draws a
+    blank."""
     low: float | None = None
     high: float | None = None
     n: int | None = None
@@ -105,12 +110,77 @@ class DifferenceMap:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LengthRow:
-    """All depths of one length together."""
+    """All depths of one length together, or one bucket of tokens by position."""
 
     length: int
+    """Tokens; of a bucket, where it ends."""
     scores: tuple[ShownScore | None, ...]
     comparisons: tuple[ShownDifference, ...] = ()
     n: int | None = None
+    percent: bool = True
+    """As in `ScoreRow`."""
+    higher_is_better: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """One bucket of tokens on a curve, or one context length."""
+
+    end: int
+    """Where the bucket ends, in tokens from the start of the text; or the context length."""
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCurve:
+    """A score over position. Points ascend; a bucket without a value is left out."""
+
+    model: str
+    points: tuple[CurvePoint, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DifferenceCurve:
+    """Candidate minus baseline over position, on the same documents."""
+
+    candidate: str
+    baseline: str
+    points: tuple[CurvePoint, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CurveGroup:
+    """One metric of one task over position, or over length: a curve per model, and the differences."""
+
+    task: str
+    metric: str
+    unit: str
+    """What its values are counted in: "nats a token"."""
+    curves: tuple[ModelCurve, ...]
+    differences: tuple[DifferenceCurve, ...] = ()
+    rows: tuple[LengthRow, ...] = ()
+    """The same as a table, a bucket a row."""
+    over: str = "position"
+    """What it runs over, in the chart's name."""
+    x_label: str = "position: end of the bucket (tokens)"
+    place: str = "up to"
+    """What stands before a point's number of tokens where it is read out."""
+    threshold: float | None = None
+    """A value to reach, drawn as a line across the models' curves."""
+
+    def __post_init__(self) -> None:
+        """Check that every curve runs from left to right.
+
+        Raises:
+            ValueError: an end repeats, or comes before a smaller one, or is not positive.
+        """
+        listed = [curve.points for curve in self.curves] + [curve.points for curve in self.differences]
+        for points in listed:
+            ends = [point.end for point in points]
+            if ends != sorted(set(ends)) or (ends and ends[0] <= 0):
+                raise ValueError(f"{self.task}: ends of buckets must ascend from above 0, got {ends}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +249,11 @@ class HeatmapGroup:
     description: str = ""
     """One or two plain sentences: haystack, needle, question, metric."""
     protocol: str = ""
+    percent: bool = True
+    """Fractions shown as percent; False shows plain numbers on a scale of their own."""
+    unit: str = ""
+    """Of plain numbers: what they are and what they are counted in, such as "nll (nats a token)"."""
+    higher_is_better: bool = True
 
     def __post_init__(self) -> None:
         """Check that every cell and sample lies on the grid.

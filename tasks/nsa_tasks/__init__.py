@@ -9,17 +9,33 @@ such tasks), `sampling` (seeds, several replies a document), `data` (local files
 (prompts of others, checked by hash), `haystack` (filler).
 """
 
-from nsa_tasks._api import TaskInfo, families, family_of, list_tasks, resolve, task_spec
+from nsa_tasks._api import (
+    TaskInfo,
+    families,
+    family_of,
+    is_own,
+    list_groups,
+    list_tasks,
+    normal,
+    parameters_of,
+    portable,
+    resolve,
+    task_spec,
+)
 from nsa_tasks._clock import calls_clock, clock_at
 from nsa_tasks._errors import TaskDataError, TaskError, TaskParameterError
+from nsa_tasks._inventory import DataState, data_states
 from nsa_tasks._parameters import Parameter, ParameterInfo, read_token_count
 from nsa_tasks._suggest import closest
 from nsa_tasks._yaml import TASKS_DIR
 from nsa_tasks.family import FamilyCommand, Params, Size, TaskFamily, Truncation
+from nsa_tasks.groups import GroupMember, TaskGroup, group_of
 
 __all__ = [
     "TASKS_DIR",
+    "DataState",
     "FamilyCommand",
+    "GroupMember",
     "Parameter",
     "ParameterInfo",
     "Params",
@@ -27,15 +43,23 @@ __all__ = [
     "TaskDataError",
     "TaskError",
     "TaskFamily",
+    "TaskGroup",
     "TaskInfo",
     "TaskParameterError",
     "Truncation",
     "calls_clock",
     "clock_at",
     "closest",
+    "data_states",
     "families",
     "family_of",
+    "group_of",
+    "is_own",
+    "list_groups",
     "list_tasks",
+    "normal",
+    "parameters_of",
+    "portable",
     "read_token_count",
     "resolve",
     "task_spec",

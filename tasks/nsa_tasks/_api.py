@@ -2,14 +2,16 @@
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nsa_tasks._errors import TaskParameterError
 from nsa_tasks._parameters import ParameterInfo
-from nsa_tasks._yaml import load_task_yaml, task_files
+from nsa_tasks._suggest import closest
+from nsa_tasks._yaml import group_files, load_task_yaml, task_files
 from nsa_tasks.family import Params, TaskFamily
+from nsa_tasks.groups import TaskGroup, group_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +27,14 @@ class TaskInfo:
 
 
 def families() -> dict[str, TaskFamily]:
-    """Every task family by name: each folder beside this file that holds a task's YAML."""
+    """Every task family by name: each folder beside this file that holds a task's YAML.
+
+    One that holds groups alone, of others' tasks, need not be one.
+    """
     names = dict.fromkeys(path.parent.name for path in task_files().values())
-    return {name: _load(name) for name in names}
+    groups = dict.fromkeys(path.parent.name for path in group_files().values())
+    found = {name: _load(name) for name in names}
+    return found | {name: _load(name) for name in groups if name not in found and _offered(name) is not None}
 
 
 def family_of(task: str) -> TaskFamily | None:
@@ -50,6 +57,90 @@ def resolve(task: str, given: Mapping[str, Any] | None = None) -> Params:
     if family is None:
         raise TaskParameterError(f"unknown task {task!r}. There are: {', '.join(task_files())}.")
     return family.resolve(task, given or {})
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of a task or group of this package."""
+    return name in task_files() or name in group_files()
+
+
+def parameters_of(name: str) -> dict[str, tuple[TaskFamily, str]]:
+    """The parameters of a task, or of any member of a group: each with a family and task that take it."""
+    group = group_of(name)
+    found: dict[str, tuple[TaskFamily, str]] = {}
+    for task in (name,) if group is None else (leaf.task for leaf in group.leaves()):
+        family = family_of(task)
+        if family is not None:
+            for parameter in family.parameters(task):
+                found.setdefault(parameter.name, (family, task))
+    return found
+
+
+def normal(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Write given parameters of a task or group in the form that configs are compared in.
+
+    Raises:
+        TaskParameterError: An unknown parameter, or a value that cannot be used.
+    """
+    return _rewritten(name, given, lambda family, task, one: family.normal(task, one))
+
+
+def portable(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Write local files of a task's or group's parameters by their absolute paths.
+
+    Raises:
+        TaskParameterError: An unknown parameter.
+    """
+    return _rewritten(name, given, lambda family, task, one: family.portable(task, one))
+
+
+def _rewritten(
+    name: str,
+    given: Mapping[str, Any],
+    rewrite: Callable[[TaskFamily, str, dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    known = parameters_of(name)
+    made: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in known:
+            near = closest(str(key), list(known))
+            hint = f" (did you mean {near!r}?)" if near else ""
+            raise TaskParameterError(
+                f"{name}: unknown parameter {key!r}{hint}. It takes: {', '.join(known) or 'none'}."
+            )
+        made |= rewrite(*known[key], {key: value})
+    return made
+
+
+def list_groups() -> list[TaskInfo]:
+    """List every group of this package; its parameters are those of its members."""
+    infos = []
+    for name in group_files():
+        group = group_of(name)
+        assert group is not None
+        data = group.metadata
+        count = len(list(group.leaves()))
+        infos.append(
+            TaskInfo(
+                name,
+                str(data.get("family", group.files[0].parent.name)),
+                str(data.get("protocol") or _protocols(group)),
+                f"{data.get('summary', '')} ({count} tasks)".strip(),
+                (),
+            )
+        )
+    return infos
+
+
+def _protocols(group: TaskGroup) -> str:
+    """Whose definitions the members of a group follow."""
+    found = {
+        load_task_yaml(task_files()[leaf.task], resolve=False)["metadata"]["protocol"]
+        if leaf.task in task_files()
+        else "lm-eval"
+        for leaf in group.leaves()
+    }
+    return " / ".join(sorted(found))
 
 
 def list_tasks() -> list[TaskInfo]:
@@ -79,6 +170,7 @@ def task_spec(
     trust_remote_code: bool = False,
     add_bos_token: bool | None = None,
     template_date: str | None = None,
+    window: int | None = None,
 ) -> dict[str, Any]:
     """Make a task with parameters for lm-eval.
 
@@ -96,6 +188,8 @@ def task_spec(
         trust_remote_code: Allow a tokenizer with code of its own.
         add_bos_token: As the model's `add_bos_token` in lm-eval; None leaves it to the tokenizer.
         template_date: The day (2026-01-31) that a chat template prints which asks for the date.
+        window: Tokens that the model reads and writes at most, where that isn't what its config.json says:
+            for tasks that cut their prompts by it.
 
     Returns:
         The YAML as a dict, its functions resolved, with resolved parameters in `metadata`, and under `params`
@@ -124,6 +218,7 @@ def task_spec(
         ("trust_remote_code", trust_remote_code, False),
         ("add_bos_token", add_bos_token, None),
         ("template_date", template_date, None),
+        ("window", window, None),
     ):
         if value != default:
             settings[key] = value
@@ -131,8 +226,12 @@ def task_spec(
     return {**config, "task": alias or name, "metadata": metadata, "params": resolved}
 
 
+def _offered(folder: str) -> object:
+    return getattr(importlib.import_module(f"nsa_tasks.{folder}"), "FAMILY", None)
+
+
 def _load(folder: str) -> TaskFamily:
-    family: object = getattr(importlib.import_module(f"nsa_tasks.{folder}"), "FAMILY", None)
+    family = _offered(folder)
     if not isinstance(family, TaskFamily) or family.name != folder:
         raise TypeError(f"nsa_tasks/{folder}/__init__.py must offer FAMILY, a TaskFamily named {folder!r}")
     return family

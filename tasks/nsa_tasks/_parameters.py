@@ -42,6 +42,10 @@ class Parameter:
     """Set where a value `SCHEME:PATH` names a file or folder of the user's. Results then carry a hash of its
     content under `SCHEME_hash`, so that the path counts for nothing."""
 
+    bare: bool = False
+    """With a scheme: the value is the path itself, under the name `SCHEME_root`, and what is read below it
+    stands for its content (`nsa_tasks.data.DATA_ROOT`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ParameterInfo:

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,20 @@ def yaml_chain(path: Path) -> tuple[Path, ...]:
 @cache
 def task_files() -> dict[str, Path]:
     """Map each task's name to its YAML, in the order of the task families' folders."""
-    files = {}
+    return {name: path for key, name, path in _definitions() if key == "task"}
+
+
+@cache
+def group_files() -> dict[str, Path]:
+    """Map each group's name to its YAML, in the same order."""
+    return {name: path for key, name, path in _definitions() if key == "group"}
+
+
+def _definitions() -> Iterator[tuple[str, str, Path]]:
     # The package's own path, which may have more folders than the one of this file.
     for root in map(Path, sys.modules[str(__package__)].__path__):
         for path in sorted(root.glob("*/*.yaml")):
             if not path.name.startswith("_"):
-                files[str(load_task_yaml(path, resolve=False)["task"])] = path
-    return files
+                content = load_task_yaml(path, resolve=False)
+                key = "group" if "group" in content else "task"
+                yield key, str(content[key]), path

@@ -5,6 +5,7 @@ that offers the object as `FAMILY`. Neither this package nor the harness above i
 they find the folder and ask the object.
 """
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from nsa_tasks._errors import TaskDataError
 from nsa_tasks._grid import even_order
 from nsa_tasks._parameters import Parameter, pick_parameters, read_parameters, write_parameters
 from nsa_tasks._yaml import load_task_yaml, task_files, yaml_chain
+from nsa_tasks.data import DataSource, local_paths
 
 Truncation = Literal["error", "left", "middle"]
 """What becomes of a prompt that is too long: refused, or its start or middle cut."""
@@ -78,6 +81,9 @@ class TaskFamily(ABC):
     truncation: Truncation | None = None
     """What becomes of prompts that are too long; None: what the run says. A family that cuts its own prompts
     (by a protocol of its own) says "error": nothing else may be cut off."""
+    effective_score: float | None = None
+    """The score, 0..1, that the mean over the family's tasks has to reach at a length for the length to count
+    as one that a model can use; reports then have the family's lengths with it. None: no such threshold."""
     command: FamilyCommand | None = None
     """Its own command on the command line, if it has one."""
 
@@ -98,8 +104,15 @@ class TaskFamily(ABC):
         """
 
     @abstractmethod
-    def size(self, params: Params) -> Size:
-        """Count documents and tokens without a tokenizer and without data."""
+    def size(self, params: Params) -> Size | None:
+        """Count documents and tokens without a tokenizer and without data; None where only the data tells."""
+
+    def data_sources(self, params: Params | None = None) -> tuple[DataSource, ...]:
+        """List the data sets that a task reads with these parameters; all of the family's without any.
+
+        `nsa-eval data check` lists them, and a run that goes on notices when one of its files has changed.
+        """
+        return ()
 
     def max_request_tokens(self, params: Params) -> int | None:
         """Tokens of the longest request with its reply; None where the data decides."""
@@ -132,7 +145,8 @@ class TaskFamily(ABC):
         """
         extents = self.grid(params)
         if extents is None:
-            return tuple(range(min(count, self.size(params).documents)))
+            size = self.size(params)
+            return tuple(range(count if size is None else min(count, size.documents)))
         return tuple(sorted(even_order(extents)[:count]))
 
     # What follows is the same for all families.
@@ -177,8 +191,15 @@ class TaskFamily(ABC):
         return dict(load_task_yaml(task_files()[task], resolve=False)["metadata"])
 
     def local_files(self, params: Params) -> tuple[Path, ...]:
-        """Files and folders of the user's that the parameters name, as absolute paths."""
-        found = (self._local(p, getattr(params, p.name)) for p in self.parameters(params.task))
+        """Files and folders of the user's that the parameters name, as absolute paths.
+
+        Of a data root those that the task reads.
+        """
+        named = [p for p in self.parameters(params.task) if not p.bare]
+        found = [self._local(p, getattr(params, p.name)) for p in named]
+        for source in self.data_sources(params):
+            with contextlib.suppress(TaskDataError):  # told in full when the data is loaded
+                found += [path.resolve() for path in local_paths(source, getattr(params, "data_root", None))]
         return tuple(path for path in found if path is not None)
 
     def sources(self, params: Params) -> tuple[Path, ...]:
@@ -191,12 +212,12 @@ class TaskFamily(ABC):
         for parameter in self.parameters(task):
             path = self._local(parameter, given.get(parameter.name))
             if path is not None and os.path.exists(path):
-                made[parameter.name] = f"{parameter.scheme}:{path}"
+                made[parameter.name] = str(path) if parameter.bare else f"{parameter.scheme}:{path}"
         return made
 
     @staticmethod
     def _local(parameter: Parameter, value: object) -> Path | None:
         if parameter.scheme is None or not isinstance(value, str):
             return None
-        scheme, colon, path = value.partition(":")
+        scheme, colon, path = (parameter.scheme, value, value) if parameter.bare else value.partition(":")
         return Path(os.path.expanduser(path)).resolve() if colon and scheme == parameter.scheme else None

@@ -51,10 +51,11 @@ class SizedTask(EveryReply, ConfigurableTask):
         )
         # Results show what ran, not what was written; of local files also which content it was.
         fields["metadata"] = {**fields["metadata"], **self.params.plain(), **self.content_hashes()}
-        fields["generation_kwargs"] = {
-            **fields["generation_kwargs"],
-            "max_gen_toks": self.reply_budget(),
-        }
+        if "generation_kwargs" in fields:  # others score an answer that stands in the reply's place
+            fields["generation_kwargs"] = {
+                **fields["generation_kwargs"],
+                "max_gen_toks": self.reply_budget(),
+            }
         fields["repeats"] = self.family.repeats(self.params)
         super().__init__(config=fields)
 
@@ -95,7 +96,8 @@ class SizedTask(EveryReply, ConfigurableTask):
         Raises:
             TaskParameterError: `gen_kwargs` asked for more new tokens than the lengths leave room for.
         """
-        asked, room = int(self.config.generation_kwargs["max_gen_toks"]), self.reply_budget()
+        asked = int((self.config.generation_kwargs or {}).get("max_gen_toks", 0))
+        room = self.reply_budget()
         if asked > room:
             raise TaskParameterError(
                 f"{self.form}: max_gen_toks = {asked} in gen_kwargs exceeds the {room} "

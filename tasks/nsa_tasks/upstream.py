@@ -5,6 +5,7 @@ package or from an official file of the user's, and only as the exact file that 
 file that has changed is an error, not another score.
 """
 
+import ast
 import importlib.util
 import json
 from pathlib import Path
@@ -57,6 +58,34 @@ def read_text(path: Path, *, sha256: str) -> str:
 def read_json(path: Path, *, sha256: str) -> Any:  # noqa: ANN401  (any JSON value)
     """Read such a file as JSON."""
     return json.loads(read_text(path, sha256=sha256))
+
+
+def lm_eval_source(path: str, *, sha256: str) -> ast.Module:
+    """Parse one of lm-eval's own Python files out of the installed package, without running it.
+
+    For wording that stands in code: importing a task's module asks for packages that its prompts don't need.
+
+    Args:
+        path: Path below `lm_eval/tasks`.
+        sha256: Of the file.
+
+    Raises:
+        TaskDataError: Not installed, no such file, or another version of it: both hashes are named.
+    """
+    return ast.parse(read_text(package_file("lm_eval", f"tasks/{path}"), sha256=sha256))
+
+
+def constants_of(module: ast.Module) -> dict[str, Any]:
+    """The literals that a module assigns to names at its top level; whatever is computed is left out."""
+    found: dict[str, Any] = {}
+    for node in module.body:
+        if isinstance(node, ast.Assign):
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                continue
+            found |= {target.id: value for target in node.targets if isinstance(target, ast.Name)}
+    return found
 
 
 def lm_eval_yaml(path: str, *, sha256: str) -> dict[str, Any]:

@@ -105,3 +105,18 @@ def test_one_event_is_said_in_the_singular(kind):
     assert re.search(r"\b1 (prompt|remark|text|task|setting)\b", KINDS[kind].say(1))
     assert f"{1234:,} " in KINDS[kind].say(1234)
     assert comparison_notes("a", [{"kind": "truncated"}]) == ["a: truncated in 1 request"]
+
+
+def test_cuts_that_a_task_makes_by_itself_are_events_once_a_document():
+    from nsa_eval._evaluate import _task_cuts
+
+    cut = {"doc_id": 1, "doc": {"prompt_tokens": 9, "cut_from": 20}}
+    samples = {
+        "t": [{"doc_id": 0, "doc": {"prompt_tokens": 9}}, cut, cut],
+        "u": [{"doc_id": 0, "doc": "text"}],
+    }
+    [event] = _task_cuts(samples)
+    assert (event.kind, event.task, event.doc_id, event.before, event.after) == ("cut_by_task", "t", 1, 20, 9)
+    assert terminal_notes([{"model": "a", **event.model_dump()}]) == [
+        "a: 1 prompt was cut by its task, as its protocol says (audit.json)"
+    ]

@@ -62,6 +62,7 @@ def workplace(tmp_path_factory, tiny_config, tiny_checkpoints):
     for name, text in CONFIGS.items():
         (home / name).write_text(text, encoding="utf-8")
     (home / "essays.txt").write_text("One sentence. And one more.")
+    (home / "data").mkdir()
     _with_long_window(tiny_checkpoints[0], home / "ckpt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -90,7 +91,7 @@ def test_every_command_has_examples():
 def test_the_pages_name_commands_and_configs():
     assert len(DOCUMENTED) >= 20
     assert {line.split()[1] for line in DOCUMENTED} == {
-        *("run", "eval", "needle", "compare", "report", "ls", "validate")
+        *("run", "eval", "needle", "compare", "report", "ls", "validate", "data")
     }
     assert set(CONFIGS) >= {"batch.yaml", "sweep.yaml"}
 

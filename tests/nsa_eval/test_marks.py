@@ -66,6 +66,23 @@ OTHER = {
     "compare.resamples": 123,
     "compare.seed": 9,
     "report.title": "Title",
+    "confirm_run_unsafe_code": True,
+    "report.tables.name": "other",
+    "report.tables.title": "Title",
+    "report.tables.columns.header": "Needle",
+    "report.tables.columns.group": "Needles",
+    "report.tables.columns.task": "needle_multikey",
+    "report.tables.columns.metric": "score",
+    "report.tables.columns.length": 512,
+    "report.tables.columns.mean": "all",
+    "report.tables.rows.model": "two",
+    "report.tables.rows.header": "Two",
+    "report.tables.reported.source": "elsewhere",
+    "report.tables.reported.rows.name": "them",
+    "report.tables.reported.rows.values": {"needle_single": 0.5},
+    "report.tables.scale": "fraction",
+    "report.tables.digits": 2,
+    "report.tables.intervals": False,
     "executor.kind": "ray",
     "executor.address": "auto",
     "executor.workers": 3,
@@ -76,12 +93,20 @@ OTHER = {
 }
 MARKS = {".".join(path): mark for path, mark in walk(RunConfig)}
 METHOD = {"method": {"name": "quest", "budget": 1024}}
+TABLE = {
+    "name": "table",
+    "columns": [{"task": "needle_single"}],
+    "rows": [{"model": "one"}],
+    "reported": [{"source": "a paper", "rows": [{"name": "others", "values": {}}]}],
+}
 
 
 def base_for(key):
     config = copy.deepcopy(BASE)
     if key.startswith("models.variants"):
         config["models"][0]["variants"] = [copy.deepcopy(METHOD) if ".method" in key else {}]
+    if key.startswith("report.tables"):
+        config["report"] = {"tables": [copy.deepcopy(TABLE)]}
     return config
 
 

@@ -142,3 +142,59 @@ def test_every_grid_is_a_table_with_a_button_per_cell(page, demo):
     assert len(buttons) == sum(map(len, grids))
     first = demo.heatmaps[0].maps[0].cells[0]
     assert buttons[0]["aria-label"].startswith(f"nsa, length 512, depth 0 %: {100 * first.value:.1f} %")
+
+
+def test_plain_numbers_have_a_scale_of_their_own_and_the_better_end_stays_pale(
+    make_view, make_group, parse_page
+):
+    group = make_group(("a", "b"), lengths=(512,), depths=3)
+    depths = (0.0, 50.0, 100.0)
+    nats, gap = (
+        tuple(
+            Cell(length=512, depth=depth, value=value, n=4)
+            for depth, value in zip(depths, values, strict=True)
+        )
+        for values in ((0.0, 2.0, 4.0), (-0.3, 0.0, 0.0004))
+    )
+    group = dataclasses.replace(
+        group,
+        maps=(ModelMap(model="a", cells=nats), ModelMap(model="b", cells=nats)),
+        differences=(DifferenceMap(candidate="a", baseline="b", cells=gap),),
+        percent=False,
+        unit="nll (nats a token)",
+        higher_is_better=False,
+    )
+    html = to_html(make_view(("a", "b"), groups=(group,)))
+    page = parse_page(html)
+
+    def grounds(number):
+        return [re.match(r"background:(#\w{6})", row[0]["style"])[1] for row in page.cells(number)]
+
+    assert grounds(0) == [SCORE[-1], colour_at(SCORE, 0.5), SCORE[0]]  # pale is best
+    assert grounds(2)[:2] == [DIFFERENCE[-1], DIFFERENCE[4]]  # blue where the candidate is ahead
+    assert [row[0]["text"] for row in page.cells(0)] == ["0.00", "2.00", "4.00"]
+    assert [row[0]["text"] for row in page.cells(2)] == [f"{MINUS}0.30", "0.00", "+0.0004"]
+    assert page.cells(0)[1][0]["title"] == "2.00, n = 4"
+    legend = re.findall(r'class="legend">(.*?) <span>(.*?)</span>.*?<span>([^<]*)</span></span>', html)
+    assert ("nll (nats a token)", "0.00", "4.00") in legend
+    assert ("difference", f"{MINUS}0.30", "+0.30") in legend
+    assert "%</span></span>" not in html
+
+
+@pytest.mark.parametrize(
+    ("value", "end"), [(0.3, 0.3), (0.31, 0.4), (4.0, 4.0), (6.1, 8.0), (9.0, 10.0), (0.0011, 0.0015)]
+)
+def test_scales_end_at_round_numbers(value, end):
+    from nsa_reports.panels import nice_end
+
+    assert nice_end(value) == pytest.approx(end)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.00"), (12.34, "12.3"), (123.4, "123"), (0.00172, "0.002"), (5.4e-5, "5e-5"), (9.96, "10.0")],
+)
+def test_a_cell_holds_few_digits_and_never_a_false_zero(value, text):
+    from nsa_reports._format import brief
+
+    assert brief(value) == text.replace("e-", f"e{MINUS}")

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsa_tasks import TaskParameterError
+from nsa_tasks._tokens import RequestTokens
 from nsa_tasks.sizing import (
     ROUNDING,
     SLACK,
@@ -73,3 +74,19 @@ def test_a_prompt_may_lack_the_piece_that_did_not_fit_and_no_more():
         check_filled("d", tokens=1000 - 4 - ROUNDING - 1, budget=1000, piece=4)
     with pytest.raises(TaskParameterError, match="has 1,001"):
         check_filled("d", tokens=1001, budget=1000, piece=4)
+
+
+@pytest.mark.parametrize("add_bos_token", [None, True, False])
+@pytest.mark.parametrize("name", ["byte_tokenizer", "bpe_tokenizer", "slow_tokenizer"])
+def test_a_count_is_that_of_the_tokenizers_own_call(name, add_bos_token, request):
+    tokens = RequestTokens.load(request.getfixturevalue(name), add_bos_token=add_bos_token)
+    for text in (
+        "",
+        "a",
+        "<s>",
+        "<s> one, two",
+        "one </s> two",
+        "caf\u00e9 \u6f22\u5b57 \U0001f600",
+        " x" * 5000,
+    ):
+        assert tokens.count(text) == len(tokens.encode(text).ids)

@@ -1,5 +1,6 @@
 """Prompts of others: read where they lie, and only as the file that was checked."""
 
+import ast
 import hashlib
 import json
 
@@ -7,7 +8,14 @@ import pytest
 import yaml
 
 from nsa_tasks import TaskDataError
-from nsa_tasks.upstream import lm_eval_yaml, package_file, read_json, read_text
+from nsa_tasks.upstream import (
+    constants_of,
+    lm_eval_source,
+    lm_eval_yaml,
+    package_file,
+    read_json,
+    read_text,
+)
 
 GSM8K = "gsm8k/gsm8k.yaml"
 
@@ -52,3 +60,21 @@ def test_text_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "x").write_bytes(b"\xff")
     with pytest.raises(TaskDataError, match="not UTF-8 text"):
         read_text(tmp_path / "x", sha256=sha256(tmp_path / "x"))
+
+
+def test_constants_are_read_out_of_python_without_running_it():
+    module = ast.parse(
+        "import package_that_is_not_there\n"
+        "A = {'text': 'one' 'two', 'n': 3}\n"
+        "B = C = ('x',)\n"
+        "D = A['text'] + 'computed'\n"
+        "raise SystemExit\n"
+    )
+    assert constants_of(module) == {"A": {"text": "onetwo", "n": 3}, "B": ("x",), "C": ("x",)}
+
+
+def test_lm_evals_python_files_are_checked_by_their_hash():
+    with pytest.raises(TaskDataError, match=r"vt_utils\.py: another file than the one that was checked"):
+        lm_eval_source("ruler/vt_utils.py", sha256="0" * 64)
+    with pytest.raises(TaskDataError, match=r"has no tasks/ruler/none\.py"):
+        lm_eval_source("ruler/none.py", sha256="0" * 64)

@@ -1,4 +1,4 @@
-"""Norm and rotation of heads in one pass, and single entries put into a cache; twins in `nsa_kernels.heads`."""
+"""Norm and rotation of heads in one pass, and entries put into a cache; twins in `nsa_kernels.heads`."""
 
 import torch
 import triton

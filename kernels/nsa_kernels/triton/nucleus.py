@@ -21,7 +21,7 @@ def nucleus_kernel(Probabilities, Shares, Least, width, BLOCK: tl.constexpr, BIT
     Probabilities += row * width
     at = tl.arange(0, BLOCK)
     edge = tl.zeros([], tl.int32)
-    for bit in range(0, BITS):
+    for bit in range(BITS):
         tried = edge | (tl.full([], 1, tl.int32) << (BITS - 1 - bit))
         total = tl.zeros([BLOCK], tl.float32)
         for start in range(0, width, BLOCK):

@@ -224,6 +224,18 @@ def stacked(parts: list[Tensor], axis: int) -> Tensor:
     return whole
 
 
+def check_room(size: int, device: torch.device) -> None:
+    """Find out whether so many bytes can be had; buffers are made when the first row tells their shapes.
+
+    Raises:
+        torch.OutOfMemoryError: They can't.
+    """
+    if device.type == "cuda":
+        torch.empty(
+            size, dtype=torch.uint8, device=device
+        )  # freed at once, and kept by torch for the buffers
+
+
 def right_padded(rows: Sequence[Tensor]) -> Tensor:
     """Token ids of rows [n_b] as one tensor [B, max n], zeros behind the shorter ones."""
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

@@ -17,6 +17,7 @@ A family whose probe fails, raises or can't be compared is passed over for the n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from nsa_models.cache import NSACache
 from nsa_models.families._cached import CacheFamily
-from nsa_models.families._contract import Family, Rows, Slots, stacked
+from nsa_models.families._contract import Family, Rows, Slots, check_room, stacked
 from nsa_models.families._declared import Declared
 from nsa_models.modeling import NSADecoderForCausalLM
 from nsa_models.static import CacheSlots, why_not_captured
@@ -91,11 +91,12 @@ class OursFamily(CacheFamily):
             return None
         if self.decoder.device.type == "cuda" and (not graphs or why_not_captured(self.decoder) is not None):
             return None
+        check_room(count * (longest + room) * self.cache_bytes, self.decoder.device)
         return _Slots(self.decoder, slots=count, tokens=longest + room, graphs=graphs)
 
 
 class _Slots(CacheSlots):
-    def admit(self, slot: int, rows: Rows, row: int) -> None:  # type: ignore[override]
+    def admit(self, slot: int, rows: Rows, row: int) -> None:
         super().admit(slot, rows.cache, row)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nsa_models.families._contract import Family, Rows, Slots
+from nsa_models.families._contract import Family, Rows, Slots, check_room
 from nsa_models.families._declared import Declared, accepts
 from nsa_models.feeding import feeding
 from nsa_models.lower_right import IMPLEMENTATION, prefer_lower_right
@@ -102,6 +102,7 @@ class PackedFamily(Family):
 
     def slots(self, count: int, *, longest: int, room: int, graphs: bool) -> Slots:
         """Tails for new tokens, and tables of where everything before them lies."""
+        check_room(count * room * self.cache_bytes, self.model.device)
         return _Slots(self._step, slots=count, room=room, device=self.model.device, graphs=graphs)
 
     def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:

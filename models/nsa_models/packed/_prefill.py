@@ -1,4 +1,4 @@
-"""The attention of one forward over packed pieces of rows: which parts it takes, and each layer's sum of them.
+"""The attention of one forward over packed pieces of rows: which calls it takes, and each layer's sum.
 
 Every token sees its own piece up to itself, and all of what its row has read before. The first is one causal
 call for all pieces. The second goes span by span: rows that have a span in common and stand side by side read
@@ -63,9 +63,7 @@ class _Call:
         return [
             _Call([Span(span.block, key, key_end)], [key_end - key], [end - begin], slice(begin, end))
             for begin, end in pairwise(rows)
-            for key, key_end in pairwise(
-                accumulate(key_pieces(len(span), end - begin), initial=span.begin)
-            )
+            for key, key_end in pairwise(accumulate(key_pieces(len(span), end - begin), initial=span.begin))
         ]
 
     def run(self, q: Tensor, layer: int, scale: float | None) -> Part:
@@ -185,7 +183,7 @@ def _merged(spans: list[Span]) -> list[Span]:
 
 def _where(readings: list[_Reading], device: torch.device) -> slice | Tensor:
     """The tokens of readings: a slice where they follow each other."""
-    if all(a.end == b.begin for a, b in zip(readings, readings[1:], strict=False)):
+    if all(a.end == b.begin for a, b in pairwise(readings)):
         return slice(readings[0].begin, readings[-1].end)
     numbers = torch.cat([torch.arange(one.begin, one.end) for one in readings])
     return numbers.to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Rows that decode together, each in a slot: what they were read from stays where it is, new tokens get tails.
+"""Rows that decode together, each in a slot: what they have read stays where it is, new tokens get tails.
 
 A step has fixed shapes, whatever rows are in the slots and however long they are, so on a GPU it is captured
 in a CUDA graph once and replayed from then on, also after rows have left and others entered.
@@ -44,9 +44,7 @@ class _Tables:
             columns.append(_addresses(span.block.k, span.block.v, starts))
             sizes += [min(TILE, span.end - int(start)) for start in starts]
         starts = np.arange(0, self.room_tiles * TILE, TILE, dtype=np.int64)
-        columns.append(
-            _addresses([x[slot] for x in self.k_tails], [x[slot] for x in self.v_tails], starts)
-        )
+        columns.append(_addresses([x[slot] for x in self.k_tails], [x[slot] for x in self.v_tails], starts))
         whole = torch.from_numpy(np.concatenate(columns, -1))
         self.addresses[:, :, slot, : whole.shape[-1]] = whole.to(self.addresses.device)
         self.sizes[slot, : len(sizes)] = torch.tensor(sizes, dtype=torch.int32).to(self.sizes.device)

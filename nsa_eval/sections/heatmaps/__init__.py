@@ -13,8 +13,9 @@ from nsa_eval._words import counted
 from nsa_eval.comparison import Interval
 from nsa_eval.comparison.intervals import bootstrap, tango
 from nsa_eval.comparison.scores import document_scores
-from nsa_eval.material import Grid, Material, finite, side_by_side
+from nsa_eval.material import Grid, Material, finite, named_unit, side_by_side
 from nsa_eval.sections import Section
+from nsa_eval.sections._folds import Fold, folds
 from nsa_reports import (
     Anchor,
     Cell,
@@ -54,8 +55,14 @@ class Part:
     group: HeatmapGroup
     panels: tuple[Panel, ...]
     """The models' maps in the page's order, then the differences."""
-    difference_limit: int
-    """Half-width of the differences' colour scale in points; one for all tasks."""
+    fold: Fold
+
+    @property
+    def scales(self) -> tuple[tuple[str, Panel], ...]:
+        """What each colour scale shows, with a map that is drawn in it: scores, then differences."""
+        kinds = {panel.is_difference: panel for panel in reversed(self.panels)}
+        words = {False: self.group.unit or "score", True: "difference"}
+        return tuple((words[kind], kinds[kind]) for kind in (False, True) if kind in kinds)
 
     @property
     def per_cell(self) -> str:
@@ -88,24 +95,31 @@ class Heatmaps(SectionData):
 
     groups: tuple[HeatmapGroup, ...]
     """One per task."""
+    tops: tuple[str, ...] = ()
+    """For each, the outermost group that the task is a member of, or nothing."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """The groups laid out."""
         limit = difference_limit(self.groups)
+        placed = zip(self.groups, folds(self.tops or [""] * len(self.groups)), strict=True)
         return tuple(
             Part(
                 id=f"g{index}",
                 group=group,
                 panels=panels_of(group, limit),
-                difference_limit=round(100 * limit),
+                fold=fold,
             )
-            for index, group in enumerate(self.groups)
+            for index, (group, fold) in enumerate(placed)
         )
 
     def anchors(self) -> tuple[Anchor, ...]:
-        """One per task."""
-        return tuple(Anchor(id=part.id, title=part.group.title or part.group.task) for part in self.parts)
+        """One per task, or for the first of those that are folded together."""
+        return tuple(
+            Anchor(id=part.id, title=part.fold.opens or part.group.title or part.group.task)
+            for part in self.parts
+            if part.fold.opens or not part.fold.inside
+        )
 
     def samples(self) -> dict[str, dict[str, list[ShownSample]]]:
         """By the row and column of their cell."""
@@ -129,12 +143,14 @@ class Heatmaps(SectionData):
 
 def build(material: Material) -> Heatmaps | None:
     """The tasks whose samples all have a length and a depth."""
+    listed = [task for task, _ in material.outline if task in material.tasks]
     groups = tuple(
         _group(task, material, grids)
-        for task in material.tasks
+        for task in listed
         if (grids := material.figures.grids(task)) is not None
     )
-    return Heatmaps(groups=groups) if groups else None
+    tops = tuple(material.tops.get(group.task, "") for group in groups)
+    return Heatmaps(groups=groups, tops=tops) if groups else None
 
 
 def _by_cell(group: HeatmapGroup) -> dict[str, list[ShownSample]]:
@@ -151,7 +167,9 @@ def _group(task: str, material: Material, grids: Mapping[str, Grid]) -> HeatmapG
     metric, filter_name = figures.metrics(task)[0]
     places = {place for grid in grids.values() for place in grid}
     lengths = tuple(sorted({length for length, _ in places}))
-    binary, _ = figures.shape(task, metric, filter_name)
+    binary, unit = figures.shape(task, metric, filter_name)
+    percent = unit == "points"
+    row = figures.row(task, metric, filter_name)
     maps = []
     for label, grid in grids.items():
         cells = []
@@ -161,13 +179,20 @@ def _group(task: str, material: Material, grids: Mapping[str, Grid]) -> HeatmapG
                 found = figures.estimate(values, task, metric, filter_name, _CELL_RESAMPLES)
                 cells.append(_cell(length, depth, found.mean, found.interval, len(values)))
         maps.append(ModelMap(model=label, cells=tuple(cells)))
-    compared = {pair.candidate for pair in figures.row(task, metric, filter_name).comparisons}
+    compared = {pair.candidate for pair in row.comparisons}
     differences = [
         DifferenceMap(
             candidate=candidate,
             baseline=baseline,
             cells=tuple(
-                _difference_cells(grids[candidate], grids[baseline], metric, binary, figures.confidence)
+                _difference_cells(
+                    grids[candidate],
+                    grids[baseline],
+                    metric,
+                    binary=binary,
+                    bounds=(-1.0, 1.0) if percent else None,
+                    confidence=figures.confidence,
+                )
             ),
         )
         for candidate, baseline in figures.pairs
@@ -183,11 +208,20 @@ def _group(task: str, material: Material, grids: Mapping[str, Grid]) -> HeatmapG
         samples=side_by_side(task, material.models, (metric, filter_name)),
         description=figures.description(task),
         protocol=figures.protocol(task),
+        percent=percent,
+        unit="" if percent else named_unit(metric),
+        higher_is_better=row.higher_is_better,
     )
 
 
 def _difference_cells(
-    candidate: Grid, baseline: Grid, metric: str, binary: bool, confidence: float
+    candidate: Grid,
+    baseline: Grid,
+    metric: str,
+    *,
+    binary: bool,
+    bounds: tuple[float, float] | None,
+    confidence: float,
 ) -> Iterable[Cell]:
     for place in sorted(candidate.keys() & baseline.keys()):
         a, b = (document_scores(grid[place], metric) for grid in (candidate, baseline))
@@ -200,7 +234,7 @@ def _difference_cells(
             interval: Interval | None = tango(wins, losses, len(values), confidence)
         else:
             rng = np.random.default_rng([0, *map(int, place)])
-            interval = bootstrap(values, confidence, resamples=_CELL_RESAMPLES, rng=rng, bounds=(-1.0, 1.0))
+            interval = bootstrap(values, confidence, resamples=_CELL_RESAMPLES, rng=rng, bounds=bounds)
         yield _cell(*place, float(values.mean()), interval, len(values))
 
 

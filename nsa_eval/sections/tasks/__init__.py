@@ -6,20 +6,25 @@ from dataclasses import dataclass
 
 from nsa_eval.material import Material, side_by_side
 from nsa_eval.sections import Section
+from nsa_eval.sections._folds import Fold, folds
 from nsa_reports import ALL, Anchor, ScoreRow, SectionData, ShownSample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScores:
-    """One task: its metrics (and subtasks) as a table, and its samples."""
+    """One task: its metrics as a table, and its samples. Or a group: its metrics, and its members' scores."""
 
     task: str
     rows: tuple[ScoreRow, ...]
+    members: tuple[ScoreRow, ...] = ()
+    """Of a group; folded away."""
     samples: tuple[ShownSample, ...] = ()
     title: str = ""
     """Shown instead of the task's name when set."""
     description: str = ""
     protocol: str = ""
+    top: str = ""
+    """The outermost group that it is a member of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +33,7 @@ class Part:
 
     id: str
     task: TaskScores
+    fold: Fold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +45,16 @@ class Tasks(SectionData):
     @property
     def parts(self) -> tuple[Part, ...]:
         """The tasks with their ids."""
-        return tuple(Part(id=f"t{index}", task=task) for index, task in enumerate(self.tasks))
+        placed = zip(self.tasks, folds([task.top for task in self.tasks]), strict=True)
+        return tuple(Part(id=f"t{index}", task=task, fold=fold) for index, (task, fold) in enumerate(placed))
 
     def anchors(self) -> tuple[Anchor, ...]:
-        """One per task."""
-        return tuple(Anchor(id=part.id, title=part.task.title or part.task.task) for part in self.parts)
+        """One per task and group that isn't folded away."""
+        return tuple(
+            Anchor(id=part.id, title=part.task.title or part.task.task)
+            for part in self.parts
+            if not part.fold.inside
+        )
 
     def samples(self) -> dict[str, dict[str, tuple[ShownSample, ...]]]:
         """One list per task."""
@@ -51,15 +62,25 @@ class Tasks(SectionData):
 
 
 def build(material: Material) -> Tasks | None:
-    """Every task that the heatmaps don't show in full; a group is a table of its members."""
+    """Every task that no other section shows in full; a group is a table, with its members folded behind."""
     figures = material.figures
     found = []
     for task, _ in material.outline:
         if task not in material.tasks:
-            rows = tuple(figures.row(name, *figures.metrics(name)[0]) for name in material.members(task))
-            found.append(TaskScores(task=task, rows=rows))
+            _, *inside = material.members(task)
+            found.append(
+                TaskScores(
+                    task=task,
+                    rows=tuple(figures.row(task, metric, name) for metric, name in figures.metrics(task)),
+                    members=tuple(figures.row(name, *figures.metrics(name)[0]) for name in inside),
+                    protocol=figures.protocol(task),
+                    top=material.tops.get(task, ""),
+                )
+            )
             continue
         metrics = figures.metrics(task)
+        if figures.positions(task):
+            continue
         is_grid = figures.grids(task) is not None
         if is_grid and len(metrics) == 1:
             continue
@@ -71,6 +92,7 @@ def build(material: Material) -> Tasks | None:
                 samples=() if is_grid else side_by_side(task, material.models, metrics[0]),
                 protocol=figures.protocol(task),
                 description=figures.description(task),
+                top=material.tops.get(task, ""),
             )
         )
     return Tasks(tasks=tuple(found)) if found else None

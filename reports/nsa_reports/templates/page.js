@@ -156,7 +156,24 @@ const report = (() => {
   }
 
   function start() {
-    for (const details of document.querySelectorAll("details.config")) details.open = false;
+    // Written open, for readers without scripts.
+    for (const details of document.querySelectorAll("details.config, details.members")) details.open = false;
+    // What a link leads to is unfolded; on paper everything is.
+    const reveal = () => {
+      const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+      const folds = [];
+      for (let at = target; at; at = at.parentElement) if (at.matches("details.fold:not([open])")) folds.push(at);
+      for (const details of folds) details.open = true;
+      if (folds.length) target.scrollIntoView();
+    };
+    addEventListener("hashchange", reveal);
+    reveal();
+    let unfolded = [];
+    addEventListener("beforeprint", () => {
+      unfolded = [...document.querySelectorAll("details.fold:not([open])")];
+      for (const details of unfolded) details.open = true;
+    });
+    addEventListener("afterprint", () => unfolded.forEach((details) => { details.open = false; }));
     // Samples without a grid are built when they are first asked for.
     for (const browser of document.querySelectorAll("details.browser[data-samples]")) {
       browser.addEventListener("toggle", () => {

@@ -41,7 +41,7 @@ class NeedleFamily(TaskFamily):
     def check(self, task: str, values: Mapping[str, Any]) -> NeedleParams:
         """Check needle and haystack together, and turn an automatic reply budget into tokens."""
         if values["needle"] == "sentence":
-            if task != "needle_single":
+            if not task.startswith("needle_single"):
                 raise TaskParameterError(
                     f"{task}: needle = 'sentence': only needle_single hides a sentence; "
                     "take number, uuid or word."

@@ -21,6 +21,7 @@ ANSWER_TOKENS = {"number": 16, "uuid": 48, "word": 24, "sentence": 64}
 # The parameter that says how many needles a task hides.
 COUNTS = {
     "needle_multikey": "num_keys",
+    "needle_multikey_nll": "num_keys",
     "needle_multivalue": "num_values",
     "needle_multiquery": "num_queries",
 }
@@ -145,7 +146,7 @@ def parameters(task: str) -> tuple[Parameter, ...]:
     """List what a task takes.
 
     Args:
-        task: "needle_single", "needle_multikey", "needle_multivalue" or "needle_multiquery".
+        task: Task name.
     """
     name = COUNTS.get(task)
     if name is None:

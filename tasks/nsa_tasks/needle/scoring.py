@@ -1,26 +1,16 @@
 """Scoring replies to needle tasks: is the answer in the reply?"""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_CONTROL = re.compile(r"[\x00-\x1f]")
+from nsa_tasks.string_match import clean, string_match_all
+
+__all__ = ["clean", "contains", "describe_failure", "process_many", "process_single", "string_match_all"]
 
 
 def contains(reply: str, answer: str) -> float:
     """Score by exact containment: 1.0 when the answer stands in the reply, letter case included."""
     return float(answer in reply)
-
-
-def clean(reply: str) -> str:
-    """Clean a reply as RULER does: strip, turn each control character into a newline, strip again."""
-    return _CONTROL.sub("\n", reply.strip()).strip()
-
-
-def string_match_all(reply: str, answers: Sequence[str]) -> float:
-    """Score by RULER's `string_match_all`, per sample, 0..1: the share of answers in it, case ignored."""
-    text = clean(reply).lower()
-    return sum(answer.lower() in text for answer in answers) / len(answers)
 
 
 def describe_failure(

@@ -149,7 +149,9 @@ def test_the_report_shows_the_group_as_the_task_and_its_members_below(suite: Any
         [23 / 40, 9 / 40] if by_size else [0.5, 0.7 / 3]
     )
     assert len(result.rows[0].comparisons) == 1
-    parts = {part.task: [row.task for row in part.rows] for part in tasks_section(material).tasks}
+    parts = {
+        part.task: [row.task for row in (*part.rows, *part.members)] for part in tasks_section(material).tasks
+    }
     assert parts["suite"] == ["suite", "suite_a", "suite_b"]
     assert parts["suite_a"] == ["suite_a", "suite_a_one", "suite_a_two"]
     assert parts["suite_b"] == ["suite_b"]

@@ -105,6 +105,7 @@ def test_other_task(
 def test_one_text_under_two_paths_is_one_haystack(tmp_path: Path, write_model: Any, scored: Any) -> None:
     for name in ("a", "b"):
         metadata = {"haystack": f"text:/home/{name}/essay.txt", "text_hash": "text:1"}
+        metadata |= {"data_root": f"/home/{name}/data", "data_hash": "data:1"}
         write_model(tmp_path, name, {"t": scored([1, 0])}, config={"metadata": metadata})
     assert len(compare(tmp_path, **FAST).rows) == 1
 

@@ -261,3 +261,33 @@ def test_a_hidden_folder_of_lm_evals_is_a_model(tmp_path: Path, write_model: Any
 def test_a_word_count_is_not_a_grid_length(tmp_path: Path, write_model: Any, scored: Any) -> None:
     write_model(tmp_path, "m", {"t": scored([1, 0, 1], length=[4012, 533, 9120])})
     assert not load_run(tmp_path).models["m"].tasks["t"].has_lengths
+
+
+def test_metrics_stand_in_the_configurations_order(tmp_path, write_model, sample_line):
+    """A document that was not answered has no score: what it has instead isn't the main metric."""
+    rows = [
+        sample_line({"id": 0}, {"answered": 0.0}),
+        sample_line({"id": 1}, {"other": 1.0, "hard": 1.0, "overall": 1.0, "answered": 1.0}),
+    ]
+    listed = [{"metric": name} for name in ("overall", "easy", "hard", "answered")]
+    write_model(tmp_path, "one", {"t": rows}, config={"metric_list": listed})
+    task = load_run(tmp_path).models["one"].tasks["t"]
+    assert task.metrics("none") == ["overall", "hard", "answered", "other"]
+
+
+def test_a_follow_ups_words_are_not_what_was_asked(tmp_path, write_model, sample_line):
+    def row(thought, follow_ups):
+        requests = {
+            "gen_args_0": {"arg_0": "Think.", "arg_1": {"max_gen_toks": 8}},
+            "gen_args_1": {"arg_0": f"{thought} So?", "arg_1": {"max_gen_toks": 4}},
+        }
+        doc = {"id": 0, **({"follow_ups": follow_ups} if follow_ups else {})}
+        replies = [[thought], ["B"]]
+        return sample_line(doc, {"score": 1.0}, arguments=requests, resps=replies, doc_hash="x")
+
+    for name, thought, follow_ups in (("a", "yes", 1), ("b", "no", 1), ("c", "no", 0)):
+        write_model(tmp_path, name, {"t": [row(thought, follow_ups)]})
+    samples = {name: model.tasks["t"].filters["none"][0] for name, model in load_run(tmp_path).models.items()}
+    assert samples["a"].requests_hash == samples["b"].requests_hash != samples["c"].requests_hash
+    assert samples["a"].replies == ("yes", "B")
+    assert [len(samples[name].settings) for name in "abc"] == [1, 1, 2]

@@ -21,7 +21,9 @@ def _exact_float32():
     torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("settings", [{}, {"batch_size": 2}, {"prefill_chunk": 9}, {"cuda_graphs": "off"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"batch_size": 2}, {"prefill_chunk": 9}, {"cuda_graphs": "off"}], ids=str
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_gpu_gives_the_answers_of_a_cpu(tokenizer, toys, name, settings):
     scores, replies = toys.choice_requests(), toys.reply_requests(max_gen_toks=40)

@@ -122,9 +122,10 @@ def test_an_end_of_text_ends_its_row_alone(tokenizer, toys, request, name):
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "full", "full-half-rope"])
 @pytest.mark.usefixtures("slots")
 def test_packed_rows_have_the_scores_of_plain_forwards(tokenizer, toys, name, settings):
-    requests, rolling = toys.choice_requests(), [
-        toys.request_of("loglikelihood_rolling", (toys.make_text(seed, 40 * seed),)) for seed in (1, 2, 5)
-    ]
+    requests, rolling = (
+        toys.choice_requests(),
+        [toys.request_of("loglikelihood_rolling", (toys.make_text(seed, 40 * seed),)) for seed in (1, 2, 5)],
+    )
     model = toys.make_model(name)
     engine = Engine(model, tokenizer, max_length=128, **settings)
     found = engine.loglikelihood(requests)
@@ -158,7 +159,6 @@ def test_a_shared_prefix_is_kept_once(tokenizer, toys, slots):
     model = toys.make_model("llama")
     engine = Engine(model, tokenizer)
     seen = []
-    reader, _ = engine._answerer.prepared()
     step = packed._Slots.step
 
     def looking(self):
@@ -209,9 +209,7 @@ def test_many_replies_to_one_prompt_read_it_once(tokenizer, toys, request, name,
     """Their common last token is fed by a step: no forward for any of them alone."""
     settings = {"until": [], "max_gen_toks": 6, "do_sample": True, "temperature": 1.5}
     prompt = toys.make_text(5, 400)
-    asked = [
-        toys.request_of("generate_until", (prompt, settings), doc_id=number) for number in range(6)
-    ]
+    asked = [toys.request_of("generate_until", (prompt, settings), doc_id=number) for number in range(6)]
     model = toys.make_model(name)
     expected = [Engine(model, tokenizer, share_prefixes=False).generate_until([one])[0] for one in asked]
     request.getfixturevalue("slots")
@@ -219,7 +217,9 @@ def test_many_replies_to_one_prompt_read_it_once(tokenizer, toys, request, name,
     reader, _ = engine._answerer.prepared()
     forward, read = reader._forward, []
     monkeypatch.setattr(
-        reader, "_forward", lambda tokens, counts, *rest: read.append(sum(counts)) or forward(tokens, counts, *rest)
+        reader,
+        "_forward",
+        lambda tokens, counts, *rest: read.append(sum(counts)) or forward(tokens, counts, *rest),
     )
     assert engine.generate_until(asked) == expected
     assert sum(read) == len(tokenizer.encode(prompt)) - 1

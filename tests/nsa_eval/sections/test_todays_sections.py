@@ -241,13 +241,20 @@ def test_runs_of_lm_eval_say_that_nothing_was_recorded(tmp_path: Path, write_mod
     assert note.details == ("m",)
 
 
-def test_perplexity_is_no_percentage_and_no_heatmap(tmp_path: Path, write_model: Any, scored: Any) -> None:
+def test_perplexity_is_no_percentage_and_has_a_colour_scale_of_its_own(
+    tmp_path: Path, write_model: Any, scored: Any
+) -> None:
     write_model(
         tmp_path, "m", {"t": scored([3.0, 4.0, 5.0, 6.0], "perplexity", length=[512] * 4, depth=[0.0] * 4)}
     )
     view = build_view(tmp_path)
     assert (view.rows[0].percent, view.rows[0].higher_is_better) == (False, False)
-    assert view.heatmaps == ()
+    [group] = view.heatmaps
+    assert (group.percent, group.unit, group.higher_is_better) == (False, "perplexity", False)
+    html = to_html(view.page)
+    assert re.search(r"perplexity <span>0\.00</span><span[^>]*></span><span>5\.00</span>", html)
+    assert ">4.50</button>" in html
+    assert "450" not in html
 
 
 def test_report_is_written_where_asked_and_replies_stay_text(run: Path) -> None:

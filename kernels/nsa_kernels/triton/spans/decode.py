@@ -53,8 +53,8 @@ def partial_kernel(
     k_inside, v_inside = (k_column < D_K)[None, :], (v_column < D_V)[None, :]
     k_place = key[:, None] * (KV_HEADS * D_K) + group * D_K + k_column[None, :]
     v_place = key[:, None] * (KV_HEADS * D_V) + group * D_V + v_column[None, :]
-    # A tile's keys are asked for while the one before is worked on, and its address one tile earlier still: no
-    # load waits for another.
+    # A tile's keys are asked for while the one before is worked on, and its address one tile earlier still:
+    # no load waits for another.
     entry = row * tiles
     more = first < last
     k_start = pointed(tl.load(K_table + entry + first, mask=more, other=0), Q, ALIGNED)
@@ -178,5 +178,7 @@ def decode(q: Tensor, table: SpanTable, *, kv_heads: int, v_width: int, scale: f
 
 def _splits(pairs: int, device: torch.device) -> int:
     """Programs to each row and KV head: a power of 2, so that batches of other sizes share them."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-    return min(_MOST_SPLITS, triton.next_power_of_2(max(1, _PROGRAMS * processors // max(1, pairs))))
+    processors = (
+        torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    )
+    return min(_MOST_SPLITS, int(triton.next_power_of_2(max(1, _PROGRAMS * processors // max(1, pairs)))))
