@@ -15,11 +15,13 @@ def norm_rotate(
 ) -> Tensor:
     """RMS norm over the width of each head, then rotary embedding (NeoX halves); either may be left out.
 
+    Angles of fewer than D dimensions rotate a head's first ones; the others are normalised alone.
+
     Args:
         x: [B, N, heads, D] in any strides with D contiguous.
         weight: [D] of the norm; None = none.
         eps: Of the norm.
-        cos: [B or 1, N, 1, D] float32; None = no rotation.
+        cos: [B or 1, N, 1, R] float32, R even and at most D; None = no rotation.
         sin: The same.
 
     Returns:
@@ -40,8 +42,11 @@ def norm_rotate_plainly(
         x = F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps).to(x.dtype)
     if cos is None or sin is None:
         return x
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    rotated = cos.shape[-1]
+    turning = x if rotated == x.shape[-1] else x[..., :rotated]
+    first, second = turning.chunk(2, dim=-1)
+    turned = (turning * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    return turned if rotated == x.shape[-1] else torch.cat((turned, x[..., rotated:]), dim=-1)
 
 
 def place(buffer: Tensor, new: Tensor, columns: Tensor) -> None:

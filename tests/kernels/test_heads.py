@@ -21,14 +21,16 @@ def drawn(*shape, seed=0, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [8, 24, 64, 192])
+@pytest.mark.parametrize(
+    ("width", "turning"), [(8, 8), (24, 24), (64, 64), (192, 192), (64, 32), (24, 6), (16, 12), (192, 64)]
+)
 @pytest.mark.parametrize("alike", [True, False], ids=["one position for all rows", "each its own"])
 @pytest.mark.parametrize(("norm", "rotate"), [(True, True), (True, False), (False, True)])
-def test_heads_come_out_as_those_of_the_plain_twin(dtype, width, alike, norm, rotate):
+def test_heads_come_out_as_those_of_the_plain_twin(dtype, width, turning, alike, norm, rotate):
     wide = drawn(2, 5, 3, 3, width, dtype=dtype)
     x = wide.unbind(2)[1]  # as one of several sets out of one projection: in strides
     weight = drawn(width, seed=1, dtype=dtype) if norm else None
-    angles = drawn(1 if alike else 2, 5, 1, width // 2, seed=2)
+    angles = drawn(1 if alike else 2, 5, 1, turning // 2, seed=2)
     angles = torch.cat([angles, angles], -1)
     cos, sin = (angles.cos(), angles.sin()) if rotate else (None, None)
     found = heads.norm_rotate(x, weight, 1e-6, cos, sin)

@@ -42,6 +42,8 @@ TINY: dict[str, Any] = {
     "pad_token_id": 2,
 }
 
+HALF_ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {"attention": "full"},
     "nsa": {},
@@ -53,6 +55,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "nsa-selected-alone": {"nsa_branches": "slc"},
     "nsa-untied-mqa": {"num_key_value_heads": 1, "tie_word_embeddings": False, "attention_bias": True},
     "full-gated": {"attention": "full", "attention_gate": True},
+    "nsa-half-rope": {"rope_parameters": HALF_ROPE},
+    "full-half-rope": {"attention": "full", "rope_parameters": HALF_ROPE},
     "full-yarn": {
         "attention": "full",
         "rope_parameters": {

@@ -14,37 +14,52 @@ _ROWS = 8
 def norm_rotate_kernel(
     X, Weight, Cos, Sin, Out, rows, heads, tokens, eps,
     stride_xb, stride_xn, stride_xh, stride_cb, stride_cn,
-    D: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr,
+    D: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr,
+    NORM: tl.constexpr, ROTATE: tl.constexpr,
 ):  # fmt: skip
-    """Grid (ceil(rows / ROWS),): a row is one head of one token, whose two halves lie side by side here."""
+    """Grid (ceil(rows / ROWS),): a row is one head of one token.
+
+    The two halves of its first R dimensions, which rotate, lie side by side here; the others follow apart.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     head, token = row % heads, row // heads
     batch, at = token // tokens, token % tokens
     column = tl.arange(0, HALF)
-    mask = inside[:, None] & (column < D // 2)[None, :]
-    X += (batch * stride_xb + at * stride_xn + head * stride_xh)[:, None] + column[None, :]
-    first = tl.load(X, mask=mask, other=0.0)
-    second = tl.load(X + D // 2, mask=mask, other=0.0)
+    mask = inside[:, None] & (column < R // 2)[None, :]
+    X += (batch * stride_xb + at * stride_xn + head * stride_xh)[:, None]
+    first = tl.load(X + column[None, :], mask=mask, other=0.0)
+    second = tl.load(X + column[None, :] + R // 2, mask=mask, other=0.0)
     kind = first.dtype
     first, second = first.to(tl.float32), second.to(tl.float32)
+    if R < D:
+        further = R + tl.arange(0, REST)
+        beyond = inside[:, None] & (further < D)[None, :]
+        rest = tl.load(X + further[None, :], mask=beyond, other=0.0).to(tl.float32)
     if NORM:
-        power = (tl.sum(first * first, 1) + tl.sum(second * second, 1)) / D
-        scale = tl.rsqrt(power + eps)[:, None]
+        power = tl.sum(first * first, 1) + tl.sum(second * second, 1)
+        if R < D:
+            power += tl.sum(rest * rest, 1)
+        scale = tl.rsqrt(power / D + eps)[:, None]
         weight = Weight + column[None, :]
-        used = (column < D // 2)[None, :]
+        used = (column < R // 2)[None, :]
         first *= scale * tl.load(weight, mask=used, other=0.0).to(tl.float32)
-        second *= scale * tl.load(weight + D // 2, mask=used, other=0.0).to(tl.float32)
+        second *= scale * tl.load(weight + R // 2, mask=used, other=0.0).to(tl.float32)
         first, second = first.to(kind).to(tl.float32), second.to(kind).to(tl.float32)
+        if R < D:
+            used = (further < D)[None, :]
+            rest *= scale * tl.load(Weight + further[None, :], mask=used, other=0.0).to(tl.float32)
     if ROTATE:
         angle = (batch * stride_cb + at * stride_cn)[:, None] + column[None, :]
         cos, sin = tl.load(Cos + angle, mask=mask, other=0.0), tl.load(Sin + angle, mask=mask, other=0.0)
-        cos_other = tl.load(Cos + angle + D // 2, mask=mask, other=0.0)
-        sin_other = tl.load(Sin + angle + D // 2, mask=mask, other=0.0)
+        cos_other = tl.load(Cos + angle + R // 2, mask=mask, other=0.0)
+        sin_other = tl.load(Sin + angle + R // 2, mask=mask, other=0.0)
         first, second = first * cos - second * sin, second * cos_other + first * sin_other
-    Out += (row * D)[:, None] + column[None, :]
-    tl.store(Out, first.to(kind), mask=mask)
-    tl.store(Out + D // 2, second.to(kind), mask=mask)
+    Out += (row * D)[:, None]
+    tl.store(Out + column[None, :], first.to(kind), mask=mask)
+    tl.store(Out + column[None, :] + R // 2, second.to(kind), mask=mask)
+    if R < D:
+        tl.store(Out + further[None, :], rest.to(kind), mask=beyond)
 
 
 @triton.jit(do_not_specialize=["width"])
@@ -68,7 +83,7 @@ def norm_rotate(
     rows = batch * tokens * heads
     if not rows:
         return out
-    angles = (0, 0)
+    rotated, angles = width if cos is None else cos.shape[-1], (0, 0)
     if cos is not None and sin is not None:
         cos, sin = (part if part.stride(-1) == 1 else part.contiguous() for part in (cos, sin))
         angles = (cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1) if cos.shape[1] > 1 else 0)
@@ -89,7 +104,9 @@ def norm_rotate(
         *x.stride()[:3],
         *angles,
         D=width,
-        HALF=triton.next_power_of_2(max(1, width // 2)),
+        R=rotated,
+        HALF=triton.next_power_of_2(max(1, rotated // 2)),
+        REST=triton.next_power_of_2(max(1, width - rotated)),
         ROWS=_ROWS,
         NORM=weight is not None,
         ROTATE=cos is not None,

@@ -119,7 +119,7 @@ def test_an_end_of_text_ends_its_row_alone(tokenizer, toys, request, name):
 
 
 @pytest.mark.parametrize("settings", [{}, {"prefill_chunk": 9}, {"share_prefixes": False}, {"batch_size": 3}])
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "full"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "full", "full-half-rope"])
 @pytest.mark.usefixtures("slots")
 def test_packed_rows_have_the_scores_of_plain_forwards(tokenizer, toys, name, settings):
     requests, rolling = (
