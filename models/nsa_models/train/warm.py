@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nsa_models.attention import BRANCHES
+from nsa_models.configuration import BRANCHES
 from nsa_models.modeling import NSADecoderForCausalLM
 
 
