@@ -59,7 +59,7 @@ def test_oom_in_the_first_admit_where_tails_are_allocated(tokenizer, toys, name,
     assert calls
 
 
-@pytest.mark.parametrize("name", ["llama", "nsa", "full", "gpt2", "sliding"])
+@pytest.mark.parametrize("name", ["llama", "nsa", "full", "gpt2"])
 @pytest.mark.parametrize("slots", [True, False])
 @pytest.mark.parametrize("step", [2, 5])
 def test_oom_in_the_middle_of_a_step(tokenizer, toys, name, slots, step, monkeypatch, request):
@@ -100,7 +100,7 @@ def test_oom_in_the_middle_of_a_step(tokenizer, toys, name, slots, step, monkeyp
 
 
 @pytest.mark.parametrize("slots", [True, False])
-@pytest.mark.parametrize("name", ["llama", "nsa", "sliding"])
+@pytest.mark.parametrize("name", ["llama", "nsa"])
 def test_oom_while_parked_lines_are_read_again(tokenizer, toys, name, slots, monkeypatch, request):
     """Two failures: a step, and the forward that reads the parked lines again. No reply may be lost."""
     prompts = [toys.make_text(seed, 40) for seed in range(6)]
@@ -132,7 +132,7 @@ def test_oom_while_parked_lines_are_read_again(tokenizer, toys, name, slots, mon
 
 def test_more_parked_lines_than_slots(tokenizer, toys, monkeypatch, late):
     """Retreats add up: parked lines of one length can be more than there are slots."""
-    prompts = [toys.make_text(seed, 40) for seed in range(12)]
+    prompts = [toys.make_text(seed, 40) for seed in range(24)]
     prompts = [tokenizer.decode(tokenizer.encode(p)[:40], skip_special_tokens=True) for p in prompts]
     asked = [
         toys.request_of("generate_until", (p, {"until": [], "max_gen_toks": 6}), doc_id=n)
@@ -145,18 +145,18 @@ def test_more_parked_lines_than_slots(tokenizer, toys, monkeypatch, late):
     make = packed.PackedFamily.slots
 
     def small_device(self, count, **given):
-        if count > 4:
+        if count > 12:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return make(self, count, **given)
 
     monkeypatch.setattr(packed.PackedFamily, "slots", small_device)
-    # every step whose rows have all the same number of tokens fails until most lines are parked
+    # three steps in turn: parked lines of one length add up
     real = _generating.FixedSlots.step
     calls = []
 
     def step(self):
         calls.append(1)
-        if len(calls) in {1, 2, 8, 9, 15, 16}:
+        if len(calls) in {1, 2, 3}:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(self)
 
@@ -165,14 +165,14 @@ def test_more_parked_lines_than_slots(tokenizer, toys, monkeypatch, late):
     assert engine.generate_until(asked) == expected
 
 
-@pytest.mark.parametrize("name", ["llama", "nsa", "sliding", "full"])
+@pytest.mark.parametrize("name", ["llama", "sliding", "full"])
 @pytest.mark.parametrize("slots", [True, False])
 @pytest.mark.parametrize("kind", ["generate_until", "loglikelihood"])
 def test_oom_while_prefixes_are_read(tokenizer, toys, name, slots, kind, monkeypatch, request):
     """A batch of contexts is halved: families that can't join rows must visit the halves apart."""
     from nsa_eval.engine._traversal import Traversal
 
-    heads = [tokenizer.decode(tokenizer.encode(toys.make_text(s, 90))[:150], skip_special_tokens=True) for s in range(4)]
+    heads = [tokenizer.decode(tokenizer.encode(toys.make_text(s, 150))[:150], skip_special_tokens=True) for s in range(4)]
     asked = [
         toys.request_of(
             kind,
