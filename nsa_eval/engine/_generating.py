@@ -171,7 +171,7 @@ class _Session:
         ):
             left = [member for member in batch if self.requests[member.index].name in self.wanted]
             while left:
-                free = self._free(left)
+                free = self._free(left, rows)
                 if not free:
                     self._step()
                     continue
@@ -179,7 +179,7 @@ class _Session:
                 entries = [_Entry(Line.of(self.requests[one.index]), one.depth, one.row) for one in some]
                 self._enter(entries, rows)
 
-    def _free(self, members: list[Member]) -> int:
+    def _free(self, members: list[Member], rows: Rows | None) -> int:
         """How many of these prompts may enter now: none while too few rows have left."""
         if not self._active:
             return min(len(members), self._slots().count)
@@ -189,10 +189,13 @@ class _Session:
         free = slots.count - len(self._active)
         if free < min(len(members), self._worth_entering(slots.count)):
             return 0
-        used = sum(line.own for line in self._active.values())
+        # Rows that share what was read hold whole blocks, also of others that have left.
+        shared = None if self.family.copies else slots.kept(rows)
+        used = sum(line.own for line in self._active.values()) if shared is None else shared
         fits = 0
         for member in members[:free]:
             used += self._own(len(self.requests[member.index].tokens), member.depth)
+            used -= 0 if shared is None else self._room  # all tails are there already
             fits += used <= self.limits.cache_tokens
         return fits
 
@@ -315,8 +318,8 @@ class _Session:
             count = min(self.limits.rows, self._most)
             if self.family.caches:
                 # Fixed slots are there at once; what prompts take besides is counted as they enter.
-                each = self._room if not self.family.copies else self._longest + self._room
-                count = max(1, min(count, self.limits.cache_tokens // each))
+                once, each = (0, self._longest + self._room) if self.family.copies else (self._longest, self._room)
+                count = max(1, min(count, (self.limits.cache_tokens - once) // each))
             while self._decoding is None:
                 try:
                     slots = self.family.slots(

@@ -28,7 +28,7 @@ def test_no_more_is_kept_than_the_cache_holds(tokenizer, toys, monkeypatch, case
     text = toys.make_text
     if case == "prefixes":  # each context is shared by two prompts
         asked = [(f"{text(c, 200)} {text(50 + q, 3)}", 8) for c in range(8) for q in range(3)]
-        limits = Limits(rows=24, tokens=4096, cache_tokens=1200, shortest=0.0)
+        limits = Limits(rows=24, tokens=4096, cache_tokens=600, shortest=0.0)
     elif case == "survivors":  # one long reply among short ones keeps the whole forward's block
         asked = [(text(n, 100), 60 if n % 6 == 0 else 2) for n in range(36)]
         limits = Limits(rows=6, tokens=4096, cache_tokens=1400, shortest=0.0)
