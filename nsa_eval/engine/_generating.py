@@ -147,8 +147,7 @@ class _Session:
                 equal=True,
                 widest=self.reader.widest,
             ):
-                self._enter([_Entry(line, 0, 0) for line in batch], None)
-                self._drain()
+                self._in_turn([_Entry(line, 0, 0) for line in batch], None)
 
     # --- prompts
     # ------------------------------------------------------------------------------------------------------
@@ -172,7 +171,7 @@ class _Session:
         ):
             left = [member for member in batch if self.requests[member.index].name in self.wanted]
             while left:
-                free = self._free(left)
+                free = self._free(left, rows)
                 if not free:
                     self._step()
                     continue
@@ -180,7 +179,7 @@ class _Session:
                 entries = [_Entry(Line.of(self.requests[one.index]), one.depth, one.row) for one in some]
                 self._enter(entries, rows)
 
-    def _free(self, members: list[Member]) -> int:
+    def _free(self, members: list[Member], rows: Rows | None) -> int:
         """How many of these prompts may enter now: none while too few rows have left."""
         if not self._active:
             return min(len(members), self._slots().count)
@@ -190,10 +189,13 @@ class _Session:
         free = slots.count - len(self._active)
         if free < min(len(members), self._worth_entering(slots.count)):
             return 0
-        used = sum(line.own for line in self._active.values())
+        # Rows that share what was read hold whole blocks, also of others that have left.
+        shared = None if self.family.copies else slots.kept(rows)
+        used = sum(line.own for line in self._active.values()) if shared is None else shared
         fits = 0
         for member in members[:free]:
             used += self._own(len(self.requests[member.index].tokens), member.depth)
+            used -= 0 if shared is None else self._room  # all tails are there already
             fits += used <= self.limits.cache_tokens
         return fits
 
@@ -233,12 +235,21 @@ class _Session:
             if alone and len(entries) == 1:
                 raise
             torch.cuda.empty_cache()
-            left = [entry for entry in entries if not entry.line.tokens]
+            # Some may have got their token before: they go on from it.
+            left = [entry for entry in entries if not (entry.line.ended or entry.line in self._parked)]
+            for entry in left:
+                entry.line.rewind()
             middle = (len(left) + 1) // 2 if alone else len(left)
             for part in (left[:middle], left[middle:]):
-                if part:
-                    self._enter(part, rows)
-                    self._drain()
+                self._in_turn(part, rows)
+
+    def _in_turn(self, entries: list[_Entry], rows: Rows | None) -> None:
+        """Let lines enter, no more than there are slots, each time to their end."""
+        while entries:
+            count = self._slots().count
+            some, entries = entries[:count], entries[count:]
+            self._enter(some, rows)
+            self._drain()
 
     def _prompts(self, entries: list[_Entry], rows: Rows | None) -> tuple[Rows, Tensor]:
         """Read prompts in batches of little padding; the rows joined, and their logits [B, V]."""
@@ -291,10 +302,13 @@ class _Session:
         decoding = self._slots()
         free = (slot for slot in range(decoding.count) if slot not in self._active)
         slots = [next(free) for _ in entries]
-        decoding.admit(slots, rows, [int(entry.line.read()[-1]) for entry in entries])
         for (line, depth, _), slot in zip(entries, slots, strict=True):
             line.slot, line.own = slot, self._own(len(line.request.tokens), depth)
-            self._active[slot] = line
+        self._active.update(zip(slots, (entry.line for entry in entries), strict=True))
+        try:
+            decoding.admit(slots, rows, [int(entry.line.read()[-1]) for entry in entries])
+        except torch.OutOfMemoryError:
+            self._retreat()
 
     # --- steps
     # ------------------------------------------------------------------------------------------------------
@@ -304,8 +318,10 @@ class _Session:
             count = min(self.limits.rows, self._most)
             if self.family.caches:
                 # Fixed slots are there at once; what prompts take besides is counted as they enter.
-                each = self._room if not self.family.copies else self._longest + self._room
-                count = max(1, min(count, self.limits.cache_tokens // each))
+                once, each = (
+                    (0, self._longest + self._room) if self.family.copies else (self._longest, self._room)
+                )
+                count = max(1, min(count, (self.limits.cache_tokens - once) // each))
             while self._decoding is None:
                 try:
                     slots = self.family.slots(
@@ -340,12 +356,14 @@ class _Session:
         if any(line.left > 0 for line in self._active.values()):
             try:
                 order, logits = decoding.step()
+                lines = [self._active.get(slot) for slot in order]
+                # A line with all of its tokens on their way goes along, and nobody looks.
+                picked = pick(
+                    logits, [line if line and line.left > 0 else None for line in lines], self.endings
+                )
             except torch.OutOfMemoryError:
                 self._retreat()
                 return
-            lines = [self._active.get(slot) for slot in order]
-            # A line with all of its tokens on their way goes along, and nobody looks.
-            picked = pick(logits, [line if line and line.left > 0 else None for line in lines], self.endings)
             decoding.feed(picked.tokens)
             self._pending.append(picked)
             if len(self._pending) <= decoding.lag:
@@ -392,16 +410,21 @@ class _Session:
         line.slot = None
 
     def _retreat(self) -> None:
-        """Too little memory for a step: half of the rows are read again later, the others go on."""
+        """Too little memory: all rows are read again later, and half as many decode together.
+
+        A step or an entry that failed midway may have written some layers and not others.
+        """
         while self._pending:
             self._settle(self._pending.popleft())
-        lines = list(self._active.values())
-        if len(lines) == 1:
+        count, lines = self._slots().count, list(self._active.values())
+        self._active, self._decoding = {}, None
+        if count == 1 and lines:
             raise torch.OutOfMemoryError("one row at a time doesn't fit")
-        for line in lines[len(lines) // 2 :]:
-            line.picked = len(line.tokens)
-            self._leave(line)
-            self._parked.append(line)
+        for line in lines:
+            line.slot = None
+            line.rewind()
+        self._parked += lines
+        self._most = max(1, min(count, max(1, len(lines))) // 2)
         torch.cuda.empty_cache()
 
     def _reply(self, line: Line) -> Reply:

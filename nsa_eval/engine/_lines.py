@@ -89,6 +89,14 @@ class Line:
         """Tokens that may still be chosen."""
         return self.request.settings.budget - self.picked
 
+    def rewind(self) -> None:
+        """Forget what was chosen and never arrived: its last forward failed."""
+        self.picked = len(self.tokens)
+        if self.sampler is not None:
+            self.sampler = Sampler(self.sampler.sampling, self.request.seed)
+            for _ in self.tokens:
+                self.sampler.number()
+
     def read(self) -> Tokens:
         """Token ids of prompt and reply."""
         return np.concatenate([self.request.tokens, np.array(self.tokens, dtype=np.int64)])

@@ -32,6 +32,10 @@ class Decoding(Protocol):
         """Take a row out."""
         ...
 
+    def kept(self, rows: Rows | None) -> int | None:
+        """Tokens of cache that rows in slots and `rows` keep, and the room of all slots; None: unknown."""
+        ...
+
     def step(self) -> tuple[list[int], Tensor]:
         """Feed every row its token.
 
@@ -64,6 +68,10 @@ class FixedSlots:
     def release(self, slot: int) -> None:
         """As `Decoding` has it."""
         self._slots.release(slot)
+
+    def kept(self, rows: Rows | None) -> int | None:
+        """As `Decoding` has it."""
+        return self._slots.kept(rows)
 
     def step(self) -> tuple[list[int], Tensor]:
         """As `Decoding` has it."""
@@ -103,6 +111,10 @@ class RowSlots:
         self._drop()
         assert self._rows is not None, "no row was admitted"
         return [*self._order], self._reader.step(self._tokens, self._rows)
+
+    def kept(self, rows: Rows | None) -> int | None:
+        """As `Decoding` has it."""
+        return None
 
     def feed(self, tokens: Tensor) -> None:
         """As `Decoding` has it."""

@@ -71,7 +71,8 @@ class Traversal:
         self._contexts(node, [child for child in node.children if not child.children], rows)
         for child in node.children:
             if child.children and self._open(child):
-                self.run(child, self._read([child], node.depth, rows))
+                [(_, read)] = self._context_batch([child], node.depth, rows)
+                self.run(child, read)
 
     def _open(self, node: Node) -> bool:
         return any(self.wanted(index) for index in node.all_members())
@@ -92,7 +93,10 @@ class Traversal:
         ):
             if any(self._open(node) for node in batch):
                 parts += self._context_batch(batch, above.depth, rows)
-                if not family.packs or self._enough([node for nodes, _ in parts for node in nodes]):
+                if not family.packs:
+                    while parts:
+                        self._visit_contexts([parts.pop(0)])
+                elif self._enough([node for nodes, _ in parts for node in nodes]):
                     self._visit_contexts(parts)
                     parts = []
         if parts:

@@ -82,6 +82,10 @@ class Slots(Protocol):
         """Take the row out of a slot."""
         ...
 
+    def kept(self, rows: Rows | None) -> int | None:
+        """Tokens of cache that rows in slots and `rows` keep, and the room of all slots; None: unknown."""
+        ...
+
     def step(self) -> Tensor:
         """Feed `tokens`, one to every row; logits [R, V] of the next, good until the next step."""
         ...

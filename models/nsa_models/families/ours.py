@@ -99,6 +99,9 @@ class _Slots(CacheSlots):
     def admit(self, slot: int, rows: Rows, row: int) -> None:
         super().admit(slot, rows.cache, row)
 
+    def kept(self, rows: Rows | None) -> int | None:
+        return None
+
 
 def candidates(model: PreTrainedModel, declared: Declared) -> Iterator[Family]:
     """The decoder itself."""

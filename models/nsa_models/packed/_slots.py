@@ -16,7 +16,7 @@ from torch import Tensor
 from nsa_kernels.spans import TILE, SpanTable, attend_plainly, decode_spans
 from nsa_models.feeding import feeding
 from nsa_models.graphs import ReplayedStep
-from nsa_models.packed._blocks import Chain, own
+from nsa_models.packed._blocks import Block, Chain, own
 
 Step = Callable[[Tensor, Tensor], Tensor]
 """A forward over packed tokens [1, R] at positions [1, R]: logits [R, V]."""
@@ -25,13 +25,25 @@ Step = Callable[[Tensor, Tensor], Tensor]
 class _Tables:
     """The tiles of all slots: `SpanTable`s of every layer, and the rows that they point to."""
 
-    def __init__(self, like: Any, slots: int, tiles: int, room: int, device: torch.device) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        like: Block,
+        slots: int,
+        tiles: int,
+        room: int,
+        device: torch.device,
+        before: _Tables | None = None,
+    ) -> None:
+        """Tables as `like` has layers; with `before`, its tails are kept, as rows decode in them."""
         layers = len(like.k)
         self.tiles = tiles
         self.room_tiles = -(-room // TILE)
         width = self.room_tiles * TILE
-        self.k_tails = [x.new_zeros(slots, width, *x.shape[1:]) for x in like.k]
-        self.v_tails = [x.new_zeros(slots, width, *x.shape[1:]) for x in like.v]
+        if before is not None:
+            self.k_tails, self.v_tails = before.k_tails, before.v_tails
+        else:
+            self.k_tails = [x.new_zeros(slots, width, *x.shape[1:]) for x in like.k]
+            self.v_tails = [x.new_zeros(slots, width, *x.shape[1:]) for x in like.v]
         self.addresses = torch.zeros(2, layers, slots, tiles, dtype=torch.int64, device=device)
         self.sizes = torch.zeros(slots, tiles, dtype=torch.int32, device=device)
 
@@ -114,12 +126,11 @@ class PackedSlots:
         """Feed `tokens`; logits [R, V], good until the next step."""
         return self._replayed()
 
-    def _make_tables(self, like: Any, tiles: int) -> None:  # noqa: ANN401  (a Block)
+    def _make_tables(self, like: Block, tiles: int) -> None:
         """Tables for more tiles; the tails of rows that decode already move along."""
         before = self._tables
-        made = _Tables(like, len(self._chains), -(-tiles * 5 // 4), self.room, self._device)
+        made = _Tables(like, len(self._chains), -(-tiles * 5 // 4), self.room, self._device, before)
         if before is not None:
-            made.k_tails, made.v_tails = before.k_tails, before.v_tails
             for slot, chain in enumerate(self._chains):
                 if chain is not None:
                     made.fill(slot, chain)
