@@ -64,9 +64,10 @@ def pick(logits: Tensor, lines: Sequence[Line | None], endings: Endings) -> Pick
     if drawn and logits.is_cuda:
         rows = torch.tensor(drawn, device=logits.device)
         tokens[rows] = draw_together(logits if len(drawn) == len(logits) else logits[rows], samplers)
-    elif drawn and bool(best.isfinite().all()):
+    elif drawn:
         for row, sampler in zip(drawn, samplers, strict=True):
-            tokens[row] = sampler.draw(logits[row])
+            if bool(best[row].isfinite()):
+                tokens[row] = sampler.draw(logits[row])
     for line in lines:
         if line is not None:
             line.picked += 1
