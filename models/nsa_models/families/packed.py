@@ -124,10 +124,10 @@ class _Slots(PackedSlots):
     def admit(self, slot: int, rows: Rows, row: int) -> None:  # type: ignore[override]
         super().admit(slot, rows.cache[row], rows.lengths[row])
 
-    def kept(self, rows: Rows | None) -> int | None:
+    def kept(self, rows: Rows | None) -> int:
         chains = [chain for chain in (*self._chains, *(rows.cache if rows else ())) if chain]
         blocks = {span.block for chain in chains for span in chain}
-        return sum(block.k[0].shape[0] for block in blocks) + len(self._chains) * self.room
+        return sum(int(block.k[0].shape[0]) for block in blocks) + len(self._chains) * self.room
 
 
 def candidates(model: PreTrainedModel, declared: Declared) -> Iterator[Family]:

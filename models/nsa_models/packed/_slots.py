@@ -39,11 +39,8 @@ class _Tables:
         self.tiles = tiles
         self.room_tiles = -(-room // TILE)
         width = self.room_tiles * TILE
-        if before is not None:
-            self.k_tails, self.v_tails = before.k_tails, before.v_tails
-        else:
-            self.k_tails = [x.new_zeros(slots, width, *x.shape[1:]) for x in like.k]
-            self.v_tails = [x.new_zeros(slots, width, *x.shape[1:]) for x in like.v]
+        self.k_tails: list[Tensor] = before.k_tails if before else _rooms(like.k, slots, width)
+        self.v_tails: list[Tensor] = before.v_tails if before else _rooms(like.v, slots, width)
         self.addresses = torch.zeros(2, layers, slots, tiles, dtype=torch.int64, device=device)
         self.sizes = torch.zeros(slots, tiles, dtype=torch.int32, device=device)
 
@@ -182,6 +179,10 @@ class PackedSlots:
             )
             out[slot] = attend_plainly(q[slot : slot + 1], k, v, causal=False, scale=scale).out[0]
         return out
+
+
+def _rooms(like: Sequence[Tensor], slots: int, width: int) -> list[Tensor]:
+    return [x.new_zeros(slots, width, *x.shape[1:]) for x in like]
 
 
 def _addresses(
