@@ -193,7 +193,7 @@ def _raw(folder: Path) -> dict[str, Any]:
     """config.json, or nothing where it can't be read: that is said where it is loaded."""
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return raw if isinstance(raw, dict) else {}
 
