@@ -7,6 +7,7 @@ What the command line does, a notebook does with these functions:
     evaluate(models, tasks=...)      a list of tasks without a config
     compare(runs, baseline=...)      models that answered the same documents
     render_report(run)               the HTML report of a run's folder
+    convert(source, destination)     another trainer's NSA checkpoint as one of ours
     load_config(path)                a checked config (nsa-eval validate)
 
 Everything is imported when it is first used, so that `nsa-eval --help` and a typing error answer at once.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nsa_eval.comparison import compare as compare
     from nsa_eval.config import RunConfig, load_config
+    from nsa_eval.conversion import convert
     from nsa_eval.errors import ConfigError, UserError
     from nsa_eval.from_arguments import evaluate, needle
     from nsa_eval.plan import make_plan
@@ -33,6 +35,7 @@ _HOMES = {
     "RunResult": "runner",
     "UserError": "errors",
     "compare": "comparison",
+    "convert": "conversion",
     "evaluate": "from_arguments",
     "load_config": "config",
     "load_run": "results",
@@ -48,6 +51,7 @@ __all__ = [
     "RunResult",
     "UserError",
     "compare",
+    "convert",
     "evaluate",
     "load_config",
     "load_run",

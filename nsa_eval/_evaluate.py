@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsa_eval._counting import CountingStore, Workload
-from nsa_eval.config import ModelSpec, RunConfig, Variant
+from nsa_eval.config import EngineSpec, ModelSpec, RunConfig, Variant
 from nsa_eval.config.marks import Effect, own_values
 from nsa_eval.errors import UserError
 from nsa_eval.plan import Job
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nsa_eval._tasks import LoadedTasks
     from nsa_eval.engine import Request
     from nsa_eval.executors import Executor, VariantFacts
+    from nsa_eval.store import Conditions
     from nsa_models import Fingerprint
 
 
@@ -37,6 +38,8 @@ class _Prepared:
     """Of each task, the hashes of the files that it was made from."""
     fields: dict[str, Any]
     """The checkpoint's config, as far as it is plain."""
+    imported: list[AuditEvent]
+    """What was decided in reading another trainer's checkpoint."""
 
 
 def evaluate_checkpoint(
@@ -89,7 +92,11 @@ def evaluate_checkpoint(
         progress.say(f"{model.name}: loading")
         executor.load(model)
         fields: dict[str, Any] = {}
+        notes: tuple[str, ...] = ()
         if model.lm is None:
+            notes = nsa_models.import_notes(
+                model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
             fields = nsa_models.plain_fields(
                 nsa_models.load_config(
                     model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
@@ -98,10 +105,15 @@ def evaluate_checkpoint(
             fingerprint = nsa_models.fingerprint_of(model.path, revision=model.revision)
         else:
             fingerprint = lm_fingerprint(model)
-    for message in (*_doubts(model), *tasks.notes, *heard.messages):
+    for message in (*_doubts(model), *notes, *tasks.notes, *heard.messages):
         progress.note(f"{model.name}: {message}")
     prepared = _Prepared(
-        tokenizer=tokenizer, tasks=tasks, fingerprint=fingerprint, sources=sources, fields=fields
+        tokenizer=tokenizer,
+        tasks=tasks,
+        fingerprint=fingerprint,
+        sources=sources,
+        fields=fields,
+        imported=[AuditEvent(kind="imported", detail=note) for note in notes],
     )
     documents = {job.task.label: tasks.documents(job.task) for job in jobs}
     workload.loaded((job for _, own in work for job in own), documents)
@@ -186,10 +198,10 @@ def _evaluate_variant(
             "backend": str(facts.backend),
             "variant": variant.settings,
         }
-        events = (*tasks.events, *engine.audit, *_task_cuts(results["samples"]))
+        events = (*prepared.imported, *tasks.events, *engine.audit, *_task_cuts(results["samples"]))
         audit = [event.model_dump(mode="json") for event in events]
-        costs = {task: cost.model_dump(mode="json") for task, cost in engine.costs.items()}
-        _stage(results, variant, engine, directory, audit, costs)
+        sheet = engine.cost_sheet(conditions_of(facts, config.engine))
+        _stage(results, variant, engine, directory, audit, sheet.model_dump(mode="json"))
     for message in heard.messages:
         progress.note(f"{variant.name}: {message}")
     directory.publish(variant.name)
@@ -209,6 +221,24 @@ def _task_cuts(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Audit
                 )
                 found.setdefault((task, row["doc_id"]), event)
     return list(found.values())
+
+
+def conditions_of(facts: VariantFacts, engine: EngineSpec) -> Conditions:
+    """On what a variant's costs are measured."""
+    from nsa_eval.store import Conditions
+
+    model = facts.model
+    return Conditions(
+        device_name=model.device_name or model.device,
+        device=model.device,
+        dtype=model.dtype.removeprefix("torch."),
+        backend=facts.backend.name,
+        batch_size=str(engine.batch_size),
+        weights_bytes=model.weights_bytes,
+        device_bytes=model.device_bytes,
+        cuda_graphs=model.device == "cuda" and engine.cuda_graphs == "auto",
+        share_prefixes=engine.share_prefixes,
+    )
 
 
 def store_context(variant: Variant, facts: VariantFacts, fingerprint: str, config: RunConfig) -> str:

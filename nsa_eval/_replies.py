@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nsa_eval._gen_kwargs import BUDGET_NAMES, LM_EVAL_BUDGET
 from nsa_eval.store import ResponseStore
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ class AskedReplies:
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._asked: dict[tuple[str, int], list[tuple[str, int]]] = {}
+        self._asked: dict[tuple[str, int], list[str]] = {}
 
     def note(self, requests: Iterable[Request]) -> None:
         """Take up requests in the order in which lm-eval asks them: a document's one after another."""
@@ -25,14 +24,13 @@ class AskedReplies:
             document = request.origin.doc_id
             if request.kind == "generate_until" and document is not None:
                 place = (request.origin.task, document)
-                self._asked.setdefault(place, []).append((request.key, _budget(request.arguments[1])))
+                self._asked.setdefault(place, []).append(request.key)
 
     def describe(self, samples: Mapping[str, Sequence[dict[str, Any]]], store: ResponseStore) -> None:
         """Write beside the replies of each sample what the store knows of them.
 
-        `new_tokens` has a number for each reply, in their order; `finished` says whether it ended before its
-        budget did. A reply whose last token within the budget happens to be the end counts as cut. Nothing is
-        written where the tokens aren't known (lm-eval's own classes don't tell).
+        `new_tokens` has a number for each reply, in their order; `finished` says whether it ended by itself,
+        not at its budget. Nothing is written where that isn't known (lm-eval's own classes don't tell).
 
         Args:
             samples: lm-eval's, by task; changed in place.
@@ -41,13 +39,8 @@ class AskedReplies:
         for task, rows in samples.items():
             for row in rows:
                 asked = self._asked.get((task, row["doc_id"]), ())
-                found = [(store.get(key), budget) for key, budget in asked]
-                known = [(one.new_tokens, budget) for one, budget in found if one and one.new_tokens]
+                found = [store.get(key) for key in asked]
+                known = [one for one in found if one is not None and one.finished is not None]
                 if known and len(known) == len(asked):
-                    row["new_tokens"] = [tokens for tokens, _ in known]
-                    row["finished"] = [tokens < budget for tokens, budget in known]
-
-
-def _budget(settings: Mapping[str, Any]) -> int:
-    given = (settings[name] for name in BUDGET_NAMES if settings.get(name) is not None)
-    return int(next(given, LM_EVAL_BUDGET))
+                    row["new_tokens"] = [one.new_tokens for one in known]
+                    row["finished"] = [one.finished for one in known]

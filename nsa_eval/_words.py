@@ -1,4 +1,4 @@
-"""Counts in sentences."""
+"""Counts, sizes and times in sentences."""
 
 
 def counted(number: int, singular: str, plural: str = "") -> str:
@@ -10,3 +10,18 @@ def counted(number: int, singular: str, plural: str = "") -> str:
         plural: The noun for any other number, where it isn't `singular` with an s.
     """
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def bytes_text(value: float) -> str:
+    """Bytes as people read them: 512 B, 3.4 KiB, 12 MiB, 1.25 GiB."""
+    for unit, one in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= one:
+            return f"{value / one:.3g} {unit}" if value / one < 1000 else f"{value / one:,.0f} {unit}"
+    return f"{value:.0f} B"
+
+
+def seconds_text(value: float) -> str:
+    """`3 ms`, `1.2 s`, `150 s`."""
+    if value >= 100:
+        return f"{value:,.0f} s"
+    return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.3g} ms"

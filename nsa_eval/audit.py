@@ -99,6 +99,13 @@ KINDS: dict[str, AuditKind] = {
         of_model=True,
         always_shown=False,
     ),
+    "imported": AuditKind(
+        title="What was decided of another trainer's checkpoint that its files don't tell",
+        sentence="another trainer's checkpoint, read with {n} remarks on what its files don't tell",
+        single="another trainer's checkpoint, read with 1 remark on what its files don't tell",
+        of_model=True,
+        always_shown=False,
+    ),
     "uncached": AuditKind(
         title="Models whose replies were made without a cache",
         sentence="its replies were made without a cache, by reading each row again for every token",

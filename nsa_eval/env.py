@@ -36,9 +36,9 @@ def describe(*, seeds: Sequence[int | None] = (), command: Sequence[str] | None 
         "machine": {
             "system": platform.platform(),
             "host": platform.node(),
-            "cpu": _cpu(),
+            "cpu": cpu_name(),
             "cores": _cores(),
-            "memory_gib": _memory_gib(),
+            "memory_gib": memory_gib(),
             "gpus": _gpus(),
         },
     }
@@ -74,7 +74,8 @@ def _git(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """The processor's model."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -90,7 +91,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _memory_gib() -> float | None:
+def memory_gib() -> float | None:
+    """The machine's memory; None where the system doesn't say."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (ValueError, OSError, AttributeError):

@@ -6,6 +6,7 @@ Of groups, every member is a job.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Any
 
 from nsa_eval.config import Member, ModelSpec, RunConfig, TaskSpec, Variant, all_variants, expand
 from nsa_eval.config.marks import Effect, own_values, without_neutral
-from nsa_tasks import Params, family_of
+from nsa_tasks import Params, RequestSize, family_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +158,22 @@ def repeats_of(task: TaskSpec, params: Params | None) -> int | None:
     if task.repeats is not None or family is None or params is None:
         return task.repeats
     return family.repeats(params)
+
+
+def requests_of(job: Job) -> tuple[RequestSize, ...] | None:
+    """Sizes of a job's requests, one reply each, as its limit leaves them; None where only the data tells."""
+    family = family_of(job.task.task)
+    if family is None or job.params is None or not job.samples:
+        return None
+    found = family.requests(job.params)
+    if not found:
+        return found
+    # A limit takes documents of a grid evenly: the shares of lengths are kept, to a document.
+    share = job.samples / sum(one.documents for one in found)
+    ends = [round(end * share) for end in itertools.accumulate(one.documents for one in found)]
+    counts = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    sizes = (one._replace(documents=count) for one, count in zip(found, counts, strict=True))
+    return tuple(one for one in sizes if one.documents)
 
 
 def _size(task: TaskSpec, params: Params | None) -> tuple[int | None, int | None]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsa_eval._json import read_json, read_mapping
+from nsa_eval._profiles import leave_profiles
 from nsa_eval.audit import terminal_notes
 from nsa_eval.config import ConfigLike, RunConfig, Variant, all_variants, load_config
 from nsa_eval.errors import UserError
@@ -215,8 +216,10 @@ def _run_locked(
     for variant in variants:
         _check_sources(variant, config, plan, directory, overwrite=overwrite)
     waiting = [variant for variant in variants if directory.results_file(variant.name) is None]
+    once: list[str] = []
     if waiting:
         _evaluate(waiting, config, plan, directory, lock, progress)
+        once = leave_profiles(waiting, directory)
     _write_audit(variants, directory)
     fresh = changed or bool(waiting)
     progress.say("comparing and writing the report")
@@ -232,7 +235,11 @@ def _run_locked(
         comparison=compared.comparison,
         report=report,
         audit=audit,
-        notes=(*terminal_notes(audit), *([f"not compared: {compared.message}"] if compared.message else [])),
+        notes=(
+            *terminal_notes(audit),
+            *once,
+            *([f"not compared: {compared.message}"] if compared.message else []),
+        ),
     )
 
 

@@ -8,6 +8,9 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Runs of tests leave no profiles in the user's cache folder, and plans find none there.
+os.environ["NSA_EVAL_PROFILES"] = "off"
+
 if "torch" in sys.modules:  # a plugin was first
     import torch
 

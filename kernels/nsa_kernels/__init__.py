@@ -1,9 +1,11 @@
 """Native Sparse Attention (arXiv 2502.11089): one definition, several backends.
 
 `nsa_attention` is prefill (whole or in pieces), `nsa_decode` one token a row. Keys are compressed by
-`compress_mean`, `compress_linear` or `compress_mlp`.
+`compress_mean`, `compress_linear` or `compress_mlp`. `compile_ahead` compiles what calls will launch before
+they are made, `compilations` counts what is compiled.
 """
 
+from nsa_kernels.ahead import Compilations, compilations, compile_ahead, rehearsal
 from nsa_kernels.compression import block_view, compress_linear, compress_mean, compress_mlp
 from nsa_kernels.dispatch import (
     BACKENDS,
@@ -16,7 +18,7 @@ from nsa_kernels.dispatch import (
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.types import Backend, BackendUnavailableError, NSAOutput
 
-NUMERICS = 1
+NUMERICS = 2
 """Version of what the backends compute: raised whenever the same inputs may give other last bits than before.
 Stored responses and reports carry it."""
 
@@ -26,10 +28,13 @@ __all__ = [
     "Backend",
     "BackendUnavailableError",
     "BlockGeometry",
+    "Compilations",
     "NSAOutput",
     "available_backends",
     "block_view",
     "choose_backend",
+    "compilations",
+    "compile_ahead",
     "compress_linear",
     "compress_mean",
     "compress_mlp",
@@ -37,4 +42,5 @@ __all__ = [
     "nsa_attention",
     "nsa_decode",
     "num_blocks",
+    "rehearsal",
 ]

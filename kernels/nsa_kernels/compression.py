@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nsa_kernels.ahead import real_device
 from nsa_kernels.dispatch import choose_backend, get_backend
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 
@@ -110,7 +111,7 @@ def compress_linear(
     kernels = _kernels(backend, max(x.shape[-1], weight.shape[0]), x, weight, bias, pe)
     if kernels is not None:
         x, weight, bias, pe = _autocast(x, weight, bias, pe)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(real_device(x.device).type, enabled=False):
             out: Tensor = kernels.compress_linear(x, weight, geometry, bias=bias, pe=pe)
         return out
     out_dim = weight.shape[0]
@@ -174,7 +175,7 @@ def compress_mlp(
         x, weight_in, bias_in, weight_out, bias_out, pe = _autocast(
             x, weight_in, bias_in, weight_out, bias_out, pe
         )
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(real_device(x.device).type, enabled=False):
             out: Tensor = kernels.compress_mlp(
                 x, weight_in, weight_out, geometry, bias_in=bias_in, bias_out=bias_out, pe=pe
             )
@@ -216,7 +217,7 @@ def _kernels(backend: str, width: int, x: Tensor, *weights: Tensor | None) -> Mo
     target = _autocast_dtype(x) if weights else None
     dtypes = {target or tensor.dtype for tensor in (x, *weights) if tensor is not None}
     if backend == "auto":
-        chosen = {choose_backend(x.device, dtype, width=width) for dtype in dtypes}
+        chosen = {choose_backend(real_device(x.device), dtype, width=width) for dtype in dtypes}
         return _triton_kernels() if len(dtypes) == 1 and chosen == {"triton"} else None
     if backend != "triton":
         raise ValueError(f"unknown backend {backend!r}: choose auto, torch, triton")
@@ -239,8 +240,9 @@ def _triton_kernels() -> ModuleType:
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What matrix products are cast to, or None."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
+    device = real_device(x.device).type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
     return None
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from nsa_kernels.ahead import real_device
 from nsa_kernels.checks import check_attention
 from nsa_kernels.geometry import BlockGeometry
 from nsa_kernels.types import Backend, BackendUnavailableError, Caches, NSAOutput
@@ -29,11 +30,15 @@ def available_backends() -> tuple[str, ...]:
     return tuple(name for name in _MODULES if _missing(name) is None)
 
 
-def get_backend(name: str) -> Backend:
+def get_backend(name: str, geometry: BlockGeometry | None = None) -> Backend:
     """The backend of that name.
 
+    Args:
+        name: Out of `BACKENDS`.
+        geometry: Blocks that it has to serve; None = any.
+
     Raises:
-        ValueError: There is no such backend.
+        ValueError: There is no such backend, or it can't force the blocks that this geometry forces.
         BackendUnavailableError: There is, but it cannot run here.
     """
     if name not in _MODULES:
@@ -43,6 +48,12 @@ def get_backend(name: str) -> Backend:
         raise BackendUnavailableError(
             f"backend {name!r} cannot run here: {reason}; "
             f"available are auto, {', '.join(available_backends())}"
+        )
+    if name == "triton" and geometry is not None and not geometry.forces_as_paper:
+        raise ValueError(
+            "backend 'triton' always selects block 0, the token's own and the one before it, as the paper "
+            f"does; this geometry forces the first {geometry.first_blocks} and the last "
+            f"{geometry.last_blocks}: use auto, torch or reference"
         )
     module = importlib.import_module(_MODULES[name])
     return Backend(attention=module.attention, decode=module.decode)
@@ -54,6 +65,7 @@ def choose_backend(
     *,
     group: int = 1,
     width: int = 128,
+    geometry: BlockGeometry | None = None,
 ) -> str:
     """What "auto" means for such tensors: triton on CUDA where its tiles are made for them, else torch.
 
@@ -63,8 +75,10 @@ def choose_backend(
             tiles are those of tensor cores, which have no exact float32.
         group: Query heads to a KV head, up to 16.
         width: The larger head dimension, up to 192.
+        geometry: The blocks; the kernels force those of the paper. None = as in the paper.
     """
     made = dtype in _TRITON_DTYPES and group <= _TRITON_GROUP and width <= _TRITON_WIDTH
+    made = made and (geometry is None or geometry.forces_as_paper)
     if not made or device.type != "cuda" or _missing("triton") is not None:
         return "torch"
     return "triton" if _has_tensor_cores_for_bfloat16(device) else "torch"
@@ -122,9 +136,9 @@ def nsa_attention(
     caches = Caches(k_cmp, v_cmp, k_slc, v_slc, k_win, v_win)
     check_attention(q, caches, gates, geometry=geometry, start=start, lengths=lengths)
     dtype = _compute_dtype(q)
-    chosen = _resolve(backend, q, caches, dtype)
+    chosen = _resolve(backend, q, caches, dtype, geometry)
     # The backends mix float32 scores with what they are given; Triton launches on the current device.
-    with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
+    with torch.autocast(real_device(q.device).type, enabled=False), torch.cuda.device_of(q):
         return chosen.attention(
             q.to(dtype),
             Caches(*(x.to(dtype) for x in caches)),
@@ -189,8 +203,8 @@ def nsa_decode(
         q.unsqueeze(1), caches, gates.unsqueeze(1), geometry=geometry, start=lengths - 1, lengths=lengths
     )
     dtype = _compute_dtype(q)
-    chosen = _resolve(backend, q, caches, dtype)
-    with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
+    chosen = _resolve(backend, q, caches, dtype, geometry)
+    with torch.autocast(real_device(q.device).type, enabled=False), torch.cuda.device_of(q):
         return chosen.decode(
             q.to(dtype),
             Caches(*(x.to(dtype) for x in caches)),
@@ -204,19 +218,19 @@ def nsa_decode(
 
 def _compute_dtype(q: Tensor) -> torch.dtype:
     """The dtype to compute in: that of autocast where it is on (float64 stays), else that of the queries."""
-    device = q.device.type
+    device = real_device(q.device).type
     if torch.is_autocast_enabled(device) and q.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return q.dtype
 
 
-def _resolve(name: str, q: Tensor, caches: Caches, dtype: torch.dtype) -> Backend:
+def _resolve(name: str, q: Tensor, caches: Caches, dtype: torch.dtype, geometry: BlockGeometry) -> Backend:
     """The backend of that name, or what "auto" means for queries [..., H, D_k] and these caches."""
     if name == "auto":
         group = q.shape[-2] // caches.k_slc.shape[2]
         width = max(q.shape[-1], caches.v_slc.shape[3])
-        name = choose_backend(q.device, dtype, group=group, width=width)
-    return get_backend(name)
+        name = choose_backend(real_device(q.device), dtype, group=group, width=width, geometry=geometry)
+    return get_backend(name, geometry)
 
 
 def _has_tensor_cores_for_bfloat16(device: torch.device) -> bool:

@@ -1,9 +1,6 @@
-"""The block grid of Native Sparse Attention (arXiv 2502.11089, section 3.3)."""
+"""The block grid of Native Sparse Attention (arXiv 2502.11089, section 3.3), and which blocks it forces."""
 
 from dataclasses import dataclass, fields
-
-FORCED_BLOCKS = 3
-"""Block 0, the token's own block and the one before it are always selected (paper, section 4.1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +12,7 @@ class BlockGeometry:
 
     Raises:
         ValueError: A size is not a positive integer, the stride does not divide both kinds of block, or
-            fewer blocks are selected than are forced.
+            fewer blocks are selected than are forced (`first_blocks` alone may be 0).
     """
 
     block: int = 32
@@ -25,16 +22,22 @@ class BlockGeometry:
     select_block: int = 64
     """l': tokens in one selection block."""
     select_count: int = 16
-    """n: selection blocks that a token attends to, the three forced ones included."""
+    """n: selection blocks that a token attends to, the forced ones included."""
     window: int = 512
     """w: tokens in the sliding window, the token itself included."""
+    first_blocks: int = 1
+    """Selection blocks from the sequence's start on that every token selects (the paper's section 4.1: 1)."""
+    last_blocks: int = 2
+    """Blocks that every token selects up to its own, which is one of them (the paper: 2)."""
 
     def __post_init__(self) -> None:
         """Checks the sizes."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field.name} must be a positive integer, got {value!r}")
+            least = 0 if field.name == "first_blocks" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                kind = "a positive integer" if least else "an integer from 0 on"
+                raise ValueError(f"{field.name} must be {kind}, got {value!r}")
         for name in ("block", "select_block"):
             value = getattr(self, name)
             if value % self.stride:
@@ -42,11 +45,22 @@ class BlockGeometry:
                     f"stride must divide {name}: {value} is no multiple of {self.stride}; "
                     f"choose a stride out of the divisors of {value}"
                 )
-        if self.select_count < FORCED_BLOCKS:
+        if self.select_count < self.forced_blocks:
             raise ValueError(
-                f"select_count must be at least {FORCED_BLOCKS} (block 0, the token's own block and the one "
-                f"before it are always selected), got {self.select_count}"
+                f"select_count must be at least {self.forced_blocks} (the first {self.first_blocks} and, "
+                f"with the token's own block, the last {self.last_blocks} are always selected), "
+                f"got {self.select_count}"
             )
+
+    @property
+    def forced_blocks(self) -> int:
+        """Blocks that a token selects whatever their importance, where so many start at or before it."""
+        return self.first_blocks + self.last_blocks
+
+    @property
+    def forces_as_paper(self) -> bool:
+        """Block 0, the token's own and the one before it: the rule that the Triton kernels are made for."""
+        return (self.first_blocks, self.last_blocks) == (1, 2)
 
     @property
     def reach(self) -> int:

@@ -105,7 +105,10 @@ def select(p: list[float], t: int, geometry: BlockGeometry) -> list[int]:
     """Blocks of the token at position t, ascending: the forced, then by importance, lower index first."""
     own = t // geometry.select_block
     scores = importance(p, own + 1, geometry)
-    chosen = {j for j in (0, own - 1, own) if j >= 0}
+    chosen = {
+        *range(min(geometry.first_blocks, own + 1)),
+        *range(max(0, own - geometry.last_blocks + 1), own + 1),
+    }
     for j in sorted(range(own + 1), key=lambda j: (-scores[j], j)):
         if len(chosen) < geometry.select_count:
             chosen.add(j)

@@ -39,8 +39,8 @@ def block_importance(probabilities: Tensor, geometry: BlockGeometry, count: int)
 def select_blocks(importance: Tensor, positions: Tensor, geometry: BlockGeometry) -> Tensor:
     """The n blocks that each token attends to: the forced ones, then the most important.
 
-    Block 0, the token's own and the one before it come first whatever their importance; equal importance
-    goes to the lower index; a block that starts after the token is never chosen.
+    The geometry's first and last blocks come first whatever their importance; equal importance goes to the
+    lower index; a block that starts after the token is never chosen.
 
     Args:
         importance: Non-negative [..., N, blocks], float32 or float64.
@@ -53,7 +53,7 @@ def select_blocks(importance: Tensor, positions: Tensor, geometry: BlockGeometry
     count = importance.shape[-1]
     index = torch.arange(count, device=importance.device)
     own = (positions // geometry.select_block).unsqueeze(-1)
-    forced = (index == 0) | (index == own) | (index == own - 1)
+    forced = (index < geometry.first_blocks) | (index > own - geometry.last_blocks)
     future = index > own
     kept = min(count, geometry.select_count)
     if importance.dtype == torch.float64:

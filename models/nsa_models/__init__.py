@@ -4,11 +4,13 @@ Importing it registers the decoder with transformers' Auto classes, whichever of
 nothing here is imported lazily: transformers has no way to register a class that isn't there yet.
 """
 
+from nsa_kernels import Compilations, compilations
 from nsa_models.cache import NSACache
 from nsa_models.checkpoints import ModelLoadError, ZooEntry, local_folder, resolve, zoo
 from nsa_models.configuration import NSADecoderConfig
 from nsa_models.fingerprints import Fingerprint, fingerprint, fingerprint_of
-from nsa_models.loading import load_config, load_model, load_tokenizer
+from nsa_models.imports import Choices, Conversion, convert
+from nsa_models.loading import import_notes, load_config, load_model, load_tokenizer
 from nsa_models.modeling import NSADecoderForCausalLM, NSADecoderModel
 from nsa_models.static import DecodeGraph, StaticDecoder, why_not_captured
 from nsa_models.variants import (
@@ -19,8 +21,12 @@ from nsa_models.variants import (
     running_backend,
     with_fields,
 )
+from nsa_models.warming import warm_up
 
 __all__ = [
+    "Choices",
+    "Compilations",
+    "Conversion",
     "DecodeGraph",
     "Fingerprint",
     "ModelLoadError",
@@ -32,9 +38,12 @@ __all__ = [
     "StaticDecoder",
     "ZooEntry",
     "changed_fields",
+    "compilations",
     "config_with",
+    "convert",
     "fingerprint",
     "fingerprint_of",
+    "import_notes",
     "load_config",
     "load_model",
     "load_tokenizer",
@@ -42,6 +51,7 @@ __all__ = [
     "plain_fields",
     "resolve",
     "running_backend",
+    "warm_up",
     "why_not_captured",
     "with_fields",
     "zoo",

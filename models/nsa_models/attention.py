@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nsa_kernels import compress_linear, compress_mean, compress_mlp, nsa_attention, nsa_decode
-from nsa_models.batch import RaggedBatch
+from nsa_kernels.heads import norm_rotate
+from nsa_models.batch import RaggedBatch, SteadyBatch
 from nsa_models.cache import NSACacheLayer
-from nsa_models.configuration import NSADecoderConfig
+from nsa_models.configuration import BRANCHES, NSADecoderConfig
+from nsa_models.feeding import current_feed
 from nsa_models.lower_right import lower_right_attention
 from nsa_models.rope import RotaryEmbedding, rotate
-
-BRANCHES = ("cmp", "slc", "win")
 
 # torch.compile has nothing to gain inside of the Triton kernels and their autograd function: it compiles what
 # stands before and behind them. Only the `torch` backend, asked for by name, is compiled along.
@@ -64,18 +64,26 @@ class FullAttention(nn.Module):
         self.o_proj = nn.Linear(heads * d_v, config.hidden_size, bias=False)
         self.q_norm = HeadRMSNorm(d_k, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = HeadRMSNorm(d_k, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        if config.attention_gate:
+            self.g_proj = nn.Linear(config.hidden_size, heads, bias=config.gate_bias)
         self.attend: Callable[[Tensor, Tensor, Tensor, RaggedBatch], Tensor] = causal_attention
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, batch: RaggedBatch, cache: NSACacheLayer | None
     ) -> Tensor:
         """Attend within the chunk and to the cache; x and the result [B, N, hidden]."""
-        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.config.head_dim))), cos, sin)
-        k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.config.head_dim))), cos, sin)
+        q = _normed(self.q_norm, self.q_proj(x).unflatten(-1, (-1, self.config.head_dim)), cos, sin)
+        k = _normed(self.k_norm, self.k_proj(x).unflatten(-1, (-1, self.config.head_dim)), cos, sin)
         v = self.v_proj(x).unflatten(-1, (-1, self.config.v_head_dim))
-        if cache is not None:
-            k, v = cache.append("k", k, batch), cache.append("v", v, batch)
-        out = self.attend(q, k, v, batch)
+        feed = current_feed()
+        if feed is not None:
+            out = feed.attend(*(x.transpose(1, 2) for x in (q, k, v)), scale=None)
+        else:
+            if cache is not None:
+                k, v = cache.append("k", k, batch), cache.append("v", v, batch)
+            out = self.attend(q, k, v, batch)
+        if self.config.attention_gate:
+            out = out * torch.sigmoid(self.g_proj(x)).unsqueeze(-1)
         projected: Tensor = self.o_proj(out.flatten(-2))
         return projected
 
@@ -186,7 +194,7 @@ class NSAAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_sets * groups * d_k, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_sets * groups * d_v, bias=bias)
         self.o_proj = nn.Linear(heads * d_v, config.hidden_size, bias=False)
-        self.g_proj = nn.Linear(config.hidden_size, heads * len(BRANCHES), bias=True)
+        self.g_proj = nn.Linear(config.hidden_size, heads * len(BRANCHES), bias=config.gate_bias)
         self.q_norm = HeadRMSNorm(d_k, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norms = nn.ModuleList(
             HeadRMSNorm(d_k, config.rms_norm_eps) if config.qk_norm else nn.Identity() for _ in range(kv_sets)
@@ -200,16 +208,22 @@ class NSAAttention(nn.Module):
         """Attend within the chunk and to the cache; x and the result [B, N, hidden]."""
         config = self.config
         heads, groups, d_k, d_v = _shape(config)
-        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (heads, d_k))), cos, sin)
+        q = _normed(self.q_norm, self.q_proj(x).unflatten(-1, (heads, d_k)), cos, sin)
         keys = self.k_proj(x).unflatten(-1, (-1, groups, d_k)).unbind(2)
-        raw = {branch: norm(key) for branch, norm, key in zip(BRANCHES, self.k_norms, keys, strict=False)}
+        # With one shared K/V, all branches read the first set.
+        norms = dict(zip(BRANCHES, zip(self.k_norms, keys, strict=True), strict=False))
         values = dict(zip(BRANCHES, self.v_proj(x).unflatten(-1, (-1, groups, d_v)).unbind(2), strict=False))
         gates = torch.sigmoid(self.g_proj(x).unflatten(-1, (heads, len(BRANCHES))))
+        if config.closed_branches:
+            opened = list(gates.unbind(-1))
+            for closed in config.closed_branches:
+                opened[closed] = torch.zeros_like(opened[closed])
+            gates = torch.stack(opened, dim=-1)
 
-        to_compress = rotate(raw["cmp"], cos, sin) if config.nsa_compress_rotated else raw["cmp"]
-        # With one shared K/V, all branches read the first set.
-        slc = (rotate(raw.get("slc", raw["cmp"]), cos, sin), values.get("slc", values["cmp"]))
-        win = (rotate(raw["win"], cos, sin), values["win"]) if "win" in raw else None
+        rotated = config.nsa_compress_rotated
+        to_compress = _normed(*norms["cmp"], *((cos, sin) if rotated else (None, None)))
+        slc = (_normed(*norms.get("slc", norms["cmp"]), cos, sin), values.get("slc", values["cmp"]))
+        win = (_normed(*norms["win"], cos, sin), values["win"]) if "win" in norms else None
         v_raw = values["cmp"]
         if cache is None:
             k_cmp, v_cmp = self._compress_keys(to_compress, None), self.v_compress(v_raw)
@@ -219,7 +233,10 @@ class NSAAttention(nn.Module):
                 win = (cache.append("k_win", win[0], batch), cache.append("v_win", win[1], batch))
             k_raw = cache.append("k_cmp_raw", to_compress, batch)
             v_raw = slc[1] if win is None else cache.append("v_cmp_raw", v_raw, batch)
-            k_cmp = cache.grow_compressed("k_cmp", k_raw, batch, config.geometry, self._compress_keys)
+            steady = batch if isinstance(batch, SteadyBatch) else None
+            k_cmp = cache.grow_compressed(
+                "k_cmp", k_raw, batch, config.geometry, lambda x, first: self._compress_keys(x, first, steady)
+            )
             v_cmp = cache.grow_compressed(
                 "v_cmp", v_raw, batch, config.geometry, lambda tokens, _: self.v_compress(tokens)
             )
@@ -249,15 +266,25 @@ class NSAAttention(nn.Module):
         projected: Tensor = self.o_proj(out.flatten(-2))
         return projected
 
-    def _compress_keys(self, tokens: Tensor, first: Tensor | None) -> Tensor:
+    def _compress_keys(
+        self, tokens: Tensor, first: Tensor | None, batch: SteadyBatch | None = None
+    ) -> Tensor:
         """Compress keys and give each its block's first position ([B or 1, blocks]; None = 0, d, 2d, ...)."""
         keys: Tensor = self.k_compress(tokens)
         if self.config.nsa_compress_rotated:
             return keys
         if first is None:
             first = torch.arange(keys.shape[1], device=keys.device)[None] * self.config.nsa_stride
-        cos, sin = self._rotary[0].at(first)  # no forward of its own: blocks begin before the last token
+        # No forward of its own: blocks begin before the last token.
+        cos, sin = batch.angles(self._rotary[0].at, first) if batch is not None else self._rotary[0].at(first)
         return rotate(keys, cos, sin)
+
+
+def _normed(norm: nn.Module, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+    """Heads x [B, N, heads, d_k] through their norm, if they have one, and rotated."""
+    if isinstance(norm, HeadRMSNorm):
+        return norm_rotate(x, norm.weight.to(x.dtype), norm.eps, cos, sin)
+    return norm_rotate(x, None, 0.0, cos, sin)
 
 
 def _shape(config: NSADecoderConfig) -> tuple[int, int, int, int]:

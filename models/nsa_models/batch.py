@@ -7,6 +7,7 @@ sees them and turns the hidden states back afterwards, and a score can't depend 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -123,9 +124,11 @@ class SteadyBatch(RaggedBatch):
     """[B], tokens of each row before this one; advanced on the device between steps."""
     capacity: int
     """S: columns of every K/V buffer; what stands behind a row's tokens is never read."""
+    renews: bool = True
+    """Whether this token may complete a row's compression block; without, no entry is computed anew."""
 
     @classmethod
-    def of(cls, positions: Tensor, capacity: int) -> SteadyBatch:
+    def of(cls, positions: Tensor, capacity: int, *, renews: bool = True) -> SteadyBatch:
         """A step at `positions` [B] (int64), in buffers of `capacity` columns."""
         rows = positions.shape[0]
         return cls(
@@ -135,6 +138,7 @@ class SteadyBatch(RaggedBatch):
             device=positions.device,
             positions_=positions,
             capacity=capacity,
+            renews=renews,
         )
 
     @property
@@ -152,6 +156,12 @@ class SteadyBatch(RaggedBatch):
         if name not in self._tensors:
             self._tensors[name] = self.positions_ + 1 if name == "ends" else self.positions_
         return self._tensors[name]
+
+    def angles(self, at: Callable[[Tensor], tuple[Tensor, Tensor]], first: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the last blocks' first positions, made once for all layers."""
+        if "cos" not in self._tensors:
+            self._tensors["cos"], self._tensors["sin"] = at(first)
+        return self._tensors["cos"], self._tensors["sin"]
 
     def last_blocks(self, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:
         """The last complete compression block of each row, made once for all layers.

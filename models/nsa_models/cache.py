@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from nsa_kernels import BlockGeometry, num_blocks
+from nsa_kernels.heads import place
 from nsa_models.batch import RaggedBatch, SteadyBatch
 
 # Growing by half keeps copies at O(1) per token without doubling a 64k cache for one more token.
@@ -26,17 +27,24 @@ class NSACacheLayer(CacheLayerMixin):
     is_croppable = True
     supports_early_init = False
 
-    def __init__(self) -> None:
-        """An empty layer; buffers appear with the first append."""
+    def __init__(self, room: int = 0) -> None:
+        """An empty layer; buffers appear with the first append.
+
+        Args:
+            room: Tokens that rows are known to get: buffers are made for so many at once, not grown.
+        """
         super().__init__()
+        self.room = room
         self.buffers: dict[str, Tensor] = {}
         self.lengths: list[int] = []
 
     def append(self, name: str, new: Tensor, batch: RaggedBatch) -> Tensor:
         """Write new [B, N, heads, dim] at each row's start; return its columns [B, S, heads, dim]."""
-        buffer = self._reserve(name, new, batch.extent)
+        buffer = self._reserve(name, new, batch.extent, self.room)
         if batch.start is not None:
             buffer[:, batch.start : batch.start + batch.width] = new
+        elif isinstance(batch, SteadyBatch):
+            place(buffer, new, batch.positions_)
         else:
             columns = batch.positions()
             buffer[torch.arange(batch.rows, device=new.device)[:, None], columns] = new
@@ -65,13 +73,13 @@ class NSACacheLayer(CacheLayerMixin):
         before = [num_blocks(start, geometry) for start in batch.starts]
         after = [num_blocks(end, geometry) for end in batch.ends]
         fresh = max(b - a for a, b in zip(before, after, strict=True))
-        total = num_blocks(batch.extent, geometry)
+        total, room = num_blocks(batch.extent, geometry), num_blocks(self.room, geometry)
         if fresh == 0:
             # An empty run still tells the entries' width before there is a buffer.
             like = self.buffers.get(name)
             if like is None:
                 like = compress(raw[:, :0], raw.new_zeros(1, 0, dtype=torch.long))
-            return self._reserve(name, like, total)[:, :total]
+            return self._reserve(name, like, total, room)[:, :total]
         device = raw.device
         span = (fresh - 1) * geometry.stride + geometry.block
         blocks = torch.arange(fresh, device=device)
@@ -79,7 +87,7 @@ class NSACacheLayer(CacheLayerMixin):
             first = before[0] * geometry.stride
             tokens = raw[:, first : first + span]
             entries = compress(tokens, (blocks[None] + before[0]) * geometry.stride)
-            buffer = self._reserve(name, entries, max(total, before[0] + fresh))
+            buffer = self._reserve(name, entries, max(total, before[0] + fresh), room)
             buffer[:, before[0] : before[0] + fresh] = entries
         else:
             offsets = torch.tensor(before, device=device)
@@ -90,7 +98,7 @@ class NSACacheLayer(CacheLayerMixin):
             tokens = raw[rows, columns.clamp(max=raw.shape[1] - 1)]
             slots = offsets[:, None] + blocks
             entries = compress(tokens, slots * geometry.stride)
-            buffer = self._reserve(name, entries, max(total, max(before) + fresh))
+            buffer = self._reserve(name, entries, max(total, max(before) + fresh), room)
             buffer[rows, slots] = entries
         return buffer[:, :total]
 
@@ -106,12 +114,14 @@ class NSACacheLayer(CacheLayerMixin):
 
         Which of the two it is, only the device knows; the entry comes out the same in every step.
         """
+        total = num_blocks(batch.capacity, geometry)
+        if not batch.renews and name in self.buffers:
+            return self.buffers[name][:, :total]
         slots, columns = batch.last_blocks(geometry)
         rows = torch.arange(batch.rows, device=raw.device)[:, None]
         entries = compress(raw[rows, columns], slots * geometry.stride)
-        total = num_blocks(batch.capacity, geometry)
         buffer = self._reserve(name, entries, total)
-        buffer[rows, slots] = entries
+        place(buffer, entries, slots[:, 0])
         return buffer[:, :total]
 
     def commit(self, batch: RaggedBatch) -> None:
@@ -127,11 +137,11 @@ class NSACacheLayer(CacheLayerMixin):
             buffer[:, : old.shape[1]] = old
             self.buffers[name] = buffer
 
-    def _reserve(self, name: str, like: Tensor, columns: int) -> Tensor:
+    def _reserve(self, name: str, like: Tensor, columns: int, room: int = 0) -> Tensor:
         old = self.buffers.get(name)
         if old is not None and old.shape[1] >= columns:
             return old
-        capacity = columns if old is None else max(columns, int(old.shape[1] * _GROWTH))
+        capacity = max(columns, room, int(old.shape[1] * _GROWTH) if old is not None else 0)
         buffer = like.new_zeros(like.shape[0], capacity, *like.shape[2:])
         if old is not None:
             buffer[:, : old.shape[1]] = old
@@ -209,9 +219,9 @@ class NSACacheLayer(CacheLayerMixin):
 class NSACache(Cache):
     """One `NSACacheLayer` a decoder layer; all rows' lengths agree between layers."""
 
-    def __init__(self, num_layers: int) -> None:
-        """An empty cache of `num_layers` layers."""
-        super().__init__(layers=[NSACacheLayer() for _ in range(num_layers)])
+    def __init__(self, num_layers: int, room: int = 0) -> None:
+        """An empty cache of `num_layers` layers, with room for so many tokens a row from the start."""
+        super().__init__(layers=[NSACacheLayer(room) for _ in range(num_layers)])
 
     @property
     def lengths(self) -> list[int]:

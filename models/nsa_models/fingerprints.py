@@ -18,7 +18,7 @@ from nsa_models.weight_files import there, weight_files
 _CONFIG = ("config.json", "generation_config.json")
 _TEMPLATES = "additional_chat_templates"  # where transformers keeps those with a name
 _CODE = ("*.py",)
-_TOKENIZER = (
+TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -76,6 +76,8 @@ def fingerprint_of(spec: str, *, revision: str | None = None) -> Fingerprint:
     Raises:
         ModelLoadError: As `local_folder` and `weight_files`.
     """
+    from nsa_models.imports import READING, foreign_type  # which hashes what it converts
+
     folder = local_folder(spec, revision=revision)
 
     entries = [path for place in (folder, folder / _TEMPLATES) if place.is_dir() for path in place.iterdir()]
@@ -90,7 +92,7 @@ def fingerprint_of(spec: str, *, revision: str | None = None) -> Fingerprint:
         "config": found(_CONFIG),
         "code": found(_CODE),
     }
-    groups["tokenizer"] = found(_TOKENIZER) - set().union(*groups.values())
+    groups["tokenizer"] = found(TOKENIZER_FILES) - set().union(*groups.values())
     with _HashMemory() as memory:
         hashes = {
             name: {
@@ -101,6 +103,9 @@ def fingerprint_of(spec: str, *, revision: str | None = None) -> Fingerprint:
             }
             for name, paths in groups.items()
         }
+    foreign = foreign_type(folder)
+    if foreign is not None:  # what it is read as is our code
+        hashes["code"][f"import {foreign}"] = sha256(str(READING).encode()).hexdigest()
     everything = {path: digest for group in hashes.values() for path, digest in group.items()}
     return Fingerprint(
         total=_together(everything), **{name: _together(group) for name, group in hashes.items()}

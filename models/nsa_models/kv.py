@@ -1,8 +1,9 @@
-"""How many cached tokens a model's attention reads and keeps: the cost of a step in the field's own unit."""
+"""How many cached tokens a model's attention reads and keeps, and their bytes: what a decode step costs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -19,6 +20,11 @@ class KVCost:
     """Cached tokens that it attends to, its own among them; a compressed key counts as one."""
     kept: float
     """Tokens that the cache holds then; NSA has keys and values for each branch."""
+    read_bytes: float | None = None
+    """Of keys and values that it reads, over all layers and heads; None where the config doesn't tell their
+    width."""
+    kept_bytes: float | None = None
+    """Of keys and values that the cache holds, over all layers and heads."""
 
 
 def kv_cost(model: PreTrainedModel, tokens: int) -> KVCost:
@@ -29,13 +35,49 @@ def kv_cost(model: PreTrainedModel, tokens: int) -> KVCost:
         tokens: Tokens of the row, the query's own among them.
     """
     config = model.config
+    itemsize = int(model.dtype.itemsize)
     if isinstance(config, NSADecoderConfig) and config.attention == "nsa":
-        return _nsa(config, tokens)
+        cost, layers = _nsa(config, tokens), int(config.num_hidden_layers)
+        width = layers * (token_width(config) or 0) * itemsize
+        # With one key for all branches the one before RoPE is held too, which is what gets compressed.
+        held = cost.kept + (tokens / 2 if config.nsa_share_kv else 0)
+        return replace(cost, read_bytes=cost.read * width, kept_bytes=held * width)
     attached = attached_to(model)
     text = config.get_text_config(decoder=True)
     window = getattr(text, "sliding_window", None)
     costs = [_layer(kind, index, window, attached, tokens) for index, kind in enumerate(_kinds(text, window))]
-    return KVCost(sum(c.read for c in costs) / len(costs), sum(c.kept for c in costs) / len(costs))
+    read, kept = sum(c.read for c in costs), sum(c.kept for c in costs)
+    one = token_width(text)
+    bytes_of = (None, None) if one is None else (read * one * itemsize, kept * one * itemsize)
+    return KVCost(read / len(costs), kept / len(costs), *bytes_of)
+
+
+def token_width(config: PreTrainedConfig) -> int | None:
+    """Numbers that one layer's cache holds of a token: its key and its value in every KV head.
+
+    Of latent attention (DeepSeek's) the latent and the rotated part, which all heads share: that is what
+    transformers caches. None where the config's fields have other names, or layers differ.
+    """
+    heads = _field(config, "num_attention_heads")
+    hidden = _field(config, "hidden_size")
+    if not isinstance(heads, int) or not heads:
+        return None
+    latent, turned = _field(config, "kv_lora_rank"), _field(config, "qk_rope_head_dim")
+    if isinstance(latent, int) and isinstance(turned, int):
+        return latent + turned
+    width = _field(config, "head_dim") or (hidden // heads if isinstance(hidden, int) else None)
+    groups = _field(config, "num_key_value_heads") or heads
+    if _field(config, "multi_query") and not _field(config, "new_decoder_architecture"):
+        groups = 1
+    return 2 * groups * width if isinstance(groups, int) and isinstance(width, int) else None
+
+
+def _field(config: PreTrainedConfig, name: str) -> Any:  # noqa: ANN401 - whatever the config keeps there
+    """A field, or None: configs that differ layer by layer raise when asked for one value."""
+    try:
+        return getattr(config, name, None)
+    except Exception:
+        return None
 
 
 def _kinds(text: PreTrainedConfig, window: int | None) -> list[str]:
@@ -62,8 +104,10 @@ def _layer(kind: str, index: int, window: int | None, attached: Attached | None,
 
 
 def _nsa(config: NSADecoderConfig, tokens: int) -> KVCost:
+    cmp, slc, win = (branch not in config.closed_branches for branch in range(3))
     blocks = num_blocks(tokens, config.geometry)
     selected = min(tokens, config.nsa_select_count * config.nsa_select_block)
-    read = blocks + selected + min(tokens, config.nsa_window)
+    # Compressed keys choose the blocks, so that they are read for the selected branch too.
+    read = blocks * (cmp or slc) + selected * slc + min(tokens, config.nsa_window) * win
     kept = (tokens if config.nsa_share_kv else 3 * tokens) + blocks
     return KVCost(read, kept)

@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,7 +22,9 @@ from transformers.utils import logging as transformers_logging
 from nsa_kernels import BACKENDS, BackendUnavailableError, get_backend
 from nsa_models.checkpoints import ModelLoadError, local_folder
 from nsa_models.configuration import NSADecoderConfig
+from nsa_models.imports import Imported, foreign_type, imported
 from nsa_models.lower_right import prefer_lower_right
+from nsa_models.modeling import NSADecoderForCausalLM
 from nsa_models.weight_files import check_no_adapter, check_weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,7 +37,7 @@ _SHARED_LAYERS = 512
 def load_config(
     spec: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedConfig:
-    """Read a checkpoint's configuration, without its weights.
+    """Read a checkpoint's configuration, without its weights; that of another trainer's NSA as it is read.
 
     Raises:
         ModelLoadError: It isn't there, can't be read, or needs code of its own and that wasn't allowed.
@@ -58,8 +61,11 @@ def load_tokenizer(
             f"{spec}: no tokenizer in {folder}; put its files (tokenizer.json, ...) beside the weights"
         )
     _check_plain(spec, folder, *_TOKENIZER_FILES, "special_tokens_map.json", "chat_template*")
+    options: dict[str, Any] = {}
+    if foreign_type(folder, trust_remote_code=trust_remote_code):
+        options["config"] = NSADecoderConfig()  # transformers knows no config by that name, and needs one
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and Rust errors here
         if "trust_remote_code" in str(error):
             raise _needs_code(spec, "tokenizer") from error
@@ -81,7 +87,8 @@ def load_model(
     """Load a causal LM in evaluation mode and check that its weights are whole.
 
     Args:
-        spec: "zoo:NAME", a folder, or a hub id.
+        spec: "zoo:NAME", a folder, or a hub id. NSA checkpoints of other trainers (`nsa_models.imports`) are
+            converted as they are read.
         dtype: "float32", "bfloat16", "float16", or "auto": the checkpoint's own on a GPU, float32 on a CPU
             (where half precision is slower and less exact).
         device: "cpu", "cuda", "cuda:1", ..., or "auto": CUDA where there is one.
@@ -105,12 +112,16 @@ def load_model(
     target = _device(device)
     folder = local_folder(spec, revision=revision)
     check_no_adapter(spec, folder)
-    config = _read_config(spec, folder, trust_remote_code)
+    foreign = _foreign(spec, folder, trust_remote_code)
+    config = _read_config(spec, folder, trust_remote_code) if foreign is None else foreign.config
     tensors = check_weight_files(spec, folder, quantized=bool(getattr(config, "quantization_config", None)))
-    _check_layers(spec, config, tensors)
+    if foreign is None:
+        _check_layers(spec, config, tensors)
+    else:
+        foreign.check()
     options: dict[str, Any] = {}
     if isinstance(config, NSADecoderConfig):
-        _check_backend(backend)
+        _check_backend(backend, config)
         config.nsa_backend = backend
     elif backend != "auto" and backend not in BACKENDS:
         options["attn_implementation"] = backend
@@ -119,16 +130,21 @@ def load_model(
         wanted = torch.float32
     try:
         with _quiet_transformers():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=wanted,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported by _check_loading, in one message
-                **options,
-            )
+            if foreign is not None:
+                model, info = _load_foreign(foreign, wanted)
+            else:
+                model, info = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=wanted,
+                    use_safetensors=True,
+                    trust_remote_code=trust_remote_code,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # reported by _check_loading, in one message
+                    **options,
+                )
+    except ModelLoadError:
+        raise
     except Exception as error:  # OSError, ValueError, RuntimeError, ImportError, SafetensorError ...
         raise ModelLoadError(f"{spec}: the model can't be loaded: {_first_line(error)}") from error
     _check_loading(spec, info)
@@ -139,7 +155,38 @@ def load_model(
     return model
 
 
+def import_notes(
+    spec: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[str, ...]:
+    """What was decided in reading another trainer's NSA checkpoint that its files don't say; () for others.
+
+    Raises:
+        ModelLoadError: As `load_config`.
+    """
+    found = _foreign(spec, local_folder(spec, revision=revision), trust_remote_code)
+    return found.notes if found else ()
+
+
+def _foreign(spec: str, folder: Path, trust_remote_code: bool) -> Imported | None:
+    if foreign_type(folder, trust_remote_code=trust_remote_code) is None:
+        return None
+    return imported(spec, folder)
+
+
+def _load_foreign(found: Imported, dtype: str | torch.dtype) -> tuple[NSADecoderForCausalLM, dict[str, Any]]:
+    loaded: tuple[NSADecoderForCausalLM, dict[str, Any]] = NSADecoderForCausalLM.from_pretrained(
+        None, config=found.config, dtype=dtype, state_dict=found.state_dict(), output_loading_info=True
+    )
+    loaded[0].config._name_or_path = loaded[0].name_or_path = str(found.folder)
+    if (found.folder / "generation_config.json").is_file():
+        loaded[0].generation_config = GenerationConfig.from_pretrained(found.folder)
+    return loaded
+
+
 def _read_config(spec: str, folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+    foreign = _foreign(spec, folder, trust_remote_code)
+    if foreign is not None:
+        return foreign.config
     try:
         with _quiet_transformers():
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -170,11 +217,11 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _check_backend(name: str) -> None:
+def _check_backend(name: str, config: NSADecoderConfig) -> None:
     if name == "auto":
         return
     try:
-        get_backend(name)
+        get_backend(name, config.geometry if config.attention == "nsa" else None)
     except (ValueError, BackendUnavailableError) as error:
         raise ModelLoadError(str(error)) from error
 

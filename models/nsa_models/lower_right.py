@@ -19,17 +19,22 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+from nsa_kernels.spans import takes_flash
+from nsa_models.feeding import current_feed
+
 IMPLEMENTATION = "sdpa_lower_right"
 """The name under which transformers finds it."""
 
 # Query rows per masked call on a CPU: bounds the mask at rows x S.
 _MASKED_ROWS = 512
-_FLASH_WIDTH = 256
-"""Widest head of torch's flash attention."""
 # cuDNN plans each shape anew, in some 45 ms, so only chunks of the usual sizes go there. Measured on an H200
 # with 32 heads of 64 and 8 KV heads: 8,192 queries against 65,536 keys take 8.6 ms so, 13.3 ms with flash.
 _SPLIT_ROWS = 1024
 _STEP = 1024
+
+
+# What some models hand to their attention that isn't softmax over q.k alone.
+_PARTICULARS = ("softcap", "position_bias", "s_aux", "cache")
 
 
 def lower_right_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
@@ -77,20 +82,6 @@ def split_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = No
     shape = (*q.shape[:3], 1)
     share = torch.sigmoid(before_lse.reshape(shape) - within_lse.reshape(shape))  # float32, as both are
     return torch.lerp(within.float(), before.float(), share).to(q.dtype)
-
-
-def takes_flash(q: Tensor, v: Tensor) -> bool:
-    """Whether torch's flash attention takes such heads as they are."""
-    width = q.shape[-1]
-    return (
-        q.is_cuda
-        and q.dtype in (torch.float16, torch.bfloat16)
-        and width == v.shape[-1] <= _FLASH_WIDTH
-        and width % 8 == 0
-        and not torch.is_grad_enabled()
-        and torch.backends.cuda.flash_sdp_enabled()
-        and torch.cuda.get_device_capability(q.device) >= (8, 0)
-    )
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
@@ -156,8 +147,14 @@ def _attention(
     length, total = query.shape[2], key.shape[2]
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
+    feed = current_feed()
+    if feed is not None:
+        given = [name for name in (*_PARTICULARS, "sliding_window") if kwargs.get(name) is not None]
+        if given or not causal:
+            raise NotImplementedError(f"packed rows can't attend with {', '.join(given) or 'later tokens'}")
+        return feed.attend(query, key, value, scale=scaling), None
     if attention_mask is None and 1 < length < total and causal:
-        if not any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux", "cache")):
+        if not any(kwargs.get(name) is not None for name in _PARTICULARS):
             out = lower_right_attention(query, key, value, scale=scaling)
             return out.transpose(1, 2).contiguous(), None
         columns = torch.arange(total, device=query.device)

@@ -17,6 +17,7 @@ from nsa_models.attention import BlockCompression, FullAttention, HeadRMSNorm, N
 from nsa_models.batch import RaggedBatch
 from nsa_models.cache import NSACache, NSACacheLayer
 from nsa_models.configuration import NSADecoderConfig
+from nsa_models.feeding import current_feed
 from nsa_models.rope import RotaryEmbedding
 
 
@@ -113,6 +114,7 @@ class NSADecoderModel(NSADecoderPreTrainedModel):
             attention_mask: None = all N are tokens; else [B, >= N], 1 for tokens, of which the last N columns
                 speak of the chunk. Padding on the right or on the left of a row; never in between.
             position_ids: Accepted for `generate()`, not read: a token's position is its index in its own row.
+                Only while packed rows are fed (`nsa_models.packed`), [1, N], are they the tokens' positions.
             past_key_values: The NSACache that earlier chunks filled; None or an empty cache starts anew.
             inputs_embeds: See `input_ids`.
             use_cache: Return the cache; default: config.use_cache, and False while training.
@@ -140,7 +142,9 @@ class NSADecoderModel(NSADecoderPreTrainedModel):
         batch = RaggedBatch.from_mask(attention_mask, starts=starts, width=width, device=x.device)
         x = batch.to_right_padded(x)
 
-        cos, sin = self.rotary_emb(x, position_ids=batch.positions())
+        packed = current_feed() is not None
+        positions = position_ids if packed and position_ids is not None else batch.positions()
+        cos, sin = self.rotary_emb(x, position_ids=positions)
         states: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             if output_hidden_states:

@@ -1,4 +1,8 @@
-"""Rotary position embedding, with transformers' own scalings (YaRN, linear, dynamic, llama3, longrope)."""
+"""Rotary position embedding, with transformers' own scalings (YaRN, linear, dynamic, llama3, longrope).
+
+`partial_rotary_factor` in `rope_parameters` rotates the first r = int(d_k * factor) dimensions of a head and
+leaves the others as they are, as in GPT-NeoX: what they hold matches at any distance.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
+from nsa_kernels.heads import norm_rotate
 from nsa_models.configuration import NSADecoderConfig
 
 
@@ -48,16 +53,17 @@ class RotaryEmbedding(nn.Module):
     def compute_default_rope_parameters(
         config: NSADecoderConfig, device: torch.device | None = None, seq_len: int | None = None
     ) -> tuple[Tensor, float]:
-        """Unscaled frequencies theta^(-2i/d_k), shape [d_k / 2], and the attention factor 1."""
+        """Unscaled frequencies theta^(-2i/r), shape [r / 2], and the attention factor 1."""
         assert config.rope_parameters is not None
         theta = float(config.rope_parameters["rope_theta"])
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
+        rotated = config.rotary_dim
+        exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device=device) / rotated
         return theta**-exponents, 1.0
 
     @torch.no_grad()
     @dynamic_rope_update  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos and sin [B, N, 1, d_k] in float32 for position_ids [B, N]; `x` only tells the device.
+        """Return cos and sin [B, N, 1, r] in float32 for position_ids [B, N]; `x` only tells the device.
 
         The longest of these positions decides on the frequencies where they depend on the length.
         """
@@ -72,6 +78,8 @@ class RotaryEmbedding(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, N, heads, d_k] by float32 cos, sin [B, N, 1, d_k]; float32 inside, x's dtype outside."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    """Rotate the first r dimensions of x [B, N, heads, d_k] by float32 cos, sin [B, N, 1, r].
+
+    float32 inside, x's dtype outside.
+    """
+    return norm_rotate(x, None, 0.0, cos, sin)

@@ -9,7 +9,7 @@ The layers are the ordinary ones; `SteadyBatch` is what makes them write and rea
 
 from __future__ import annotations
 
-import warnings
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -20,13 +20,12 @@ from nsa_models.attention import FullAttention, causal_attention
 from nsa_models.batch import SteadyBatch
 from nsa_models.cache import NSACache
 from nsa_models.configuration import NSADecoderConfig
+from nsa_models.graphs import ReplayedStep
 from nsa_models.modeling import NSADecoderForCausalLM
 
 # Kernels are compiled for sizes that are multiples of 16, and some choose their split by the capacity: whole
 # pages of tokens let batches share what was compiled.
 PAGE = 256
-# cuBLAS picks and allocates at its first calls, Triton compiles at its first: both before the capture.
-_WARM_UPS = 2
 # These frequencies depend on the longest position, which the host would have to ask the device for.
 _MOVING_ROPE = ("dynamic", "longrope")
 
@@ -82,10 +81,11 @@ class StaticDecoder:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         self.model, self.cache = model, cache
         self.capacity = capacity(model.config, max(lengths) + max_new_tokens)
-        self._left = self.capacity - max(lengths)
         self._expected = lengths
+        self._grows = [1] * len(lengths)
         device = model.device
         self._lengths = torch.tensor(lengths, dtype=torch.long, device=device)
+        self._growth = torch.ones_like(self._lengths)
         self._tokens = torch.zeros(len(lengths), 1, dtype=torch.long, device=device)
         blocks = num_blocks(self.capacity, model.config.geometry) if model.config.attention == "nsa" else 0
         for layer in cache.layers:
@@ -108,7 +108,7 @@ class StaticDecoder:
         ids = torch.as_tensor(tokens, dtype=torch.long)
         if ids.shape != self._lengths.shape:
             raise ValueError(f"give one token a row, {len(self._lengths)} in all, got {list(ids.shape)}")
-        if self._left == 0:
+        if max(self._expected) == self.capacity:
             raise ValueError(
                 f"the {self.capacity} columns of the buffers are full: make a new decoder with more "
                 "max_new_tokens"
@@ -116,26 +116,49 @@ class StaticDecoder:
         if self.cache.lengths != self._expected:
             raise ValueError("the cache was changed since the last step: make a new decoder for it")
         self._tokens.copy_(ids[:, None])
-        logits = self._run()
-        self._left -= 1
-        self._expected = [length + 1 for length in self._expected]
+        logits = self._run(renews=self._renews())
+        self._expected = [length + by for length, by in zip(self._expected, self._grows, strict=True)]
         for layer in self.cache.layers:
             layer.lengths = self._expected
         return logits
 
-    def _run(self) -> Tensor:
-        return self._forward()
+    def replaced(self, row: int, length: int, *, grows: bool = True) -> None:
+        """Take note that another row stands in a row's place.
 
-    def _forward(self) -> Tensor:
+        Args:
+            row: Its number.
+            length: Tokens of it that the caller has put into the cache, one at least.
+            grows: Whether steps add to it; False: each step's token is written over the last one's.
+        """
+        self._expected = [*self._expected]
+        self._expected[row], self._grows[row] = length, int(grows)
+        self._lengths[row], self._growth[row] = length, int(grows)
+        for layer in self.cache.layers:
+            layer.lengths = self._expected
+
+    def _renews(self) -> bool:
+        """Whether the next token completes a compression block of some row."""
+        config = self.model.config
+        if config.attention != "nsa":
+            return False
+        ends = [length + 1 for length, grows in zip(self._expected, self._grows, strict=True) if grows]
+        return any(
+            end >= config.nsa_block and (end - config.nsa_block) % config.nsa_stride == 0 for end in ends
+        )
+
+    def _run(self, *, renews: bool) -> Tensor:
+        return self._forward(renews=renews)
+
+    def _forward(self, *, renews: bool) -> Tensor:
         """The step on the device; the host learns nothing from it."""
         decoder = self.model.model
-        batch = SteadyBatch.of(self._lengths, self.capacity)
+        batch = SteadyBatch.of(self._lengths, self.capacity, renews=renews)
         x = decoder.embed_tokens(self._tokens)
         cos, sin = decoder.rotary_emb(x, position_ids=batch.positions())
         for layer, store in zip(decoder.layers, self.cache.layers, strict=True):
             x = layer(x, cos, sin, batch, store)
         logits: Tensor = self.model.lm_head(decoder.norm(x[:, 0]))
-        self._lengths.add_(1)
+        self._lengths.add_(self._growth)
         return logits
 
 
@@ -148,52 +171,93 @@ class DecodeGraph(StaticDecoder):
     def __init__(self, model: NSADecoderForCausalLM, cache: NSACache, *, max_new_tokens: int) -> None:
         """Make room, as `StaticDecoder`; nothing is captured yet."""
         super().__init__(model, cache, max_new_tokens=max_new_tokens)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._logits: Tensor | None = None
-        self._eager = why_not_captured(model) is not None
+        # Two graphs: most steps complete no block, and need not compress one.
+        self._replayed = {
+            renews: ReplayedStep(
+                functools.partial(self._forward, renews=renews),
+                state=(self._lengths,),
+                enabled=why_not_captured(model) is None,
+            )
+            for renews in (False, True)
+        }
 
     @property
     def captured(self) -> bool:
         """Whether steps are replayed."""
-        return self._graph is not None
+        return any(step.captured for step in self._replayed.values())
 
-    def _run(self) -> Tensor:
-        if self._graph is None and not self._eager:
-            self._capture()
-        if self._graph is None:
-            return self._forward()
-        self._graph.replay()
-        assert self._logits is not None  # made by the capture
-        return self._logits
+    def _run(self, *, renews: bool) -> Tensor:
+        return self._replayed[renews]()
 
-    def _capture(self) -> None:
-        """Record the step, leaving cache and lengths as they were.
 
-        A warm-up writes where the first real step writes again; only the lengths have to be put back.
+class CacheSlots:
+    """Rows that decode together in slots of one static cache; rows come and go between steps.
+
+    Attributes:
+        tokens: [R] int64 on the device: what the next step feeds; anything in a slot without a row.
+    """
+
+    def __init__(self, model: NSADecoderForCausalLM, *, slots: int, tokens: int, graphs: bool) -> None:
+        """Note sizes; the cache is made like that of the first row.
+
+        Args:
+            model: The model.
+            slots: R.
+            tokens: Most tokens of a row, those to come among them.
+            graphs: Whether steps are replayed from a CUDA graph.
         """
-        before = self._lengths.clone()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._lengths.device):
-            stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-            stream.wait_stream(current)
-            with torch.cuda.stream(stream):
-                for _ in range(_WARM_UPS):
-                    self._forward()
-                    self._lengths.copy_(before)
-            current.wait_stream(stream)
-            try:
-                # Kernels are recorded and don't run. Other threads may go on using the device meanwhile.
-                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                    self._logits = self._forward()
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                warnings.warn(
-                    f"the decode step could not be captured in a CUDA graph and runs without: {reason}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-                self._eager, self._logits = True, None
-                return
-        self._graph = graph
+        self.tokens = torch.zeros(slots, dtype=torch.long, device=model.device)
+        self._model, self._room, self._graphs = model, tokens, graphs
+        self._decoder: StaticDecoder | None = None
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed."""
+        return isinstance(self._decoder, DecodeGraph) and self._decoder.captured
+
+    def admit(self, slot: int, cache: NSACache, row: int) -> None:
+        """Copy a row of another cache into a slot.
+
+        Args:
+            slot: One without a row.
+            cache: The cache that the row's prompt was read into.
+            row: The row's number there.
+        """
+        if self._decoder is None:
+            self._decoder = self._made(cache)
+        length = cache.lengths[row]
+        for layer, given in zip(self._decoder.cache.layers, cache.layers, strict=True):
+            for name, buffer in given.buffers.items():
+                columns = min(buffer.shape[1], layer.buffers[name].shape[1])
+                layer.buffers[name][slot, :columns] = buffer[row, :columns]
+        self._decoder.replaced(slot, length)
+
+    def release(self, slot: int) -> None:
+        """Take the row out of a slot."""
+        assert self._decoder is not None, "no row was admitted"
+        self._decoder.replaced(slot, 1, grows=False)
+
+    def step(self) -> Tensor:
+        """Feed `tokens`; logits [R, V], good until the next step."""
+        assert self._decoder is not None, "no row was admitted"
+        return self._decoder.step(self.tokens)
+
+    def _made(self, like: NSACache) -> StaticDecoder:
+        """A decoder over a cache of idle rows of one token."""
+        slots, config = len(self.tokens), self._model.config
+        cache = NSACache(config.num_hidden_layers)
+        columns = capacity(config, self._room)
+        widths = (config.head_dim, config.v_head_dim)
+        for layer, given in zip(cache.layers, like.layers, strict=True):
+            buffers = {name: x.new_zeros(slots, columns, *x.shape[2:]) for name, x in given.buffers.items()}
+            if config.attention == "nsa":  # a row shorter than a block has no compressed entry yet
+                some = next(iter(given.buffers.values()))
+                blocks = num_blocks(columns, config.geometry)
+                for name, width in zip(("k_cmp", "v_cmp"), widths, strict=True):
+                    buffers[name] = some.new_zeros(slots, blocks, config.num_key_value_heads, width)
+            layer.buffers, layer.lengths, layer.is_initialized = buffers, [1] * slots, True
+        made = DecodeGraph if self._graphs else StaticDecoder
+        decoder = made(self._model, cache, max_new_tokens=columns - 1)
+        for slot in range(slots):
+            decoder.replaced(slot, 1, grows=False)
+        return decoder

@@ -51,6 +51,7 @@ def running_backend(model: PreTrainedModel) -> RunningBackend:
             model.dtype,
             group=config.num_attention_heads // config.num_key_value_heads,
             width=max(config.head_dim, config.v_head_dim),
+            geometry=config.geometry,
         )
     return RunningBackend(
         name=name, package=_versioned("triton" if name == "triton" else "torch"), numerics=NUMERICS

@@ -89,14 +89,21 @@ def metadata_given(text: str | None) -> dict[str, Any] | None:
     """Read `--metadata`: JSON, or KEY=VALUE pairs, as lm-eval does.
 
     Raises:
-        UserError: Neither.
+        UserError: Neither, or a list such as `[1k]`, which lm-eval's reader takes for a piece of text.
     """
     if text is None:
         return None
     if not text.lstrip().startswith("{"):
         from nsa_eval.cli._options import pairs_given
 
-        return pairs_given(text, "--metadata")
+        pairs = pairs_given(text, "--metadata")
+        for key, value in pairs.items():
+            if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+                items = ",".join(f'"{item.strip()}"' for item in value[1:-1].split(","))
+                raise UserError(
+                    f"--metadata {key}={value[:80]}: in a list, text stands in quotes: [{items[:80]}]"
+                )
+        return pairs
     try:
         found: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The command line without the program's name. Default: this process's.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said, as a fork would turn it off, and complain
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Decoding is many tiny operations. By default OpenMP's threads spin while they wait for each other: where
     # another process has one of the cores, a run of a minute then takes more than ten.

@@ -31,7 +31,29 @@ Set = Annotated[
         show_default=False,
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print jobs, samples and tokens; load nothing.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print jobs, samples, tokens, and time and memory as far as earlier runs tell; load nothing.",
+    ),
+]
+Measure = Annotated[
+    bool,
+    typer.Option(
+        "--measure",
+        help="With --dry-run: load each model and measure it for some seconds, for the estimate.",
+    ),
+]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="PATH",
+        help="With --dry-run: a profile, or a folder of them, such as another machine's runs left.",
+        show_default=False,
+    ),
+]
 Overwrite = Annotated[
     bool,
     typer.Option(

@@ -13,6 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from nsa_eval.catalog import CatalogEntry
     from nsa_eval.comparison import Comparison
+    from nsa_eval.estimate import Estimate
     from nsa_eval.plan import Plan
     from nsa_eval.runner import RunResult
     from nsa_kernels.bench import Sheet
@@ -33,20 +34,28 @@ def print_entries(entries: Sequence[CatalogEntry]) -> None:
     Console(highlight=False).print(table, markup=False)
 
 
-def show_plan(plan: Plan) -> None:
-    """The jobs of a dry run, with samples and tokens."""
+def show_plan(plan: Plan, estimate: Estimate, lines: Sequence[str]) -> None:
+    """The jobs of a dry run, with samples, tokens and time, and what the time is from."""
+    from nsa_eval.estimate import time_range
+
+    times = estimate.jobs if estimate.seconds is not None else {}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_footer=True)
     table.add_column("job", "total", no_wrap=True)
     table.add_column("model")
     table.add_column("task")
     table.add_column("samples", f"{plan.samples:,}", justify="right")
     table.add_column("tokens", f"{plan.tokens:,}", justify="right")
+    if times:
+        table.add_column("time", time_range(estimate.seconds), justify="right", no_wrap=True)
     for job in plan.jobs:
         known = (f"{job.samples:,}", f"{job.tokens:,}") if job.samples is not None else ("?", "?")
-        table.add_row(job.id, job.model.path, job.task.label, *known)
+        time = [time_range(times[job.id].seconds)] if times else []
+        table.add_row(job.id, job.model.path, job.task.label, *known, *time)
     _console().print(table)
     if not plan.complete:
         typer.echo("?: a task whose size isn't known until its data is loaded")
+    for line in lines:
+        typer.echo(line)
 
 
 def print_comparison(comparison: Comparison) -> None:

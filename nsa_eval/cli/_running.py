@@ -19,9 +19,11 @@ from nsa_eval.cli._options import (
     Dtype,
     ExecutorOption,
     LimitOption,
+    Measure,
     MethodOption,
     Output,
     Overwrite,
+    ProfileOption,
     Quiet,
     Seed,
     Set,
@@ -55,6 +57,8 @@ def run_command(
     executor: ExecutorOption = None,
     confirm_run_unsafe_code: UnsafeCode = False,
     dry_run: DryRun = False,
+    measure: Measure = False,
+    profile: ProfileOption = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -71,6 +75,8 @@ def run_command(
         executor=executor,
         unsafe_code=confirm_run_unsafe_code,
         dry_run=dry_run,
+        measure=measure,
+        profile=profile,
         overwrite=overwrite,
         quiet=quiet,
     )
@@ -151,6 +157,8 @@ def eval_command(
     overrides: Set = None,
     confirm_run_unsafe_code: UnsafeCode = False,
     dry_run: DryRun = False,
+    measure: Measure = False,
+    profile: ProfileOption = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -187,6 +195,8 @@ def eval_command(
         executor=executor,
         unsafe_code=confirm_run_unsafe_code,
         dry_run=dry_run,
+        measure=measure,
+        profile=profile,
         overwrite=overwrite,
         quiet=quiet,
     )

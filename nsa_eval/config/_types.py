@@ -21,6 +21,7 @@ _LONGEST_NAME = 80
 _MOST_SAMPLES = 1_000_000_000
 """More than any data set has."""
 _MOST_ROWS = 1_000_000
+_MOST_TOKENS = 2**32
 _DEFAULT_SEEDS = (0, 1234, 1234, 1234)
 """lm-eval's own defaults for its python, numpy, torch and few-shot seeds."""
 
@@ -111,6 +112,14 @@ def _batch_size(value: object) -> Any:  # noqa: ANN401  (int | "auto")
     raise ValueError(f"expected auto or a number of rows (1, 2, ...), got {_shown(value, _MOST_ROWS)}")
 
 
+def _prefill_chunk(value: object) -> Any:  # noqa: ANN401  (int | "auto")
+    if value == "auto" or (
+        isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_TOKENS
+    ):
+        return value
+    raise ValueError(f"expected auto or a number of tokens (1, 2, ...), got {_shown(value, _MOST_TOKENS)}")
+
+
 def _chat_template(value: object) -> bool | str:
     if isinstance(value, bool) or (isinstance(value, str) and value):
         return value
@@ -160,6 +169,8 @@ Limit = Annotated[int | float, BeforeValidator(_limit)]
 """Samples of a task: a count, or a fraction below 1 (as in lm-eval)."""
 BatchSize = Annotated[Any, BeforeValidator(_batch_size)]
 """Rows: a whole number, or `auto`."""
+PrefillChunk = Annotated[Any, BeforeValidator(_prefill_chunk)]
+"""Tokens of one forward: a whole number, or `auto`."""
 ExecutorKind = Annotated[str, BeforeValidator(_executor_kind)]
 """An executor: the name of a file in nsa_eval/executors/."""
 ChatTemplate = Annotated[bool | str, BeforeValidator(_chat_template)]

@@ -24,6 +24,7 @@ from nsa_eval.config._types import (
     Length,
     Limit,
     Name,
+    PrefillChunk,
     Seeds,
     VariantName,
 )
@@ -175,13 +176,14 @@ class EngineSpec(_Section):
     truncation: Literal["error", "left", "middle"] = "error"
     """What becomes of a prompt over the model's length: stop with an error, or cut its start (`left`) or its
     middle. Every cut is written to audit.json and shown."""
-    prefill_chunk: Neutral[int] = Field(default=8192, ge=1, le=2**32)
-    """Tokens of a prompt that are run at once. Smaller needs less memory."""
+    prefill_chunk: Neutral[PrefillChunk] = "auto"
+    """Tokens of a prompt that are run at once. `auto`: 8,192 on a CPU; on a GPU as many as keep activations
+    under a GiB. Smaller needs less memory."""
     share_prefixes: Neutral[bool] = True
     """Compute the common start of several prompts once."""
     cuda_graphs: Neutral[Literal["auto", "off"]] = "auto"
-    """Replay the decode step of nsa_decoder models from a CUDA graph. `auto`: on a GPU, for replies that may
-    get 17 tokens or more. `off`: never."""
+    """Replay decode steps from a CUDA graph. `auto`: on a GPU, where the model's steps have fixed shapes
+    (full attention, NSA). `off`: never."""
     add_bos_token: bool | None = None
     """Put the beginning-of-sequence token before prompts. Default: as the tokenizer does."""
     parity: Literal["lm-eval"] | None = None

@@ -4,6 +4,7 @@ from nsa_eval.engine._answerer import Answerer, Emit, ModelFacts
 from nsa_eval.engine._building import register
 from nsa_eval.engine._engine import Engine
 from nsa_eval.engine._foreign import ForeignAnswerer, ForeignEngine, said
+from nsa_eval.engine._prompts import Origin
 from nsa_eval.engine._reader import NonFiniteLogitsError
 from nsa_eval.engine._requests import Naming, Request
 
@@ -16,6 +17,7 @@ __all__ = [
     "ModelFacts",
     "Naming",
     "NonFiniteLogitsError",
+    "Origin",
     "Request",
     "said",
 ]

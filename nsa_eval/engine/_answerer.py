@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +11,26 @@ import torch
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, resolve_max_length
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nsa_eval._devices import device_bytes, device_name
 from nsa_eval.config import EngineSpec
 from nsa_eval.engine._batching import Limits
-from nsa_eval.engine._generating import Replier, Reply, ReplyRequest
+from nsa_eval.engine._generating import Replier
+from nsa_eval.engine._lines import Reply, ReplyRequest
 from nsa_eval.engine._meter import Meter
-from nsa_eval.engine._prompts import Prompt, PromptEncoder
+from nsa_eval.engine._prompts import Prompt, PromptEncoder, Windows, split_spaces
 from nsa_eval.engine._reader import NonFiniteLogitsError, Reader
 from nsa_eval.engine._requests import Request
 from nsa_eval.engine._sampling import GenerationSettings
 from nsa_eval.engine._scoring import LogLikelihood, Scorer, units_of
 from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent, Cost, Response
+from nsa_models import Compilations, warm_up
 from nsa_models.families import Restrictions, check_fits, family_of
 from nsa_models.methods import Attached, Method, MethodError, attach
+from nsa_models.once import once
+
+# Requests whose texts are encoded together: some megabytes of them, for all cores to have some.
+_FORESEEN = 64
 
 Emit = Callable[[Mapping[str, Response]], None]
 """Receives finished responses by key, a batch at a time."""
@@ -40,6 +47,12 @@ class ModelFacts:
     """As torch writes it: torch.bfloat16."""
     device: str
     """Its type: cpu, cuda."""
+    device_name: str = ""
+    """Its own name; nothing of a model that runs elsewhere."""
+    device_bytes: int | None = None
+    """Its memory in all."""
+    weights_bytes: int = 0
+    """Of parameters and buffers."""
     events: tuple[AuditEvent, ...] = ()
     """What was assumed about the model itself."""
 
@@ -85,6 +98,9 @@ class Answerer:
         self._events += self.prompts.events
         self._reader: Reader | None = None
         self._meter = Meter(model)
+        self._warmed: set[tuple[frozenset[int], int, int]] = set()
+        self.compiled = Compilations()
+        """Kernels that were compiled before they were needed, and the seconds that it took."""
         self._attached = self._attach(method) if method is not None else None
 
     def close(self) -> None:
@@ -100,6 +116,9 @@ class Answerer:
             parameters=self.model.num_parameters(),
             dtype=str(self.model.dtype),
             device=self.model.device.type,
+            device_name=device_name(self.model.device),
+            device_bytes=device_bytes(self.model.device),
+            weights_bytes=self.model.get_memory_footprint(),
             events=tuple(self._events),
         )
 
@@ -126,13 +145,13 @@ class Answerer:
             "loglikelihood_rolling": self._score_windows,
             "generate_until": self._generate,
         }[requests[0].kind]
-        self._meter.start()
         try:
             work(requests, missing, emit)
         except torch.OutOfMemoryError as error:
+            chunk = self._reader.prefill_chunk if self._reader else self.settings.prefill_chunk
             raise UserError(
                 f"too little device memory for one request at a time: {str(error).splitlines()[0]} Lower "
-                f"prefill_chunk (now {self.settings.prefill_chunk}) or max_length (now {self.max_length}), "
+                f"prefill_chunk (now {chunk}) or max_length (now {self.max_length}), "
                 "or use a narrower dtype. Responses finished before are stored"
             ) from error
 
@@ -144,7 +163,9 @@ class Answerer:
         """
         if self._reader is None:
             check_fits(self.model, self.tokenizer, self.max_length)
-            self._reader = Reader(self.model, prefill_chunk=self.settings.prefill_chunk)
+            # The probe's forwards are the first: libraries set themselves up in them.
+            with once(self.model.device):
+                self._reader = Reader(self.model, prefill_chunk=self.settings.prefill_chunk)
         return self._reader, Limits.of(self._reader.family, self.settings.batch_size)
 
     def scorer(self) -> Scorer:
@@ -155,7 +176,8 @@ class Answerer:
     def _attach(self, method: Method) -> Attached:
         """Find out how the model is fed, then put the method on it, and obey what it declares."""
         check_fits(self.model, self.tokenizer, self.max_length)
-        family = family_of(self.model)
+        with once(self.model.device):
+            family = family_of(self.model, own_attention=True)
         if method.phase != "prefill" and not family.caches:
             raise UserError(
                 f"{method.label} acts while decoding from a cache, and models of type "
@@ -198,15 +220,19 @@ class Answerer:
         return int(DEFAULT_MAX_LENGTH)
 
     def _score(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
-        prompts = [
-            self.prompts.pair(
-                request.arguments[0],
-                request.arguments[1],
-                request.origin,
-                truncation=request.truncation,
-            )
-            for request in requests
-        ]
+        prompts: list[Prompt] = []
+        for some in _slices(requests):
+            pairs = [split_spaces(*request.arguments[:2]) for request in some]
+            self.prompts.foresee(text for head, tail in pairs for text in (head, head + tail) if head)
+            prompts += [
+                self.prompts.pair(
+                    request.arguments[0],
+                    request.arguments[1],
+                    request.origin,
+                    truncation=request.truncation,
+                )
+                for request in some
+            ]
 
         def scored(scores: list[tuple[int, LogLikelihood]]) -> None:
             texts = [prompts[name] for name, _ in scores]
@@ -223,11 +249,17 @@ class Answerer:
             for name, (value, _) in scores:
                 self._check_finite(value, requests[name])
 
-        pairs = [(name, prompt.context, prompt.continuation) for name, prompt in enumerate(prompts)]
-        self.scorer().run(units_of(pairs), wanted=lambda name: requests[name].key in missing, emit=scored)
+        asked = [(name, prompt.context, prompt.continuation) for name, prompt in enumerate(prompts)]
+        self._warm_up([len(p.context) + len(p.continuation) - 1 for p in prompts], rows=len(missing))
+        scorer = self.scorer()
+        self._meter.start()  # texts were encoded until here
+        scorer.run(units_of(asked), wanted=lambda name: requests[name].key in missing, emit=scored)
 
     def _score_windows(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
-        windows = [self.prompts.windows(request.arguments[0], request.origin) for request in requests]
+        windows: list[Windows] = []
+        for some in _slices(requests):
+            self.prompts.foresee(request.arguments[0] for request in some)
+            windows += [self.prompts.windows(request.arguments[0], request.origin) for request in some]
         owners = [(index, window) for index, found in enumerate(windows) for window in found.pairs]
         values: list[list[float]] = [[] for _ in requests]
         costs = [Cost() for _ in requests]
@@ -261,14 +293,17 @@ class Answerer:
 
         answer([i for i, found in enumerate(windows) if not found.pairs and requests[i].key in missing])
         pairs = [(name, context, tail) for name, (_, (context, tail)) in enumerate(owners)]
-        self.scorer().run(
-            units_of(pairs), wanted=lambda name: requests[owners[name][0]].key in missing, emit=scored
-        )
+        self._warm_up([len(head) + len(tail) - 1 for _, head, tail in pairs], rows=len(missing))
+        scorer = self.scorer()
+        self._meter.start()  # texts were encoded until here
+        scorer.run(units_of(pairs), wanted=lambda name: requests[owners[name][0]].key in missing, emit=scored)
 
     def _generate(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
         asked: list[ReplyRequest] = []
         prompts: list[Prompt] = []
         for name, request in enumerate(requests):
+            if name % _FORESEEN == 0:
+                self.prompts.foresee(one.arguments[0] for one in requests[name : name + _FORESEEN])
             text, given = request.arguments
             settings = GenerationSettings.parse(given, request.origin, parity=self.settings.parity)
             prompt = self.prompts.generation(
@@ -283,6 +318,11 @@ class Answerer:
             )
 
         reader, limits = self.prepared()
+        self._warm_up(
+            [len(prompt.context) for prompt in prompts],
+            rows=len(missing),
+            new_tokens=max(one.settings.budget for one in asked) + 1,
+        )
         notes = [AuditEvent(kind=note.kind, detail=note.detail) for note in reader.family.notes]
 
         def replied(replies: list[Reply]) -> None:
@@ -292,6 +332,7 @@ class Answerer:
                         value=reply.text,
                         prompt_tokens=len(prompts[reply.name].context),
                         new_tokens=reply.new_tokens,
+                        finished=reply.finished,
                         # Stored, so that a resumed run, which may never run the model, reports it too.
                         events=[*prompts[reply.name].events, *notes],
                         cost=reply.cost,
@@ -308,12 +349,44 @@ class Answerer:
             cuda_graphs=self.settings.cuda_graphs == "auto" and reader.graphs,
             meter=self._meter,
         )
+        self._meter.start()  # prompts were encoded until here
         replier.run(asked, wanted=lambda name: requests[name].key in missing, emit=replied)
+
+    def _warm_up(self, prompts: Sequence[int], *, rows: int, new_tokens: int = 0) -> None:
+        """Compile what such prompts and replies will launch, in parallel and before the clock starts."""
+        reader, limits = self.prepared()
+        if self.model.device.type != "cuda" or not prompts:
+            return
+        each = max(prompts) + new_tokens
+        most = max(1, min(limits.rows, rows, limits.cache_tokens // max(1, each)))
+        asked = (frozenset(prompts), most, new_tokens)
+        if asked in self._warmed:
+            return
+        self._warmed.add(asked)
+        with once(self.model.device):
+            made = warm_up(
+                self.model,
+                prompts=prompts,
+                rows={1, most},
+                chunk=reader.prefill_chunk,
+                new_tokens=new_tokens,
+                graphs=self.settings.cuda_graphs == "auto" and reader.graphs,
+            )
+        self.compiled.kernels += made.kernels
+        self.compiled.cached += made.cached
+        self.compiled.compile_seconds += made.compile_seconds
+        self.compiled.wall_seconds += made.wall_seconds
 
     def _check_finite(self, value: float, request: Request) -> None:
         if not math.isfinite(value):
             reader, _ = self.prepared()
             raise NonFiniteLogitsError.at(reader.name, request.origin, f"a log-likelihood of {value}")
+
+
+def _slices(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+    """Requests whose texts are encoded together: neighbours share contexts."""
+    for start in range(0, len(requests), _FORESEEN):
+        yield requests[start : start + _FORESEEN]
 
 
 def _response(score: Any, prompt: Prompt, cost: Cost) -> Response:  # noqa: ANN401  (a LogLikelihood, whose tuple pydantic checks)

@@ -20,7 +20,16 @@ from nsa_eval.engine._sampling import DEFAULT_NEW_TOKENS
 from nsa_eval.engine._scoring import LogLikelihood, units_of
 from nsa_eval.engine._settings import engine_settings
 from nsa_eval.errors import UserError
-from nsa_eval.store import AuditEvent, Cost, RequestKind, Response, ResponseStore
+from nsa_eval.store import (
+    AuditEvent,
+    Conditions,
+    Cost,
+    CostSheet,
+    RequestKind,
+    Response,
+    ResponseStore,
+    Tally,
+)
 from nsa_tasks import calls_clock, clock_at
 
 Answer = Callable[[Sequence[Request], Collection[str], Emit], None]
@@ -164,7 +173,7 @@ class Engine(TemplateLM):
         self._naming = naming
         self._on_requests = on_requests
         self._keeps = keeps
-        self._costs: dict[str, Cost] = {}
+        self._tally = Tally()
         self._ledger = ledger
         self._ledger.note(facts.events)
 
@@ -201,7 +210,11 @@ class Engine(TemplateLM):
     @property
     def costs(self) -> dict[str, Cost]:
         """What the answers of each task took, stored ones included."""
-        return dict(self._costs)
+        return self._tally.tasks
+
+    def cost_sheet(self, conditions: Conditions) -> CostSheet:
+        """The same, also by length, with what it was measured on."""
+        return self._tally.sheet(conditions)
 
     # --- what lm-eval asks of a model
     # ------------------------------------------------------------------------
@@ -339,10 +352,8 @@ class Engine(TemplateLM):
             self._answer(distinct, call.missing, finish)
         answers = call.responses()
         tasks = {request.key: request.origin.task for request in requests}
-        costs = {request.key: answer.cost for request, answer in zip(requests, answers, strict=True)}
-        for key, cost in costs.items():
-            if cost is not None:
-                self._costs[tasks[key]] = self._costs.get(tasks[key], Cost()) + cost
+        for key, answer in {r.key: answer for r, answer in zip(requests, answers, strict=True)}.items():
+            self._tally.add(tasks[key], kind, answer)
         return answers
 
 

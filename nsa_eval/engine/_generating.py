@@ -1,13 +1,17 @@
-"""Replies: right-padded prefill, then one token a step for every row that isn't finished yet.
+"""Replies: prompts are read below the prefixes that they share, and decode together, a token a step for each.
 
-A reply that grows across a border of the model's frequencies (nsa_models/families/_frequencies.py) leaves its
-batch there: its prompt and what it has so far are read again, as the prompt of the rest.
+Rows that end make room for prompts that wait. Where a family's rows can't join others, a batch ends before
+the next begins. A reply that grows across a border of the model's frequencies
+(nsa_models/families/_frequencies.py) leaves its batch there: its prompt and what it has so far are read
+again, as the prompt of the rest. So are rows that were taken out for want of memory.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,77 +19,23 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nsa_eval.engine._batching import Limits, batches
+from nsa_eval.engine._lines import Endings, Line, Reply, ReplyRequest
 from nsa_eval.engine._meter import Meter
-from nsa_eval.engine._prefixes import Tokens, common_prefix
-from nsa_eval.engine._prompts import Origin
+from nsa_eval.engine._picking import Picked, pick
+from nsa_eval.engine._prefixes import Node, prefix_tree
 from nsa_eval.engine._reader import NonFiniteLogitsError, Place, Reader
-from nsa_eval.engine._sampling import GenerationSettings, Sampler
-from nsa_eval.engine._steps import Stepper
-from nsa_eval.store import Cost
+from nsa_eval.engine._steps import Decoding, FixedSlots, RowSlots
+from nsa_eval.engine._traversal import Member, Traversal
 from nsa_models.families import Rows
 
-# A prefix is read once when it is at least this share of the prompts that start with it, and this long:
+# A prefix is worth reading by itself when that saves so many tokens, and so many for each prompt below it:
 # below, one forward for all prompts is as fast.
-_SHARED_PART = 0.5
-_SHARED_TOKENS = 64
-# Tokens looked at beyond a stop string's own length: text can be cut into tokens in more ways than one.
-_LOOK_BACK = 2
-
-
-@dataclass(slots=True)
-class ReplyRequest:
-    """One reply to make."""
-
-    name: int
-    """The caller's own number for it."""
-    tokens: Tokens
-    settings: GenerationSettings
-    seed: int
-    origin: Origin
-    key: str
-    """Breaks ties when requests are sorted, so that batches don't depend on the requests' order."""
-
-    @classmethod
-    def of(
-        cls, name: int, tokens: list[int], settings: GenerationSettings, seed: int, origin: Origin, key: str
-    ) -> ReplyRequest:
-        """A request from a prompt's token ids."""
-        return cls(name, np.array(tokens, dtype=np.int64), settings, seed, origin, key)
-
-
-@dataclass(slots=True)
-class Reply:
-    """A finished request."""
-
-    name: int
-    text: str
-    new_tokens: int
-    cost: Cost
-
+_MIN_SAVED = 64
+_MIN_HEAD = 64
+# Decode steps that reading a few prompts takes as long as: all other rows wait meanwhile.
+_ENTRY_STEPS = 16
 
 Emit = Callable[[list[Reply]], None]
-
-
-@dataclass(slots=True, eq=False)
-class _Line:
-    """A request while its reply is generated."""
-
-    request: ReplyRequest
-    sampler: Sampler | None
-    tokens: list[int] = field(default_factory=list)
-    prefill: float = 0.0
-    """Its share of the seconds in which prompts were read."""
-    decode: float = 0.0
-    """Its share of the seconds of decode steps."""
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and reply."""
-        return len(self.request.tokens) + len(self.tokens)
-
-    def read(self) -> Tokens:
-        """Token ids of prompt and reply."""
-        return np.concatenate([self.request.tokens, np.array(self.tokens, dtype=np.int64)])
 
 
 class Replier:
@@ -103,21 +53,17 @@ class Replier:
     ) -> None:
         """Args are parts of the Engine."""
         self.reader = reader
-        self.tokenizer = tokenizer
         self.limits = limits
         self.cuda_graphs = cuda_graphs
         self.meter = meter
         self.share = share_prefixes and reader.shared
-        self.end_tokens = _end_tokens(reader, tokenizer)
-        eos = tokenizer.eos_token
-        self._eos_text = str(eos) if eos else None
-        self._stop_sizes: dict[str, int] = {}
+        self.endings = Endings(reader, tokenizer)
 
     @torch.inference_mode()
     def run(self, requests: list[ReplyRequest], *, wanted: Callable[[int], bool], emit: Emit) -> None:
         """Generate the wanted replies.
 
-        Batches are planned from all requests, wanted or not, and don't depend on their order.
+        Prefixes and the order of prompts follow from all requests, wanted or not.
 
         Raises:
             NonFiniteLogitsError: The model's logits can't be compared; replies emitted before are complete.
@@ -126,212 +72,364 @@ class Replier:
         for request in requests:
             regimes.setdefault(self.reader.regime(len(request.tokens)), []).append(request)
         for _, some in sorted(regimes.items()):
-            for shared, group in self._groups(some):
-                if any(wanted(request.name) for request in group):
-                    self._group(shared, group, wanted, emit)
+            asked = [request for request in some if wanted(request.name)]
+            if asked:
+                _Session(self, some, asked, emit).run(self._tree(some))
 
-    def _group(
-        self, shared: int, group: list[ReplyRequest], wanted: Callable[[int], bool], emit: Emit
-    ) -> None:
-        """Requests of one regime, the first `shared` tokens of which are the same."""
-        head = None
-        if shared:
-            head = self.reader.family.empty(1)
-            piece = group[0].tokens[:shared]
-            self.reader.read([piece], head, first=[shared], on_logits=lambda *_: None)
-        group.sort(key=lambda one: (-len(one.tokens), one.tokens.astype(">u4").tobytes(), one.key))
-        for batch in batches(
-            group,
-            width=lambda request: len(request.tokens) - shared,
-            limits=self.limits.for_replies(),
-            extra=shared + max(request.settings.budget for request in group),
-            equal=not self.reader.family.ragged,
-            widest=self.reader.widest,
-        ):
-            lines = [
-                _Line(one, Sampler(one.settings.sampling, one.seed) if one.settings.sampling else None)
-                for one in batch
-                if wanted(one.name)
-            ]
-            self._batch(lines, shared, head, emit)
-
-    def _groups(self, requests: list[ReplyRequest]) -> list[tuple[int, list[ReplyRequest]]]:
-        """Requests by the prefix that they share: (its length or 0, the requests)."""
+    def _tree(self, requests: list[ReplyRequest]) -> Node:
         if not self.share:
-            return [(0, list(requests))] if requests else []
-        least = max(
-            _SHARED_TOKENS,
-            2 * self.reader.family.resume_tokens,
-            self.reader.first_forward([len(request.tokens) for request in requests]),
+            return Node(0, members=list(range(len(requests))))
+        family = self.reader.family
+        return prefix_tree(
+            # The last token is left to the request itself: its logits start the reply.
+            [request.tokens[:-1] for request in requests],
+            min_saved=max(_MIN_SAVED, self.reader.worth),
+            per_sequence=max(_MIN_HEAD, 2 * family.resume_tokens),
+            min_head=max(_MIN_HEAD, self.reader.worth // 4),
+            step=self.reader.step_tokens,
+            least=max(
+                _MIN_HEAD,
+                2 * family.resume_tokens,
+                self.reader.first_forward([len(request.tokens) for request in requests]),
+            ),
         )
-        order = sorted(requests, key=lambda one: one.tokens.astype(">u4").tobytes())
-        groups: list[tuple[int, list[ReplyRequest]]] = []
-        alone: list[ReplyRequest] = []
-        current: list[ReplyRequest] = []
-        shared = 0
-        for request in [*order, None]:
-            if request is not None and current:
-                # The last token is left to the request itself: its logits start the reply.
-                common = min(
-                    shared,
-                    common_prefix(current[-1].tokens, request.tokens),
-                    len(request.tokens) - 1,
-                    len(current[0].tokens) - 1,
-                )
-                longest = max(len(request.tokens), *(len(other.tokens) for other in current))
-                if common >= max(least, _SHARED_PART * longest):
-                    current.append(request)
-                    shared = common
-                    continue
-            if len(current) > 1:
-                groups.append((shared, current))
-            else:
-                alone.extend(current)
-            if request is not None:
-                current, shared = [request], len(request.tokens)
-        groups.sort(key=lambda group: -max(len(request.tokens) for request in group[1]))
-        return [*groups, (0, alone)] if alone else groups
 
-    def _batch(self, lines: list[_Line], shared: int, head: Rows | None, emit: Emit) -> None:
-        """Replies of one batch, and of what comes of it when replies grow into another regime."""
-        waiting = [(lines, shared, head)]
-        while waiting:
-            some, shared, head = waiting.pop()
-            if not some:
-                continue
-            done: set[int] = set()
-            parked: list[_Line] = []
 
-            def finished(replies: list[Reply], done: set[int] = done) -> None:
-                done.update(reply.name for reply in replies)
-                emit(replies)
+class _Entry(NamedTuple):
+    """A line whose prefix is read."""
 
-            try:
-                self._generate(some, shared, head, finished, parked)
-            except torch.OutOfMemoryError:
-                if len(some) == 1:
-                    raise
-                torch.cuda.empty_cache()
-                left = [line for line in some if line.request.name not in done and line not in parked]
-                middle = (len(left) + 1) // 2
-                waiting += [(left[middle:], shared, head), (left[:middle], shared, head)]
-            waiting += [(part, 0, None) for part in self._again(parked)]
+    line: Line
+    depth: int
+    """Tokens of it that are read."""
+    row: int
+    """Who has read them."""
 
-    def _again(self, parked: list[_Line]) -> list[list[_Line]]:
-        """Lines that are read again from their first token, in batches of one length."""
-        return list(
-            batches(
+
+class _Session:
+    """Replies to requests of one regime."""
+
+    def __init__(
+        self, replier: Replier, requests: Sequence[ReplyRequest], asked: Sequence[ReplyRequest], emit: Emit
+    ) -> None:
+        self.reader, self.limits = replier.reader, replier.limits
+        self.family, self.endings = replier.reader.family, replier.endings
+        self.meter, self.emit, self.graphs = replier.meter, emit, replier.cuda_graphs
+        self.requests = requests
+        self.wanted = {request.name for request in asked}
+        self._most = len(asked)
+        self._longest = max(len(request.tokens) for request in asked)
+        self._room = max(request.settings.budget for request in asked) + 1
+        self._decoding: Decoding | None = None
+        self._active: dict[int, Line] = {}
+        self._pending: deque[Picked] = deque()
+        self._parked: list[Line] = []
+        self._ended = self._made = 0
+        """Replies that have ended, and their tokens."""
+
+    def run(self, tree: Node) -> None:
+        """Make all replies."""
+        Traversal(
+            self.reader,
+            self.limits,
+            [request.tokens for request in self.requests],
+            wanted=lambda index: self.requests[index].name in self.wanted,
+            visit=self._visit,
+            relieve=self._drain,
+        ).run(tree)
+        self._drain()
+        while self._parked:
+            parked, self._parked = self._parked, []
+            for batch in batches(
                 sorted(parked, key=lambda line: -line.length),
                 width=lambda line: line.length,
                 limits=self.limits,
-                extra=max((line.request.settings.budget - len(line.tokens) for line in parked), default=0),
+                extra=max(line.left for line in parked),
                 equal=True,
                 widest=self.reader.widest,
-            )
-        )
+            ):
+                self._in_turn([_Entry(line, 0, 0) for line in batch], None)
 
-    def _generate(
-        self, lines: list[_Line], shared: int, head: Rows | None, emit: Emit, parked: list[_Line]
-    ) -> None:
-        """Replies of lines in one regime, with an emit as some end; `parked` gets those that leave it."""
-        rows, logits = self._prompts(lines, shared, head)
-        stepper = Stepper(self.reader, rows, graphs=self.cuda_graphs)
-        del rows  # the stepper may let go of them
-        read = sum(line.length for line in lines)
-        first = True
-        while True:
-            self._append(lines, logits)
-            seconds = self.meter.lap()
-            for line in lines:
-                if first:
-                    line.prefill += seconds * (line.length - 1) / read
-                else:
-                    line.decode += seconds / len(lines)
-            first = False
-            ended = [self._ended(line) for line in lines]
-            replies = [self._reply(line) for line, end in zip(lines, ended, strict=True) if end]
-            if replies:
-                emit(replies)
-            left: list[int] = []
-            for index, (line, end) in enumerate(zip(lines, ended, strict=True)):
-                if end:
+    # --- prompts
+    # ------------------------------------------------------------------------------------------------------
+
+    def _visit(self, members: list[Member], rows: Rows | None) -> None:
+        """Prompts whose prefixes `rows` have read, batch by batch, as others leave."""
+
+        def order(member: Member) -> tuple[object, ...]:
+            request = self.requests[member.index]
+            tokens = request.tokens.astype(">u4").tobytes()
+            return (member.depth - len(request.tokens), tokens, request.key)
+
+        for batch in batches(
+            sorted(members, key=order),
+            width=lambda member: len(self.requests[member.index].tokens) - member.depth,
+            limits=self.limits if self.family.refills else self.limits.for_replies(),
+            extra=self._room + (max(member.depth for member in members) if self.family.copies else 0),
+            equal=not self.family.ragged,
+            packed=self.family.packs,
+            widest=self.reader.widest,
+        ):
+            left = [member for member in batch if self.requests[member.index].name in self.wanted]
+            while left:
+                free = self._free(left, rows)
+                if not free:
+                    self._step()
                     continue
-                # The next forward, which feeds the token just drawn, has as many tokens as the line.
-                if self.reader.regime(line.length) == self.reader.regime(line.length - 1):
-                    left.append(index)
-                else:
-                    parked.append(line)
-            if not left:
-                return
-            if len(left) < len(lines):
-                lines = [lines[index] for index in left]
-                stepper.keep(left)
-            steps = max(line.request.settings.budget - len(line.tokens) for line in lines)
-            logits = stepper.step([line.tokens[-1] for line in lines], steps)
+                some, left = left[:free], left[free:]
+                entries = [_Entry(Line.of(self.requests[one.index]), one.depth, one.row) for one in some]
+                self._enter(entries, rows)
 
-    def _prompts(self, lines: list[_Line], shared: int, head: Rows | None) -> tuple[Rows, Tensor]:
-        """Read all prompts, in batches of little padding; the rows joined, and their logits [B, V]."""
-        family = self.reader.family
+    def _free(self, members: list[Member], rows: Rows | None) -> int:
+        """How many of these prompts may enter now: none while too few rows have left."""
+        if not self._active:
+            return min(len(members), self._slots().count)
+        if not self.family.refills:
+            return 0
+        slots = self._slots()
+        free = slots.count - len(self._active)
+        if free < min(len(members), self._worth_entering(slots.count)):
+            return 0
+        # Rows that share what was read hold whole blocks, also of others that have left.
+        shared = None if self.family.copies else slots.kept(rows)
+        used = sum(line.own for line in self._active.values()) if shared is None else shared
+        fits = 0
+        for member in members[:free]:
+            used += self._own(len(self.requests[member.index].tokens), member.depth)
+            used -= 0 if shared is None else self._room  # all tails are there already
+            fits += used <= self.limits.cache_tokens
+        return fits
+
+    def _worth_entering(self, slots: int) -> int:
+        """Free slots that are worth to stop all others for.
+
+        Waiting for n of R slots leaves n / 2 of them idle, and an entry costs all rows some steps each time n
+        have ended, which takes n m / R steps where replies have m tokens: least is lost at this n.
+        """
+        mean = self._made / self._ended if self._ended else self._room / 4
+        return max(1, min(slots // 2, round(slots * math.sqrt(2 * _ENTRY_STEPS / max(1.0, mean)))))
+
+    def _own(self, length: int, depth: int) -> int:
+        return length - (0 if self.family.copies else depth) + self._room
+
+    def _enter(self, entries: list[_Entry], rows: Rows | None) -> None:
+        """Read the rest of each line's prompt, choose its first token, and let it decode.
+
+        Args:
+            entries: Lines without a slot; no more than there are free ones.
+            rows: Who has read the prefixes; None: nobody.
+        """
+        if rows is not None and isinstance(self._slots(), FixedSlots):
+            # Of several replies to one prompt all but its last token is read: a step reads that as well.
+            read = [entry for entry in entries if entry.line.length - entry.depth == 1]
+            if read:
+                self._occupy(read, self.family.select(rows, [entry.row for entry in read]))
+                entries = [entry for entry in entries if entry not in read]
+        if not entries:
+            return
+        try:
+            new, logits = self._prompts(entries, rows)
+            self._start(entries, new, logits)
+        except torch.OutOfMemoryError:
+            # Rows that decode have to end first; where there are none, half of the prompts have to wait.
+            alone = not self._drain()
+            if alone and len(entries) == 1:
+                raise
+            torch.cuda.empty_cache()
+            # Some may have got their token before: they go on from it.
+            left = [entry for entry in entries if not (entry.line.ended or entry.line in self._parked)]
+            for entry in left:
+                entry.line.rewind()
+            middle = (len(left) + 1) // 2 if alone else len(left)
+            for part in (left[:middle], left[middle:]):
+                self._in_turn(part, rows)
+
+    def _in_turn(self, entries: list[_Entry], rows: Rows | None) -> None:
+        """Let lines enter, no more than there are slots, each time to their end."""
+        while entries:
+            count = self._slots().count
+            some, entries = entries[:count], entries[count:]
+            self._enter(some, rows)
+            self._drain()
+
+    def _prompts(self, entries: list[_Entry], rows: Rows | None) -> tuple[Rows, Tensor]:
+        """Read prompts in batches of little padding; the rows joined, and their logits [B, V]."""
+        family = self.family
         parts: list[Rows] = []
         logits: list[Tensor] = []
         for batch in batches(
-            lines,
-            width=lambda line: line.length - shared,
+            entries,
+            width=lambda entry: entry.line.length - entry.depth,
             limits=self.limits if family.ragged else self.limits.for_replies(),
+            packed=family.packs,
             widest=self.reader.widest,
         ):
-            rows = family.empty(len(batch)) if head is None else family.select(head, [0] * len(batch))
-            pieces = [line.read()[shared:] for line in batch]
+            places = [entry.row for entry in batch]
+            new = family.empty(len(batch)) if rows is None else family.select(rows, places)
+            pieces = [entry.line.read()[entry.depth :] for entry in batch]
             last: dict[int, Tensor] = {}
 
-            def collect(made: Tensor, places: list[Place], last: dict[int, Tensor] = last) -> None:
-                last.update((row, line) for line, (row, _) in zip(made, places, strict=True))
+            def collect(made: Tensor, where: list[Place], last: dict[int, Tensor] = last) -> None:
+                last.update((row, line) for line, (row, _) in zip(made, where, strict=True))
 
-            ends = [len(piece) - 1 for piece in pieces]
-            self.reader.read(pieces, rows, first=ends, on_logits=collect)
-            parts.append(rows)
+            self.reader.read(pieces, new, first=[len(piece) - 1 for piece in pieces], on_logits=collect)
+            parts.append(new)
             logits.extend(last[row] for row in range(len(batch)))
         return (family.join(parts) if len(parts) > 1 else parts[0]), torch.stack(logits)
 
-    def _append(self, lines: list[_Line], logits: Tensor) -> None:
-        best, tokens = logits.max(-1)
-        for line, top, token, scores in zip(lines, best.tolist(), tokens.tolist(), logits, strict=True):
-            if not np.isfinite(top):
-                raise NonFiniteLogitsError.at(
-                    self.reader.name, line.request.origin, f"the largest logit is {top}"
+    def _start(self, entries: list[_Entry], rows: Rows, logits: Tensor) -> None:
+        """Choose first tokens; lines that go on get slots."""
+        found = pick(logits, [entry.line for entry in entries], self.endings).wait()
+        seconds = self.meter.lap()
+        read = sum(entry.line.length - entry.depth for entry in entries)
+        for entry in entries:
+            entry.line.prefill += seconds * (entry.line.length - entry.depth) / read
+        going: list[int] = []
+        finished: list[Reply] = []
+        for number, (line, token, top) in enumerate(found):
+            self._append(line, token, top)
+            if line.ended:
+                finished.append(self._reply(line))
+            elif not self._parks(line):
+                going.append(number)
+        if finished:
+            self.emit(finished)
+        if going:
+            some = rows if len(going) == len(entries) else self.family.select(rows, going)
+            self._occupy([entries[number] for number in going], some)
+
+    def _occupy(self, entries: list[_Entry], rows: Rows) -> None:
+        """Give each line a slot; its next step feeds its last token."""
+        decoding = self._slots()
+        free = (slot for slot in range(decoding.count) if slot not in self._active)
+        slots = [next(free) for _ in entries]
+        for (line, depth, _), slot in zip(entries, slots, strict=True):
+            line.slot, line.own = slot, self._own(len(line.request.tokens), depth)
+        self._active.update(zip(slots, (entry.line for entry in entries), strict=True))
+        try:
+            decoding.admit(slots, rows, [int(entry.line.read()[-1]) for entry in entries])
+        except torch.OutOfMemoryError:
+            self._retreat()
+
+    # --- steps
+    # ------------------------------------------------------------------------------------------------------
+
+    def _slots(self) -> Decoding:
+        if self._decoding is None:
+            count = min(self.limits.rows, self._most)
+            if self.family.caches:
+                # Fixed slots are there at once; what prompts take besides is counted as they enter.
+                once, each = (
+                    (0, self._longest + self._room) if self.family.copies else (self._longest, self._room)
                 )
-            line.tokens.append(token if line.sampler is None else line.sampler.draw(scores))
+                count = max(1, min(count, (self.limits.cache_tokens - once) // each))
+            while self._decoding is None:
+                try:
+                    slots = self.family.slots(
+                        count,
+                        longest=self._longest,
+                        room=self._room,
+                        graphs=self.graphs and self.reader.graphs,
+                    )
+                except torch.OutOfMemoryError:
+                    if count == 1:
+                        raise
+                    torch.cuda.empty_cache()
+                    count = (count + 1) // 2
+                    continue
+                self._decoding = (
+                    RowSlots(self.reader, min(self.limits.rows, self._most))
+                    if slots is None
+                    else FixedSlots(slots, count, self.reader.device)
+                )
+        return self._decoding
 
-    def _ended(self, line: _Line) -> bool:
-        if line.tokens[-1] in self.end_tokens or len(line.tokens) >= line.request.settings.budget:
-            return True
-        stops = self._stops(line.request.settings)
-        if not stops:
+    def _drain(self) -> bool:
+        """Let all rows decode to their end; whether there were any."""
+        busy = bool(self._active)
+        while self._active or self._pending:
+            self._step()
+        return busy
+
+    def _step(self) -> None:
+        """One step of all rows, or a look at one that is under way."""
+        decoding = self._slots()
+        if any(line.left > 0 for line in self._active.values()):
+            try:
+                order, logits = decoding.step()
+                lines = [self._active.get(slot) for slot in order]
+                # A line with all of its tokens on their way goes along, and nobody looks.
+                picked = pick(
+                    logits, [line if line and line.left > 0 else None for line in lines], self.endings
+                )
+            except torch.OutOfMemoryError:
+                self._retreat()
+                return
+            decoding.feed(picked.tokens)
+            self._pending.append(picked)
+            if len(self._pending) <= decoding.lag:
+                return
+        if self._pending:
+            self._settle(self._pending.popleft())
+
+    def _settle(self, picked: Picked) -> None:
+        """Take the tokens of one step to their lines; those that end leave."""
+        found = [(line, token, top) for line, token, top in picked.wait() if not line.ended]
+        seconds = self.meter.lap()
+        finished: list[Reply] = []
+        for line, token, top in found:
+            line.decode += seconds / len(found)
+            self._append(line, token, top)
+            if line.ended or self._parks(line):
+                self._leave(line)
+            if line.ended:
+                finished.append(self._reply(line))
+        if finished:
+            self.emit(finished)
+
+    def _append(self, line: Line, token: int, top: float) -> None:
+        if not np.isfinite(top):
+            raise NonFiniteLogitsError.at(
+                self.reader.name, line.request.origin, f"the largest logit is {top}"
+            )
+        line.tokens.append(token)
+        self.endings.look(line)
+
+    def _parks(self, line: Line) -> bool:
+        """Whether the next forward of a line belongs to another regime; it is read again then."""
+        # The next forward, which feeds the token just chosen, has as many tokens as the line.
+        if self.reader.regime(line.length) == self.reader.regime(line.length - 1):
             return False
-        tail = line.tokens[-max(self._stop_size(stop) for stop in stops) :]
-        text = self.tokenizer.decode(tail)
-        return any(stop in text for stop in stops)
+        self._parked.append(line)
+        return True
 
-    def _stops(self, settings: GenerationSettings) -> list[str]:
-        return [*settings.until, *([self._eos_text] if self._eos_text else [])]
+    def _leave(self, line: Line) -> None:
+        assert line.slot is not None
+        assert self._decoding is not None
+        self._decoding.release(line.slot)
+        del self._active[line.slot]
+        line.slot = None
 
-    def _stop_size(self, stop: str) -> int:
-        if stop not in self._stop_sizes:
-            self._stop_sizes[stop] = len(self.tokenizer.encode(stop, add_special_tokens=False)) + _LOOK_BACK
-        return self._stop_sizes[stop]
+    def _retreat(self) -> None:
+        """Too little memory: all rows are read again later, and half as many decode together.
 
-    def _reply(self, line: _Line) -> Reply:
-        text = str(self.tokenizer.decode(line.tokens, skip_special_tokens=True))
-        for stop in self._stops(line.request.settings):
-            text = text.split(stop, 1)[0]
+        A step or an entry that failed midway may have written some layers and not others.
+        """
+        while self._pending:
+            self._settle(self._pending.popleft())
+        count, lines = self._slots().count, list(self._active.values())
+        self._active, self._decoding = {}, None
+        if count == 1 and lines:
+            raise torch.OutOfMemoryError("one row at a time doesn't fit")
+        for line in lines:
+            line.slot = None
+            line.rewind()
+        self._parked += lines
+        self._most = max(1, min(count, max(1, len(lines))) // 2)
+        torch.cuda.empty_cache()
+
+    def _reply(self, line: Line) -> Reply:
+        self._ended += 1
+        self._made += len(line.tokens)
         prompt, new = len(line.request.tokens), len(line.tokens)
         cost = self.meter.replied(prompt, new, line.prefill, line.decode)
-        return Reply(line.request.name, text, new, cost)
-
-
-def _end_tokens(reader: Reader, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokenizer's EOS and those of the model's generation config (chat models have several)."""
-    config = getattr(reader.model, "generation_config", None)
-    given: int | Sequence[int] | None = getattr(config, "eos_token_id", None)
-    tokens = [given] if isinstance(given, int) else list(given or [])
-    return frozenset(token for token in [*tokens, tokenizer.eos_token_id] if token is not None)
+        return Reply(line.request.name, self.endings.text(line), new, line.finished, cost)

@@ -1,4 +1,8 @@
-"""What requests take: seconds of prefill and decode, device memory, cached tokens read."""
+"""What requests take: seconds of prefill and decode, device memory, cached tokens and bytes read.
+
+Seconds are those of a model that has run before: what is done once (the probe, compilers, captured graphs:
+`nsa_models.once`) is kept apart, whenever it happens.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,10 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from nsa_eval._devices import device_name
 from nsa_eval.store import Cost
 from nsa_models.kv import kv_cost
+from nsa_models.once import seconds_once, watch_compiler
 
 
 class Meter:
@@ -19,31 +25,50 @@ class Meter:
     def __init__(self, model: PreTrainedModel) -> None:
         """Args: `model` is where it computes."""
         self._model = model
+        self._device = device_name(model.device)
         self._cuda = model.device.type == "cuda"
         self._last = time.perf_counter()
+        if self._cuda:
+            watch_compiler()
+        self._once = self._told = seconds_once()
         # Replies of one length range over the same positions: each is worked out once.
         self._kv = functools.lru_cache(maxsize=2**18)(functools.partial(kv_cost, model))
 
     def start(self) -> None:
-        """Forget the time and the peak so far: a new piece of work begins."""
+        """Forget the time and the peak so far, but not what was done once: a new piece of work begins."""
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(self._model.device)
-        self._last = time.perf_counter()
+        self._last, self._once = time.perf_counter(), seconds_once()
 
     def lap(self) -> float:
-        """Seconds since the last lap. The caller has just waited for the device, by reading from it."""
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
+        """Seconds since the last lap, without what was done once.
+
+        The caller has just waited for the device, by reading from it.
+        """
+        now, once = time.perf_counter(), seconds_once()
+        seconds = now - self._last - (once - self._once)
+        self._last, self._once = now, once
+        return max(0.0, seconds)
+
+    def warm_up(self) -> float:
+        """Seconds of what was done once, each told one time: the next cost has them."""
+        once = seconds_once()
+        seconds, self._told = once - self._told, once
         return seconds
 
     def scored(self, prompt_tokens: Sequence[int], new_tokens: Sequence[int]) -> list[Cost]:
         """The costs of texts scored together since the last lap."""
-        seconds, peak = self.lap(), self.peak()
+        seconds, warm_up, peak = self.lap(), self.warm_up(), self.peak()
         sizes = [a + b for a, b in zip(prompt_tokens, new_tokens, strict=True)]
         whole = sum(sizes) or 1
         return [
             Cost(
-                prefill_seconds=seconds * size / whole, prompt_tokens=prompt, new_tokens=new, peak_bytes=peak
+                prefill_seconds=seconds * size / whole,
+                warm_up_seconds=warm_up * size / whole,
+                prompt_tokens=prompt,
+                new_tokens=new,
+                peak_bytes=peak,
+                device=self._device,
             )
             for size, prompt, new in zip(sizes, prompt_tokens, new_tokens, strict=True)
         ]
@@ -55,15 +80,22 @@ class Meter:
         """
         steps = range(prompt_tokens + 1, prompt_tokens + new_tokens)
         end = self._kv(max(1, prompt_tokens + new_tokens - 1))
+        reads = [self._kv(tokens) for tokens in steps]
         return Cost(
             prefill_seconds=prefill,
             decode_seconds=decode,
             prompt_tokens=prompt_tokens,
             new_tokens=new_tokens,
             peak_bytes=self.peak(),
-            kv_read=round(sum(self._kv(tokens).read for tokens in steps)),
+            kv_read=round(sum(one.read for one in reads)),
             kv_kept=round(end.kept),
             decode_steps=len(steps),
+            kv_read_bytes=None
+            if end.read_bytes is None
+            else round(sum(one.read_bytes or 0 for one in reads)),
+            kv_kept_bytes=None if end.kept_bytes is None else round(end.kept_bytes),
+            warm_up_seconds=self.warm_up(),
+            device=self._device,
         )
 
     def peak(self) -> int | None:

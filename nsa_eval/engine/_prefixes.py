@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 Tokens = npt.NDArray[np.int64]
 
+# Steps that a rest has at least where its prefix is rounded: it reads at most a quarter more then.
+_LONG_REST = 4
+
 
 @dataclass(slots=True)
 class Node:
@@ -39,7 +42,13 @@ def common_prefix(a: Tokens, b: Tokens) -> int:
 
 
 def prefix_tree(
-    prefixes: Sequence[Tokens], *, min_saved: int, per_sequence: int, min_head: int, least: int = 1
+    prefixes: Sequence[Tokens],
+    *,
+    min_saved: int,
+    per_sequence: int,
+    min_head: int,
+    least: int = 1,
+    step: int = 1,
 ) -> Node:
     """Arrange sequences below the prefixes that they share.
 
@@ -52,6 +61,8 @@ def prefix_tree(
         min_head: Tokens by which a prefix that leads to further ones must exceed the one above. Such prefixes
             are read one at a time, and a lone BOS isn't worth it.
         least: No prefix of fewer tokens is kept (`Reader.first_forward`).
+        step: A prefix that only long rests follow ends at a multiple of so many tokens: each rest reads a few
+            more, and the sizes that kernels meet are few.
 
     Returns:
         The root (depth 0). What comes from one document stays together, in the order of the tokens, so the
@@ -80,6 +91,8 @@ def prefix_tree(
         path[-1].members.append(index)
     _prune(root, min_saved, per_sequence, least)
     _thin(root, min_head)
+    if step > 1:
+        _round(root, prefixes, step)
     return root
 
 
@@ -125,6 +138,19 @@ def _thin(root: Node, min_head: int) -> None:
                 kept.append(child)
         node.children = kept
         stack.extend(kept)
+
+
+def _round(root: Node, prefixes: Sequence[Tokens], step: int) -> None:
+    """End prefixes at multiples of `step`, where every sequence below goes on for some steps more."""
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        for child in node.children:
+            rest = min(len(prefixes[index]) for index in child.all_members()) - child.depth
+            rounded = child.depth // step * step
+            if rest >= _LONG_REST * step and rounded > node.depth:
+                child.depth = rounded
+        stack.extend(node.children)
 
 
 def _sizes(root: Node) -> dict[int, int]:

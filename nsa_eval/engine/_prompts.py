@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +14,9 @@ from nsa_eval.store import AuditEvent
 
 Truncation = Literal["error", "left", "middle"]
 TRUNCATIONS: tuple[Truncation, ...] = ("error", "left", "middle")
+
+# Fewer are encoded one by one as fast.
+_FORESEEN_CHARACTERS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class PromptEncoder:
         prefix = self.prefix_token_id
         self._prefix_text = None if prefix is None else str(tokenizer.decode([prefix]))
         self._contexts: tuple[str, list[int]] = ("", [])
+        self._foreseen: dict[tuple[str, bool | None], list[int]] = {}
 
     @property
     def events(self) -> list[AuditEvent]:
@@ -96,6 +101,29 @@ class PromptEncoder:
         eos: int | None = self.tokenizer.eos_token_id
         return eos if bos is None else bos
 
+    def foresee(self, texts: Iterable[str]) -> None:
+        """Encode texts that will be asked for soon together, which a fast tokenizer does on all cores.
+
+        Those of the last call are forgotten.
+
+        Args:
+            texts: Prompts, or contexts and whole texts to score.
+        """
+        wanted: dict[bool | None, list[str]] = {}
+        for text in dict.fromkeys(texts):
+            special = False if self._starts_with(text, self._prefix_text) else None
+            wanted.setdefault(special, []).append(text)
+        self._foreseen = {}
+        if not getattr(self.tokenizer, "is_fast", False):
+            return
+        for special, some in wanted.items():
+            if sum(map(len, some)) < _FORESEEN_CHARACTERS:
+                continue
+            given = self.add_bos_token if special is None else special
+            made = self.tokenizer(some, **({} if given is None else {"add_special_tokens": given}))
+            for text, ids in zip(some, made["input_ids"], strict=True):
+                self._foreseen[text, special] = list(ids)
+
     def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
         """Ids of a text to be scored; its own leading BOS isn't doubled."""
         if add_special_tokens is None and self._starts_with(text, self._prefix_text):
@@ -111,9 +139,7 @@ class PromptEncoder:
             UserError: An empty context without any prefix token, nothing to score, or too long by policy.
         """
         if context:
-            spaces = len(context) - len(context.rstrip())
-            if spaces:
-                context, continuation = context[:-spaces], context[-spaces:] + continuation
+            context, continuation = split_spaces(context, continuation)
             whole = self.encode(context + continuation)
             if self._contexts[0] != context:  # the choices of a question come one after another
                 self._contexts = (context, self.encode(context))
@@ -201,7 +227,10 @@ class PromptEncoder:
 
     def _ids(self, text: str, add_special_tokens: bool | None) -> list[int]:
         given = self.add_bos_token if add_special_tokens is None else add_special_tokens
-        if given is None:
+        known = self._foreseen.get((text, add_special_tokens))
+        if known is not None:
+            ids = list(known)
+        elif given is None:
             ids = list(self.tokenizer.encode(text))
         else:
             ids = list(self.tokenizer.encode(text, add_special_tokens=given))
@@ -276,6 +305,12 @@ class PromptEncoder:
             return len(starts)
         bos = self.tokenizer.bos_token_id
         return 1 if bos is not None and context[0] == bos else 0
+
+
+def split_spaces(context: str, continuation: str) -> tuple[str, str]:
+    """Move spaces at a context's end to its continuation, as lm-eval does."""
+    spaces = len(context) - len(context.rstrip())
+    return (context[:-spaces], context[-spaces:] + continuation) if spaces else (context, continuation)
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -7,20 +7,25 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nsa_eval.engine._batching import chunk_of
 from nsa_eval.engine._prefixes import Tokens
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.errors import UserError
 from nsa_models.families import Family, Restrictions, Rows, accepts, family_of
 from nsa_models.methods import attached_to
 
-# Cells of logits [positions, vocabulary] that one forward may make: 128 MiB of float32 on a CPU, 1 GiB on a
-# GPU.
-_LOGIT_CELLS_CPU = 2**25
-_LOGIT_CELLS_CUDA = 2**28
+# Cells of logits [positions, vocabulary] made at a time: 128 MiB in float32.
+_LOGIT_CELLS = 2**25
+
+# On a GPU a forward takes some 10 ms to launch, in which a model of a billion parameters reads this much.
+_FORWARD_TOKENS_CUDA = 1024
+# Multiples in which attention kernels have few sizes (nsa_kernels.spans).
+_STEP_TOKENS = 1024
 
 # glibc hands a freed block above its threshold straight back to the system, and raises that threshold to the
 # largest block freed so far, up to 32 MiB. Free one such block, and later steps reuse their memory: without,
@@ -53,7 +58,7 @@ class Reader:
         self,
         model: PreTrainedModel,
         *,
-        prefill_chunk: int,
+        prefill_chunk: int | Literal["auto"],
         restrictions: Restrictions | None = None,
         family: Family | None = None,
     ) -> None:
@@ -61,7 +66,8 @@ class Reader:
 
         Args:
             model: Any causal language model of transformers.
-            prefill_chunk: Tokens of a row per forward; longer rows are read in pieces.
+            prefill_chunk: Tokens of a row per forward; longer rows are read in pieces. "auto": as many as
+                keep activations within bounds.
             restrictions: What a method that is attached to the model takes away from its family's abilities.
             family: What `family_of` found before a method was attached; found here when None.
 
@@ -78,16 +84,21 @@ class Reader:
         self.graphs = allowed.graphs
         self._method = attached_to(model)
         self.device = model.device
-        self.prefill_chunk = prefill_chunk
+        self.worth = _FORWARD_TOKENS_CUDA if self.device.type == "cuda" else 0
+        """Tokens that a forward must save to be worth its launches."""
+        self.step_tokens = _STEP_TOKENS if self.family.packs and self.device.type == "cuda" else 1
+        """Where a long prefix had better end."""
+        self.prefill_chunk = chunk_of(model) if prefill_chunk == "auto" else prefill_chunk
         if self.device.type == "cpu":
             torch.empty(_WARM_BYTES, dtype=torch.uint8)  # freed at once, which is the point
-        cells = _LOGIT_CELLS_CUDA if self.device.type == "cuda" else _LOGIT_CELLS_CPU
-        self.route: Literal["mask", "columns", "all"] = (
+        self.route: Literal["head", "mask", "columns", "all"] = (
             "columns" if accepts(model, "logits_to_keep") else "all"
         )
+        self._decoder: nn.Module | None = None
+        """The model without its head, where the two are run apart."""
         self.vocabulary = self._probe()
-        self.max_positions = max(1, cells // self.vocabulary)
-        """Scored positions per forward."""
+        self.max_positions = max(1, _LOGIT_CELLS // self.vocabulary)
+        """Scored positions whose logits are there at a time."""
 
     def read(
         self,
@@ -96,6 +107,7 @@ class Reader:
         *,
         first: Sequence[int],
         on_logits: OnLogits,
+        final: bool = False,
     ) -> None:
         """Feed row b the tokens pieces[b] and hand out the logits of its columns first[b], first[b] + 1, ...
         .
@@ -106,6 +118,7 @@ class Reader:
                 start and end here.
             first: First column whose logits are wanted; len(pieces[b]) for none.
             on_logits: Called once or more, with places in reading order.
+            final: Nothing goes on from the rows afterwards.
         """
         counts = [len(piece) for piece in pieces]
         width = max(counts)
@@ -113,32 +126,45 @@ class Reader:
         for row, piece in enumerate(pieces):
             tokens[row, : len(piece)] = torch.from_numpy(piece)
         tokens = tokens.to(self.device)
-        columns = torch.arange(width)
-        wanted = (columns >= torch.tensor(first)[:, None]) & (columns < torch.tensor(counts)[:, None])
+        columns = np.arange(width)
+        wanted = torch.from_numpy(
+            (columns >= np.array(first)[:, None]) & (columns < np.array(counts)[:, None])
+        )
         fresh = rows is None or not any(rows.lengths)
         edges = self._edges(wanted, self.first_forward(counts) if fresh else 1)
         if rows is None and len(edges) > 2:
             rows = self.family.empty(len(pieces))
+        if rows is not None and fresh:
+            rows.room = width
         for start, end in pairwise(edges):
             part = [min(max(count - start, 0), end - start) for count in counts]
             marked = wanted[:, start:end]
-            logits = self._forward(tokens[:, start:end], part, rows, marked)
-            if logits is not None:
-                on_logits(logits, [(row, start + column) for row, column in marked.nonzero().tolist()])
+            if rows is not None and final and end == width:
+                rows.kept = False
+            places = [(row, start + column) for row, column in marked.nonzero().tolist()]
+            self._forward(tokens[:, start:end], part, rows, marked, places, on_logits)
 
     def step(self, tokens: Sequence[int], rows: Rows) -> Tensor:
         """Feed one token to every row; logits [B, V] of the next."""
         ids = torch.tensor(tokens, dtype=torch.long, device=self.device)[:, None]
         counts = [1] * len(tokens)
         if not self.family.caches:
-            logits = self._forward(ids, counts, rows, torch.ones(len(tokens), 1, dtype=torch.bool))
-            assert logits is not None
-            return logits
+            found: list[Tensor] = []
+            places = [(row, 0) for row in range(len(tokens))]
+            self._forward(
+                ids,
+                counts,
+                rows,
+                torch.ones(len(tokens), 1, dtype=torch.bool),
+                places,
+                lambda logits, _: found.append(logits),
+            )
+            return torch.cat(found)
         given = self.family.inputs(ids, counts, rows)
         if self.route != "all":
             given["logits_to_keep"] = 1
         with self._phase("decode", counts):
-            output = self.model(**given)
+            output = self.family.forward(given)
         self.family.absorb(output, ids, counts, rows)
         last: Tensor = output.logits[:, -1]
         return last
@@ -165,7 +191,9 @@ class Reader:
         batch, width = wanted.shape
         if not self.continuable:
             return [0, width]
-        if self.route == "mask":
+        if self.route == "head":
+            cost = torch.zeros(width, dtype=torch.long)  # logits are made in slices afterwards
+        elif self.route == "mask":
             cost = wanted.sum(0)
         elif self.route == "columns":
             cost = wanted.any(0) * batch
@@ -181,8 +209,16 @@ class Reader:
             edges.append(min(width, end if start else max(end, least)))
         return edges
 
-    def _forward(self, tokens: Tensor, counts: list[int], rows: Rows | None, wanted: Tensor) -> Tensor | None:
-        """One forward; logits [T, V] of the wanted places in row-major order, or None when there are none."""
+    def _forward(
+        self,
+        tokens: Tensor,
+        counts: list[int],
+        rows: Rows | None,
+        wanted: Tensor,
+        places: list[Place],
+        on_logits: OnLogits,
+    ) -> None:
+        """One forward; logits [T, V] of the wanted places, which are `places` in row-major order."""
         given = self.family.inputs(tokens, counts, rows)
         wanted = self.family.places(wanted, counts, rows)
         columns = wanted.any(0).nonzero()[:, 0]
@@ -191,20 +227,29 @@ class Reader:
             given["logits_to_keep"] = wanted.to(self.device)
         elif self.route == "columns" and anything:
             given["logits_to_keep"] = columns.to(self.device)
-        elif self.route != "all":
+        elif self.route in ("mask", "columns"):
             given["logits_to_keep"] = 1  # 0 would mean all of them
         with self._phase("prefill", counts):
-            output = self.model(**given)
+            output = self.family.forward(given, module=self._decoder)
         if rows is not None:
             self.family.absorb(output, tokens, counts, rows)
-        logits: Tensor = output.logits
         if not anything:
-            return None
-        if self.route == "mask":
-            return logits
+            return
+        if self.route == "head":
+            at = wanted.flatten().nonzero()[:, 0].to(self.device)
+            states = output.last_hidden_state.flatten(0, 1)[at]
+            del output
+            head = self.model.get_output_embeddings()
+            for start in range(0, len(places), self.max_positions):
+                some = slice(start, start + self.max_positions)
+                on_logits(head(states[some]), places[some])
+            return
+        logits: Tensor = output.logits
         if self.route == "columns":
-            return logits[wanted[:, columns].to(self.device)]
-        return logits[wanted.to(self.device)]
+            logits = logits[wanted[:, columns].to(self.device)]
+        elif self.route == "all":
+            logits = logits[wanted.to(self.device)]
+        on_logits(logits, places)
 
     def _phase(
         self, phase: Literal["prefill", "decode"], counts: list[int]
@@ -216,17 +261,49 @@ class Reader:
 
     @torch.inference_mode()
     def _probe(self) -> int:
-        """Find out whether logits can be asked for by place, and how many columns they have."""
-        tokens = torch.zeros(2, 2, dtype=torch.long, device=self.device)
-        given = self.family.inputs(tokens, [2, 2], None)
+        """Find out how logits can be asked for by place, and how many columns they have."""
+        # Not the padding's id alone: its state may be all zeros, which any head maps to the same.
+        tokens = torch.tensor([[0, 1], [1, 0]], device=self.device)
+        size = self._split(tokens)
+        if size:
+            return size
         if self.route == "columns":
-            places = torch.tensor([[False, True], [True, True]], device=self.device)
+            places = torch.tensor([[False, True], [True, True]])
+            given = self.family.inputs(tokens, [2, 2], None)
+            given["logits_to_keep"] = self.family.places(places, [2, 2], None).to(self.device)
             try:
-                logits = self.model(**given, logits_to_keep=places).logits
+                logits = self.family.forward(given).logits
             except (IndexError, RuntimeError, TypeError, ValueError):
                 pass  # only whole columns, as older models and remote code have it
             else:
                 if logits.dim() == 2 and logits.shape[0] == 3:
                     self.route = "mask"
                 return int(logits.shape[-1])
-        return int(self.model(**given).logits.shape[-1])
+        return int(self.family.forward(self.family.inputs(tokens, [2, 2], None)).logits.shape[-1])
+
+    def _split(self, tokens: Tensor) -> int:
+        """Run decoder and head apart, where the head alone makes the model's logits to the last bit.
+
+        A long piece of which every token is scored then needs no logits of all its tokens at once. Models
+        that do something to their logits afterwards (a soft cap, a scale) fail the test.
+
+        Returns:
+            The vocabulary's size, or 0.
+        """
+        decoder = getattr(self.model, self.model.base_model_prefix or "", None)
+        head = self.model.get_output_embeddings()
+        if not isinstance(decoder, nn.Module) or decoder is self.model or not isinstance(head, nn.Linear):
+            return 0
+        try:
+            whole = self.family.forward(self.family.inputs(tokens, [2, 2], None)).logits
+            states = self.family.forward(
+                self.family.inputs(tokens, [2, 2], None), module=decoder
+            ).last_hidden_state
+            if not torch.equal(head(states), whole):
+                return 0
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # a decoder that wants other arguments, or gives no hidden states
+            return 0
+        self.route, self._decoder = "head", decoder
+        return int(whole.shape[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,9 @@ from torch import Tensor
 from nsa_eval._gen_kwargs import BUDGET_NAMES, contradiction
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.errors import UserError
+from nsa_kernels.nucleus import nucleus
 
+_BLOCK = 1024
 DEFAULT_NEW_TOKENS = 256  # lm-eval's default for a task that names no budget
 # Settings of transformers' generate() that tasks set to what they mean anyway.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -47,6 +49,8 @@ class GenerationSettings:
     """Strings that end the reply, and aren't part of it."""
     sampling: Sampling | None
     """None = greedy."""
+    least: int = 0
+    """New tokens before which the reply can't end: no token that ends it is chosen, no stop is looked for."""
     notes: tuple[str, ...] = ()
     """Settings of the request that do nothing, one sentence each."""
 
@@ -71,6 +75,7 @@ class GenerationSettings:
         left = dict(normalize_gen_kwargs(dict(given), DEFAULT_NEW_TOKENS))
         until = [stop for stop in left.pop("until") or [] if stop]
         budget = int(left.pop("max_gen_toks"))
+        least = int(left.pop("min_new_tokens", None) or 0)
         drawn = bool(left.pop("do_sample", False))
         temperature = left.pop("temperature", None)
         top_k, top_p = left.pop("top_k", None), left.pop("top_p", None)
@@ -78,10 +83,14 @@ class GenerationSettings:
             if value is not None and value not in _NEUTRAL.get(name, ()):
                 raise UserError(
                     f"{origin}: generation setting {name}={value!r} isn't supported; the engine knows until, "
-                    "max_gen_toks, do_sample, temperature, top_k and top_p"
+                    "max_gen_toks, min_new_tokens, do_sample, temperature, top_k and top_p"
                 )
         if budget < 1:
             raise UserError(f"{origin}: max_gen_toks must be at least 1, got {budget}")
+        if not 0 <= least <= budget:
+            raise UserError(
+                f"{origin}: min_new_tokens must be between 0 and max_gen_toks ({budget}), got {least}"
+            )
         if not all(isinstance(stop, str) for stop in until):
             raise UserError(f"{origin}: until must be a string or a list of strings, got {until!r}")
         sampling = None
@@ -107,6 +116,7 @@ class GenerationSettings:
             budget=budget,
             until=tuple(until),
             sampling=sampling,
+            least=least,
             notes=() if against is None else (against,),
         )
 
@@ -119,18 +129,65 @@ class Sampler:
         self.sampling = sampling
         self._random = torch.Generator().manual_seed(seed)
 
-    def draw(self, logits: Tensor) -> int:
-        """The next token from logits [V], by inverse transform over the tokens from the likeliest down.
+    def number(self) -> float:
+        """The next uniform number in [0, 1); made on the CPU, the same stream on every device."""
+        return float(torch.rand(1, generator=self._random, dtype=torch.float64))
 
-        One uniform number a token, drawn on the CPU: the same seed gives the same stream on every device.
+    def draw(self, logits: Tensor) -> int:
+        """The next token from logits [V]: the first in the vocabulary at which the probabilities of the kept
+        tokens, added up, exceed the drawn share of their sum.
         """
-        scores = logits.float() / self.sampling.temperature
-        count = scores.shape[-1] if self.sampling.top_k == 0 else min(self.sampling.top_k, scores.shape[-1])
-        best, tokens = torch.topk(scores, count)
-        probabilities = torch.softmax(best, -1).double()
-        total = probabilities.cumsum(-1)
-        # A token stays while the likelier ones haven't reached top_p; the first always does.
-        kept = max(1, int((total - probabilities < self.sampling.top_p).sum()))
-        share = torch.rand(1, generator=self._random, dtype=torch.float64).to(total.device) * total[kept - 1]
-        place = min(int(torch.searchsorted(total[:kept], share, right=True)), kept - 1)
-        return int(tokens[place])
+        asked = self.sampling
+        scores = logits.float() / asked.temperature
+        if 0 < asked.top_k < len(scores):
+            scores = scores.masked_fill(scores < scores.topk(asked.top_k).values[-1], -torch.inf)
+        probabilities = torch.softmax(scores, -1)
+        if asked.top_p < 1:
+            down = probabilities.sort(descending=True).values
+            before = down.double().cumsum(-1) - down
+            # A token stays while the likelier ones haven't reached top_p, and so do those as likely as it.
+            least = down[max(1, int((before < asked.top_p).sum())) - 1]
+            probabilities = torch.where(probabilities >= least, probabilities, 0.0)
+        total = probabilities.double().cumsum(-1)
+        share = self.number() * float(total[-1])
+        return min(int(torch.searchsorted(total, share, right=True)), int(probabilities.nonzero()[-1]))
+
+
+def draw_together(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
+    """A token for each row of logits [B, V], as each row's `Sampler.draw` would choose it; nothing is sorted.
+
+    Args:
+        logits: [B, V] on a GPU, or with Triton's interpreter.
+        samplers: Of each row.
+
+    Returns:
+        [B] int64 on the device of `logits`.
+    """
+    device, width = logits.device, logits.shape[-1]
+
+    def column(values: list[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)[:, None]
+
+    asked = [sampler.sampling for sampler in samplers]
+    scores = logits.float() / column([one.temperature for one in asked], torch.float32)
+    if any(one.top_k for one in asked):
+        counts = [min(one.top_k or width, width) for one in asked]
+        largest = torch.topk(scores, max(counts)).values
+        index = torch.tensor(counts).to(device, non_blocking=True)[:, None] - 1
+        scores = scores.masked_fill(scores < largest.gather(-1, index), -torch.inf)
+    probabilities = torch.softmax(scores, -1)
+    del scores
+    if any(one.top_p < 1 for one in asked):
+        least = nucleus(probabilities, column([one.top_p for one in asked], torch.float32)[:, 0])
+        probabilities.masked_fill_(probabilities < least[:, None], 0.0)
+    # In blocks: the block first, then the token in it.
+    blocks = torch.nn.functional.pad(probabilities, (0, -width % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    share = column([sampler.number() for sampler in samplers], torch.float64) * ends[:, -1:]
+    block = (ends <= share).sum(-1, keepdim=True).clamp_(max=ends.shape[-1] - 1)
+    inside = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0].double()
+    passed = (ends.gather(1, block) - inside.sum(-1, keepdim=True) + inside.cumsum(-1)) <= share
+    found = block[:, 0] * _BLOCK + passed.sum(-1).clamp_(max=_BLOCK - 1)
+    # Rounding may end behind the last token that is kept.
+    last = width - 1 - probabilities.flip(-1).gt(0).int().argmax(-1)
+    return torch.minimum(found, last)

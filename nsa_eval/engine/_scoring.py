@@ -12,6 +12,7 @@ from torch import Tensor
 from nsa_eval.engine._batching import Limits, batches
 from nsa_eval.engine._prefixes import Node, Tokens, prefix_tree
 from nsa_eval.engine._reader import Place, Reader
+from nsa_eval.engine._traversal import Member, Traversal
 from nsa_models.families import Rows
 
 # float32 cells that the log-softmax works on at a time: the copy stays in a CPU's cache.
@@ -28,11 +29,13 @@ LogLikelihood = tuple[float, bool]
 
 @dataclass(slots=True)
 class Target:
-    """One continuation to score at the end of an input."""
+    """One continuation to score on an input."""
 
     name: int
     """The caller's own number for it."""
     tokens: list[int]
+    end: int
+    """Columns up to the prediction of its last token: the whole input, unless another target's goes on."""
 
 
 @dataclass(slots=True)
@@ -46,7 +49,7 @@ class Unit:
     @property
     def first(self) -> int:
         """The first column with a scored prediction."""
-        return len(self.tokens) - max(len(target.tokens) for target in self.targets)
+        return min(target.end - len(target.tokens) for target in self.targets)
 
 
 Emit = Callable[[list[tuple[int, LogLikelihood]]], None]
@@ -59,8 +62,26 @@ def units_of(pairs: Sequence[tuple[int, list[int], list[int]]]) -> list[Unit]:
     for name, context, continuation in pairs:
         tokens = np.array((context + continuation)[:-1], dtype=np.int64)
         unit = units.setdefault(tokens.tobytes(), Unit(tokens))
-        unit.targets.append(Target(name, continuation))
+        unit.targets.append(Target(name, continuation, len(tokens)))
     return list(units.values())
+
+
+def nested(units: Sequence[Unit]) -> list[Unit]:
+    """Score units whose input begins another's with the other: nested contexts are then one pass.
+
+    What a causal model predicts inside of an input doesn't depend on what comes behind. Only where the scored
+    columns meet: logits are made of all columns from the first on.
+    """
+    kept: dict[int, Unit] = {}
+    host: Unit | None = None
+    order = sorted(range(len(units)), key=lambda index: units[index].tokens.astype(">u4").tobytes())
+    for index in reversed(order):  # sorted, an input stands right before those that begin with it
+        unit, size = units[index], len(units[index].tokens)
+        if host and host.first <= size and np.array_equal(host.tokens[:size], unit.tokens):
+            host.targets += unit.targets
+        else:
+            host = kept[index] = Unit(unit.tokens, list(unit.targets))
+    return [kept[index] for index in sorted(kept)]
 
 
 class Scorer:
@@ -88,16 +109,18 @@ class Scorer:
         for unit in units:
             regimes.setdefault(self.reader.regime(len(unit.tokens)), []).append(unit)
         for _, group in sorted(regimes.items()):
-            _Work(self, group, wanted, emit).node(self._tree(group), None)
+            together = nested(group) if self.share else group
+            _Work(self, together, wanted, emit).run(self._tree(together))
 
     def _tree(self, units: list[Unit]) -> Node:
         if not self.share:
             return Node(0, members=list(range(len(units))))
         return prefix_tree(
             [unit.tokens[: unit.first] for unit in units],
-            min_saved=_MIN_SAVED,
+            min_saved=max(_MIN_SAVED, self.reader.worth),
             per_sequence=self.reader.family.resume_tokens,
-            min_head=_MIN_HEAD,
+            min_head=max(_MIN_HEAD, self.reader.worth // 4),
+            step=self.reader.step_tokens,
             least=self.reader.first_forward([len(unit.tokens) for unit in units]),
         )
 
@@ -112,93 +135,57 @@ class _Work:
         self.wanted = wanted
         self.emit = emit
 
-    def node(self, node: Node, rows: Rows | None) -> None:
-        """Score all below `node`, whose prefix the single row of `rows` has read."""
-        if not self._open(node):
-            return
-        self._members([(node.depth, 0, index) for index in node.members], rows)
-        self._contexts(node, [child for child in node.children if not child.children], rows)
-        for child in node.children:
-            if child.children and self._open(child):
-                below = self._continued([child], node.depth, rows)
-                self.node(child, below)
-
-    def _open(self, node: Node) -> bool:
-        return any(self._wanted(index) for index in node.all_members())
+    def run(self, tree: Node) -> None:
+        """Score all units."""
+        Traversal(
+            self.reader,
+            self.limits,
+            [unit.tokens for unit in self.units],
+            wanted=self._wanted,
+            visit=self._members,
+        ).run(tree)
 
     def _wanted(self, index: int) -> bool:
         return any(self.wanted(target.name) for target in self.units[index].targets)
 
-    def _contexts(self, above: Node, contexts: list[Node], rows: Rows | None) -> None:
-        """Read many contexts as one batch, then the continuations of all of them as another."""
-        contexts = sorted(contexts, key=lambda node: -node.depth)
-        for batch in batches(
-            contexts,
-            width=lambda node: node.depth - above.depth,
-            limits=self.limits,
-            extra=above.depth,
-            equal=not self.reader.family.ragged,
-            widest=self.reader.widest,
-        ):
-            if any(self._open(node) for node in batch):
-                self._context_batch(batch, above.depth, rows)
+    def _members(self, members: list[Member], rows: Rows | None) -> None:
+        """Score units whose prefixes `rows` have read, in batches, longest first."""
 
-    def _context_batch(self, batch: list[Node], depth: int, rows: Rows | None) -> None:
-        try:
-            read = self._continued(batch, depth, rows)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            torch.cuda.empty_cache()
-            self._context_batch(batch[: len(batch) // 2], depth, rows)
-            self._context_batch(batch[len(batch) // 2 :], depth, rows)
-            return
-        self._members(
-            [(node.depth, row, index) for row, node in enumerate(batch) for index in node.members], read
-        )
+        def width(member: Member) -> int:
+            return len(self.units[member.index].tokens) - member.depth
 
-    def _continued(self, nodes: list[Node], depth: int, rows: Rows | None) -> Rows:
-        """One row for each node, having read its prefix; `rows` has read the first `depth` tokens of all."""
+        def order(member: Member) -> tuple[object, ...]:
+            tokens = self.units[member.index].tokens.astype(">u4").tobytes()
+            # Packed rows of one prefix read it together, if they stand side by side.
+            return (-width(member), tokens) if not family.packs else (-member.depth, tokens)
+
         family = self.reader.family
-        new = family.empty(len(nodes)) if rows is None else family.select(rows, [0] * len(nodes))
-        pieces = [self.units[node.all_members()[0]].tokens[depth : node.depth] for node in nodes]
-        self.reader.read(
-            pieces,
-            new,
-            first=[len(piece) for piece in pieces],
-            on_logits=lambda logits, places: None,
-        )
-        return new
-
-    def _members(self, members: list[tuple[int, int, int]], rows: Rows | None) -> None:
-        """Score units (depth already read, row that has read it, index) in batches, longest first."""
-
-        def width(member: tuple[int, int, int]) -> int:
-            return len(self.units[member[2]].tokens) - member[0]
-
-        members = sorted(members, key=lambda m: (-width(m), self.units[m[2]].tokens.astype(">u4").tobytes()))
+        members = sorted(members, key=order)
         for batch in batches(
             members,
             width=width,
             limits=self.limits,
-            extra=max((depth for depth, _, _ in members), default=0),
-            equal=not self.reader.family.padded,
+            extra=max((member.depth for member in members), default=0) if family.copies else 0,
+            equal=not family.padded,
+            packed=family.packs,
             widest=self.reader.widest,
         ):
-            self._batch([member for member in batch if self._wanted(member[2])], rows)
+            self._batch([member for member in batch if self._wanted(member.index)], rows)
 
-    def _batch(self, members: list[tuple[int, int, int]], rows: Rows | None) -> None:
+    def _batch(self, members: list[Member], rows: Rows | None) -> None:
         if not members:
             return
-        units = [self.units[index] for _, _, index in members]
-        tally = _Tally(units, [depth for depth, _, _ in members])
+        units = [self.units[member.index] for member in members]
+        depths = [member.depth for member in members]
+        tally = _Tally(units, depths)
         try:
-            new = None if rows is None else self.reader.family.select(rows, [row for _, row, _ in members])
+            new = None if rows is None else self.reader.family.select(rows, [one.row for one in members])
             self.reader.read(
-                [unit.tokens[depth:] for unit, (depth, _, _) in zip(units, members, strict=True)],
+                [unit.tokens[depth:] for unit, depth in zip(units, depths, strict=True)],
                 new,
-                first=[unit.first - depth for unit, (depth, _, _) in zip(units, members, strict=True)],
+                first=[unit.first - depth for unit, depth in zip(units, depths, strict=True)],
                 on_logits=tally.add,
+                final=True,
             )
         except torch.OutOfMemoryError:
             if len(members) == 1:
@@ -219,7 +206,7 @@ class _Tally:
         self.names: list[int] = []
         for row, (unit, depth) in enumerate(zip(units, depths, strict=True)):
             for target in unit.targets:
-                start = len(unit.tokens) - len(target.tokens) - depth
+                start = target.end - len(target.tokens) - depth
                 for offset, token in enumerate(target.tokens):
                     self.at.setdefault((row, start + offset), []).append((len(self.names), token))
                 self.names.append(target.name)

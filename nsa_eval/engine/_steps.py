@@ -1,72 +1,130 @@
-"""One token after another for a batch of rows: by ordinary forwards, or by a step in a CUDA graph."""
+"""Rows that decode together: one token a step for each, while rows leave and others take their places.
+
+Two kinds, of one interface: `FixedSlots` are a family's own (steps of fixed shapes, from a CUDA graph where
+there is one), `RowSlots` are ordinary forwards over whatever rows there are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from nsa_eval.engine._reader import Reader
-from nsa_models.families import Rows, SteadyDecoder
-
-# Warming up and capturing cost about as much as this many steps save: a guess on the safe side, as a capture
-# is three forwards without replay and a synchronisation.
-MIN_STEPS = 16
+from nsa_models.families import Rows, Slots
 
 
-class Stepper:
-    """Decodes rows whose prompts are read; owns them from then on.
+class Decoding(Protocol):
+    """Rows by the number of their slot."""
 
-    A graph holds a fixed number of rows. Rows that end meanwhile stay in it with tokens that nobody reads,
-    since a step costs the launch of its kernels far more than its rows. Once half of them have ended, the
-    others go on in a graph of their own, if enough steps are left to pay for it: only then do the idle rows'
-    reads of their caches weigh more than another capture.
-    """
+    count: int
+    """Slots in all."""
+    lag: int
+    """Steps that may be under way while the host looks at an earlier one's tokens."""
 
-    def __init__(self, reader: Reader, rows: Rows, *, graphs: bool) -> None:
-        """Args: `graphs` allows CUDA graphs where the rows' family has them."""
-        self.reader, self.rows, self.graphs = reader, rows, graphs and reader.graphs
-        self._places = list(range(len(rows.lengths)))
-        self._index: Tensor | None = None
-        self._decoder: SteadyDecoder | None = None
-        self._tried = False
+    def admit(self, slots: Sequence[int], rows: Rows, tokens: Sequence[int]) -> None:
+        """Put rows into slots, each with the token that it feeds next. The rows are used up."""
+        ...
 
-    def keep(self, indices: list[int]) -> None:
-        """Go on with these of the rows, in this order."""
-        if self._decoder is None:
-            self.rows = self.reader.family.select(self.rows, indices)
-            self._places = list(range(len(indices)))
-        else:
-            self._places = [self._places[index] for index in indices]
-            self._index = torch.tensor(self._places, device=self.reader.device)
+    def release(self, slot: int) -> None:
+        """Take a row out."""
+        ...
 
-    def step(self, tokens: Sequence[int], left: int) -> Tensor:
-        """Feed one token to every row that is kept.
+    def kept(self, rows: Rows | None) -> int | None:
+        """Tokens of cache that rows in slots and `rows` keep, and the room of all slots; None: unknown."""
+        ...
 
-        Args:
-            tokens: B tokens.
-            left: Steps that may still be asked for, this one among them.
+    def step(self) -> tuple[list[int], Tensor]:
+        """Feed every row its token.
 
         Returns:
-            Logits [B, V] of the next, good until the next step.
+            The slots, and logits [n, V] of each one's next token, good until the next step.
         """
-        family = self.reader.family
-        if self.graphs and left >= MIN_STEPS:
-            if not self._tried:
-                self._tried = True
-                self._decoder = family.steady(self.rows, left)
-            elif self._decoder is not None and 2 * len(self._places) <= len(self.rows.lengths):
-                self._decoder = None  # its memory is free before the next is made
-                self.rows = family.select(self.rows, self._places)
-                self._places, self._index = list(range(len(tokens))), None
-                self._decoder = family.steady(self.rows, left)
-        if self._decoder is None:
-            return self.reader.step(tokens, self.rows)
-        ids = [0] * len(self.rows.lengths)
-        for place, token in zip(self._places, tokens, strict=True):
-            ids[place] = token
-        logits = self._decoder.step(ids)
-        # The decoder keeps the cache up to date by itself.
-        self.rows.lengths = [length + 1 for length in self.rows.lengths]
-        return logits if self._index is None else logits[self._index]
+        ...
+
+    def feed(self, tokens: Tensor) -> None:
+        """Say what the next step feeds: [n] int64 on the device, in the order of the last step's slots."""
+        ...
+
+
+class FixedSlots:
+    """A family's slots: idle ones go along with tokens that nobody reads."""
+
+    def __init__(self, slots: Slots, count: int, device: torch.device) -> None:
+        """Args: `slots` has room for `count` rows."""
+        self.count, self._slots = count, slots
+        # The host waits for a GPU one step late: while it looks at tokens, the next step is under way.
+        self.lag = 1 if device.type == "cuda" else 0
+
+    def admit(self, slots: Sequence[int], rows: Rows, tokens: Sequence[int]) -> None:
+        """As `Decoding` has it."""
+        for row, slot in enumerate(slots):
+            self._slots.admit(slot, rows, row)
+        device = self._slots.tokens.device
+        self._slots.tokens[torch.tensor(slots, device=device)] = torch.tensor(tokens, device=device)
+
+    def release(self, slot: int) -> None:
+        """As `Decoding` has it."""
+        self._slots.release(slot)
+
+    def kept(self, rows: Rows | None) -> int | None:
+        """As `Decoding` has it."""
+        return self._slots.kept(rows)
+
+    def step(self) -> tuple[list[int], Tensor]:
+        """As `Decoding` has it."""
+        return list(range(self.count)), self._slots.step()
+
+    def feed(self, tokens: Tensor) -> None:
+        """As `Decoding` has it."""
+        self._slots.tokens.copy_(tokens)
+
+
+class RowSlots:
+    """Rows of a cache that grows by a column a step; those that end are taken out before the next."""
+
+    lag = 0
+
+    def __init__(self, reader: Reader, count: int) -> None:
+        """Args: `count` bounds the rows, and costs nothing."""
+        self.count, self._reader = count, reader
+        self._rows: Rows | None = None
+        self._order: list[int] = []
+        self._tokens: list[int] = []
+        self._left: set[int] = set()
+
+    def admit(self, slots: Sequence[int], rows: Rows, tokens: Sequence[int]) -> None:
+        """As `Decoding` has it."""
+        self._drop()
+        self._rows = rows if self._rows is None else self._reader.family.join([self._rows, rows])
+        self._order += slots
+        self._tokens += tokens
+
+    def release(self, slot: int) -> None:
+        """As `Decoding` has it."""
+        self._left.add(slot)
+
+    def step(self) -> tuple[list[int], Tensor]:
+        """As `Decoding` has it."""
+        self._drop()
+        assert self._rows is not None, "no row was admitted"
+        return [*self._order], self._reader.step(self._tokens, self._rows)
+
+    def kept(self, rows: Rows | None) -> int | None:
+        """As `Decoding` has it."""
+        return None
+
+    def feed(self, tokens: Tensor) -> None:
+        """As `Decoding` has it."""
+        self._tokens = tokens.tolist()
+
+    def _drop(self) -> None:
+        if not self._left or self._rows is None:
+            return
+        kept = [place for place, slot in enumerate(self._order) if slot not in self._left]
+        self._rows = self._reader.family.select(self._rows, kept) if kept else None
+        self._order = [self._order[place] for place in kept]
+        self._tokens = [self._tokens[place] for place in kept]
+        self._left = set()

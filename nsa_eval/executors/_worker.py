@@ -109,6 +109,12 @@ class Worker:
         self._answerer.answer(requests, missing=missing, emit=emit)
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer."""
+        assert self._tokenizer is not None, "load comes first"
+        return self._tokenizer
+
+    @property
     def device(self) -> str:
         """Type of the device that the checkpoint is on."""
         assert self._weights is not None, "load comes first"

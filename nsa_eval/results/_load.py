@@ -13,7 +13,7 @@ from nsa_eval.errors import UserError
 from nsa_eval.results._groups import groups_of
 from nsa_eval.results._samples import read_samples
 from nsa_eval.results._types import ModelRun, Run, Sample, TaskResult
-from nsa_eval.store import Cost
+from nsa_eval.store import CostSheet
 
 # lm-eval's date_id: an ISO time with ":" replaced. Before it stands "results" or, for --output_path x.json,
 # "x".
@@ -85,6 +85,7 @@ def load_run(path: str | Path) -> Run:
         if wanted is None or name == wanted:
             files = folders[named[name]]
             tasks = _tasks(named[name], files, config)
+            sheet = _costs(named[name] / "costs.json")
             models[name] = ModelRun(
                 name=name,
                 directory=home,
@@ -98,7 +99,8 @@ def load_run(path: str | Path) -> Run:
                 run_config=config,
                 env=env,
                 audit=[event for event in audit if event.get("model") in (name, None)],
-                costs=_costs(named[name] / "costs.json"),
+                costs=sheet.tasks,
+                conditions=sheet.conditions,
             )
     return Run(directory=home, models=models, config=config, env=env)
 
@@ -254,12 +256,15 @@ def _model_configs(config: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _costs(path: Path) -> dict[str, Cost]:
+def _costs(path: Path) -> CostSheet:
     """The costs of a model's tasks; none where they weren't recorded."""
-    if not path.is_file():
-        return {}
+    content = _mapping(path)
+    if content is None:
+        return CostSheet()
+    if "tasks" not in content or "conditions" not in content:  # an earlier form: the tasks alone
+        content = {"tasks": content}
     try:
-        return {task: Cost.model_validate(cost) for task, cost in _mapping(path).items()}  # type: ignore[union-attr]
+        return CostSheet.model_validate(content)
     except ValueError as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}). Evaluate again.") from error
 

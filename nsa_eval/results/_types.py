@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nsa_eval.store import Cost
+from nsa_eval.store import Conditions, Cost
 
 
 class Sample(BaseModel):
@@ -171,6 +171,8 @@ class ModelRun(BaseModel):
     """What was recorded about this model's requests: truncated prompts, doubled BOS and the like."""
     costs: dict[str, Cost] = {}
     """What the answers of each task took, where nsa-eval recorded it."""
+    conditions: Conditions | None = None
+    """On what that was measured; None where it isn't known, and then it compares with nothing."""
 
 
 class Run(BaseModel):

@@ -18,6 +18,9 @@ _ANSWERS: dict[RequestKind, type] = {
 }
 
 
+_AND = " and "
+
+
 class AuditEvent(BaseModel):
     """Something done to a prompt, or assumed about a model, that can move a score."""
 
@@ -69,6 +72,18 @@ class Cost(BaseModel):
     """Cached tokens a layer and head held at the end of the reply."""
     decode_steps: int = 0
     """Forwards of one token that read the cache: a reply's tokens but its first."""
+    kv_read_bytes: int | None = None
+    """Of keys and values in all layers and heads that those steps attended to, a row by itself; None for
+    scored text, and where the model's config doesn't tell their width."""
+    kv_kept_bytes: int | None = None
+    """Of keys and values that the row held at the end of the reply."""
+    warm_up_seconds: float = 0.0
+    """What was paid once while this was answered, beside the other seconds: the probe of the model, kernels
+    compiled, CUDA graphs captured."""
+    responses: int = 0
+    """Responses behind these figures; 0 in the cost of a single one."""
+    device: str = ""
+    """Name of the device that it was measured on, or all of their names with " and " between them."""
 
     def __add__(self, other: Cost) -> Cost:
         """The two together; a peak is the larger one."""
@@ -81,6 +96,11 @@ class Cost(BaseModel):
             kv_read=_either(int.__add__, self.kv_read, other.kv_read),
             kv_kept=_either(max, self.kv_kept, other.kv_kept),
             decode_steps=self.decode_steps + other.decode_steps,
+            kv_read_bytes=_either(int.__add__, self.kv_read_bytes, other.kv_read_bytes),
+            kv_kept_bytes=_either(max, self.kv_kept_bytes, other.kv_kept_bytes),
+            warm_up_seconds=self.warm_up_seconds + other.warm_up_seconds,
+            responses=self.responses + other.responses,
+            device=_AND.join(sorted({*self.device.split(_AND), *other.device.split(_AND)} - {""})),
         )
 
 
@@ -96,6 +116,8 @@ class Response(BaseModel):
     """Tokens that the model read as given, after any cut."""
     new_tokens: int = Field(ge=0)
     """Tokens generated (an end-of-text token counts), or scored."""
+    finished: bool | None = None
+    """Whether a reply ended by itself, not at its budget; None for scored text, and where nobody knows."""
     events: list[AuditEvent] = Field(default_factory=list)
     """What was done to this request's prompt; stored, so that a resumed run reports the same."""
     cost: Cost | None = Field(default=None, exclude=True, repr=False)

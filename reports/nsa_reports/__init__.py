@@ -5,6 +5,7 @@ from nsa_reports.page import ALL, Anchor, Page, SectionData, SectionView
 from nsa_reports.panels import Panel, difference_limit, panels_of
 from nsa_reports.render import render, to_html
 from nsa_reports.samples import SampleLimits
+from nsa_reports.scatter import CostPoint, Scatter, scatter_of
 from nsa_reports.view import (
     Cell,
     CurveGroup,
@@ -28,6 +29,7 @@ __all__ = [
     "Anchor",
     "Cell",
     "Chart",
+    "CostPoint",
     "CurveGroup",
     "CurvePoint",
     "DifferenceCurve",
@@ -41,6 +43,7 @@ __all__ = [
     "Panel",
     "Reply",
     "SampleLimits",
+    "Scatter",
     "ScoreRow",
     "SectionData",
     "SectionView",
@@ -51,5 +54,6 @@ __all__ = [
     "difference_limit",
     "panels_of",
     "render",
+    "scatter_of",
     "to_html",
 ]

@@ -28,7 +28,7 @@ from nsa_tasks._inventory import DataState, data_states
 from nsa_tasks._parameters import Parameter, ParameterInfo, read_token_count
 from nsa_tasks._suggest import closest
 from nsa_tasks._yaml import TASKS_DIR
-from nsa_tasks.family import FamilyCommand, Params, Size, TaskFamily, Truncation
+from nsa_tasks.family import FamilyCommand, Params, RequestSize, Size, TaskFamily, Truncation
 from nsa_tasks.groups import GroupMember, TaskGroup, group_of
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Parameter",
     "ParameterInfo",
     "Params",
+    "RequestSize",
     "Size",
     "TaskDataError",
     "TaskError",

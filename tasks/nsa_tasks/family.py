@@ -19,6 +19,9 @@ from nsa_tasks._parameters import Parameter, pick_parameters, read_parameters, w
 from nsa_tasks._yaml import load_task_yaml, task_files, yaml_chain
 from nsa_tasks.data import DataSource, local_paths
 
+_DEFAULT_BUDGET = 256
+"""Tokens of a reply where neither the task nor the run says: lm-eval's own default."""
+
 Truncation = Literal["error", "left", "middle"]
 """What becomes of a prompt that is too long: refused, or its start or middle cut."""
 
@@ -50,6 +53,16 @@ class Size(NamedTuple):
     documents: int
     tokens: int
     """Of all requests with one reply each, at most."""
+
+
+class RequestSize(NamedTuple):
+    """Documents of one length, and what a reply to them may take."""
+
+    documents: int
+    tokens: int
+    """Of a request with its reply, at most."""
+    new_tokens: int
+    """Of the reply, at most; 0 where a text is scored and nothing is decoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +119,42 @@ class TaskFamily(ABC):
     @abstractmethod
     def size(self, params: Params) -> Size | None:
         """Count documents and tokens without a tokenizer and without data; None where only the data tells."""
+
+    def requests(self, params: Params) -> tuple[RequestSize, ...] | None:
+        """Sizes of the documents' requests, for an estimate of their time; None where only the data tells.
+
+        By the parameter `lengths`, where there is one: as many documents of each. Else all are taken to be
+        of one length.
+        """
+        size = self.size(params)
+        if size is None or not size.documents:
+            return None
+        new_tokens = self.reply_tokens(params)
+        lengths = getattr(params, "lengths", None)
+        if isinstance(lengths, tuple) and lengths and all(isinstance(one, int) for one in lengths):
+            each, more = divmod(size.documents, len(lengths))
+            return tuple(
+                RequestSize(each + (index < more), length, new_tokens)
+                for index, length in enumerate(lengths)
+                if each + (index < more)
+            )
+        return (RequestSize(size.documents, round(size.tokens / size.documents), new_tokens),)
+
+    def reply_tokens(self, params: Params) -> int:
+        """The budget of a reply: a parameter `new_tokens` or `budget`, or what the YAML says.
+
+        Returns:
+            0 for tasks that score texts.
+        """
+        content = load_task_yaml(task_files()[params.task], resolve=False)
+        if content.get("output_type", "generate_until") != "generate_until":
+            return 0
+        for name in ("new_tokens", "budget"):
+            found = getattr(params, name, None)
+            if isinstance(found, int):
+                return found
+        budget = (content.get("generation_kwargs") or {}).get("max_gen_toks")
+        return budget if isinstance(budget, int) else _DEFAULT_BUDGET
 
     def data_sources(self, params: Params | None = None) -> tuple[DataSource, ...]:
         """List the data sets that a task reads with these parameters; all of the family's without any.

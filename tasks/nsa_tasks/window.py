@@ -43,7 +43,7 @@ def _declared(metadata: Mapping[str, Any]) -> int | None:
             continue
         try:
             config, _ = PretrainedConfig.get_config_dict(path, revision=metadata.get("revision"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue  # a tokenizer may lie in a folder without a model
         inner = config.get("text_config")
         named = inner if isinstance(inner, Mapping) else config

@@ -152,11 +152,16 @@ def small() -> BlockGeometry:
 
 
 @pytest.fixture(scope="session")
-def shapes() -> Callable[[int], st.SearchStrategy[tuple[BlockGeometry, dict]]]:
-    """Makes a strategy for geometries and arguments of `make_inputs` with up to so many queries."""
+def shapes() -> Callable[..., st.SearchStrategy[tuple[BlockGeometry, dict]]]:
+    """Makes a strategy for geometries and arguments of `make_inputs` with up to so many queries.
+
+    With `any_rule` the geometry may force other blocks than the paper's.
+    """
+
+    rules = [{}, {"first_blocks": 0, "last_blocks": 1}, {"first_blocks": 2, "last_blocks": 1}]
 
     @st.composite
-    def draws(draw: st.DrawFn, most: int) -> tuple[BlockGeometry, dict]:
+    def draws(draw: st.DrawFn, most: int, *, any_rule: bool = False) -> tuple[BlockGeometry, dict]:
         stride = draw(st.sampled_from([1, 2, 4]))
         geometry = BlockGeometry(
             block=stride * draw(st.integers(1, 3)),
@@ -164,6 +169,7 @@ def shapes() -> Callable[[int], st.SearchStrategy[tuple[BlockGeometry, dict]]]:
             select_block=stride * draw(st.integers(1, 4)),
             select_count=draw(st.integers(3, 6)),
             window=draw(st.integers(1, 40)),
+            **(draw(st.sampled_from(rules)) if any_rule else {}),
         )
         batch = draw(st.integers(1, 2))
         queries = draw(st.integers(1, most))

@@ -53,7 +53,7 @@ def test_agrees_with_the_oracle(
 def test_agrees_with_the_oracle_on_any_shape(
     attention: Callable, oracle: Callable, make_inputs, shapes: Callable, data: st.DataObject
 ) -> None:
-    geometry, case = data.draw(shapes(30))
+    geometry, case = data.draw(shapes(30, any_rule=True))
     inputs = make_inputs(geometry, **case)
     out, blocks, gradients = inputs.run_with_gradients(attention)
     expected_out, expected_blocks, expected_gradients = inputs.run_with_gradients(oracle)

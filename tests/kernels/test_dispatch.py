@@ -6,12 +6,15 @@ import torch
 
 from nsa_kernels import (
     BackendUnavailableError,
+    BlockGeometry,
     available_backends,
     choose_backend,
     dispatch,
     nsa_attention,
     nsa_decode,
 )
+
+OTHER_RULE = BlockGeometry(block=8, stride=8, select_block=8, select_count=4, first_blocks=0, last_blocks=1)
 
 
 def test_reference_and_torch_always_run() -> None:
@@ -46,11 +49,22 @@ def test_auto_is_triton_on_a_gpu_for_what_its_kernels_compute() -> None:
         assert choose_backend(gpu) == choose_backend(gpu, torch.float16) == "triton"
         assert choose_backend(gpu, torch.float32) == choose_backend(gpu, torch.float64) == "torch"
         assert choose_backend(gpu, group=16, width=192) == "triton"
+        assert choose_backend(gpu, geometry=BlockGeometry(block=64, stride=64)) == "triton"
+        assert choose_backend(gpu, geometry=OTHER_RULE) == "torch"
         assert choose_backend(gpu, group=17) == choose_backend(gpu, width=256) == "torch"
         asked.return_value = (7, 5)
         assert choose_backend(gpu) == "torch"
     with mock.patch.object(dispatch, "_missing", lambda name: "why" if name == "triton" else None):
         assert choose_backend(gpu) == "torch"
+
+
+def test_triton_says_that_it_forces_the_papers_blocks(make_inputs) -> None:
+    inputs = make_inputs(OTHER_RULE, queries=20)
+    with (
+        mock.patch.object(dispatch, "_missing", return_value=None),
+        pytest.raises(ValueError, match=r"forces the first 0 and the last 1: use auto, torch or reference"),
+    ):
+        inputs.run(nsa_attention, backend="triton")
 
 
 def _broken(inputs, **changes):

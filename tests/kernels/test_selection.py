@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,6 +56,31 @@ def test_the_smallest_difference_decides() -> None:
     importance[4] = torch.nextafter(importance[4], torch.tensor(1.0))
     chosen = select_blocks(importance, torch.tensor(7 * 64), BlockGeometry(select_count=4))
     assert chosen.tolist() == [0, 4, 6, 7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("first", "last", "chosen"),
+    [
+        (1, 2, [0, 3, 4, 5]),
+        (0, 1, [1, 2, 3, 5]),
+        (2, 1, [0, 1, 3, 5]),
+        (0, 4, [2, 3, 4, 5]),
+    ],
+)
+def test_the_geometry_says_which_blocks_are_forced(
+    first: int, last: int, chosen: list[int], dtype: torch.dtype
+) -> None:
+    importance = torch.tensor([0.0, 0.2, 0.1, 0.3, 0.0, 0.0, 9.0], dtype=dtype)
+    geometry = BlockGeometry(select_count=4, first_blocks=first, last_blocks=last)
+    assert select_blocks(importance, torch.tensor(5 * 64 + 1), geometry).tolist() == chosen
+    assert naive_choice(importance, geometry) == chosen
+
+
+def naive_choice(importance: torch.Tensor, geometry: BlockGeometry) -> list[int]:
+    """The oracle's, with one compressed key to a selection block."""
+    alike = dataclasses.replace(geometry, block=64, stride=64)
+    return naive.select(importance.tolist(), 5 * 64 + 1, alike)
 
 
 def test_forced_blocks_need_no_importance() -> None:

@@ -109,6 +109,24 @@ def phi():
     compress.compress_linear(x, weight, G, backend="triton").sum().backward()
     compress.compress_mlp(x, weight, out, G, backend="triton").sum().backward()
 
+def dense():
+    from nsa_kernels.spans import SpanTable
+    from nsa_kernels.triton import heads, nucleus, spans
+    for kind in (torch.float32, torch.float16, torch.bfloat16):
+        queries = torch.zeros(3, 6, 64, dtype=kind)
+        table = SpanTable(k=torch.zeros(3, 9, dtype=torch.int64), v=torch.zeros(3, 9, dtype=torch.int64),
+                          sizes=torch.zeros(3, 9, dtype=torch.int32), tails=torch.zeros(3, dtype=torch.int32),
+                          lengths=torch.zeros(3, dtype=torch.int32))
+        spans.decode(queries, table, kv_heads=2, v_width=64, scale=None)
+        part, lse = torch.zeros(5, 6, 64, dtype=kind), torch.zeros(6, 5)
+        for where in (slice(2, 7), torch.arange(5)):
+            spans.merge_into(torch.zeros(9, 6, 64), torch.zeros(6, 9), part, lse, where)
+        angles = torch.zeros(1, 5, 1, 64)
+        for norm, turned in ((part[0, 0], angles), (None, angles), (part[0, 0], None)):
+            heads.norm_rotate(part[None], norm, 1e-6, turned, turned)
+        heads.place(torch.zeros(3, 9, 2, 64, dtype=kind), queries[:, None, :2], table.lengths.long())
+    nucleus.nucleus(torch.zeros(3, 5000), torch.zeros(3))
+
 torch.set_grad_enabled(sys.argv[1] in ("attention", "phi", "shipped"))
 globals()[sys.argv[1]]()
 print(*sorted(names))
@@ -119,6 +137,7 @@ KERNELS = {
     "_window_forward_kernel",
     "phi": "linear_forward_kernel mean_backward_kernel mean_forward_kernel mlp_forward_kernel",
     "one_token": "attend_kernel merge_kernel score_kernel",
+    "dense": "merge_kernel merge_splits_kernel norm_rotate_kernel nucleus_kernel partial_kernel place_kernel",
     "many": "attend_kernel bulk merge_kernel pointers score_kernel",
 }
 

@@ -42,6 +42,8 @@ TINY: dict[str, Any] = {
     "pad_token_id": 2,
 }
 
+HALF_ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {"attention": "full"},
     "nsa": {},
@@ -49,7 +51,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "nsa-linear": {"nsa_compression": "linear"},
     "nsa-mean": {"nsa_compression": "mean", "nsa_compress_rotated": True},
     "nsa-shared-kv": {"nsa_share_kv": True, "qk_norm": False},
+    "nsa-own-block": {"nsa_first_blocks": 0, "nsa_last_blocks": 1, "gate_bias": False},
+    "nsa-selected-alone": {"nsa_branches": "slc"},
     "nsa-untied-mqa": {"num_key_value_heads": 1, "tie_word_embeddings": False, "attention_bias": True},
+    "full-gated": {"attention": "full", "attention_gate": True},
+    "nsa-half-rope": {"rope_parameters": HALF_ROPE},
+    "full-half-rope": {"attention": "full", "rope_parameters": HALF_ROPE},
     "full-yarn": {
         "attention": "full",
         "rope_parameters": {

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from nsa_models.lower_right import IMPLEMENTATION, lower_right_attention, prefer_lower_right, takes_flash
+from nsa_kernels.spans import takes_flash
+from nsa_models.lower_right import IMPLEMENTATION, lower_right_attention, prefer_lower_right
 
 SHAPE = {
     "vocab_size": 128,

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 import torch
 import yaml
 
+from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
 from nsa_models.train import facts as facts_module
-from nsa_models.train.corpus import Corpus, load_corpus, read_documents, train_tokenizer
+from nsa_models.train.corpus import Corpus, load_corpus, read_documents, text_files, train_tokenizer
 from nsa_models.train.facts import FactWriter
 from nsa_models.train.recipe import FactsRecipe, Recipe, RecipeError, TextRecipe, load_recipe
 
@@ -103,9 +105,12 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, said: str) -> 
     assert refused(none) == f"{none}: cannot be read: No such file or directory"
 
 
-def test_the_twins_recipes_differ_in_name_output_and_attention_alone() -> None:
-    nsa, full = (yaml.safe_load((RECIPES / f"twin-{kind}-v0.yaml").read_text()) for kind in ("nsa", "full"))
-    assert (nsa.pop("name"), full.pop("name")) == ("twin-nsa-v0", "twin-full-v0")
+@pytest.mark.parametrize("which", ["v0", "64k"])
+def test_the_twins_recipes_differ_in_name_output_and_attention_alone(which: str) -> None:
+    nsa, full = (
+        yaml.safe_load((RECIPES / f"twin-{kind}-{which}.yaml").read_text()) for kind in ("nsa", "full")
+    )
+    assert (nsa.pop("name"), full.pop("name")) == (f"twin-nsa-{which}", f"twin-full-{which}")
     assert (nsa["model"].pop("attention"), full["model"].pop("attention")) == ("nsa", "full")
     assert nsa.pop("output") != full.pop("output")
     assert nsa == full
@@ -121,6 +126,60 @@ def test_bundled_recipes_are_valid_and_open_with_their_command(path: Path) -> No
     assert longest <= recipe.model["max_position_embeddings"]
 
 
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*-64k.yaml")), ids=lambda path: path.stem)
+def test_a_64k_twin_fits_a_file_of_16_megabytes_and_ends_with_half_its_steps_at_64k(path: Path) -> None:
+    recipe = load_recipe(path)
+    with torch.device("meta"):
+        model = NSADecoderForCausalLM(NSADecoderConfig(**recipe.model, vocab_size=recipe.text.vocab_size))
+    assert 2 * sum(parameter.numel() for parameter in model.parameters()) < 15_900_000  # bf16
+    assert model.config.rotary_dim == model.config.head_dim // 2
+    assert recipe.stages[-1].lengths.count(65_536) * 2 == len(recipe.stages[-1].lengths)
+    assert all(stage.until_answer_loss is None for stage in recipe.stages)  # the same steps for both
+
+
+@pytest.mark.parametrize(
+    ("length", "tokens"), [(512, 160), (2048, 160), (2049, 200), (16_384, 320), (65_536, 768), (10**6, 768)]
+)
+def test_long_sequences_hold_fewer_facts(length: int, tokens: int) -> None:
+    assert (
+        FactsRecipe(tokens_per_fact={65_536: 768, 2048: 160, 4096: 200, 16_384: 320}).spacing(length)
+        == tokens
+    )
+    assert FactsRecipe(tokens_per_fact=99).spacing(length) == 99
+
+
+def test_keys_can_be_set_otherwise(recipe: dict[str, Any], tmp_path: Path) -> None:
+    changes = [
+        "text.folder=some/books",
+        "stages.1.max_steps=7",
+        "optim.lr=1.0e-4",
+        "seed=3",
+        "facts={far: 0.1}",
+    ]
+    read = load_recipe(write(recipe, tmp_path), changes)
+    assert (read.text.folder, read.seed, read.optim.lr) == (Path("some/books"), 3, 1e-4)
+    assert ([stage.max_steps for stage in read.stages], read.facts.far) == ([10, 7], 0.1)
+    del recipe["optim"]  # a table that the file leaves away
+    assert load_recipe(write(recipe, tmp_path), ["optim.lr=1.0e-4"]).optim.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("seed", "--set seed: expected KEY=VALUE"),
+        ("stages.7.max_steps=1", "--set stages.7.max_steps=1: expected KEY=VALUE"),
+        ("name.first=1", "--set name.first=1: expected KEY=VALUE"),
+        ("seed=[", "--set seed=[: expected KEY=VALUE"),
+        ("sede=1", "sede: Extra inputs are not permitted"),
+        ("stages.0.max_steps=no", "stages.0.max_steps: Input should be"),
+    ],
+)
+def test_a_key_that_cannot_be_set(recipe: dict[str, Any], tmp_path: Path, change: str, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(recipe, tmp_path), [change])
+    assert said in str(caught.value)
+
+
 # --- corpus ---
 
 
@@ -130,11 +189,30 @@ def corpus(book_folder: Path, text_cache: Path) -> Corpus:
 
 
 def test_every_kind_of_file_is_read_in_order(book_folder: Path) -> None:
-    documents = list(read_documents(book_folder))
+    documents = list(read_documents(text_files(book_folder)))
     assert len(documents) == 12
     assert len(set(documents)) == 12
     assert documents[0] == (book_folder / "a.txt").read_text()
     assert not any("not a text" in text for text in documents)
+
+
+def test_named_files_alone_are_read(book_folder: Path, tmp_path: Path) -> None:
+    recipe = TextRecipe(
+        folder=book_folder, files=("d.jsonl", "a.txt"), cache=tmp_path / "cache", vocab_size=300, held_out=0.3
+    )
+    made = load_corpus(recipe)
+    text = made.tokenizer.decode(made.train) + made.tokenizer.decode(made.held_out)
+    documents = list(read_documents(text_files(book_folder)))
+    named = list(read_documents(text_files(book_folder, recipe.files)))
+    assert named[0] == (book_folder / "a.txt").read_text()
+    assert len(named) == 4
+    assert [one in text for one in documents] == [one in named for one in documents]
+    about = json.loads((tmp_path / "cache" / "corpus.json").read_text(encoding="utf-8"))
+    assert about["sources"] == {
+        name: sha256((book_folder / name).read_bytes()).hexdigest() for name in ("a.txt", "d.jsonl")
+    }
+    with pytest.raises(FileNotFoundError, match=r"no gone\.txt in"):
+        load_corpus(recipe.model_copy(update={"files": ("gone.txt",), "cache": tmp_path / "other"}))
 
 
 def test_a_corpus_is_the_same_whenever_it_is_made(
@@ -152,7 +230,7 @@ def test_the_cache_needs_no_text(text_cache: Path, tmp_path: Path) -> None:
 
 def test_held_out_documents_are_never_trained_on(book_folder: Path, corpus: Corpus) -> None:
     train, held_out = (corpus.tokenizer.decode(part) for part in (corpus.train, corpus.held_out))
-    sides = [(text in train, text in held_out) for text in read_documents(book_folder)]
+    sides = [(text in train, text in held_out) for text in read_documents(text_files(book_folder))]
     assert set(sides) == {(True, False), (False, True)}
 
 
@@ -161,7 +239,7 @@ def test_both_sides_have_text_however_few_the_documents(
     book_folder: Path, tmp_path: Path, documents: int, held_out: float
 ) -> None:
     (tmp_path / "books").mkdir()
-    texts = list(read_documents(book_folder))[:documents]
+    texts = list(read_documents(text_files(book_folder)))[:documents]
     for index, text in enumerate(texts):
         (tmp_path / "books" / f"{index}.txt").write_text(text)
     made = load_corpus(
@@ -213,7 +291,7 @@ def test_another_recipes_cache_is_refused(book_folder: Path, text_cache: Path) -
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} can't be read as text: .*{said}"):
-        list(read_documents(tmp_path))
+        list(read_documents(text_files(tmp_path)))
 
 
 # --- facts ---
@@ -227,7 +305,7 @@ def writer(corpus: Corpus, *, seed: int = 0, **recipe: Any) -> FactWriter:
 @pytest.mark.parametrize("tokens_per_fact", [16, 40, 160])
 def test_a_sequence_has_exactly_its_length(corpus: Corpus, length: int, tokens_per_fact: int) -> None:
     ids, answers = writer(corpus, tokens_per_fact=tokens_per_fact, together=0.5).batch(
-        stage=0, step=3, rows=24, length=length
+        stage=0, step=3, rows=range(24), length=length
     )
     assert ids.shape == answers.shape == (24, length)
     assert (ids[:, 0] == corpus.tokenizer.bos_token_id).all()
@@ -297,12 +375,12 @@ def test_training_tokens_are_those_of_the_text(corpus: Corpus) -> None:
 
 def test_a_batch_depends_on_seed_stage_and_step_alone(corpus: Corpus) -> None:
     def ids(seed: int, stage: int, step: int, rows: int = 4) -> torch.Tensor:
-        return writer(corpus, seed=seed).batch(stage=stage, step=step, rows=rows, length=256)[0]
+        return writer(corpus, seed=seed).batch(stage=stage, step=step, rows=range(rows), length=256)[0]
 
     first = ids(0, 1, 2)
     again = writer(corpus)
-    again.batch(stage=0, step=0, rows=3, length=512)  # what was made before leaves no trace
-    assert torch.equal(again.batch(stage=1, step=2, rows=4, length=256)[0], first)
+    again.batch(stage=0, step=0, rows=range(3), length=512)  # what was made before leaves no trace
+    assert torch.equal(again.batch(stage=1, step=2, rows=range(4), length=256)[0], first)
     assert torch.equal(ids(0, 1, 2, rows=2), first[:2])
     assert not any(torch.equal(other, first) for other in (ids(1, 1, 2), ids(0, 2, 2), ids(0, 1, 3)))
 
@@ -316,7 +394,7 @@ def test_the_quiz_uses_held_out_text_alone(corpus: Corpus) -> None:
         held_out=np.full(2000, unseen, dtype=np.uint16),
     )
     quiz, answers = writer(marked).quiz(rows=6, length=300, seed=0)
-    train, _ = writer(marked).batch(stage=0, step=0, rows=6, length=300)
+    train, _ = writer(marked).batch(stage=0, step=0, rows=range(6), length=300)
     assert (train == seen).sum() > 300
     assert (train == unseen).sum() == 0
     assert (quiz == unseen).sum() > 300
@@ -347,7 +425,7 @@ def test_a_tokenizer_that_splits_the_first_word(corpus: Corpus) -> None:
     tokenizer = train_tokenizer(["some text about other things. "] * 9, vocab_size=270)
     text = np.asarray(tokenizer.encode("some other text. " * 300)[1:], dtype=np.uint16)
     split = replace(corpus, tokenizer=tokenizer, train=text, held_out=text)
-    ids, _ = writer(split).batch(stage=0, step=0, rows=8, length=512)
+    ids, _ = writer(split).batch(stage=0, step=0, rows=range(8), length=512)
     assert ids.shape == (8, 512)
     texts = [tokenizer.decode(row) for row in ids]
     assert sum(len(STATED.findall(text)) for text in texts) >= 8
@@ -359,7 +437,7 @@ def test_a_tokenizer_that_splits_the_first_word(corpus: Corpus) -> None:
 def test_a_text_shorter_than_a_sequence_is_told(corpus: Corpus) -> None:
     short = replace(corpus, train=corpus.train[:50], held_out=corpus.held_out[:50])
     with pytest.raises(ValueError, match="the text has 50 tokens, a sequence needs"):
-        writer(short).batch(stage=0, step=0, rows=1, length=512)
+        writer(short).batch(stage=0, step=0, rows=range(1), length=512)
     with pytest.raises(ValueError, match="12 tokens are too few for a fact and its question"):
         writer(corpus).quiz(rows=1, length=12, seed=0)
 

@@ -9,7 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 import nsa_eval
 from nsa_eval.cli import main
@@ -64,6 +66,7 @@ def workplace(tmp_path_factory, tiny_config, tiny_checkpoints):
     (home / "essays.txt").write_text("One sentence. And one more.")
     (home / "data").mkdir()
     _with_long_window(tiny_checkpoints[0], home / "ckpt")
+    _of_another_trainer(home / "fla-nsa")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "nsa_eval.report.render_report", lambda directory, *, out, **_: Path(out).write_text("page")
@@ -82,16 +85,31 @@ def _with_long_window(checkpoint, folder):
     return folder
 
 
+def _of_another_trainer(folder):
+    """A checkpoint without a tokenizer in fla's format."""
+    wide = torch.zeros(8, 8)
+    norms = {"model.norm": wide[0], "model.layers.0.attn_norm": wide[0], "model.layers.0.mlp_norm": wide[0]}
+    tensors = norms | {"model.embeddings": torch.zeros(16, 8), "lm_head": torch.zeros(16, 8)}
+    tensors |= {f"model.layers.0.attn.{name}_proj": wide for name in "qkvo"}
+    tensors |= {"model.layers.0.attn.g_proj": torch.zeros(6, 8)}
+    tensors |= {f"model.layers.0.mlp.{name}_proj": wide for name in ("gate", "up", "down")}
+    folder.mkdir()
+    save_file({f"{n}.weight": x.clone() for n, x in tensors.items()}, folder / "model.safetensors")
+    config = {"model_type": "nsa", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config |= {"num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "vocab_size": 16}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def test_every_command_has_examples():
     named = {line.split()[1] for line in EXAMPLES}
-    assert named == {"run", "eval", "needle", "compare", "report", "ls", "validate"}
+    assert named == {"run", "eval", "needle", "compare", "report", "ls", "validate", "convert"}
     assert len(EXAMPLES) >= 2 * len(named)
 
 
 def test_the_pages_name_commands_and_configs():
     assert len(DOCUMENTED) >= 20
     assert {line.split()[1] for line in DOCUMENTED} == {
-        *("run", "eval", "needle", "compare", "report", "ls", "validate", "data")
+        *("run", "eval", "needle", "compare", "report", "ls", "validate", "data", "convert")
     }
     assert set(CONFIGS) >= {"batch.yaml", "sweep.yaml"}
 

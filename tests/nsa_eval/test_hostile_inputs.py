@@ -100,7 +100,7 @@ KEYS = {
     "limit: .nan": "limit: expected a number of samples",
     "limit: 99999999999": "at most 1,000,000,000",
     "engine: {batch_size: 99999999999}": "engine.batch_size: expected auto or a number of rows",
-    f"engine: {{prefill_chunk: {'9' * 30}}}": "engine.prefill_chunk: expected a value at most",
+    f"engine: {{prefill_chunk: {'9' * 30}}}": "engine.prefill_chunk: expected auto or a number of tokens",
     "compare: {confidence: .nan}": "compare.confidence: expected a value",
     f"name: {LONG}": "name: expected a name",
     f"include_path: [{LONG}]": "include_path[0]: no such folder: nnn",

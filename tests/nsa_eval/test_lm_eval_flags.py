@@ -28,6 +28,7 @@ def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:
         ["--fewshot_as_multiturn", "true"],
         ["--metadata", '{"depths": 3}'],
         ["--metadata", "depths=3"],
+        ["--metadata", 'lengths=["1k"],depths=3'],
     ],
 )
 def test_what_makes_sense_works(capsys: Any, arguments: list[str]) -> None:
@@ -47,6 +48,7 @@ def test_what_makes_sense_works(capsys: Any, arguments: list[str]) -> None:
         (["--hf_hub_log_args=x"], "--hf_hub_log_args: not supported: upload the run's folder afterwards"),
         (["--fewshot_as_multiturn", "false"], "--fewshot_as_multiturn false: not supported: solved examples"),
         (["--metadata", "{"], "--metadata {: not JSON"),
+        (["--metadata", "lengths=[1k,2k]"], '[1k,2k]: in a list, text stands in quotes: ["1k","2k"]'),
         (["--model_args", "parallelize=true"], "--model_args parallelize: not supported: --executor ray"),
         (["--model_args", "peft=x"], "--model_args peft: not supported: merge the adapter"),
         (["--model_args", "attn_implementation=eager"], "lm: hf with lm_args: {attn_implementation: ...}"),

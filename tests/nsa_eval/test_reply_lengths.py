@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from nsa_eval._replies import AskedReplies
 from nsa_eval.engine import Request
 from nsa_eval.engine._prompts import Origin
@@ -17,12 +15,16 @@ SAMPLE = {
 }  # fmt: skip
 
 
-def request(key, doc, settings, kind="generate_until", task="t"):
-    return Request(key=key, kind=kind, arguments=("p", settings), origin=Origin(task, doc), seed=0)
+def request(key, doc, settings=None, kind="generate_until", task="t"):
+    return Request(key=key, kind=kind, arguments=("p", settings or {}), origin=Origin(task, doc), seed=0)
 
 
-def stored(*new_tokens):
-    return {f"k{i}": Response(value="r", prompt_tokens=1, new_tokens=n) for i, n in enumerate(new_tokens)}
+def stored(*replies):
+    """Replies of (tokens, whether each ended by itself)."""
+    return {
+        f"k{i}": Response(value="r", prompt_tokens=1, new_tokens=tokens, finished=finished)
+        for i, (tokens, finished) in enumerate(replies)
+    }
 
 
 def described(requests, store, rows):
@@ -32,32 +34,24 @@ def described(requests, store, rows):
     return rows
 
 
-@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens"])
-def test_a_reply_as_long_as_its_budget_is_cut(name):
-    requests = [request(f"k{i}", 0, {name: 8}) for i in range(3)]
-    [row] = described(requests, stored(7, 8, 1), [{"doc_id": 0}])
-    assert (row["new_tokens"], row["finished"]) == ([7, 8, 1], [True, False, True])
-
-
-def test_a_task_without_a_budget_has_lm_evals():
-    [row] = described([request("k0", 0, {}), request("k1", 0, {})], stored(256, 255), [{"doc_id": 0}])
-    assert row["finished"] == [False, True]
+def test_each_reply_has_its_length_and_whether_it_ended():
+    """One that ended with the last token of its budget counts as ended."""
+    requests = [request(f"k{i}", 0, {"max_gen_toks": 8}) for i in range(3)]
+    [row] = described(requests, stored((7, True), (8, False), (8, True)), [{"doc_id": 0}])
+    assert (row["new_tokens"], row["finished"]) == ([7, 8, 8], [True, False, True])
 
 
 def test_replies_stay_with_their_document_and_task():
-    requests = [
-        request("k0", 3, {"max_gen_toks": 8}),
-        request("k1", 5, {"max_gen_toks": 8}),
-        request("k2", 3, {"max_gen_toks": 8}, task="other"),
-    ]
-    rows = described(requests, stored(1, 2, 3), [{"doc_id": 5}, {"doc_id": 3}, {"doc_id": 4}])
+    requests = [request("k0", 3), request("k1", 5), request("k2", 3, task="other")]
+    store = stored((1, True), (2, True), (3, True))
+    rows = described(requests, store, [{"doc_id": 5}, {"doc_id": 3}, {"doc_id": 4}])
     assert [row.get("new_tokens") for row in rows] == [[2], [1], None]
 
 
 def test_unknown_lengths_are_not_written():
     # lm-eval's own classes tell no tokens; scored continuations are no replies.
-    requests = [request("k0", 0, {"max_gen_toks": 8}), request("k1", 1, "x", kind="loglikelihood")]
-    rows = described(requests, stored(0, 4), [{"doc_id": 0}, {"doc_id": 1}])
+    requests = [request("k0", 0), request("k1", 1, "x", kind="loglikelihood")]
+    rows = described(requests, stored((0, None), (4, None)), [{"doc_id": 0}, {"doc_id": 1}])
     assert rows == [{"doc_id": 0}, {"doc_id": 1}]
 
 

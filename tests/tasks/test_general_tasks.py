@@ -220,7 +220,7 @@ def test_drop_by_hand(reply, em, f1, root):
     assert task.config.metadata["protocol"] == "lm-eval, examples and stop mended"
 
 
-def test_missing_examples_are_told_and_not_needed_without_shots(root, tmp_path):
+def test_missing_examples_are_told_and_not_needed_without_shots(root, tmp_path, caplog):
     (tmp_path / "general").mkdir()
     os.symlink(Path(root) / "general" / "drop_dev.jsonl.gz", tmp_path / "general" / "drop_dev.jsonl.gz")
     with pytest.raises(TaskDataError, match=r"no examples to show: no .*drop_train\.jsonl.*num_fewshot: 0"):
@@ -228,6 +228,7 @@ def test_missing_examples_are_told_and_not_needed_without_shots(root, tmp_path):
     results, lm = run(load("drop", str(tmp_path), num_fewshot=0))
     assert results["results"]["drop"]["em,none"] == 1.0
     assert lm.prompts == ["They had 12.5 tons. Then more came. How many tons?"]
+    assert "fewshot_split" not in caplog.text  # lm-eval's warning, of a rule that isn't used
 
 
 def test_no_records_at_all_name_the_file_and_the_hub(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nsa_kernels.bench.settings import Settings
-from nsa_kernels.geometry import FORCED_BLOCKS, num_blocks
+from nsa_kernels.geometry import num_blocks
 
 FLOAT_BYTES = 4
 
@@ -90,7 +90,7 @@ def count_pairs(length: int, settings: Settings) -> Pairs:
         whole = min(t // g.select_block, g.select_count - 1)
         own = t % g.select_block + 1
         selected += whole * g.select_block + own
-        forced += min(whole, FORCED_BLOCKS - 1) * g.select_block + own
+        forced += min(whole, g.forced_blocks - 1) * g.select_block + own
         window += min(seen, g.window)
     return Pairs(length * (length + 1) // 2, compressed, selected, forced, window)
 

@@ -3,7 +3,8 @@
 Rooms: `prefill` (forward of many queries), `backward` (its gradients), `decode` (one token a row against a
 cache), `phi` (block compression), `hopper` (what replaces parts of prefill on that card). `function` puts the
 first two together for autograd. `tiles` is what all kernels share, `configs` the launches that are shipped. A
-room imports `tiles` and `configs`; prefill imports hopper too.
+room imports `tiles` and `configs`; prefill imports hopper too. Forwards are launched through
+`ahead.launch`, so that a rehearsal can note them.
 """
 
 import os

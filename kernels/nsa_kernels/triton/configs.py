@@ -16,6 +16,8 @@ from collections.abc import Mapping
 
 import torch
 
+from nsa_kernels.ahead import real_device
+
 Config = Mapping[str, int]
 Table = Mapping[str, Mapping[int, Config]]
 """Stage -> widest head dimension that the entry serves -> configuration."""
@@ -38,9 +40,13 @@ def shipped(stage: str, width: int, device: torch.device) -> Config:
     return entries[min(fitting) if fitting else max(entries)]
 
 
-@functools.cache
 def table_name(device: torch.device) -> str:
     """The table for a device: "h200" (Hopper), "a100", "interpreter" (a CPU), else "default"."""
+    return _table_name(real_device(device))
+
+
+@functools.cache
+def _table_name(device: torch.device) -> str:
     if device.type != "cuda":
         return "interpreter"
     return {(9, 0): "h200", (8, 0): "a100"}.get(torch.cuda.get_device_capability(device), "default")

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from nsa_kernels.ahead import real_device
 from nsa_kernels.geometry import BlockGeometry
 
 LOG2E = 1.4426950408889634
@@ -124,7 +125,7 @@ def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
 
 def bulk_copies(*tensors: Tensor) -> bool:
     """Whether the device has bulk copies (TMA) and these tensors' layouts fit them."""
-    device = tensors[0].device
+    device = real_device(tensors[0].device)
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
         return False
     return all(
@@ -135,9 +136,13 @@ def bulk_copies(*tensors: Tensor) -> bool:
     )
 
 
-@functools.cache
 def processors(device: torch.device) -> int:
     """Multiprocessors of the device; 2 in the interpreter."""
+    return _processors(real_device(device))
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 

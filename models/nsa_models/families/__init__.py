@@ -17,8 +17,8 @@ from typing import TypeAlias
 import torch
 from transformers import PreTrainedModel
 
-from nsa_models.families import ours, uncached
-from nsa_models.families._contract import Family, FamilyError, Note, Restrictions, Rows, SteadyDecoder
+from nsa_models.families import ours, packed, uncached
+from nsa_models.families._contract import Family, FamilyError, Note, Restrictions, Rows, Slots
 from nsa_models.families._declared import Declared, accepts, activation_bytes
 from nsa_models.families._limits import check_fits
 from nsa_models.families._probe import Probe, holds_narrowed
@@ -29,7 +29,7 @@ __all__ = [
     "Note",
     "Restrictions",
     "Rows",
-    "SteadyDecoder",
+    "Slots",
     "accepts",
     "activation_bytes",
     "by_ability",
@@ -64,7 +64,7 @@ def by_ability() -> dict[str, Candidates]:
 
 
 @torch.inference_mode()
-def family_of(model: PreTrainedModel) -> Family:
+def family_of(model: PreTrainedModel, *, own_attention: bool = False) -> Family:
     """Find out how a model's rows are fed, by some twenty short forwards (forty where it has windows).
 
     Nothing may be attached to the model that makes a cached forward differ from a plain one on purpose (a
@@ -72,6 +72,7 @@ def family_of(model: PreTrainedModel) -> Family:
 
     Args:
         model: In eval mode, on its device.
+        own_attention: Only families that leave the attention to the model: a sparse method will change it.
 
     Returns:
         The most able family that holds for it.
@@ -81,10 +82,16 @@ def family_of(model: PreTrainedModel) -> Family:
     """
     declared = Declared.of(model)
     own = next(iter(ours.candidates(model, declared)), None)
+    tried = by_ability()
+    if own_attention:
+        del tried[packed.__name__.rpartition(".")[2]]
     if own is not None:
+        for family in [] if own_attention else packed.candidates(model, declared):
+            if Probe(model, declared).holds(family):
+                return family
         return own
     probe = Probe(model, declared)
-    for candidates in by_ability().values():
+    for candidates in tried.values():
         for family in candidates(model, declared):
             if probe.holds(family) and holds_narrowed(model, declared, family):
                 family.padded = probe.padded

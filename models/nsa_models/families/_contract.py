@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nsa_models.checkpoints import ModelLoadError
@@ -56,13 +56,38 @@ class Rows:
     """[B, S] cache columns that hold a token, or None when all of them do."""
     history: list[Tensor] | None = None
     """The tokens read of each row, [lengths[b]], where no cache remembers them."""
+    room: int = 0
+    """Tokens that a row will get at least, where that is known before the first forward."""
+    kept: bool = True
+    """Whether anything goes on from these rows: without, a family may leave out of their cache what the next
+    forward reads."""
 
 
-class SteadyDecoder(Protocol):
-    """Decodes the rows that it was made for in steps of fixed shapes, and keeps their cache up to date."""
+class Slots(Protocol):
+    """Decodes up to R rows in steps of fixed shapes; rows come and go between steps."""
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Feed one token to every row; logits [B, V] of the next, good until the next step."""
+    tokens: Tensor
+    """[R] int64 on the device: what the next step feeds; anything in a slot without a row."""
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed from a CUDA graph."""
+        ...
+
+    def admit(self, slot: int, rows: Rows, row: int) -> None:
+        """Put row `row` of `rows`, which go on existing, into a slot without a row."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """Take the row out of a slot."""
+        ...
+
+    def kept(self, rows: Rows | None) -> int | None:
+        """Tokens of cache that rows in slots and `rows` keep, and the room of all slots; None: unknown."""
+        ...
+
+    def step(self) -> Tensor:
+        """Feed `tokens`, one to every row; logits [R, V] of the next, good until the next step."""
         ...
 
 
@@ -83,6 +108,12 @@ class Family(ABC):
         """A forward of several tokens may continue a cache (chunked prefill). One token always may."""
         self.shared = False
         """The cache of a prefix may be copied, and each copy continued by several tokens."""
+        self.copies = True
+        """`select` copies what was read. Otherwise a prefix is there once, whoever goes on from it."""
+        self.packs = False
+        """A forward takes rows of any lengths without padding."""
+        self.refills = False
+        """Rows may join others that decode already, and neither pays for it."""
         self.caches = True
         """What was read isn't read again. Without it a decode step costs as much as reading the whole row."""
         self.resume_tokens = 8
@@ -129,6 +160,18 @@ class Family(ABC):
         """
         return wanted
 
+    def forward(self, given: dict[str, Any], *, module: nn.Module | None = None) -> Any:  # noqa: ANN401
+        """Run the forward whose arguments `inputs` made.
+
+        Args:
+            given: What `inputs` returned, with arguments of the caller's beside it.
+            module: A part of the model to run instead: its decoder without the head.
+
+        Returns:
+            A ModelOutput.
+        """
+        return (module or self.model)(**given)
+
     @abstractmethod
     def absorb(self, output: Any, tokens: Tensor, counts: list[int], rows: Rows) -> None:  # noqa: ANN401 - a ModelOutput
         """Keep in `rows` what that forward gave."""
@@ -141,9 +184,23 @@ class Family(ABC):
         """All rows as one batch, in order; ragged families only. The parts are used up."""
         raise NotImplementedError(f"{type(self).__name__} doesn't join rows of different lengths")
 
-    def steady(self, rows: Rows, new_tokens: int) -> SteadyDecoder | None:
-        """Steps of fixed shapes for up to `new_tokens` tokens more, where there are such and they help."""
+    def slots(self, count: int, *, longest: int, room: int, graphs: bool) -> Slots | None:
+        """Room for rows that decode in steps of fixed shapes, where there are such and they help.
+
+        Args:
+            count: R, rows at most.
+            longest: Tokens of the longest row when it is admitted.
+            room: Tokens that a row may get from then on.
+            graphs: Whether steps may be replayed from a CUDA graph.
+
+        Raises:
+            torch.OutOfMemoryError: Not so much room; ask for fewer rows.
+        """
         return None
+
+    def size_of(self, rows: Rows) -> int:
+        """Bytes of what rows have read."""
+        return cache_size(rows.cache)
 
     def first_forward(self, length: int) -> int:
         """Tokens that the first forward of a row of `length` tokens must read at least.
@@ -171,6 +228,39 @@ def stacked(parts: list[Tensor], axis: int) -> Tensor:
     return whole
 
 
+def check_room(size: int, device: torch.device) -> None:
+    """Find out whether so many bytes can be had; buffers are made when the first row tells their shapes.
+
+    Raises:
+        torch.OutOfMemoryError: They can't.
+    """
+    if device.type == "cuda":
+        torch.empty(
+            size, dtype=torch.uint8, device=device
+        )  # freed at once, and kept by torch for the buffers
+
+
 def right_padded(rows: Sequence[Tensor]) -> Tensor:
     """Token ids of rows [n_b] as one tensor [B, max n], zeros behind the shorter ones."""
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def cache_size(cache: Any) -> int:  # noqa: ANN401 - a cache of any class
+    """Bytes of all tensors in a cache."""
+    seen: set[int] = set()
+    stack = [cache]
+    total = 0
+    while stack:
+        part = stack.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, Tensor):
+            total += part.numel() * part.element_size()
+        elif isinstance(part, dict):
+            stack.extend(part.values())
+        elif isinstance(part, (list, tuple)):
+            stack.extend(part)
+        elif "cache" in type(part).__module__ or "modeling_" in type(part).__module__:
+            stack.extend(vars(part).values())
+    return total

@@ -17,7 +17,6 @@ A family whose probe fails, raises or can't be compared is passed over for the n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,9 +97,9 @@ class Probe:
         """Bytes that one more token adds: measured early, as sliding windows of a few tokens fill up soon."""
         sample, rows = self.plain.sample(0), family.empty(ROWS)
         self._read(family, sample, rows, [(row, 0, 2) for row in range(ROWS)])
-        before = cache_size(rows.cache)
+        before = family.size_of(rows)
         self._read(family, sample, rows, [(row, 2, 3) for row in range(ROWS)])
-        return max(1, (cache_size(rows.cache) - before) // ROWS)
+        return max(1, (family.size_of(rows) - before) // ROWS)
 
     # --- what holds of plain forwards
     # ------------------------------------------------------------------------------------------------------
@@ -199,7 +198,7 @@ class Probe:
         counts = [end - start for _, start, end in pieces]
         tokens = right_padded([sample.tokens[row, start:end] for row, start, end in pieces])
         wanted = torch.arange(tokens.shape[1])[None] < torch.tensor(counts)[:, None]
-        output = self.model(**family.inputs(tokens, counts, rows))
+        output = family.forward(family.inputs(tokens, counts, rows))
         places = family.places(wanted, counts, rows)
         family.absorb(output, tokens, counts, rows)
         expected = torch.cat([sample.logits[row, start:end] for row, start, end in pieces])
@@ -226,24 +225,3 @@ def holds_narrowed(model: PreTrainedModel, declared: Declared, family: Family) -
         except FamilyError:
             return True
         return probe.holds(family)
-
-
-def cache_size(cache: Any) -> int:  # noqa: ANN401 - a cache of any class
-    """Bytes of all tensors in a cache."""
-    seen: set[int] = set()
-    stack = [cache]
-    total = 0
-    while stack:
-        part = stack.pop()
-        if part is None or id(part) in seen:
-            continue
-        seen.add(id(part))
-        if isinstance(part, Tensor):
-            total += part.numel() * part.element_size()
-        elif isinstance(part, dict):
-            stack.extend(part.values())
-        elif isinstance(part, (list, tuple)):
-            stack.extend(part)
-        elif "cache" in type(part).__module__ or "modeling_" in type(part).__module__:
-            stack.extend(vars(part).values())
-    return total

@@ -11,16 +11,13 @@ from transformers import PreTrainedModel
 
 from nsa_models.cache import NSACache
 from nsa_models.families._cached import CacheFamily
-from nsa_models.families._contract import Family, Rows, SteadyDecoder, stacked
+from nsa_models.families._contract import Family, Rows, Slots, check_room, stacked
 from nsa_models.families._declared import Declared
 from nsa_models.modeling import NSADecoderForCausalLM
-from nsa_models.static import DecodeGraph, why_not_captured
+from nsa_models.static import CacheSlots, why_not_captured
 
 # Where steps of fixed shapes are used. A CPU has no launches to save, and reads the room behind the rows.
 STEADY_DEVICES = ("cuda",)
-# Of full attention's kernels only the one without a mask splits a row's keys over the whole GPU. Rows of one
-# length don't need a mask, and beyond so many tokens that kernel saves more than a graph does (an estimate).
-_DENSE_STEADY_TOKENS = 16384
 # Measured: on a CPU, a few tokens that go on from a cache choose their blocks row by row, and a four-choice
 # question gains from a shared context only when that has some 200 tokens.
 _RESUME_TOKENS_CPU = 150
@@ -36,6 +33,7 @@ class OursFamily(CacheFamily):
         super().__init__(model, positions=False)  # its cache knows them
         self.decoder = model
         self.ragged = self.continuable = self.shared = True
+        self.refills = True
         self.plain = {"use_cache": False}
         config = model.config
         sparse = config.attention == "nsa"
@@ -52,6 +50,8 @@ class OursFamily(CacheFamily):
         return Rows(cache=None, lengths=[0] * rows)
 
     def _continued(self, tokens: Tensor, counts: list[int], rows: Rows) -> dict[str, Any]:
+        if rows.cache is None and rows.room:
+            rows.cache = NSACache(int(self.decoder.config.num_hidden_layers), rows.room)
         given = super()._continued(tokens, counts, rows)
         width = tokens.shape[1]
         # Rows that end here need no mask: no token sees the padding behind it.
@@ -85,18 +85,22 @@ class OursFamily(CacheFamily):
             layer.lengths = [length for some in lengths for length in some]
         return Rows(cache=whole, lengths=[length for part in parts for length in part.lengths])
 
-    def steady(self, rows: Rows, new_tokens: int) -> SteadyDecoder | None:
-        """A CUDA graph's steps, where one can be captured and pays."""
-        device = self.decoder.device.type
-        if device not in STEADY_DEVICES:
+    def slots(self, count: int, *, longest: int, room: int, graphs: bool) -> Slots | None:
+        """Rows in a static cache, where steps from a CUDA graph pay: NSA's on a GPU."""
+        if self.decoder.config.attention != "nsa" or self.decoder.device.type not in STEADY_DEVICES:
             return None
-        if device == "cuda" and why_not_captured(self.decoder) is not None:
+        if self.decoder.device.type == "cuda" and (not graphs or why_not_captured(self.decoder) is not None):
             return None
-        dense = self.decoder.config.attention == "full" and len(set(rows.lengths)) == 1
-        if dense and rows.lengths[0] > _DENSE_STEADY_TOKENS:
-            return None
-        assert isinstance(rows.cache, NSACache)
-        return DecodeGraph(self.decoder, rows.cache, max_new_tokens=new_tokens)
+        check_room(count * (longest + room) * self.cache_bytes, self.decoder.device)
+        return _Slots(self.decoder, slots=count, tokens=longest + room, graphs=graphs)
+
+
+class _Slots(CacheSlots):
+    def admit(self, slot: int, rows: Rows, row: int) -> None:
+        super().admit(slot, rows.cache, row)
+
+    def kept(self, rows: Rows | None) -> int | None:
+        return None
 
 
 def candidates(model: PreTrainedModel, declared: Declared) -> Iterator[Family]:

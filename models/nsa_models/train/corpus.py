@@ -7,7 +7,7 @@ import json
 import lzma
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -27,6 +27,9 @@ _PACKED = (".gz", ".xz")
 _WORD = re.compile(r"\b[a-z]{4,10}\b")
 # So many that most are several tokens long: keys of an evaluation are not common words.
 _WORDS_KEPT = 30_000
+# Characters that are tokenised at once: enough to keep some cores busy, while a token in the making takes
+# about a hundred bytes.
+_AT_ONCE = 8_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,19 +69,33 @@ def load_corpus(recipe: TextRecipe) -> Corpus:
     )
 
 
-def read_documents(folder: Path) -> Iterator[str]:
-    """Yield the documents of a folder's .txt and .jsonl files (plain, .gz or .xz), by order of file names.
+def text_files(folder: Path, only: Sequence[str] = ()) -> list[Path]:
+    """A folder's .txt and .jsonl files (plain, .gz or .xz), by order of names; `only` those of these names.
+
+    Raises:
+        FileNotFoundError: A file of `only` isn't there.
+    """
+    missing = [name for name in only if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"no {', '.join(missing)} in {folder}")
+    paths = [folder / name for name in sorted(only)] if only else sorted(folder.rglob("*"))
+    return [path for path in paths if _kind(path) in (".txt", ".jsonl")]
+
+
+def _kind(path: Path) -> str:
+    return (Path(path.stem) if path.suffix in _PACKED else path).suffix
+
+
+def read_documents(paths: Iterable[Path]) -> Iterator[str]:
+    """Yield the documents of `text_files`.
 
     Raises:
         ValueError: A file is damaged, not UTF-8, or has a line without a `text`.
     """
-    for path in sorted(folder.rglob("*")):
-        kind = path.suffixes[-1:] if path.suffix not in _PACKED else path.suffixes[-2:-1]
-        if kind not in ([".txt"], [".jsonl"]):
-            continue
+    for path in paths:
         try:
             with _open_text(path) as file:
-                if kind == [".txt"]:
+                if _kind(path) == ".txt":
                     yield file.read()
                 else:
                     yield from (_text_of(line) for line in file if line.strip())
@@ -123,7 +140,8 @@ def train_tokenizer(documents: list[str], *, vocab_size: int) -> PreTrainedToken
 
 
 def _make(recipe: TextRecipe) -> None:
-    documents = list(read_documents(recipe.folder)) if recipe.folder.is_dir() else []
+    paths = text_files(recipe.folder, recipe.files) if recipe.folder.is_dir() else []
+    documents = list(read_documents(paths))
     if not documents:
         raise FileNotFoundError(
             f"no .txt or .jsonl text in {recipe.folder}, and no tokenised text in {recipe.cache}"
@@ -147,6 +165,10 @@ def _make(recipe: TextRecipe) -> None:
     np.concatenate(arrays).tofile(recipe.cache / "tokens.bin")
     about = {
         "made_by": _made_by(recipe),
+        "sources": {
+            path.relative_to(recipe.folder).as_posix(): sha256(path.read_bytes()).hexdigest()
+            for path in paths
+        },
         "train_tokens": len(arrays[0]),
         "held_out_tokens": len(arrays[1]),
         "documents": len(training),
@@ -174,5 +196,12 @@ def _both_sides(training: list[str], held_out: list[str]) -> tuple[list[str], li
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> Tokens:
-    encodings = tokenizer.backend_tokenizer.encode_batch(documents, add_special_tokens=False)
-    return np.concatenate([np.asarray(encoding.ids, dtype=np.uint16) for encoding in encodings])
+    parts: list[Tokens] = []
+    batch: list[str] = []
+    for index, document in enumerate(documents, start=1):
+        batch.append(document)
+        if index == len(documents) or sum(map(len, batch)) >= _AT_ONCE:
+            encodings = tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            parts += [np.asarray(encoding.ids, dtype=np.uint16) for encoding in encodings]
+            batch = []
+    return np.concatenate(parts)

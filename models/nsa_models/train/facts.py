@@ -102,17 +102,29 @@ class FactWriter:
         self._comma, self._and = self._encode(","), self._encode(" and")
         self._templates: dict[tuple[str, str], list[str | list[int]]] = {}
 
-    def batch(self, *, stage: int, step: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """Training sequences ids [rows, length] and a mask of answer tokens, of the same shape."""
-        made = [
-            self.sequence(np.random.default_rng((self.seed, stage, step, row)), length) for row in range(rows)
-        ]
-        return _stack(made)
+    def batch(self, *, stage: int, step: int, rows: range, length: int) -> tuple[Tensor, Tensor]:
+        """Training sequences ids [rows, length] and a mask of answer tokens, of the same shape.
 
-    def quiz(self, *, rows: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Held-out test: one number in unseen text, asked for at the very end; depths even over the rows."""
+        Args:
+            stage: Of the curriculum.
+            step: Of the stage.
+            rows: Which of the step's rows: each depends on its own number alone.
+            length: Tokens.
+        """
+        made = [self.sequence(np.random.default_rng((self.seed, stage, step, row)), length) for row in rows]
+        return _stack(made, length)
+
+    def quiz(self, *, rows: int, length: int, seed: int, only: range | None = None) -> tuple[Tensor, Tensor]:
+        """Held-out test: one number in unseen text, asked for at the very end; depths even over the rows.
+
+        Args:
+            rows: Of the test.
+            length: Tokens.
+            seed: Of the test.
+            only: The rows to make; None = all.
+        """
         made = []
-        for row in range(rows):
+        for row in range(rows) if only is None else only:
             rng = np.random.default_rng((self.seed, 1_000_003, seed, row))
             item = self._single(self._fact(rng, "number"), QUESTIONS[0][1])
             room = length - 1 - item.size
@@ -122,14 +134,14 @@ class FactWriter:
             place = int(room * row / max(1, rows - 1))
             statement = self._joined_to_text(item.statements[0], filler, place, line=place == 0)
             made.append(self._assemble(filler, [(place, 0, statement), (room, 1, item.question)], []))
-        return _stack(made)
+        return _stack(made, length)
 
     def sequence(self, rng: np.random.Generator, length: int) -> Row:
         """One training sequence of `length` tokens and the mask of its answer tokens."""
         recipe = self.recipe
         head = self._encode(PREAMBLE.format(kind="number")) if rng.random() < _PREAMBLE_SHARE else []
         items: list[Item] = []
-        used, wanted = 1 + len(head), max(1, length // recipe.tokens_per_fact)
+        used, wanted = 1 + len(head), max(1, length // recipe.spacing(length))
         if used >= length:
             head, used = [], 1
         if wanted >= _MOST_TOGETHER and rng.random() < recipe.together:
@@ -284,7 +296,11 @@ def _slice(tokens: Tokens, rng: np.random.Generator, size: int) -> Tokens:
     return tokens[start : start + size].copy()
 
 
-def _stack(made: list[Row]) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(np.stack([ids for ids, _ in made])), torch.from_numpy(
-        np.stack([mask for _, mask in made])
+def _stack(made: list[Row], length: int) -> tuple[Tensor, Tensor]:
+    ids, answers = (
+        np.empty((len(made), length), dtype=np.int64),
+        np.empty((len(made), length), dtype=np.bool_),
     )
+    for index, (row, mask) in enumerate(made):
+        ids[index], answers[index] = row, mask
+    return torch.from_numpy(ids), torch.from_numpy(answers)

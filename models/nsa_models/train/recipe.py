@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,8 @@ class TextRecipe(_Strict):
 
     folder: Path
     """Folder with .txt or .jsonl files (a `text` field), plain, .gz or .xz; not read if there is a cache."""
+    files: tuple[str, ...] = ()
+    """Names of the folder's files to read; none named = all of them."""
     cache: Path
     """Folder for tokenizer, tokens and word list; made once, shared by both twins."""
     vocab_size: Annotated[int, Field(ge=259, le=65_536)] = 4096
@@ -54,8 +57,9 @@ class TextRecipe(_Strict):
 class FactsRecipe(_Strict):
     """How facts and questions are sown into the text."""
 
-    tokens_per_fact: Positive = 160
-    """One fact, and one question about it, per so many tokens."""
+    tokens_per_fact: Positive | Annotated[dict[Positive, Positive], Field(min_length=1)] = 160
+    """One fact, and one question about it, per so many tokens; or {length: tokens} for sequences up to each
+    of these lengths (the last one's for all longer ones), so that long ones hold fewer."""
     final_quiz: Share = 0.25
     """Share of sequences whose questions all stand at the end, as in an evaluation."""
     far: Share = 0.4
@@ -67,6 +71,13 @@ class FactsRecipe(_Strict):
     uuid: Share = 0.08
     """Share of facts whose value is a UUID; the rest are words."""
 
+    def spacing(self, length: int) -> int:
+        """Tokens per fact in a sequence of `length` tokens."""
+        if isinstance(self.tokens_per_fact, int):
+            return self.tokens_per_fact
+        limits = sorted(self.tokens_per_fact)
+        return self.tokens_per_fact[next((limit for limit in limits if length <= limit), limits[-1])]
+
 
 class Stage(_Strict):
     """One step of the curriculum."""
@@ -77,6 +88,8 @@ class Stage(_Strict):
     """Go on to the next stage when the running mean loss on answers is below this, nats; None = max_steps."""
     max_steps: Positive
     """Steps after which the stage ends in any case."""
+    min_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps before which `until_answer_loss` doesn't end it."""
     select_count: Positive | None = None
     """n during this stage, with NSA; None = the model's. A small n early on makes the model learn what to
     select while it learns to retrieve: with n * l' near the length there is nothing to learn it from."""
@@ -106,19 +119,21 @@ class Recipe(_Strict):
     facts: FactsRecipe = FactsRecipe()
     model: dict[str, Any]
     """Fields of NSADecoderConfig; vocabulary and special tokens come from the tokenizer."""
+    init_from: Path | None = None
+    """Folder of a checkpoint whose weights training begins with; a dense one's serve an NSA model too."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     optim: OptimRecipe = OptimRecipe()
     batch_tokens: Positive = 131_072
     """Tokens in an optimizer step, over all micro-batches."""
     micro_batch_tokens: Positive = 131_072
-    """Tokens in one forward and backward."""
+    """Tokens in one forward and backward of one process; changes memory and rounding alone."""
     answer_weight: float = 1.0
     """Weight of the mean loss on answer tokens beside the mean loss on all tokens."""
     seed: int = 0
     compile: bool = False
-    """torch.compile the decoder layers, on a GPU; of NSA's kernels only those of nsa_backend: torch."""
+    """torch.compile the MLPs and the loss, on a GPU, once for all lengths."""
     workers: Annotated[int, Field(ge=0)] = 2
-    """Processes that build batches."""
+    """Processes that build batches, for each process that trains."""
     log_every: Positive = 10
     save_every: Positive = 200
     """Steps between resumable checkpoints."""
@@ -161,8 +176,12 @@ class Recipe(_Strict):
         return self
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
+
+    Args:
+        path: YAML file.
+        changes: Keys to set otherwise, as `text.folder=books` or `stages.1.max_steps=300`; values are YAML.
 
     Raises:
         RecipeError: The file is missing, isn't YAML, or a key is unknown or of the wrong type.
@@ -175,6 +194,8 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}: not a text file: {error}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {error}") from error
+    for change in changes:
+        _set(raw, change)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
@@ -185,3 +206,21 @@ def load_recipe(path: Path) -> Recipe:
 def _told(error: ErrorDetails) -> tuple[str, str]:
     """Key and reason of one of pydantic's errors."""
     return ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
+
+
+def _set(raw: Any, change: str) -> None:  # noqa: ANN401 - whatever stands in a YAML file
+    """Put `a.b=value` into plain data; a table that isn't there yet is made."""
+    names, equals, text = change.partition("=")
+    *outer, last = names.split(".")
+    try:
+        if not equals:
+            raise ValueError
+        value, place = yaml.safe_load(text), raw
+        for name in outer:
+            place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
+        place[int(last) if isinstance(place, list) else last] = value
+    except (AttributeError, IndexError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise RecipeError(
+            f"--set {change}: expected KEY=VALUE with a key of the recipe, like text.folder=books or "
+            "stages.1.max_steps=300"
+        ) from error

@@ -1,12 +1,17 @@
-"""What the answers took: seconds, tokens, memory and cached tokens read, a row per task and model."""
+"""What the answers took: seconds, tokens, memory and bytes of the cache, a row per task and model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nsa_eval.material import Material
+from nsa_eval._words import bytes_text, seconds_text
+from nsa_eval.material import (
+    CostFigures,
+    Material,
+    conditions_in_words,
+    cost_figures,
+)
 from nsa_eval.sections import Section
-from nsa_eval.store import Cost
 from nsa_reports import SectionData
 
 
@@ -17,13 +22,33 @@ class CostRow:
     task: str
     model: str
     prefill: str
+    """In all."""
+    prompt: str
+    """Prefill of a response, shared parts shared out."""
     decode: str
+    """Of a token."""
     pace: str
     """Tokens of replies a second of decode, over all rows of a batch."""
     memory: str
+    """Peak above the weights."""
     reads: str
+    """Bytes of keys and values that a decoded token attends to, on average."""
+    tokens: str
     """Cached tokens that a decoded token attends to, a layer and head, on average."""
     kept: str
+    """Bytes of keys and values of the row that held most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """On what one model was measured, in words."""
+
+    model: str
+    device: str
+    how: str
+    weights: str
+    warm_up: str
+    """What was paid once, over all tasks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,37 +56,54 @@ class Costs(SectionData):
     """What the section shows."""
 
     rows: tuple[CostRow, ...]
+    settings: tuple[Setting, ...]
     memory: bool
     """Whether any model ran on a device whose memory was measured."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """All that were measured on."""
+        return tuple(dict.fromkeys(setting.device for setting in self.settings))
 
 
 def build(material: Material) -> Costs | None:
     """A row for each task of each model; None where no run recorded costs."""
     rows = [
-        _row(task, label, cost)
+        _row(task, label, cost_figures(cost, model.conditions))
         for task in material.tasks
         for label, model in material.models.items()
         if (cost := model.costs.get(task)) is not None
     ]
-    return Costs(rows=tuple(rows), memory=any(row.memory for row in rows)) if rows else None
+    settings = [
+        Setting(
+            model=label,
+            device=model.conditions.device_name,
+            how=conditions_in_words(model.conditions),
+            weights=bytes_text(model.conditions.weights_bytes),
+            warm_up=seconds_text(sum(cost.warm_up_seconds for cost in model.costs.values())),
+        )
+        for label, model in material.models.items()
+        if model.conditions is not None and model.costs
+    ]
+    if not rows:
+        return None
+    return Costs(rows=tuple(rows), settings=tuple(settings), memory=any(row.memory for row in rows))
 
 
-def _row(task: str, label: str, cost: Cost) -> CostRow:
-    steps = cost.decode_steps
+def _row(task: str, label: str, figures: CostFigures) -> CostRow:
+    cost, steps = figures.total, figures.total.decode_steps
     return CostRow(
         task=task,
         model=label,
-        prefill=_seconds(cost.prefill_seconds),
-        decode=_seconds(cost.decode_seconds) if steps else "",
-        pace=f"{steps / cost.decode_seconds:,.0f}" if steps and cost.decode_seconds else "",
-        memory=f"{cost.peak_bytes / 2**30:.1f} GiB" if cost.peak_bytes is not None else "",
-        reads=f"{cost.kv_read / steps:,.0f}" if steps and cost.kv_read is not None else "",
-        kept=f"{cost.kv_kept:,}" if cost.kv_kept is not None else "",
+        prefill=seconds_text(cost.prefill_seconds),
+        prompt=seconds_text(figures.prefill) if figures.prefill is not None else "",
+        decode=f"{figures.decode:.3g} ms" if figures.decode is not None else "",
+        pace=f"{figures.pace:,.0f}" if figures.pace is not None else "",
+        memory=bytes_text(figures.above_weights) if figures.above_weights is not None else "",
+        reads=bytes_text(figures.read_bytes) if figures.read_bytes is not None else "",
+        tokens=f"{cost.kv_read / steps:,.0f}" if steps and cost.kv_read is not None else "",
+        kept=bytes_text(figures.kept_bytes) if figures.kept_bytes is not None else "",
     )
-
-
-def _seconds(value: float) -> str:
-    return f"{value:,.0f} s" if value >= 100 else f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
 
 
 SECTION = Section(title="Costs", order=70, build=build)

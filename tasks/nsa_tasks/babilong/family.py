@@ -11,7 +11,7 @@ from nsa_tasks.babilong.parameters import PARAMETERS, PROMPT_ROOM, BabilongParam
 from nsa_tasks.babilong.sources import OFFICIAL, PG19, facts_source
 from nsa_tasks.babilong.stories import NAMES
 from nsa_tasks.data import DataSource
-from nsa_tasks.family import Params, Size, TaskFamily
+from nsa_tasks.family import Params, RequestSize, Size, TaskFamily
 
 _PROMPT_TOKENS = 320
 """About what the prompt around a context takes, for the plan of a run: the official ones have 631 to 1,255
@@ -64,6 +64,15 @@ class BabilongFamily(TaskFamily):
         documents = len(own.lengths) * own.samples
         around = _PROMPT_TOKENS + own.new_tokens
         return Size(documents, contexts * own.samples + documents * around)
+
+    def requests(self, params: Params) -> tuple[RequestSize, ...]:
+        """As `size` counts them: a length is the text's alone, less some room."""
+        own = cast("BabilongParams", params)
+        around = _PROMPT_TOKENS + own.new_tokens
+        return tuple(
+            RequestSize(own.samples, max(length - PROMPT_ROOM, 0) + around, own.new_tokens)
+            for length in own.lengths
+        )
 
     def grid(self, params: Params) -> tuple[int, int]:
         """Lengths, and the samples of each."""

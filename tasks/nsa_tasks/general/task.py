@@ -86,6 +86,13 @@ class LmEvalTask(ConfigurableTask):
                 f"({type(error).__name__}: {reason}). {source.how}"
             ) from None
 
+    def fewshot_docs(self) -> Any:  # noqa: ANN401  (lm-eval's)
+        """List what examples are drawn from: nothing, where their file isn't here.
+
+        lm-eval would warn of it and take the questions themselves, though no example may be asked for at all.
+        """
+        return [] if self._examples_missing else super().fewshot_docs()
+
     def build_all_requests(self, **kwargs: Any) -> None:  # noqa: ANN401  (lm-eval's)
         """Build the requests.
 

@@ -37,6 +37,10 @@ class LongBenchFamily(TaskFamily):
         prompt = _USUAL_LIMIT if isinstance(limit, str) else limit
         return Size(dataset.documents, dataset.documents * (prompt + dataset.new_tokens))
 
+    def reply_tokens(self, params: Params) -> int:
+        """As the data set's definition has it."""
+        return dataset_of(params.task)[0].new_tokens
+
     def max_request_tokens(self, params: Params) -> int | None:
         """The longest prompt with its reply, without a chat template; None where the window decides."""
         limit = cast("LongBenchParams", params).max_prompt_tokens

@@ -43,6 +43,10 @@ class RulerFamily(TaskFamily):
         own = cast("RulerParams", params)
         return Size(len(own.lengths) * own.samples, sum(own.lengths) * own.samples)
 
+    def reply_tokens(self, params: Params) -> int:
+        """As the task's definition has it."""
+        return TASKS[params.task].new_tokens
+
     def data_sources(self, params: Params | None = None) -> tuple[DataSource, ...]:
         """Essays, questions and the longer list of words, where the parameters ask for them."""
         if params is None:

@@ -83,10 +83,11 @@ _SHAPE: dict[str, Any] = {
 }
 
 
-def _twin(attention: str) -> PreTrainedModel:
+def _twin(attention: str, **fields: Any) -> PreTrainedModel:
     """The project's own decoder, with blocks small enough that short prompts select among them."""
     config = NSADecoderConfig(
         **_SHAPE,
+        **fields,
         attention=attention,
         nsa_block=8,
         nsa_stride=4,
@@ -103,6 +104,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "sliding": lambda: MistralForCausalLM(MistralConfig(**_SHAPE, sliding_window=24)),
     "nsa": lambda: _twin("nsa"),
     "full": lambda: _twin("full"),
+    "full-half-rope": lambda: _twin("full", partial_rotary_factor=0.5),
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(
             vocab_size=VOCABULARY,

@@ -253,12 +253,12 @@ def test_graphs_that_are_forbidden_are_not_made(tokenizer, toys, monkeypatch):
     monkeypatch.setattr(ours, "STEADY_DEVICES", ("cuda", "cpu"))
     model = toys.make_model("nsa")
     made = []
-    monkeypatch.setattr(ours, "DecodeGraph", lambda *args, **given: made.append(1) or 1 / 0)
+    monkeypatch.setattr(ours, "_Slots", lambda *args, **given: made.append(given["graphs"]) or 1 / 0)
     requests = toys.reply_requests(max_gen_toks=24)
     with pytest.raises(ZeroDivisionError):
         Engine(model, tokenizer).generate_until(requests)
     engine = Engine(model, tokenizer)
     engine._answerer._reader = Reader(model, prefill_chunk=8192, restrictions=Restrictions(graphs=False))
-    made.clear()
-    assert len(engine.generate_until(requests)) == len(requests)
-    assert made == []
+    with pytest.raises(ZeroDivisionError):
+        engine.generate_until(requests)
+    assert made == [True, False]

@@ -115,7 +115,7 @@ def test_a_method_that_declares_less_is_obeyed(toys, tokenizer):
         model, tokenizer, Whole(budget=24, first=4, local=8), prefill_chunk=8, batch_size=4
     )
     widths = []
-    hook = model.register_forward_pre_hook(
+    hook = model.model.register_forward_pre_hook(
         lambda module, given, named: widths.append(named["input_ids"].shape[1]), with_kwargs=True
     )
     replies = engine.generate_until(toys.reply_requests())

@@ -75,3 +75,15 @@ def test_order_does_not_matter():
 def test_deeply_nested_prefixes_do_not_meet_the_recursion_limit(size):
     root = tree_of([[1] * length for length in range(1, size)], min_saved=1, per_sequence=0, min_head=1)
     assert len(root.all_members()) == size - 1
+
+
+def test_a_prefix_before_long_rests_ends_at_a_step():
+    """Rests of four steps and more: the prefix is cut to a multiple; before a short rest it stays whole."""
+
+    def tree(rest):
+        heads = [np.concatenate([np.arange(45), np.full(rest, 100 + tail)]) for tail in range(3)]
+        return prefix_tree(heads, min_saved=1, per_sequence=1, min_head=1, step=10)
+
+    [child] = tree(40).children
+    assert (child.depth, child.all_members()) == (40, [0, 1, 2])
+    assert [child.depth for child in tree(30).children] == [45]

@@ -111,11 +111,11 @@ def test_batch_too_large_for_the_device_is_halved(llama, tokenizer, toys, monkey
     forward = reader._forward
     refused = []
 
-    def small_device(tokens, counts, rows, wanted):
+    def small_device(tokens, counts, *rest):
         if len(counts) > 2:
             refused.append(len(counts))
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(tokens, counts, rows, wanted)
+        return forward(tokens, counts, *rest)
 
     monkeypatch.setattr(reader, "_forward", small_device)
     found = engine.loglikelihood(scores)

@@ -73,9 +73,9 @@ def test_shared_prefixes_are_read_once(llama, tokenizer, toys, monkeypatch):
     read = []
     forward = _reader.Reader._forward
 
-    def counting(self, tokens, counts, rows, wanted):
+    def counting(self, tokens, counts, *rest):
         read.append(sum(counts))
-        return forward(self, tokens, counts, rows, wanted)
+        return forward(self, tokens, counts, *rest)
 
     monkeypatch.setattr(_reader.Reader, "_forward", counting)
     document = toys.make_text(1, 60)
@@ -113,14 +113,31 @@ def test_logits_are_made_for_scored_places_only(llama, tokenizer, toys, monkeypa
     assert sum(made) == scored
 
 
-@pytest.mark.parametrize("route", ["columns", "all"])
+@pytest.mark.parametrize("route", ["mask", "columns", "all"])
 def test_other_ways_to_logits_agree(llama, tokenizer, toys, route):
     """A model that takes whole columns only, or no logits_to_keep at all, gives the same scores."""
     requests = toys.choice_requests()
     expected = Engine(llama, tokenizer).loglikelihood(requests)
     engine = Engine(llama, tokenizer)
-    engine._answerer.prepared()[0].route = route
+    reader = engine._answerer.prepared()[0]
+    assert reader.route == "head"
+    reader.route, reader._decoder = route, None
     assert_same_scores(engine.loglikelihood(requests), expected)
+
+
+def test_a_head_that_does_more_than_multiply_is_not_run_apart(tokenizer, toys):
+    """A soft cap on the logits stands behind the head: the two run together then."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    requests = toys.choice_requests()[:8]
+    for cap, route in ((5.0, "mask"), (None, "head")):
+        config = Gemma2Config(**shape, **heads, final_logit_softcapping=cap, initializer_range=0.3)
+        engine = Engine(Gemma2ForCausalLM(config).eval(), tokenizer)
+        engine.loglikelihood(requests)
+        assert engine._answerer.prepared()[0].route == route
 
 
 def test_logits_over_the_budget_are_made_in_parts(llama, tokenizer, toys):

@@ -105,7 +105,7 @@ def test_what_was_computed_before_a_failure_is_stored(tokenizer, toys, tmp_path)
                 with torch.no_grad():
                     model.lm_head.weight.fill_(float("nan"))
 
-        hook = model.register_forward_pre_hook(break_later)
+        hook = model.model.register_forward_pre_hook(break_later)
         with pytest.raises(Exception, match="aren't finite"):
             engine.loglikelihood(requests)
         hook.remove()

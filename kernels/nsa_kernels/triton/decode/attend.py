@@ -60,17 +60,21 @@ def attend_slots(
     store_partial(Partial, Stats, top, total, acc, G, GP, DV, DV_END)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=("splits", "tiles", "runs", "window_splits"),
+    do_not_specialize_on_alignment=("tile_run",),
+)
 def attend_kernel(
-    Q, K_slc, V_slc, Lengths, Partial, Stats, Reference, Pooled, Ranked, Denominators, Blocks,
-    stride_qb, stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh, scale_log2,
-    kv_heads, splits, tiles, tile_run, runs, G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr,
-    DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr,
-    PIECES: tl.constexpr, SHARES: tl.constexpr, BJ: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr,
-    PIECEWISE: tl.constexpr, WINDOW_SPLITS: tl.constexpr, SELECT: tl.constexpr, COUNT: tl.constexpr,
-    COUNT_P: tl.constexpr, NB: tl.constexpr, GROUPS: tl.constexpr, WAYS: tl.constexpr, WIDTH: tl.constexpr,
-    SLOTS: tl.constexpr, LT: tl.constexpr, STAGES: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
-    RETURN_BLOCKS: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    Q, K_slc, V_slc, Lengths, Partial, Stats, Reference, Pooled, Ranked, Denominators, Blocks, stride_qb,
+    stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh, scale_log2, kv_heads, splits,
+    tiles, tile_run, runs, window_splits,
+    G: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
+    DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, SHARES: tl.constexpr,
+    BJ: tl.constexpr, SPLITS: tl.constexpr, TILES: tl.constexpr, PIECEWISE: tl.constexpr,
+    SELECT: tl.constexpr, COUNT: tl.constexpr, COUNT_P: tl.constexpr, NB: tl.constexpr, GROUPS: tl.constexpr,
+    WAYS: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, LT: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK: tl.constexpr, STRIDE: tl.constexpr, RETURN_BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (runs of slots, pairs); the shares of a pair are those of partials.py."""
     if OVERLAP:
@@ -92,13 +96,13 @@ def attend_kernel(
             unused = (place >= tl.where(tokens > 0, used, 0)) & (place < COUNT)
             tl.store(Blocks + place, tl.full([COUNT_P], -1, tl.int32), mask=unused)
     if (tokens > 0) & (run * SLOTS < used):
-        share = pair.to(tl.int64) * (WINDOW_SPLITS + splits + runs)
+        share = pair.to(tl.int64) * (window_splits + splits + runs)
         scored = used_tiles(blocks_before(tokens, BLOCK, STRIDE), PIECES, SHARES, BJ)
         Reference += pair.to(tl.int64) * tiles * G
         Pooled += pair.to(tl.int64) * tiles * G * BJ
         Ranked += (pair.to(tl.int64) * runs + run) * NB
         lse = importances(
-            Ranked, Stats + (share + WINDOW_SPLITS) * 2 * G, Reference, Pooled,
+            Ranked, Stats + (share + window_splits) * 2 * G, Reference, Pooled,
             used_splits(scored, tile_run), scored, G, GROUP, BJ, SPLITS, TILES, PIECEWISE,
         )  # fmt: skip
         head = tl.arange(0, GROUP)
@@ -110,7 +114,7 @@ def attend_kernel(
         slot = choose(Ranked, scored * BJ, own, COUNT, NB, GROUPS, WAYS, WIDTH)
         if RETURN_BLOCKS:
             tl.store(Blocks + slot, tl.arange(0, NB), mask=(slot >= 0) & (run == 0))
-        share += WINDOW_SPLITS + splits + run
+        share += window_splits + splits + run
         attend_slots(
             slot, run * SLOTS, q, q_rest, K_slc, V_slc, stride_ks, stride_vs,
             Partial + share * G * DV_END, Stats + share * 2 * G, tokens, scale_log2,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from nsa_kernels.ahead import launch
 from nsa_kernels.geometry import BlockGeometry
 from nsa_kernels.triton.decode.attend import attend_kernel
 from nsa_kernels.triton.decode.merge import merge_kernel
@@ -53,7 +54,7 @@ def decode(
     if work.pairs == 0:
         return NSAOutput(work.out, work.blocks)
     p, kv_heads = work.plan, k_slc.shape[2]
-    score_kernel[first_grid(p, p.window_splits + p.splits, work.pairs)](
+    launch(score_kernel, first_grid(p, p.window_splits + p.splits, work.pairs))(
         q,
         k_cmp,
         v_cmp,
@@ -79,7 +80,7 @@ def decode(
         min(k_cmp.shape[1], v_cmp.shape[1]),
         **work.score,
     )
-    attend_kernel[(p.runs, work.pairs)](
+    launch(attend_kernel, (p.runs, work.pairs))(
         q,
         k_slc,
         v_slc,
@@ -100,9 +101,10 @@ def decode(
         p.tiles,
         p.tile_run,
         p.runs,
+        p.window_splits,
         **work.attend,
     )
-    merge_kernel[(p.slices, work.pairs)](
+    launch(merge_kernel, (p.slices, work.pairs))(
         gates,
         lengths,
         work.partial,

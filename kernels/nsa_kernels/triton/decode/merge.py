@@ -40,15 +40,18 @@ def load_columns(
     return tl.reshape(tl.load(place, mask=mask, other=0.0), [RUN, LANES, GROUP, DS])
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=("splits", "window_run", "runs"),
+    do_not_specialize_on_alignment=("tile_run",),
+)
 def merge_kernel(
-    Gates, Lengths, Partial, Stats, Denominators, Out, stride_gb, stride_gh,
-    kv_heads, splits, tile_run, window_run, runs,
+    Gates, Lengths, Partial, Stats, Denominators, Out, stride_gb, stride_gh, kv_heads, splits, tile_run,
+    window_run, runs,
     G: tl.constexpr, GROUP: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, SHARES: tl.constexpr,
     BJ: tl.constexpr, WINDOW: tl.constexpr, WINDOW_SPLITS: tl.constexpr, BW: tl.constexpr,
-    SELECT: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr, DS: tl.constexpr,
-    LANES: tl.constexpr, PART: tl.constexpr, OTHERS: tl.constexpr, BLOCK: tl.constexpr,
-    STRIDE: tl.constexpr, OVERLAP: tl.constexpr,
+    SELECT: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr, DS: tl.constexpr, LANES: tl.constexpr,
+    PART: tl.constexpr, OTHERS: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (ceil(D_v / DS), pairs).
 

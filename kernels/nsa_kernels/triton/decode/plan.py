@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from nsa_kernels.ahead import real_device
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.triton.configs import shipped
 from nsa_kernels.triton.tiles import MIN_DOT, bulk_copies, descriptor, precision, processors, split_width
@@ -229,7 +230,7 @@ def prepare(
     )
     (ranked,) = scratch(q.device, pairs * p.runs * p.ranked, dtype=torch.int32)
     key_main, key_rest = padded_split(key_dim)
-    overlap = bool(config.get("overlap", 0)) and q.is_cuda
+    overlap = bool(config.get("overlap", 0)) and real_device(q.device).type == "cuda"
     pdl = {"launch_pdl": True} if overlap else {}
     cut = {
         "G": group,
@@ -239,7 +240,6 @@ def prepare(
         "PIECES": p.pieces,
         "SHARES": geometry.block // geometry.stride,
         "BJ": p.tile_blocks,
-        "WINDOW_SPLITS": p.window_splits,
         "OVERLAP": overlap,
     }
     widths = {
@@ -250,7 +250,7 @@ def prepare(
         "DV": max(MIN_DOT, next_power(value_dim)),
         "PRECISION": precision(q),
     }
-    window = {"WINDOW": geometry.window, "BW": config["window_keys"]}
+    window = {"WINDOW": geometry.window, "WINDOW_SPLITS": p.window_splits, "BW": config["window_keys"]}
     selection = {"SELECT": geometry.select_block, "COUNT": count, "SLOTS": p.slots}
     score = {
         **cut,

@@ -146,16 +146,20 @@ def place_in_grid(STREAM: tl.constexpr):
     return split, pair
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=("shares", "tiles", "window_run", "capacity"),
+    do_not_specialize_on_alignment=("tile_run",),
+)
 def score_kernel(
-    Q, K_cmp, V_cmp, K_win, V_win, K_bulk, V_bulk, Lengths, Partial, Stats, Reference, Pooled,
-    stride_qb, stride_qh, stride_kcb, stride_kcc, stride_kch, stride_vcb, stride_vcc, stride_vch, stride_kwb,
-    stride_kws, stride_kwh, stride_vwb, stride_vws, stride_vwh, scale_log2, kv_heads, shares, tiles, tile_run,
-    window_run, capacity, G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr,
-    DK_END: tl.constexpr, DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, PP: tl.constexpr,
-    BJ: tl.constexpr, SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr,
-    WINDOW_SPLITS: tl.constexpr, BW: tl.constexpr, ONE_TILE: tl.constexpr, STREAM: tl.constexpr,
-    BLOCK: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    Q, K_cmp, V_cmp, K_win, V_win, K_bulk, V_bulk, Lengths, Partial, Stats, Reference, Pooled, stride_qb,
+    stride_qh, stride_kcb, stride_kcc, stride_kch, stride_vcb, stride_vcc, stride_vch, stride_kwb, stride_kws,
+    stride_kwh, stride_vwb, stride_vws, stride_vwh, scale_log2, kv_heads, shares, tiles, tile_run, window_run,
+    capacity,
+    G: tl.constexpr, GP: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DK_END: tl.constexpr,
+    DV: tl.constexpr, DV_END: tl.constexpr, PIECES: tl.constexpr, PP: tl.constexpr, BJ: tl.constexpr,
+    SHARES: tl.constexpr, HP: tl.constexpr, WINDOW: tl.constexpr, BW: tl.constexpr, ONE_TILE: tl.constexpr,
+    WINDOW_SPLITS: tl.constexpr, STREAM: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr,
+    PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One split of the window or of the compressed keys; a program past its row's length leaves nothing.
 

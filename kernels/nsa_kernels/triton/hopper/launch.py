@@ -14,6 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
+from nsa_kernels.ahead import launch
 from nsa_kernels.triton.hopper.conditions import CONSUMERS, ROWS, pitch
 from nsa_kernels.triton.hopper.parts import Sizes, heads_descriptor, matrix_descriptor
 from nsa_kernels.triton.hopper.sections import COMPRESSED, WINDOWED
@@ -80,7 +81,7 @@ def _launch(
     outs = [q.new_empty(q.shape) for _ in sources]
     lses = [torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) for _ in sources]
     none = [None] * (2 - len(sources))
-    attention_kernel[(min(tiles * pairs, processors(q.device)),)](
+    launch(attention_kernel, (min(tiles * pairs, processors(q.device)),))(
         heads_descriptor(q, half, group),
         *(matrix_descriptor(x, config["BN"]) for pair in sources for x in pair),
         *none,

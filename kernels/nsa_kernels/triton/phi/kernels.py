@@ -12,7 +12,7 @@ import triton.language as tl
 from nsa_kernels.triton.tiles import wide
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def mean_forward_kernel(
     X, Offset, Out, stride_xb, stride_xs, stride_xh, stride_ob, stride_oc, stride_oh, count, kv_heads,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr,
@@ -109,7 +109,7 @@ def _block_pointers(X, index, rows, stride_xb, stride_xs, stride_xh, count, kv_h
     return X + index // kv_heads // count * stride_xb + block * STRIDE * stride_xs + kv_head * stride_xh
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",), do_not_specialize_on_alignment=("count",))
 def linear_forward_kernel(
     X, W, Offset, Out, stride_xb, stride_xs, stride_xh, stride_wn, stride_wk, rows, count, kv_heads,
     out_width, BLOCK: tl.constexpr, STRIDE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -131,7 +131,7 @@ def linear_forward_kernel(
     tl.store(at, acc.to(Out.dtype.element_ty), mask=keep[:, None] & real[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",), do_not_specialize_on_alignment=("count",))
 def mlp_forward_kernel(
     X, W, Offset, W2, Bias, Out, stride_xb, stride_xs, stride_xh, stride_wn, stride_wk, stride_vn, stride_vk,
     rows, count, kv_heads, out_width,

@@ -3,6 +3,7 @@
 import triton
 from torch import Tensor
 
+from nsa_kernels.ahead import launch
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.triton.configs import Config, shipped
 from nsa_kernels.triton.phi import kernels
@@ -18,7 +19,7 @@ def mean_forward(
     out = x.new_empty(batch, count, heads, width)
     if out.numel():
         chosen = config or shipped("compress_mean", width, x.device)
-        kernels.mean_forward_kernel[(triton.cdiv(count, chosen["PIECES"]), batch * heads)](
+        launch(kernels.mean_forward_kernel, (triton.cdiv(count, chosen["PIECES"]), batch * heads))(
             x,
             out if offset is None else offset.contiguous(),
             out,
@@ -48,7 +49,7 @@ def mean_backward(
     if dx.numel():
         chosen = config or shipped("compress_mean", width, dout.device)
         pieces = triton.cdiv(length, geometry.stride)
-        kernels.mean_backward_kernel[(triton.cdiv(pieces, chosen["PIECES"]), batch * heads)](
+        launch(kernels.mean_backward_kernel, (triton.cdiv(pieces, chosen["PIECES"]), batch * heads))(
             dout,
             dx,
             *dout.stride()[:3],
@@ -82,7 +83,7 @@ def linear_forward(
         chosen = config or shipped("compress_linear", max(width, out_width), x.device)
         bn = _side(out_width, chosen["BN"])
         rows = batch * count * heads
-        kernels.linear_forward_kernel[(triton.cdiv(rows, chosen["BM"]), triton.cdiv(out_width, bn))](
+        launch(kernels.linear_forward_kernel, (triton.cdiv(rows, chosen["BM"]), triton.cdiv(out_width, bn)))(
             x,
             weight,
             out if offset is None else offset.contiguous(),
@@ -124,7 +125,7 @@ def mlp_forward(
     if out.numel():
         chosen = config or shipped("compress_mlp", max(width, out_width), x.device)
         rows = batch * count * heads
-        kernels.mlp_forward_kernel[(triton.cdiv(rows, chosen["BM"]),)](
+        launch(kernels.mlp_forward_kernel, (triton.cdiv(rows, chosen["BM"]),))(
             x,
             weight_in,
             out if offset is None else offset.contiguous(),

@@ -57,7 +57,7 @@ def compressed_forward(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("queries",))
 def _compressed_forward_kernel(
     Q,
     K,

@@ -51,7 +51,7 @@ def forced_forward(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("queries",))
 def _forced_forward_kernel(
     Q, K, V, Out, Lse, Starts, Ends,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh,

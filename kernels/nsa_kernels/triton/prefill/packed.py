@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nsa_kernels.ahead import launch
 from nsa_kernels.triton.configs import shipped
 from nsa_kernels.triton.prefill.online import finish
 from nsa_kernels.triton.tiles import (
@@ -58,7 +59,7 @@ def launch_packed(
     tma = bool(chosen.get("TMA")) and rest == 0 and bulk_copies(k, v)
     out = q.new_empty(*q.shape[:3], value_width)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    kernel[(triton.cdiv(grid.queries, bq), grid.batch * grid.kv_heads)](
+    launch(kernel, (triton.cdiv(grid.queries, bq), grid.batch * grid.kv_heads))(
         q,
         descriptor(k, bn) if tma else k,
         descriptor(v, bn) if tma else v,

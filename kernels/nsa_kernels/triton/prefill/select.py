@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nsa_kernels.ahead import launch
 from nsa_kernels.triton.configs import shipped
 from nsa_kernels.triton.prefill.online import load_rows
 from nsa_kernels.triton.prefill.packed import first_key, load_queries, rows_of, tile_at
@@ -73,7 +74,7 @@ def select(
     bn = max(chosen["BN"], padded_pieces)
     tma = bool(chosen.get("TMA")) and rest == 0 and pieces == padded_pieces and k.shape[1] > 0
     tma = tma and bulk_copies(k)
-    _select_kernel[(programs,)](
+    launch(_select_kernel, (programs,))(
         q,
         descriptor(k, bn) if tma else k,
         lse,
@@ -161,7 +162,7 @@ def _score(
         tl.store(part, tl.sum(by_piece * ways[None, :, None], 1), mask=(target < WIDTH)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("queries", "items", "pairs"))
 def _select_kernel(
     Q, K, Lse, Scratch, Blocks, Starts, Ends,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kc, stride_kh, queries, items, pairs, kv_heads,

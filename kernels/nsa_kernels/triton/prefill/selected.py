@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nsa_kernels.ahead import launch
 from nsa_kernels.triton.configs import shipped
 from nsa_kernels.triton.prefill.online import attend
 from nsa_kernels.triton.tiles import (
@@ -68,7 +69,7 @@ def selected_forward(
     out = torch.empty_like(o_cmp)
     own = torch.empty_like(o_cmp) if save else o_cmp.new_empty(0)
     lse = torch.empty(q.shape[:3] if save else (0,), dtype=torch.float32, device=q.device)
-    _selected_forward_kernel[(grid.queries, grid.batch * grid.kv_heads)](
+    launch(_selected_forward_kernel, (grid.queries, grid.batch * grid.kv_heads))(
         q,
         descriptor(k, bn) if tma else k,
         descriptor(v, bn) if tma else v,
@@ -107,7 +108,7 @@ def selected_forward(
     return out, own, lse
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("queries", "stride_gb"))
 def _selected_forward_kernel(
     Q, K, V, Blocks, Gates, Compressed, Window, Forced, ForcedLse, Out, Own, Lse, Starts, Ends,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh,

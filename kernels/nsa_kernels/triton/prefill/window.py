@@ -47,7 +47,7 @@ def window_forward(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("queries",))
 def _window_forward_kernel(
     Q,
     K,
