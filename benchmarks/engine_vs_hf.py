@@ -176,7 +176,9 @@ def measure(
     else:
         from nsa_eval.engine import Engine
 
-        lm = Engine(model, tokenizer, batch_size=batch if batch == "auto" else int(batch), max_length=longest)
+        rows = batch if batch == "auto" else int(batch)
+        # A rolling text's own BOS is scored as lm-eval does it, or the sums couldn't be compared.
+        lm = Engine(model, tokenizer, batch_size=rows, max_length=longest, parity="lm-eval")
     requests = requests_of(case, size)
     ask: Callable[..., list[Any]] = getattr(lm, requests[0].request_type)
     ask(
