@@ -224,6 +224,9 @@ class _Session:
             if read:
                 self._occupy(read, self.family.select(rows, [entry.row for entry in read]))
                 entries = [entry for entry in entries if entry not in read]
+                if self._decoding is None:  # it failed, and there will be fewer slots
+                    self._in_turn(entries, rows)
+                    return
         if not entries:
             return
         try:

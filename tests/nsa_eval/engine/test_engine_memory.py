@@ -59,6 +59,24 @@ def test_oom_in_the_first_admit_where_tails_are_allocated(tokenizer, toys, name,
     assert calls
 
 
+def test_fewer_slots_after_an_admit_that_failed_hold_the_prompts_beside_it(
+    tokenizer, toys, monkeypatch, request
+):
+    """Two replies to one prompt are admitted without a forward; that fails, and six others stand behind."""
+    head = toys.make_text(5, 120)
+    prompts = [head] * 2 + [f"{head} {toys.make_text(seed, 9)}" for seed in range(6)]
+    settings = {"until": [], "max_gen_toks": 5}
+    asked = [
+        toys.request_of("generate_until", (prompt, settings), doc_id=number)
+        for number, prompt in enumerate(prompts)
+    ]
+    expected = alone(tokenizer, toys.make_model("llama"), asked)
+    request.getfixturevalue("late")
+    calls = failing_once(monkeypatch, _slots._Tables, "__init__", at={1})
+    assert Engine(toys.make_model("llama"), tokenizer).generate_until(asked) == expected
+    assert len(calls) > 1
+
+
 @pytest.mark.parametrize("name", ["llama", "nsa", "full", "gpt2"])
 @pytest.mark.parametrize("slots", [True, False])
 @pytest.mark.parametrize("step", [2, 5])
