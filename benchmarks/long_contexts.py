@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from engine_vs_hf import WORDS, text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
@@ -33,45 +34,6 @@ if TYPE_CHECKING:
 
 CASES = ("grid-32k", "choices", "few-shot", "replies", "grid-64k", "single", "decode")
 HF_BATCHES = {"grid-32k": [1, 4], "grid-64k": [1], "choices": [1, 4], "few-shot": [64]}
-_WORDS = [
-    "time",
-    "year",
-    "people",
-    "way",
-    "day",
-    "man",
-    "thing",
-    "woman",
-    "life",
-    "child",
-    "world",
-    "school",
-    "state",
-    "family",
-    "student",
-    "group",
-    "country",
-    "problem",
-    "hand",
-    "part",
-    "place",
-    "case",
-    "week",
-    "company",
-    "system",
-    "program",
-    "question",
-    "work",
-    "government",
-    "number",
-    "night",
-    "point",
-]
-
-
-def text(seed: int, words: int) -> str:
-    pick = random.Random(seed)
-    return " ".join(pick.choice(_WORDS) for _ in range(words))
 
 
 def tokenizer_of_words() -> PreTrainedTokenizerBase:
@@ -79,7 +41,7 @@ def tokenizer_of_words() -> PreTrainedTokenizerBase:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    names = ["<unk>", "<s>", "</s>", *_WORDS, *(f"n{number}" for number in range(1000))]
+    names = ["<unk>", "<s>", "</s>", *WORDS, *(f"n{number}" for number in range(1000))]
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.Metaspace()
