@@ -1,41 +1,23 @@
-"""Replies: prompts are read below the prefixes that they share, and decode together, a token a step for each.
-
-Rows that end make room for prompts that wait. Where a family's rows can't join others, a batch ends before
-the next begins. A reply that grows across a border of the model's frequencies
-(nsa_models/families/_frequencies.py) leaves its batch there: its prompt and what it has so far are read
-again, as the prompt of the rest. So are rows that were taken out for want of memory.
-"""
+"""Replies: which requests go together, and which prefixes they share; `_scheduling.py` makes them."""
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nsa_eval.engine._batching import Limits, batches
-from nsa_eval.engine._lines import Endings, Line, Reply, ReplyRequest
+from nsa_eval.engine._batching import Limits
+from nsa_eval.engine._lines import Endings, ReplyRequest
 from nsa_eval.engine._meter import Meter
-from nsa_eval.engine._picking import Picked, pick
 from nsa_eval.engine._prefixes import Node, prefix_tree
-from nsa_eval.engine._reader import NonFiniteLogitsError, Place, Reader
-from nsa_eval.engine._steps import Decoding, FixedSlots, RowSlots
-from nsa_eval.engine._traversal import Member, Traversal
-from nsa_models.families import Rows
+from nsa_eval.engine._reader import Reader
+from nsa_eval.engine._scheduling import Emit, Scheduler
 
 # A prefix is worth reading by itself when that saves so many tokens, and so many for each prompt below it:
 # below, one forward for all prompts is as fast.
 _MIN_SAVED = 64
 _MIN_HEAD = 64
-# Decode steps that reading a few prompts takes as long as: all other rows wait meanwhile.
-_ENTRY_STEPS = 16
-
-Emit = Callable[[list[Reply]], None]
 
 
 class Replier:
@@ -74,7 +56,16 @@ class Replier:
         for _, some in sorted(regimes.items()):
             asked = [request for request in some if wanted(request.name)]
             if asked:
-                _Session(self, some, asked, emit).run(self._tree(some))
+                Scheduler(
+                    self.reader,
+                    self.limits,
+                    some,
+                    asked,
+                    endings=self.endings,
+                    meter=self.meter,
+                    cuda_graphs=self.cuda_graphs,
+                    emit=emit,
+                ).run(self._tree(some))
 
     def _tree(self, requests: list[ReplyRequest]) -> Node:
         if not self.share:
@@ -93,346 +84,3 @@ class Replier:
                 self.reader.first_forward([len(request.tokens) for request in requests]),
             ),
         )
-
-
-class _Entry(NamedTuple):
-    """A line whose prefix is read."""
-
-    line: Line
-    depth: int
-    """Tokens of it that are read."""
-    row: int
-    """Who has read them."""
-
-
-class _Session:
-    """Replies to requests of one regime."""
-
-    def __init__(
-        self, replier: Replier, requests: Sequence[ReplyRequest], asked: Sequence[ReplyRequest], emit: Emit
-    ) -> None:
-        self.reader, self.limits = replier.reader, replier.limits
-        self.family, self.endings = replier.reader.family, replier.endings
-        self.meter, self.emit, self.graphs = replier.meter, emit, replier.cuda_graphs
-        self.requests = requests
-        self.wanted = {request.name for request in asked}
-        self._most = len(asked)
-        self._longest = max(len(request.tokens) for request in asked)
-        self._room = max(request.settings.budget for request in asked) + 1
-        self._decoding: Decoding | None = None
-        self._active: dict[int, Line] = {}
-        self._pending: deque[Picked] = deque()
-        self._parked: list[Line] = []
-        self._ended = self._made = 0
-        """Replies that have ended, and their tokens."""
-
-    def run(self, tree: Node) -> None:
-        """Make all replies."""
-        Traversal(
-            self.reader,
-            self.limits,
-            [request.tokens for request in self.requests],
-            wanted=lambda index: self.requests[index].name in self.wanted,
-            visit=self._visit,
-            relieve=self._drain,
-        ).run(tree)
-        self._drain()
-        while self._parked:
-            parked, self._parked = self._parked, []
-            for batch in batches(
-                sorted(parked, key=lambda line: -line.length),
-                width=lambda line: line.length,
-                limits=self.limits,
-                extra=max(line.left for line in parked),
-                equal=True,
-                widest=self.reader.widest,
-            ):
-                self._in_turn([_Entry(line, 0, 0) for line in batch], None)
-
-    # --- prompts
-    # ------------------------------------------------------------------------------------------------------
-
-    def _visit(self, members: list[Member], rows: Rows | None) -> None:
-        """Prompts whose prefixes `rows` have read, batch by batch, as others leave."""
-
-        def order(member: Member) -> tuple[object, ...]:
-            request = self.requests[member.index]
-            tokens = request.tokens.astype(">u4").tobytes()
-            return (member.depth - len(request.tokens), tokens, request.key)
-
-        for batch in batches(
-            sorted(members, key=order),
-            width=lambda member: len(self.requests[member.index].tokens) - member.depth,
-            limits=self.limits if self.family.refills else self.limits.for_replies(),
-            extra=self._room + (max(member.depth for member in members) if self.family.copies else 0),
-            equal=not self.family.ragged,
-            packed=self.family.packs,
-            widest=self.reader.widest,
-        ):
-            left = [member for member in batch if self.requests[member.index].name in self.wanted]
-            while left:
-                free = self._free(left, rows)
-                if not free:
-                    self._step()
-                    continue
-                some, left = left[:free], left[free:]
-                entries = [_Entry(Line.of(self.requests[one.index]), one.depth, one.row) for one in some]
-                self._enter(entries, rows)
-
-    def _free(self, members: list[Member], rows: Rows | None) -> int:
-        """How many of these prompts may enter now: none while too few rows have left."""
-        if not self._active:
-            return min(len(members), self._slots().count)
-        if not self.family.refills:
-            return 0
-        slots = self._slots()
-        free = slots.count - len(self._active)
-        if free < min(len(members), self._worth_entering(slots.count)):
-            return 0
-        # Rows that share what was read hold whole blocks, also of others that have left.
-        shared = None if self.family.copies else slots.kept(rows)
-        used = sum(line.own for line in self._active.values()) if shared is None else shared
-        fits = 0
-        for member in members[:free]:
-            used += self._own(len(self.requests[member.index].tokens), member.depth)
-            used -= 0 if shared is None else self._room  # all tails are there already
-            fits += used <= self.limits.cache_tokens
-        return fits
-
-    def _worth_entering(self, slots: int) -> int:
-        """Free slots that are worth to stop all others for.
-
-        Waiting for n of R slots leaves n / 2 of them idle, and an entry costs all rows some steps each time n
-        have ended, which takes n m / R steps where replies have m tokens: least is lost at this n.
-        """
-        mean = self._made / self._ended if self._ended else self._room / 4
-        return max(1, min(slots // 2, round(slots * math.sqrt(2 * _ENTRY_STEPS / max(1.0, mean)))))
-
-    def _own(self, length: int, depth: int) -> int:
-        return length - (0 if self.family.copies else depth) + self._room
-
-    def _enter(self, entries: list[_Entry], rows: Rows | None) -> None:
-        """Read the rest of each line's prompt, choose its first token, and let it decode.
-
-        Args:
-            entries: Lines without a slot; no more than there are free ones.
-            rows: Who has read the prefixes; None: nobody.
-        """
-        if rows is not None and isinstance(self._slots(), FixedSlots):
-            # Of several replies to one prompt all but its last token is read: a step reads that as well.
-            read = [entry for entry in entries if entry.line.length - entry.depth == 1]
-            if read:
-                self._occupy(read, self.family.select(rows, [entry.row for entry in read]))
-                entries = [entry for entry in entries if entry not in read]
-                if self._decoding is None:  # it failed, and there will be fewer slots
-                    self._in_turn(entries, rows)
-                    return
-        if not entries:
-            return
-        try:
-            new, logits = self._prompts(entries, rows)
-            self._start(entries, new, logits)
-        except torch.OutOfMemoryError:
-            # Rows that decode have to end first; where there are none, half of the prompts have to wait.
-            alone = not self._drain()
-            if alone and len(entries) == 1:
-                raise
-            torch.cuda.empty_cache()
-            # Some may have got their token before: they go on from it.
-            left = [entry for entry in entries if not (entry.line.ended or entry.line in self._parked)]
-            for entry in left:
-                entry.line.rewind()
-            middle = (len(left) + 1) // 2 if alone else len(left)
-            for part in (left[:middle], left[middle:]):
-                self._in_turn(part, rows)
-
-    def _in_turn(self, entries: list[_Entry], rows: Rows | None) -> None:
-        """Let lines enter, no more than there are slots, each time to their end."""
-        while entries:
-            count = self._slots().count
-            some, entries = entries[:count], entries[count:]
-            self._enter(some, rows)
-            self._drain()
-
-    def _prompts(self, entries: list[_Entry], rows: Rows | None) -> tuple[Rows, Tensor]:
-        """Read prompts in batches of little padding; the rows joined, and their logits [B, V]."""
-        family = self.family
-        parts: list[Rows] = []
-        logits: list[Tensor] = []
-        for batch in batches(
-            entries,
-            width=lambda entry: entry.line.length - entry.depth,
-            limits=self.limits if family.ragged else self.limits.for_replies(),
-            packed=family.packs,
-            widest=self.reader.widest,
-        ):
-            places = [entry.row for entry in batch]
-            new = family.empty(len(batch)) if rows is None else family.select(rows, places)
-            pieces = [entry.line.read()[entry.depth :] for entry in batch]
-            last: dict[int, Tensor] = {}
-
-            def collect(made: Tensor, where: list[Place], last: dict[int, Tensor] = last) -> None:
-                last.update((row, line) for line, (row, _) in zip(made, where, strict=True))
-
-            self.reader.read(pieces, new, first=[len(piece) - 1 for piece in pieces], on_logits=collect)
-            parts.append(new)
-            logits.extend(last[row] for row in range(len(batch)))
-        return (family.join(parts) if len(parts) > 1 else parts[0]), torch.stack(logits)
-
-    def _start(self, entries: list[_Entry], rows: Rows, logits: Tensor) -> None:
-        """Choose first tokens; lines that go on get slots."""
-        found = pick(logits, [entry.line for entry in entries], self.endings).wait()
-        seconds = self.meter.lap()
-        read = sum(entry.line.length - entry.depth for entry in entries)
-        for entry in entries:
-            entry.line.prefill += seconds * (entry.line.length - entry.depth) / read
-        going: list[int] = []
-        finished: list[Reply] = []
-        for number, (line, token, top) in enumerate(found):
-            self._append(line, token, top)
-            if line.ended:
-                finished.append(self._reply(line))
-            elif not self._parks(line):
-                going.append(number)
-        if finished:
-            self.emit(finished)
-        if going:
-            some = rows if len(going) == len(entries) else self.family.select(rows, going)
-            self._occupy([entries[number] for number in going], some)
-
-    def _occupy(self, entries: list[_Entry], rows: Rows) -> None:
-        """Give each line a slot; its next step feeds its last token."""
-        decoding = self._slots()
-        free = (slot for slot in range(decoding.count) if slot not in self._active)
-        slots = [next(free) for _ in entries]
-        for (line, depth, _), slot in zip(entries, slots, strict=True):
-            line.slot, line.own = slot, self._own(len(line.request.tokens), depth)
-        self._active.update(zip(slots, (entry.line for entry in entries), strict=True))
-        try:
-            decoding.admit(slots, rows, [int(entry.line.read()[-1]) for entry in entries])
-        except torch.OutOfMemoryError:
-            self._retreat()
-
-    # --- steps
-    # ------------------------------------------------------------------------------------------------------
-
-    def _slots(self) -> Decoding:
-        if self._decoding is None:
-            count = min(self.limits.rows, self._most)
-            if self.family.caches:
-                # Fixed slots are there at once; what prompts take besides is counted as they enter.
-                once, each = (
-                    (0, self._longest + self._room) if self.family.copies else (self._longest, self._room)
-                )
-                count = max(1, min(count, (self.limits.cache_tokens - once) // each))
-            while self._decoding is None:
-                try:
-                    slots = self.family.slots(
-                        count,
-                        longest=self._longest,
-                        room=self._room,
-                        graphs=self.graphs and self.reader.graphs,
-                    )
-                except torch.OutOfMemoryError:
-                    if count == 1:
-                        raise
-                    torch.cuda.empty_cache()
-                    count = (count + 1) // 2
-                    continue
-                self._decoding = (
-                    RowSlots(self.reader, min(self.limits.rows, self._most))
-                    if slots is None
-                    else FixedSlots(slots, count, self.reader.device)
-                )
-        return self._decoding
-
-    def _drain(self) -> bool:
-        """Let all rows decode to their end; whether there were any."""
-        busy = bool(self._active)
-        while self._active or self._pending:
-            self._step()
-        return busy
-
-    def _step(self) -> None:
-        """One step of all rows, or a look at one that is under way."""
-        decoding = self._slots()
-        if any(line.left > 0 for line in self._active.values()):
-            try:
-                order, logits = decoding.step()
-                lines = [self._active.get(slot) for slot in order]
-                # A line with all of its tokens on their way goes along, and nobody looks.
-                picked = pick(
-                    logits, [line if line and line.left > 0 else None for line in lines], self.endings
-                )
-            except torch.OutOfMemoryError:
-                self._retreat()
-                return
-            decoding.feed(picked.tokens)
-            self._pending.append(picked)
-            if len(self._pending) <= decoding.lag:
-                return
-        if self._pending:
-            self._settle(self._pending.popleft())
-
-    def _settle(self, picked: Picked) -> None:
-        """Take the tokens of one step to their lines; those that end leave."""
-        found = [(line, token, top) for line, token, top in picked.wait() if not line.ended]
-        seconds = self.meter.lap()
-        finished: list[Reply] = []
-        for line, token, top in found:
-            line.decode += seconds / len(found)
-            self._append(line, token, top)
-            if line.ended or self._parks(line):
-                self._leave(line)
-            if line.ended:
-                finished.append(self._reply(line))
-        if finished:
-            self.emit(finished)
-
-    def _append(self, line: Line, token: int, top: float) -> None:
-        if not np.isfinite(top):
-            raise NonFiniteLogitsError.at(
-                self.reader.name, line.request.origin, f"the largest logit is {top}"
-            )
-        line.tokens.append(token)
-        self.endings.look(line)
-
-    def _parks(self, line: Line) -> bool:
-        """Whether the next forward of a line belongs to another regime; it is read again then."""
-        # The next forward, which feeds the token just chosen, has as many tokens as the line.
-        if self.reader.regime(line.length) == self.reader.regime(line.length - 1):
-            return False
-        self._parked.append(line)
-        return True
-
-    def _leave(self, line: Line) -> None:
-        assert line.slot is not None
-        assert self._decoding is not None
-        self._decoding.release(line.slot)
-        del self._active[line.slot]
-        line.slot = None
-
-    def _retreat(self) -> None:
-        """Too little memory: all rows are read again later, and half as many decode together.
-
-        A step or an entry that failed midway may have written some layers and not others.
-        """
-        while self._pending:
-            self._settle(self._pending.popleft())
-        count, lines = self._slots().count, list(self._active.values())
-        self._active, self._decoding = {}, None
-        if count == 1 and lines:
-            raise torch.OutOfMemoryError("one row at a time doesn't fit")
-        for line in lines:
-            line.slot = None
-            line.rewind()
-        self._parked += lines
-        self._most = max(1, min(count, max(1, len(lines))) // 2)
-        torch.cuda.empty_cache()
-
-    def _reply(self, line: Line) -> Reply:
-        self._ended += 1
-        self._made += len(line.tokens)
-        prompt, new = len(line.request.tokens), len(line.tokens)
-        cost = self.meter.replied(prompt, new, line.prefill, line.decode)
-        return Reply(line.request.name, self.endings.text(line), new, line.finished, cost)
