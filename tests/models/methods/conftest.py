@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -60,12 +61,45 @@ LISTED: dict[str, list[dict[str, Any]]] = {
         {"budget": 12, "page": 4, "dense_layers": (), "reading": "kernel"},
     ],
     "streaming-llm": [{"budget": 9, "first": 2}, {"budget": 7, "first": 0}],
+    "h2o": [
+        {"budget": 9, "recent": 4, "first": 2},
+        {"budget": 8, "recent": 3, "variant": "mask"},
+        {"budget": 60, "recent": 20, "variant": "mask", "heavy_ratio": 0.1, "recent_ratio": 0.2},
+        {"budget": 9, "recent": 3, "first": 1, "variant": "oneshot"},
+    ],
+    "infllm": [{"budget": 13, "first": 1, "local": 8, "block": 2, "representatives": 1, "unit": 8}],
+    "snapkv": [
+        {"budget": 9, "window": 4, "kernel": 3},
+        {"budget": 12, "window": 3, "kernel": 5, "pool": "max", "dense_layers": (1,)},
+    ],
+    "ada-snapkv": [{"budget": 9, "window": 6, "kernel": 3, "local": 3, "first": 1}],
+    "tidal-decode": [
+        {"budget": 6, "choosing": (1,), "dense_layers": (0,)},
+        {"budget": 5, "choosing": (0, 2), "dense_layers": ()},
+    ],
+    "mustafar": [
+        {"budget": 3, "local": 4},
+        {"budget": 2, "value_elements": 4, "local": 0, "dense_layers": (0,)},
+    ],
+    "dhsa-fixed": [{"budget": 12, "chunk": 2, "block": 4, "first": 2, "local": 4, "tail": 3}],
+}
+
+# What must change beside the budget for a method to read everything.
+FULL: dict[str, dict[str, Any]] = {
+    "h2o": {"heavy_ratio": 0.0, "recent_ratio": 0.0},
+    "infllm": {"local": 64},  # its far tokens are never dense: they all stand at one distance
+    "mustafar": {"value_elements": 0},
 }
 
 
 def small_methods() -> list[Method]:
     """All methods of the list."""
     return [make_method(name, **options) for name, many in LISTED.items() for options in many]
+
+
+def full_of(method: Method) -> Method:
+    """The same method with all that it needs to read everything."""
+    return dataclasses.replace(method, budget=400, **FULL.get(method.name, {}))
 
 
 @pytest.fixture(params=small_methods(), ids=lambda method: method.label)

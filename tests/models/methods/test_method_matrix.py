@@ -6,21 +6,43 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from nsa_models.methods import Method, QueryBlock, attach, make_method, methods, parse_method
+from nsa_models.methods import (
+    Memories,
+    Method,
+    MethodError,
+    QueryBlock,
+    RowMethod,
+    attach,
+    make_method,
+    methods,
+    parse_method,
+)
+from nsa_models.methods._placement import Placement
+from nsa_models.methods._rotary import Rotation
+from nsa_models.methods._rowwise import attend_rows, observe_rows
 
-from .conftest import LISTED, Rows, read_alone, tokens
+from .conftest import LISTED, Rows, full_of, read_alone, tokens
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 
-def per_token(method: Method, start: int, end: int) -> tuple[int, int]:
+# Methods of which a change in one head's query may move what other heads read.
+POOLED = ("infllm", "ada-snapkv", "dhsa-fixed")
+# Methods that choose by a product with the query, or not by the query at all; the others weigh softmaxes.
+SCALE_FREE = ("exact-top", "quest", "streaming-llm", "tidal-decode", "mustafar", "dhsa-fixed")
+# Methods whose budget isn't one of tokens.
+READS_ALL = ("mustafar",)
+
+
+def stated(method: Method, start: int, end: int, *, prompt: int, layer: int) -> tuple[int, int]:
     """Least and most KV tokens that queries at positions start..end-1 read in one head."""
-    spans = [(method.kv_reads_least(t + 1), method.kv_reads(t + 1)) for t in range(start, end)]
+    spans = [method.stated_reads(t + 1, prompt=prompt, layer=layer) for t in range(start, end)]
     return sum(least for least, _ in spans), sum(most for _, most in spans)
 
 
@@ -54,11 +76,14 @@ def test_text_gives_the_same_method(method: Method) -> None:
 
 
 def test_full_budget_is_dense(model: PreTrainedModel, method: Method) -> None:
-    row, steps = tokens(40), 1
-    full = dataclasses.replace(method, budget=400)
+    row, full = tokens(40), full_of(method)
+    # The last forward is one in which the method acts.
+    steps = 0 if method.phase == "prefill" else 1
     # Prompts are sparse from the first query on, decode-only methods from the first step on.
     first = len(row) - steps if method.phase == "decode" else 0
-    assert all(full.kv_reads_least(t + 1) == t + 1 for t in range(first, len(row)))
+    for layer in range(3):
+        wanted = sum(range(first + 1, len(row) + 1))
+        assert stated(full, first, len(row), prompt=len(row) - steps, layer=layer) == (wanted, wanted)
     dense = read_alone(model, None, row, steps)
     with attach(model, full) as attached:
         torch.testing.assert_close(read_alone(model, attached, row, steps), dense, **CLOSE)
@@ -73,22 +98,32 @@ def test_small_budget_is_not_dense(model: PreTrainedModel, method: Method) -> No
     assert (sparse[-1] - dense[-1]).abs().max() > 1e-3
 
 
-def test_selection_is_causal(model: PreTrainedModel, method: Method) -> None:
-    assert method.lm_scores, "a method whose choices look ahead needs a test that shows it"
-    row, other = tokens(40), tokens(40, seed=9)
-    changed = torch.cat([row[:25], other[25:]])
+def test_selection_is_causal_as_declared(model: PreTrainedModel, method: Method) -> None:
+    leaks = []
     with attach(model, method) as attached:
-        one, two = (read_alone(model, attached, ids, 0) for ids in (row, changed))
-    torch.testing.assert_close(one[:25], two[:25], **CLOSE)
-    assert (one[25:] - two[25:]).abs().max() > 1e-3
+        for seed in range(9, 15):
+            row, other = tokens(40, seed=seed + 20), tokens(40, seed=seed)
+            changed = torch.cat([row[:25], other[25:]])
+            one, two = (read_alone(model, attached, ids, 0) for ids in (row, changed))
+            leaks.append(float((one[:25] - two[:25]).abs().max()))
+            assert (one[25:] - two[25:]).abs().max() > 1e-3
+            if method.lm_scores:
+                break
+    # One that looks at later tokens must be seen to: it may not call its log-likelihoods a model's.
+    assert max(leaks) < 1e-9 if method.lm_scores else max(leaks) > 1e-3
 
 
-def test_pieces_equal_the_whole_prompt(model: PreTrainedModel, method: Method) -> None:
-    assert method.chunked_prefill, (
-        "a method that needs the whole prompt must refuse pieces, which nothing tests yet"
-    )
+def test_pieces_equal_the_whole_prompt_or_are_refused(model: PreTrainedModel, method: Method) -> None:
     row = tokens(40)
     with attach(model, method) as attached:
+        if not method.chunked_prefill:
+            rows = Rows(model, 1, attached)
+            rows.feed([row[:13]])
+            with pytest.raises(
+                MethodError, match=f"{method.name}: it needs a prompt whole.* begins at token 13"
+            ):
+                rows.feed([row[13:]])
+            return
         whole = read_alone(model, attached, row, 6)
         rows = Rows(model, 1, attached)
         # A last piece of one token is still prefill.
@@ -100,7 +135,7 @@ def test_pieces_equal_the_whole_prompt(model: PreTrainedModel, method: Method) -
 
 def test_padded_rows_equal_rows_alone(model: PreTrainedModel, method: Method) -> None:
     many = [tokens(40, seed=2), tokens(23, seed=3), tokens(31, seed=4)]
-    pieces = [[13, 20, 1], [13, 4, 0], [9, 16, 0]]
+    pieces = [[13, 20, 1], [13, 4, 0], [9, 16, 0]] if method.chunked_prefill else [[34], [17], [25]]
     with attach(model, method) as attached:
         alone = [read_alone(model, attached, row, 6) for row in many]
         totals = {"prefill": attached.reads.prefill, "decode": attached.reads.decode}
@@ -108,7 +143,7 @@ def test_padded_rows_equal_rows_alone(model: PreTrainedModel, method: Method) ->
         rows = Rows(model, 3, attached)
         parts: list[list[torch.Tensor]] = [[], [], []]
         splits = [row[:-6].split(sizes) for row, sizes in zip(many, pieces, strict=True)]
-        for step in range(3):
+        for step in range(len(pieces[0])):
             for row, logits in enumerate(rows.feed([split[step] for split in splits])):
                 parts[row].append(logits)
         for step in range(6):
@@ -140,12 +175,10 @@ def test_reads_are_as_stated(model: PreTrainedModel, method: Method) -> None:
         rows = Rows(model, 2, attached)
         steps = [(False, [row[:-9] for row in many])]
         steps += [(True, [row[len(row) - 9 + step][None] for row in many]) for step in range(9)]
-        seen = [0, 0]
+        seen, fewer = [0, 0], False
         for decode, pieces in steps:
             rows.feed(pieces, decode=decode)
             ends = [start + len(piece) for start, piece in zip(seen, pieces, strict=True)]
-            spans = [per_token(method, start, end) for start, end in zip(seen, ends, strict=True)]
-            least, most = (heads * sum(span[side] for span in spans) for side in (0, 1))
             dense = heads * sum(
                 t + 1 for start, end in zip(seen, ends, strict=True) for t in range(start, end)
             )
@@ -157,10 +190,17 @@ def test_reads_are_as_stated(model: PreTrainedModel, method: Method) -> None:
                 assert layer.counts.queries == heads * sum(map(len, pieces))
                 assert layer.counts.dense == dense
                 if layer.sparse:
-                    assert least <= layer.counts.read <= most < dense
+                    spans = [
+                        stated(method, start, end, prompt=len(row) - 9, layer=layer.layer)
+                        for row, start, end in zip(many, seen, ends, strict=True)
+                    ]
+                    least, most = (heads * sum(span[side] for span in spans) for side in (0, 1))
+                    assert least <= layer.counts.read <= most <= dense
+                    fewer |= layer.counts.read < dense
                 else:
                     assert layer.counts.read == dense
             seen = ends
+        assert fewer == (method.name not in READS_ALL)
         assert attached.reads.decode.queries == heads * 3 * 9 * 2
 
 
@@ -201,41 +241,94 @@ def test_two_models_do_not_mix(
         assert attached.reads.decode.read == 2 * counted.read
 
 
-def random_block(positions: int, seed: int = 0) -> QueryBlock:
-    """One query behind 24 keys, two heads a group."""
+def random_row(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys of 24 tokens, two heads a group."""
     maker = torch.Generator().manual_seed(seed)
-    q = torch.randn(1, 4, 1, 8, generator=maker, dtype=torch.float64)
-    k = torch.randn(1, 2, 24, 8, generator=maker, dtype=torch.float64)
-    return QueryBlock(q=q, k=k, positions=torch.tensor([[positions]]), scaling=0.5, layer=0)
+    q = torch.randn(1, 4, 24, 8, generator=maker, dtype=torch.float64)
+    return q, torch.randn(1, 2, 24, 8, generator=maker, dtype=torch.float64)
+
+
+def turned(q: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+    """A rotary embedding."""
+    return Rotation(inv_freq=torch.tensor([1.0, 0.3, 0.1, 0.01]), interleaved=False, at_end=False)(q, moved)
+
+
+def chosen(method: Method, position: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """[4, 24] what the query at a position reads: as a decode step, else inside of a prompt of 24 tokens."""
+    found: dict[int, list[tuple[QueryBlock, torch.Tensor]]] = {0: [], 1: [], 2: []}
+    if not isinstance(method, RowMethod):
+        block = QueryBlock(
+            q=q[:, :, position : position + 1],
+            k=k,
+            positions=torch.tensor([[position]]),
+            scaling=0.5,
+            layer=0,
+        )
+        return method.select(block).expand(1, 4, 1, 24)[0, :, 0] & block.visible[0, :, 0]
+    spy, select = dataclasses.replace(method), method.select
+
+    def look(block: QueryBlock) -> torch.Tensor:
+        found[block.layer].append((block, select(block)))
+        return found[block.layer][-1][1]
+
+    object.__setattr__(spy, "select", look)
+    memories = Memories.fresh(1)
+    named: dict[str, Any] = {"scaling": 0.5, "rotate": turned}
+    for layer in {*range(3)} - {*method.dense_layers}:
+        spans = [(0, 24, "prefill")]
+        if method.phase != "prefill":
+            spans = [(0, position, "prefill"), (position, position + 1, "decode")]
+        for start, end, phase in spans:
+            if start == end:
+                continue
+            queries, keys = q[:, :, start:end], k[:, :, :end]
+            place = Placement.bottom_right(1, end - start, end, q.device)
+            if method.phase in ("both", phase):
+                attend_rows(spy, queries, keys, keys, place, memories, layer=layer, phase=phase, **named)
+            else:
+                observe_rows(spy, queries, keys, place, memories, layer=layer, phase=phase, **named)
+    layer = max(layer for layer in found if found[layer] and layer not in getattr(method, "choosing", ()))
+    for block, keep in found[layer]:
+        if position in block.positions:
+            row = int((block.positions[0] == position).nonzero())
+            seen = keep & block.visible
+            keep = seen.expand(1, 4, *seen.shape[2:])[0, :, row]
+            return torch.nn.functional.pad(keep, (0, 24 - keep.shape[1]))
+    raise AssertionError("no query of that position")
 
 
 def test_heads_share_a_selection_as_declared(method: Method) -> None:
-    block = random_block(23)
-    q = block.q.clone()
-    q[:, 0] = -q[:, 0]
-    changed = dataclasses.replace(block, q=q)
-    one, two = (method.select(each).expand(1, 4, 1, 24) for each in (block, changed))
-    assert torch.equal(one[:, 2:], two[:, 2:])
+    q, k = random_row()
+    other = q.clone()
+    other[:, 0] = -other[:, 0]
+    position = 20 if method.phase == "prefill" else 23
+    one, two = (chosen(method, position, queries, k) for queries in (q, other))
+    if method.name not in POOLED:
+        assert torch.equal(one[2:], two[2:])
     if method.per == "query head":
-        assert torch.equal(one[:, 1], two[:, 1])
-        assert not torch.equal(one[:, 0], two[:, 0])
+        assert torch.equal(one[1], two[1])
+        assert not torch.equal(one[0], two[0])
     elif method.per == "layer":
-        assert (one == one[:, :1]).all()
+        assert (one == one[:1]).all()
     else:
-        assert torch.equal(one[:, 0], one[:, 1])
+        assert torch.equal(one[0], one[1])
 
 
-def test_selection_ignores_the_scale_of_queries(method: Method) -> None:
-    block = random_block(22)
-    for factor in (0.01, 7.0):
-        assert torch.equal(
-            method.select(dataclasses.replace(block, q=factor * block.q)), method.select(block)
-        )
+@pytest.mark.parametrize("name", SCALE_FREE)
+def test_selection_ignores_the_scale_of_queries(name: str) -> None:
+    q, k = random_row()
+    for options in LISTED[name]:
+        method = make_method(name, **options)
+        for factor in (0.01, 7.0):
+            assert torch.equal(chosen(method, 20, factor * q, k), chosen(method, 20, q, k))
 
 
-@pytest.mark.parametrize("position", [0, 1, 5, 11, 12, 23])
+@pytest.mark.parametrize("position", [0, 1, 5, 11, 12, 20, 23])
 def test_selection_of_one_query_has_the_stated_size(method: Method, position: int) -> None:
-    keep = method.select(random_block(position))
-    assert not keep[..., position + 1 :].any()
-    for size in keep.sum(-1).flatten().tolist():
-        assert method.kv_reads_least(position + 1) <= size <= method.kv_reads(position + 1) <= position + 1
+    keep = chosen(method, position, *random_row())
+    assert not keep[:, position + 1 :].any()
+    layer = max({*range(3)} - {*method.dense_layers, *getattr(method, "choosing", ())})
+    prompt = 24 if method.phase == "prefill" else position
+    least, most = method.stated_reads(position + 1, prompt=prompt, layer=layer)
+    for size in keep.sum(-1).tolist():
+        assert least <= size <= most <= position + 1
