@@ -196,7 +196,11 @@ class Answerer:
             said.append("quality only: the full cache is kept and masked, so no time or memory is saved")
         self._events += [AuditEvent(kind="method", detail=f"{method.label}: {remark}") for remark in said]
         restrictions = Restrictions(
-            continuable=method.chunked_prefill, shared=method.shared_prefixes, graphs=False
+            continuable=method.chunked_prefill,
+            shared=method.shared_prefixes,
+            graphs=False,
+            slots=not method.rowwise,
+            replayed=method.phase != "prefill",
         )
         self._reader = Reader(
             self.model,

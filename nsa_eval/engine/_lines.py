@@ -66,6 +66,8 @@ class Line:
     ended: bool = False
     finished: bool = False
     """Whether it ended by itself."""
+    reread: int = 0
+    """Tokens of the reply that count as its prompt's: it has crossed a border of frequencies."""
     own: int = 0
     """Tokens of cache that are counted for it."""
     prefill: float = 0.0
@@ -96,6 +98,11 @@ class Line:
             self.sampler = Sampler(self.sampler.sampling, self.request.seed)
             for _ in self.tokens:
                 self.sampler.number()
+
+    @property
+    def prompt(self) -> int:
+        """Tokens that are read as a prompt; those behind were fed one a step."""
+        return len(self.request.tokens) + self.reread
 
     def read(self) -> Tokens:
         """Token ids of prompt and reply."""

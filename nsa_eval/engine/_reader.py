@@ -17,7 +17,7 @@ from nsa_eval.engine._prefixes import Tokens
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.errors import UserError
 from nsa_models.families import Family, Restrictions, Rows, accepts, family_of
-from nsa_models.methods import attached_to
+from nsa_models.methods import Memories, attached_to
 
 # Cells of logits [positions, vocabulary] made at a time: 128 MiB in float32.
 _LOGIT_CELLS = 2**25
@@ -78,10 +78,10 @@ class Reader:
         self.name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self.family = family or family_of(model)
         allowed = restrictions or Restrictions()
-        # The one place where the two meet: the rest of the engine asks for these three.
+        # The one place where the two meet: the rest of the engine asks for these.
         self.continuable = self.family.continuable and allowed.continuable
         self.shared = self.family.shared and self.continuable and allowed.shared
-        self.graphs = allowed.graphs
+        self.graphs, self.slots, self.replayed = allowed.graphs, allowed.slots, allowed.replayed
         self._method = attached_to(model)
         self.device = model.device
         self.worth = _FORWARD_TOKENS_CUDA if self.device.type == "cuda" else 0
@@ -163,11 +163,24 @@ class Reader:
         given = self.family.inputs(ids, counts, rows)
         if self.route != "all":
             given["logits_to_keep"] = 1
-        with self._phase("decode", counts):
+        with self._phase("decode", counts, rows):
             output = self.family.forward(given)
         self.family.absorb(output, ids, counts, rows)
         last: Tensor = output.logits[:, -1]
         return last
+
+    def select(self, rows: Rows, indices: list[int]) -> Rows:
+        """Rows `indices` (repeats allowed) as new rows, with what a method remembers of them."""
+        new = self.family.select(rows, indices)
+        new.memories = None if rows.memories is None else rows.memories.select(indices)
+        return new
+
+    def join(self, parts: list[Rows]) -> Rows:
+        """All rows as one batch, in order, with what a method remembers of them. The parts are used up."""
+        memories = [part.memories for part in parts]
+        new = self.family.join(parts)
+        new.memories = None if None in memories else Memories.join([one for one in memories if one])
+        return new
 
     def regime(self, length: int) -> tuple[int, int]:
         """What rows of `length` tokens have in common with those that may share a batch with them."""
@@ -229,7 +242,7 @@ class Reader:
             given["logits_to_keep"] = columns.to(self.device)
         elif self.route in ("mask", "columns"):
             given["logits_to_keep"] = 1  # 0 would mean all of them
-        with self._phase("prefill", counts):
+        with self._phase("prefill", counts, rows):
             output = self.family.forward(given, module=self._decoder)
         if rows is not None:
             self.family.absorb(output, tokens, counts, rows)
@@ -252,12 +265,19 @@ class Reader:
         on_logits(logits, places)
 
     def _phase(
-        self, phase: Literal["prefill", "decode"], counts: list[int]
+        self, phase: Literal["prefill", "decode"], counts: list[int], rows: Rows | None
     ) -> AbstractContextManager[object]:
-        """Tell a sparse method what a forward is: neither its width nor the cache's says so."""
+        """Tell a sparse method what a forward is and of which rows: its shapes and the cache's don't say."""
         if self._method is None:
             return nullcontext()
-        return self._method.prefilling(counts) if phase == "prefill" else self._method.decoding(counts)
+        memories = rows.memories if rows is not None else None
+        if memories is None and (rows is None or not any(rows.lengths)):
+            memories = self._method.fresh(len(counts))
+        if rows is not None:
+            rows.memories = memories
+        if phase == "decode":
+            return self._method.decoding(counts, memories)
+        return self._method.prefilling(counts, memories, continued=rows is not None and rows.kept)
 
     @torch.inference_mode()
     def _probe(self) -> int:

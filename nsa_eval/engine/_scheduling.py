@@ -11,36 +11,26 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nsa_eval.engine._batching import Limits, batches
+from nsa_eval.engine._entries import Entry, read_prompts
 from nsa_eval.engine._lines import Endings, Line, Reply, ReplyRequest
 from nsa_eval.engine._meter import Meter
 from nsa_eval.engine._picking import Picked, pick
 from nsa_eval.engine._prefixes import Node
-from nsa_eval.engine._reader import NonFiniteLogitsError, Place, Reader
+from nsa_eval.engine._reader import NonFiniteLogitsError, Reader
 from nsa_eval.engine._steps import Decoding, FixedSlots, RowSlots
 from nsa_eval.engine._traversal import Member, Traversal
-from nsa_models.families import Rows
+from nsa_models.families import Rows, Slots
 
 # Decode steps that reading a few prompts takes as long as: all other rows wait meanwhile.
 _ENTRY_STEPS = 16
 
 Emit = Callable[[list[Reply]], None]
-
-
-class _Entry(NamedTuple):
-    """A line whose prefix is read."""
-
-    line: Line
-    depth: int
-    """Tokens of it that are read."""
-    row: int
-    """Who has read them."""
 
 
 class Scheduler:
@@ -106,7 +96,10 @@ class Scheduler:
                 equal=True,
                 widest=self.reader.widest,
             ):
-                self._in_turn([_Entry(line, 0, 0) for line in batch], None)
+                # Rows whose replies are fed again step by step are of one length only in the end.
+                alone = self.reader.replayed and not self.family.ragged
+                for some in [[line] for line in batch] if alone else [batch]:
+                    self._in_turn([Entry(line, 0, 0) for line in some], None)
 
     # --- prompts
     # ------------------------------------------------------------------------------------------------------
@@ -135,7 +128,7 @@ class Scheduler:
                     self._step()
                     continue
                 some, left = left[:free], left[free:]
-                entries = [_Entry(Line.of(self.requests[one.index]), one.depth, one.row) for one in some]
+                entries = [Entry(Line.of(self.requests[one.index]), one.depth, one.row) for one in some]
                 self._enter(entries, rows)
 
     def _free(self, members: list[Member], rows: Rows | None) -> int:
@@ -170,7 +163,7 @@ class Scheduler:
     def _own(self, length: int, depth: int) -> int:
         return length - (0 if self.family.copies else depth) + self._room
 
-    def _enter(self, entries: list[_Entry], rows: Rows | None) -> None:
+    def _enter(self, entries: list[Entry], rows: Rows | None) -> None:
         """Read the rest of each line's prompt, choose its first token, and let it decode.
 
         Args:
@@ -181,7 +174,7 @@ class Scheduler:
             # Of several replies to one prompt all but its last token is read: a step reads that as well.
             read = [entry for entry in entries if entry.line.length - entry.depth == 1]
             if read:
-                self._occupy(read, self.family.select(rows, [entry.row for entry in read]))
+                self._occupy(read, self.reader.select(rows, [entry.row for entry in read]))
                 entries = [entry for entry in entries if entry not in read]
                 if self._decoding is None:  # it failed, and there will be fewer slots
                     self._in_turn(entries, rows)
@@ -189,7 +182,7 @@ class Scheduler:
         if not entries:
             return
         try:
-            new, logits = self._prompts(entries, rows)
+            new, logits = read_prompts(self.reader, self.limits, entries, rows)
             self._start(entries, new, logits)
         except torch.OutOfMemoryError:
             # Rows that decode have to end first; where there are none, half of the prompts have to wait.
@@ -205,7 +198,7 @@ class Scheduler:
             for part in (left[:middle], left[middle:]):
                 self._in_turn(part, rows)
 
-    def _in_turn(self, entries: list[_Entry], rows: Rows | None) -> None:
+    def _in_turn(self, entries: list[Entry], rows: Rows | None) -> None:
         """Let lines enter, no more than there are slots, each time to their end."""
         while entries:
             count = self._slots().count
@@ -213,32 +206,7 @@ class Scheduler:
             self._enter(some, rows)
             self._drain()
 
-    def _prompts(self, entries: list[_Entry], rows: Rows | None) -> tuple[Rows, Tensor]:
-        """Read prompts in batches of little padding; the rows joined, and their logits [B, V]."""
-        family = self.family
-        parts: list[Rows] = []
-        logits: list[Tensor] = []
-        for batch in batches(
-            entries,
-            width=lambda entry: entry.line.length - entry.depth,
-            limits=self.limits if family.ragged else self.limits.for_replies(),
-            packed=family.packs,
-            widest=self.reader.widest,
-        ):
-            places = [entry.row for entry in batch]
-            new = family.empty(len(batch)) if rows is None else family.select(rows, places)
-            pieces = [entry.line.read()[entry.depth :] for entry in batch]
-            last: dict[int, Tensor] = {}
-
-            def collect(made: Tensor, where: list[Place], last: dict[int, Tensor] = last) -> None:
-                last.update((row, line) for line, (row, _) in zip(made, where, strict=True))
-
-            self.reader.read(pieces, new, first=[len(piece) - 1 for piece in pieces], on_logits=collect)
-            parts.append(new)
-            logits.extend(last[row] for row in range(len(batch)))
-        return (family.join(parts) if len(parts) > 1 else parts[0]), torch.stack(logits)
-
-    def _start(self, entries: list[_Entry], rows: Rows, logits: Tensor) -> None:
+    def _start(self, entries: list[Entry], rows: Rows, logits: Tensor) -> None:
         """Choose first tokens; lines that go on get slots."""
         found = pick(logits, [entry.line for entry in entries], self.endings).wait()
         seconds = self.meter.lap()
@@ -256,10 +224,10 @@ class Scheduler:
         if finished:
             self.emit(finished)
         if going:
-            some = rows if len(going) == len(entries) else self.family.select(rows, going)
+            some = rows if len(going) == len(entries) else self.reader.select(rows, going)
             self._occupy([entries[number] for number in going], some)
 
-    def _occupy(self, entries: list[_Entry], rows: Rows) -> None:
+    def _occupy(self, entries: list[Entry], rows: Rows) -> None:
         """Give each line a slot; its next step feeds its last token."""
         decoding = self._slots()
         free = (slot for slot in range(decoding.count) if slot not in self._active)
@@ -286,12 +254,7 @@ class Scheduler:
                 count = max(1, min(count, (self.limits.cache_tokens - once) // each))
             while self._decoding is None:
                 try:
-                    slots = self.family.slots(
-                        count,
-                        longest=self._longest,
-                        room=self._room,
-                        graphs=self.graphs and self.reader.graphs,
-                    )
+                    slots = self._fixed(count)
                 except torch.OutOfMemoryError:
                     if count == 1:
                         raise
@@ -304,6 +267,14 @@ class Scheduler:
                     else FixedSlots(slots, count, self.reader.device)
                 )
         return self._decoding
+
+    def _fixed(self, count: int) -> Slots | None:
+        """The family's own slots, where the reader allows any."""
+        if not self.reader.slots:
+            return None
+        return self.family.slots(
+            count, longest=self._longest, room=self._room, graphs=self.graphs and self.reader.graphs
+        )
 
     def _drain(self) -> bool:
         """Let all rows decode to their end; whether there were any."""
@@ -361,6 +332,7 @@ class Scheduler:
         # The next forward, which feeds the token just chosen, has as many tokens as the line.
         if self.reader.regime(line.length) == self.reader.regime(line.length - 1):
             return False
+        line.reread = len(line.tokens)
         self._parked.append(line)
         return True
 

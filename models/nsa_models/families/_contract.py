@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from nsa_models.checkpoints import ModelLoadError
 from nsa_models.families._frequencies import Frequencies
+from nsa_models.methods import Memories
 
 
 class FamilyError(ModelLoadError):
@@ -42,6 +43,10 @@ class Restrictions:
     """The cache of a prefix may be copied for several prompts."""
     graphs: bool = True
     """Decode steps may be replayed from a CUDA graph."""
+    slots: bool = True
+    """Rows may decode in slots of fixed shapes."""
+    replayed: bool = False
+    """A decode step leaves something else in the cache than reading its token as part of a prompt would."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,6 +63,8 @@ class Rows:
     """The tokens read of each row, [lengths[b]], where no cache remembers them."""
     room: int = 0
     """Tokens that a row will get at least, where that is known before the first forward."""
+    memories: Memories | None = None
+    """What a sparse method remembers of the rows, where it does; whoever feeds them copies and joins it."""
     kept: bool = True
     """Whether anything goes on from these rows: without, a family may leave out of their cache what the next
     forward reads."""

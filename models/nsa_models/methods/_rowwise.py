@@ -198,8 +198,8 @@ def _enter(method: RowMethod, row: RowMemory, keys: Tensor, layer: _Layer, *, fi
     if memory.last is not None and not torch.equal(memory.last, keys[0, :, first - 1]):
         raise MethodError(
             f"{method.name}: a row goes on with its token {first}, and what the method remembers is of "
-            "another row: a cache was reordered (a beam search, rows that left a batch) and the memory wasn't "
-            "with it (Attached.fresh)"
+            "another row: a cache was reordered (a beam search, rows that left a batch) and the memory "
+            "wasn't with it (Attached.fresh)"
         )
     if layer.phase == "prefill" and memory.prompt is not None:
         raise MethodError(

@@ -32,8 +32,8 @@ class InfLLM(RowMethod):
     first `first` and `blocks` blocks of `block` tokens are read, and those that aren't a block yet, all as if
     at distance local - 1. A block is made when a unit ends with `local` tokens and a block's more: of the
     keys that got most attention while they were in the window, `representatives` a head are averaged. The
-    blocks whose average has the highest product with the unit's mean query, summed over all heads, are read by all
-    heads, and a query's choice depends on later ones of its unit.
+    blocks whose average has the highest product with the unit's mean query, summed over all heads, are read
+    by all heads, and a query's choice depends on later ones of its unit.
 
     Here keys keep the positions that the model gave them and are turned back for the far ones, so the rotary
     embedding must be known, and must not change its frequencies with the length. A key counts once; the

@@ -95,7 +95,7 @@ def test_texts_are_read() -> None:
     [
         (
             "quset:2560",
-            r"unknown method 'quset', did you mean quest\? \(known: .*exact-top, .*streaming-llm\)",
+            r"unknown method 'quset', did you mean quest\? \(known: .*exact-top, .*streaming-llm.*\)",
         ),
         ("zzzz:1", r"unknown method 'zzzz' \(known: "),
         ("quest", r"NAME:BUDGET\[,OPTION=VALUE...\], such as quest:2560,page=16; got 'quest'"),

@@ -12,6 +12,15 @@ METHODS = {
     "quest:eval": make_method("quest", 16, page=4, dense_layers=[]),
     "quest:kernel": make_method("quest", 16, page=4, reading="kernel", dense_layers=[]),
     "streaming-llm": make_method("streaming-llm", 20, first=4),
+    "h2o:drop": make_method("h2o", 20, recent=8, first=2),
+    "h2o:mask": make_method("h2o", 20, recent=8, variant="mask"),
+    "h2o:oneshot": make_method("h2o", 20, recent=8, variant="oneshot"),
+    "infllm": make_method("infllm", 26, first=2, local=8, block=4, representatives=2, unit=8),
+    "snapkv": make_method("snapkv", 16, window=4, kernel=3),
+    "ada-snapkv": make_method("ada-snapkv", 16, window=4, kernel=3, local=4, first=1),
+    "tidal-decode": make_method("tidal-decode", 8, choosing=[0], dense_layers=[]),
+    "mustafar": make_method("mustafar", 2, local=4),
+    "dhsa-fixed": make_method("dhsa-fixed", 16, chunk=2, block=8, first=4, local=8, tail=4),
 }
 SETTINGS = {
     "alone": {"batch_size": 1, "share_prefixes": False},
