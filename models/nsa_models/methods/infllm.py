@@ -41,7 +41,7 @@ class InfLLM(RowMethod):
 
     Attributes:
         budget: KV tokens a query reads per layer and head: first + local + whole blocks. It reads besides
-            what isn't a block yet: up to block - 1 tokens, and in a prompt up to unit - 1 more.
+            what isn't a block yet: 1 to block tokens, and in a prompt up to unit - 1 more.
         first: Leading tokens. Default 128 (the authors').
         local: Latest tokens, the query's own among them. Default 512 (NSA's comparison; the authors' 4096).
         block: Tokens of a block. Default 128 (the authors', with 16 blocks).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,7 +20,10 @@ from transformers import (
 )
 
 from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
-from nsa_models.methods import Attached, Method, make_method
+from nsa_models.methods import Attached, Memories, Method, QueryBlock, RowMethod, make_method
+from nsa_models.methods._placement import Placement
+from nsa_models.methods._rotary import Rotation
+from nsa_models.methods._rowwise import attend_rows, observe_rows
 
 VOCAB = 61
 
@@ -180,3 +183,81 @@ def read_alone(model: PreTrainedModel, attached: Attached | None, row: Tensor, s
     for token in row[len(row) - steps :]:
         parts += rows.feed([token[None]], decode=True)
     return torch.cat(parts)
+
+
+def random_row(count: int, *, seed: int = 0, heads: int = 4, groups: int = 2) -> tuple[Tensor, Tensor]:
+    """Queries [1, H, count, 8] and keys [1, H_kv, count, 8]."""
+    maker = torch.Generator().manual_seed(seed)
+    q = torch.randn(1, heads, count, 8, generator=maker, dtype=torch.float64)
+    return q, torch.randn(1, groups, count, 8, generator=maker, dtype=torch.float64)
+
+
+INV_FREQ = torch.tensor([1.0, 0.3, 0.1, 0.01], dtype=torch.float64)
+turned = Rotation(inv_freq=INV_FREQ, interleaved=False, at_end=False)
+"""A rotary embedding for heads of 8."""
+
+
+def sets_of(
+    method: RowMethod,
+    q: Tensor,
+    k: Tensor,
+    *,
+    prompt: int,
+    end: int | None = None,
+    layers: Sequence[int] = (0,),
+    pieces: Sequence[int] = (),
+    scaling: float = 0.5,
+) -> dict[int, dict[int, Tensor]]:
+    """What each query reads, [H, t + 1] by layer and position, where the method chose.
+
+    Args:
+        method: Any that takes one row at a time.
+        q: Queries of a row, the same in all layers.
+        k: Its keys, which are its values too.
+        prompt: Tokens of the prompt; those behind are decoded.
+        end: Tokens in all; those of q by default.
+        layers: Layers to run, one after the other.
+        pieces: Sizes of the pieces that the prompt is read in; whole by default.
+        scaling: Factor of q.k.
+    """
+    spy, select = dataclasses.replace(method), method.select
+    found: dict[int, dict[int, Tensor]] = {layer: {} for layer in layers}
+
+    def look(block: QueryBlock) -> Tensor:
+        keep = select(block)
+        seen = keep & block.visible
+        for row, position in enumerate(block.positions[0].tolist()):
+            sets = seen.expand(1, q.shape[1], *seen.shape[2:])[0, :, row, : position + 1]
+            found[block.layer][position] = sets
+        return keep
+
+    object.__setattr__(spy, "select", look)
+    memories = Memories.fresh(1)
+    steps: list[tuple[int, int, Any]] = []
+    for size in pieces or [prompt]:
+        start = steps[-1][1] if steps else 0
+        steps += [(start, start + size, "prefill")] if size else []
+    steps += [(t, t + 1, "decode") for t in range(prompt, q.shape[2] if end is None else end)]
+    for start, stop, phase in steps:
+        for layer in layers:
+            queries, keys = q[:, :, start:stop], k[:, :, :stop]
+            place = Placement.bottom_right(1, stop - start, stop, q.device)
+            given: Any = {"scaling": scaling, "layer": layer, "rotate": turned, "phase": phase}
+            if method.phase in ("both", phase):
+                attend_rows(spy, queries, keys, keys, place, memories, **given)
+            else:
+                observe_rows(spy, queries, keys, place, memories, **given)
+    return found
+
+
+def as_sets(keep: Tensor) -> list[set[int]]:
+    """Keys that each head reads, of [H, S]."""
+    return [set(row.nonzero().flatten().tolist()) for row in keep]
+
+
+def causal_weights(q: Tensor, k: Tensor, scaling: float = 0.5) -> Tensor:
+    """Dense attention [H, N, N] of a row."""
+    keys = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    logits = (q @ keys.transpose(-1, -2))[0] * scaling
+    later = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
+    return logits.masked_fill(later, float("-inf")).softmax(-1)

@@ -6,14 +6,12 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from nsa_models.methods import (
-    Memories,
     Method,
     MethodError,
     QueryBlock,
@@ -23,11 +21,8 @@ from nsa_models.methods import (
     methods,
     parse_method,
 )
-from nsa_models.methods._placement import Placement
-from nsa_models.methods._rotary import Rotation
-from nsa_models.methods._rowwise import attend_rows, observe_rows
 
-from .conftest import LISTED, Rows, full_of, read_alone, tokens
+from .conftest import LISTED, Rows, full_of, random_row, read_alone, sets_of, tokens
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -241,64 +236,22 @@ def test_two_models_do_not_mix(
         assert attached.reads.decode.read == 2 * counted.read
 
 
-def random_row(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries and keys of 24 tokens, two heads a group."""
-    maker = torch.Generator().manual_seed(seed)
-    q = torch.randn(1, 4, 24, 8, generator=maker, dtype=torch.float64)
-    return q, torch.randn(1, 2, 24, 8, generator=maker, dtype=torch.float64)
-
-
-def turned(q: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-    """A rotary embedding."""
-    return Rotation(inv_freq=torch.tensor([1.0, 0.3, 0.1, 0.01]), interleaved=False, at_end=False)(q, moved)
-
-
 def chosen(method: Method, position: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """[4, 24] what the query at a position reads: as a decode step, else inside of a prompt of 24 tokens."""
-    found: dict[int, list[tuple[QueryBlock, torch.Tensor]]] = {0: [], 1: [], 2: []}
-    if not isinstance(method, RowMethod):
-        block = QueryBlock(
-            q=q[:, :, position : position + 1],
-            k=k,
-            positions=torch.tensor([[position]]),
-            scaling=0.5,
-            layer=0,
-        )
-        return method.select(block).expand(1, 4, 1, 24)[0, :, 0] & block.visible[0, :, 0]
-    spy, select = dataclasses.replace(method), method.select
-
-    def look(block: QueryBlock) -> torch.Tensor:
-        found[block.layer].append((block, select(block)))
-        return found[block.layer][-1][1]
-
-    object.__setattr__(spy, "select", look)
-    memories = Memories.fresh(1)
-    named: dict[str, Any] = {"scaling": 0.5, "rotate": turned}
-    for layer in {*range(3)} - {*method.dense_layers}:
-        spans = [(0, 24, "prefill")]
-        if method.phase != "prefill":
-            spans = [(0, position, "prefill"), (position, position + 1, "decode")]
-        for start, end, phase in spans:
-            if start == end:
-                continue
-            queries, keys = q[:, :, start:end], k[:, :, :end]
-            place = Placement.bottom_right(1, end - start, end, q.device)
-            if method.phase in ("both", phase):
-                attend_rows(spy, queries, keys, keys, place, memories, layer=layer, phase=phase, **named)
-            else:
-                observe_rows(spy, queries, keys, place, memories, layer=layer, phase=phase, **named)
-    layer = max(layer for layer in found if found[layer] and layer not in getattr(method, "choosing", ()))
-    for block, keep in found[layer]:
-        if position in block.positions:
-            row = int((block.positions[0] == position).nonzero())
-            seen = keep & block.visible
-            keep = seen.expand(1, 4, *seen.shape[2:])[0, :, row]
-            return torch.nn.functional.pad(keep, (0, 24 - keep.shape[1]))
-    raise AssertionError("no query of that position")
+    if isinstance(method, RowMethod):
+        prompt = 24 if method.phase == "prefill" else position
+        layers = [layer for layer in range(3) if layer not in method.dense_layers]
+        found = sets_of(method, q, k, prompt=prompt, end=max(prompt, position + 1), layers=layers)
+        layer = max(layer for layer in layers if layer not in getattr(method, "choosing", ()))
+        keep = found[layer][position]
+        return torch.nn.functional.pad(keep, (0, 24 - keep.shape[1]))
+    positions = torch.tensor([[position]])
+    block = QueryBlock(q=q[:, :, position : position + 1], k=k, positions=positions, scaling=0.5, layer=0)
+    return method.select(block).expand(1, 4, 1, 24)[0, :, 0] & block.visible[0, :, 0]
 
 
 def test_heads_share_a_selection_as_declared(method: Method) -> None:
-    q, k = random_row()
+    q, k = random_row(24)
     other = q.clone()
     other[:, 0] = -other[:, 0]
     position = 20 if method.phase == "prefill" else 23
@@ -316,7 +269,7 @@ def test_heads_share_a_selection_as_declared(method: Method) -> None:
 
 @pytest.mark.parametrize("name", SCALE_FREE)
 def test_selection_ignores_the_scale_of_queries(name: str) -> None:
-    q, k = random_row()
+    q, k = random_row(24)
     for options in LISTED[name]:
         method = make_method(name, **options)
         for factor in (0.01, 7.0):
@@ -325,7 +278,7 @@ def test_selection_ignores_the_scale_of_queries(name: str) -> None:
 
 @pytest.mark.parametrize("position", [0, 1, 5, 11, 12, 20, 23])
 def test_selection_of_one_query_has_the_stated_size(method: Method, position: int) -> None:
-    keep = chosen(method, position, *random_row())
+    keep = chosen(method, position, *random_row(24))
     assert not keep[:, position + 1 :].any()
     layer = max({*range(3)} - {*method.dense_layers, *getattr(method, "choosing", ())})
     prompt = 24 if method.phase == "prefill" else position
