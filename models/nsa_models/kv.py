@@ -27,12 +27,13 @@ class KVCost:
     """Of keys and values that the cache holds, over all layers and heads."""
 
 
-def kv_cost(model: PreTrainedModel, tokens: int) -> KVCost:
+def kv_cost(model: PreTrainedModel, tokens: int, prompt: int | None = None) -> KVCost:
     """What the query at position tokens - 1 reads and what is kept, with the method that is attached.
 
     Args:
         model: Any causal language model. Layers whose kind its config doesn't name count as full attention.
         tokens: Tokens of the row, the query's own among them.
+        prompt: Those of its prompt, which some methods cut once; default: all but the query's own.
     """
     config = model.config
     itemsize = int(model.dtype.itemsize)
@@ -45,11 +46,21 @@ def kv_cost(model: PreTrainedModel, tokens: int) -> KVCost:
     attached = attached_to(model)
     text = config.get_text_config(decoder=True)
     window = getattr(text, "sliding_window", None)
-    costs = [_layer(kind, index, window, attached, tokens) for index, kind in enumerate(_kinds(text, window))]
+    before = tokens - 1 if prompt is None else prompt
+    costs = [
+        _layer(kind, index, window, attached, tokens, before)
+        for index, kind in enumerate(_kinds(text, window))
+    ]
     read, kept = sum(c.read for c in costs), sum(c.kept for c in costs)
     one = token_width(text)
-    bytes_of = (None, None) if one is None else (read * one * itemsize, kept * one * itemsize)
-    return KVCost(read / len(costs), kept / len(costs), *bytes_of)
+    if one is None:
+        return KVCost(read / len(costs), kept / len(costs))
+    shares = [_share(index, attached, tokens, text) for index in range(len(costs))]
+    sizes = [
+        sum(getattr(cost, what) * share for cost, share in zip(costs, shares, strict=True)) * one * itemsize
+        for what in ("read", "kept")
+    ]
+    return KVCost(read / len(costs), kept / len(costs), *sizes)
 
 
 def token_width(config: PreTrainedConfig) -> int | None:
@@ -91,7 +102,17 @@ def _kinds(text: PreTrainedConfig, window: int | None) -> list[str]:
     )
 
 
-def _layer(kind: str, index: int, window: int | None, attached: Attached | None, tokens: int) -> KVCost:
+def _share(index: int, attached: Attached | None, tokens: int, text: PreTrainedConfig) -> float:
+    """Part of each vector's elements that are read and kept in a layer."""
+    if attached is None or index in attached.dense_layers:
+        return 1.0
+    heads, hidden = _field(text, "num_attention_heads"), _field(text, "hidden_size")
+    return attached.method.vector_share(tokens, int(_field(text, "head_dim") or hidden // heads))
+
+
+def _layer(
+    kind: str, index: int, window: int | None, attached: Attached | None, tokens: int, prompt: int
+) -> KVCost:
     if kind == "linear_attention":
         return KVCost(0, 0)  # a state of fixed size, no keys
     if kind in ("sliding_attention", "chunked_attention") and window:
@@ -99,8 +120,8 @@ def _layer(kind: str, index: int, window: int | None, attached: Attached | None,
     if attached is None or index in attached.dense_layers:
         return KVCost(tokens, tokens)
     method = attached.method
-    read = tokens if method.phase == "prefill" else method.kv_reads(tokens)
-    return KVCost(read, method.kv_kept(tokens))
+    read = tokens if method.phase == "prefill" else method.mean_reads(tokens, prompt=prompt, layer=index)
+    return KVCost(read, method.stated_kept(tokens, prompt=prompt))
 
 
 def _nsa(config: NSADecoderConfig, tokens: int) -> KVCost:

@@ -31,7 +31,7 @@ class Meter:
         if self._cuda:
             watch_compiler()
         self._once = self._told = seconds_once()
-        # Replies of one length range over the same positions: each is worked out once.
+        # Replies to prompts of one length range over the same positions: each is worked out once.
         self._kv = functools.lru_cache(maxsize=2**18)(functools.partial(kv_cost, model))
 
     def start(self) -> None:
@@ -79,8 +79,8 @@ class Meter:
         A reply's first token comes from its prompt's logits: new_tokens - 1 steps read the cache.
         """
         steps = range(prompt_tokens + 1, prompt_tokens + new_tokens)
-        end = self._kv(max(1, prompt_tokens + new_tokens - 1))
-        reads = [self._kv(tokens) for tokens in steps]
+        end = self._kv(max(1, prompt_tokens + new_tokens - 1), prompt_tokens)
+        reads = [self._kv(tokens, prompt_tokens) for tokens in steps]
         return Cost(
             prefill_seconds=prefill,
             decode_seconds=decode,

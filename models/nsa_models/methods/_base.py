@@ -145,9 +145,21 @@ class Method(ABC):
         """
         return self.kv_reads_least(tokens), self.kv_reads(tokens)
 
+    def mean_reads(self, tokens: int, *, prompt: int, layer: int) -> float:
+        """As `stated_reads`, on average over the heads: the most, unless the method knows better."""
+        return self.stated_reads(tokens, prompt=prompt, layer=layer)[1]
+
+    def vector_share(self, tokens: int, width: int) -> float:
+        """Part of the elements of keys and values that tokens read or kept have left; width is a head's."""
+        return 1.0
+
     def kv_kept(self, tokens: int) -> int:
         """KV tokens that the method keeps after `tokens` tokens, per KV head and layer. All by default."""
         return tokens
+
+    def stated_kept(self, tokens: int, *, prompt: int) -> int:
+        """As `kv_kept`, where the first `prompt` tokens were the prompt."""
+        return self.kv_kept(tokens)
 
     def index_reads(self, tokens: int) -> int:
         """What choosing costs besides: vectors of a key's width, read by the query at position tokens - 1."""

@@ -106,6 +106,10 @@ class WindowMethod(RowMethod):
         """The budget of a prompt of so many tokens."""
         return min(tokens, self.budget)
 
+    def stated_kept(self, tokens: int, *, prompt: int) -> int:
+        """And all that came after it."""
+        return self.kv_kept(prompt) + tokens - prompt
+
     def _kept(self, block: QueryBlock) -> Tensor:
         memory = block.memory
         assert memory is not None

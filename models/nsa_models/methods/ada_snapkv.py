@@ -80,5 +80,9 @@ class AdaSnapKV(WindowMethod):
             return tokens, tokens
         return self._least() + tokens - prompt, tokens
 
+    def mean_reads(self, tokens: int, *, prompt: int, layer: int) -> float:
+        """The budget, over the heads of a layer, and all that came after the prompt."""
+        return min(prompt, self.budget) + tokens - prompt
+
     def _least(self) -> int:
         return max(int(self.budget * self.least_share), self.first + self.local)

@@ -69,6 +69,12 @@ class Mustafar(Method):
         """All tokens, of most of them a part."""
         return tokens
 
+    def vector_share(self, tokens: int, width: int) -> float:
+        """Elements without their places, which a bitmap of one bit an element would hold."""
+        whole = min(tokens, self.local + 1)
+        left = min(width, self.budget) + min(width, self.value_elements or self.budget)
+        return (whole + (tokens - whole) * left / (2 * width)) / tokens
+
     def _left(self, block: QueryBlock, x: Tensor, count: int) -> Tensor:
         """Keys or values x [B, H_kv, S, d] as the one query of each row finds them."""
         s = torch.arange(x.shape[2], device=x.device)
