@@ -37,7 +37,8 @@ class InfLLM(RowMethod):
 
     Here keys keep the positions that the model gave them and are turned back for the far ones, so the rotary
     embedding must be known, and must not change its frequencies with the length. A key counts once; the
-    authors' program counts a few twice when several units come in one piece.
+    authors' program counts some twice in a prompt: those that have left the window of a unit's last query,
+    for earlier queries that still have them in theirs.
 
     Attributes:
         budget: KV tokens a query reads per layer and head: first + local + whole blocks. It reads besides

@@ -62,6 +62,7 @@ LISTED: dict[str, list[dict[str, Any]]] = {
     "quest": [
         {"budget": 12, "page": 4, "dense_layers": (0,)},
         {"budget": 12, "page": 4, "dense_layers": (), "reading": "kernel"},
+        {"budget": 14, "page": 4, "dense_layers": (), "first": 2, "local": 3},
     ],
     "streaming-llm": [{"budget": 9, "first": 2}, {"budget": 7, "first": 0}],
     "h2o": [
