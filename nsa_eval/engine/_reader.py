@@ -131,6 +131,7 @@ class Reader:
             (columns >= np.array(first)[:, None]) & (columns < np.array(counts)[:, None])
         )
         fresh = rows is None or not any(rows.lengths)
+        continued = rows is not None and not final
         edges = self._edges(wanted, self.first_forward(counts) if fresh else 1)
         if rows is None and len(edges) > 2:
             rows = self.family.empty(len(pieces))
@@ -142,7 +143,7 @@ class Reader:
             if rows is not None and final and end == width:
                 rows.kept = False
             places = [(row, start + column) for row, column in marked.nonzero().tolist()]
-            self._forward(tokens[:, start:end], part, rows, marked, places, on_logits)
+            self._forward(tokens[:, start:end], part, rows, marked, places, on_logits, continued=continued)
 
     def step(self, tokens: Sequence[int], rows: Rows) -> Tensor:
         """Feed one token to every row; logits [B, V] of the next."""
@@ -230,6 +231,8 @@ class Reader:
         wanted: Tensor,
         places: list[Place],
         on_logits: OnLogits,
+        *,
+        continued: bool = True,
     ) -> None:
         """One forward; logits [T, V] of the wanted places, which are `places` in row-major order."""
         given = self.family.inputs(tokens, counts, rows)
@@ -242,7 +245,7 @@ class Reader:
             given["logits_to_keep"] = columns.to(self.device)
         elif self.route in ("mask", "columns"):
             given["logits_to_keep"] = 1  # 0 would mean all of them
-        with self._phase("prefill", counts, rows):
+        with self._phase("prefill", counts, rows, continued=continued):
             output = self.family.forward(given, module=self._decoder)
         if rows is not None:
             self.family.absorb(output, tokens, counts, rows)
@@ -265,7 +268,12 @@ class Reader:
         on_logits(logits, places)
 
     def _phase(
-        self, phase: Literal["prefill", "decode"], counts: list[int], rows: Rows | None
+        self,
+        phase: Literal["prefill", "decode"],
+        counts: list[int],
+        rows: Rows | None,
+        *,
+        continued: bool = True,
     ) -> AbstractContextManager[object]:
         """Tell a sparse method what a forward is and of which rows: its shapes and the cache's don't say."""
         if self._method is None:
@@ -277,7 +285,7 @@ class Reader:
             rows.memories = memories
         if phase == "decode":
             return self._method.decoding(counts, memories)
-        return self._method.prefilling(counts, memories, continued=rows is not None and rows.kept)
+        return self._method.prefilling(counts, memories, continued=continued)
 
     @torch.inference_mode()
     def _probe(self) -> int:
