@@ -66,8 +66,6 @@ class Line:
     ended: bool = False
     finished: bool = False
     """Whether it ended by itself."""
-    reread: int = 0
-    """Tokens of the reply that count as its prompt's: it has crossed a border of frequencies."""
     own: int = 0
     """Tokens of cache that are counted for it."""
     prefill: float = 0.0
@@ -91,18 +89,19 @@ class Line:
         """Tokens that may still be chosen."""
         return self.request.settings.budget - self.picked
 
-    def rewind(self) -> None:
-        """Forget what was chosen and never arrived: its last forward failed."""
+    def rewind(self, *, keep: bool) -> None:
+        """Forget what was chosen and never arrived: its last forward failed.
+
+        Args:
+            keep: Go on from the tokens that arrived; otherwise the reply begins anew.
+        """
+        if not keep:
+            self.tokens.clear()
         self.picked = len(self.tokens)
         if self.sampler is not None:
             self.sampler = Sampler(self.sampler.sampling, self.request.seed)
             for _ in self.tokens:
                 self.sampler.number()
-
-    @property
-    def prompt(self) -> int:
-        """Tokens that are read as a prompt; those behind were fed one a step."""
-        return len(self.request.tokens) + self.reread
 
     def read(self) -> Tokens:
         """Token ids of prompt and reply."""

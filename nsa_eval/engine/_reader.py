@@ -81,7 +81,9 @@ class Reader:
         # The one place where the two meet: the rest of the engine asks for these.
         self.continuable = self.family.continuable and allowed.continuable
         self.shared = self.family.shared and self.continuable and allowed.shared
-        self.graphs, self.slots, self.replayed = allowed.graphs, allowed.slots, allowed.replayed
+        self.graphs = allowed.graphs
+        self.either_phase = allowed.either_phase
+        self.slots = allowed.slots
         self._method = attached_to(model)
         self.device = model.device
         self.worth = _FORWARD_TOKENS_CUDA if self.device.type == "cuda" else 0

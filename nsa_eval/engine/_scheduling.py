@@ -3,7 +3,8 @@
 Where a family's rows can't join others, a batch ends before the next begins. A reply that grows across a
 border of the model's frequencies (nsa_models/families/_frequencies.py) leaves its batch there: its prompt and
 what it has so far are read again, as the prompt of the rest. So are rows that were taken out for want of
-memory.
+memory. Under a sparse method that reads prompts and steps differently (`Reader.either_phase`) the former is
+an error, and the latter begin anew.
 """
 
 from __future__ import annotations
@@ -11,26 +12,37 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nsa_eval.engine._batching import Limits, batches
-from nsa_eval.engine._entries import Entry, read_prompts
 from nsa_eval.engine._lines import Endings, Line, Reply, ReplyRequest
 from nsa_eval.engine._meter import Meter
 from nsa_eval.engine._picking import Picked, pick
 from nsa_eval.engine._prefixes import Node
-from nsa_eval.engine._reader import NonFiniteLogitsError, Reader
+from nsa_eval.engine._reader import NonFiniteLogitsError, Place, Reader
 from nsa_eval.engine._steps import Decoding, FixedSlots, RowSlots
 from nsa_eval.engine._traversal import Member, Traversal
+from nsa_eval.errors import UserError
 from nsa_models.families import Rows, Slots
 
 # Decode steps that reading a few prompts takes as long as: all other rows wait meanwhile.
 _ENTRY_STEPS = 16
 
 Emit = Callable[[list[Reply]], None]
+
+
+class _Entry(NamedTuple):
+    """A line whose prefix is read."""
+
+    line: Line
+    depth: int
+    """Tokens of it that are read."""
+    row: int
+    """Who has read them."""
 
 
 class Scheduler:
@@ -96,10 +108,7 @@ class Scheduler:
                 equal=True,
                 widest=self.reader.widest,
             ):
-                # Rows whose replies are fed again step by step are of one length only in the end.
-                alone = self.reader.replayed and not self.family.ragged
-                for some in [[line] for line in batch] if alone else [batch]:
-                    self._in_turn([Entry(line, 0, 0) for line in some], None)
+                self._in_turn([_Entry(line, 0, 0) for line in batch], None)
 
     # --- prompts
     # ------------------------------------------------------------------------------------------------------
@@ -128,7 +137,7 @@ class Scheduler:
                     self._step()
                     continue
                 some, left = left[:free], left[free:]
-                entries = [Entry(Line.of(self.requests[one.index]), one.depth, one.row) for one in some]
+                entries = [_Entry(Line.of(self.requests[one.index]), one.depth, one.row) for one in some]
                 self._enter(entries, rows)
 
     def _free(self, members: list[Member], rows: Rows | None) -> int:
@@ -163,14 +172,14 @@ class Scheduler:
     def _own(self, length: int, depth: int) -> int:
         return length - (0 if self.family.copies else depth) + self._room
 
-    def _enter(self, entries: list[Entry], rows: Rows | None) -> None:
+    def _enter(self, entries: list[_Entry], rows: Rows | None) -> None:
         """Read the rest of each line's prompt, choose its first token, and let it decode.
 
         Args:
             entries: Lines without a slot; no more than there are free ones.
             rows: Who has read the prefixes; None: nobody.
         """
-        if rows is not None and isinstance(self._slots(), FixedSlots):
+        if rows is not None and self.reader.either_phase and isinstance(self._slots(), FixedSlots):
             # Of several replies to one prompt all but its last token is read: a step reads that as well.
             read = [entry for entry in entries if entry.line.length - entry.depth == 1]
             if read:
@@ -182,7 +191,7 @@ class Scheduler:
         if not entries:
             return
         try:
-            new, logits = read_prompts(self.reader, self.limits, entries, rows)
+            new, logits = self._prompts(entries, rows)
             self._start(entries, new, logits)
         except torch.OutOfMemoryError:
             # Rows that decode have to end first; where there are none, half of the prompts have to wait.
@@ -193,12 +202,12 @@ class Scheduler:
             # Some may have got their token before: they go on from it.
             left = [entry for entry in entries if not (entry.line.ended or entry.line in self._parked)]
             for entry in left:
-                entry.line.rewind()
+                entry.line.rewind(keep=self.reader.either_phase)
             middle = (len(left) + 1) // 2 if alone else len(left)
             for part in (left[:middle], left[middle:]):
                 self._in_turn(part, rows)
 
-    def _in_turn(self, entries: list[Entry], rows: Rows | None) -> None:
+    def _in_turn(self, entries: list[_Entry], rows: Rows | None) -> None:
         """Let lines enter, no more than there are slots, each time to their end."""
         while entries:
             count = self._slots().count
@@ -206,7 +215,32 @@ class Scheduler:
             self._enter(some, rows)
             self._drain()
 
-    def _start(self, entries: list[Entry], rows: Rows, logits: Tensor) -> None:
+    def _prompts(self, entries: list[_Entry], rows: Rows | None) -> tuple[Rows, Tensor]:
+        """Read prompts in batches of little padding; the rows joined, and their logits [B, V]."""
+        family = self.family
+        parts: list[Rows] = []
+        logits: list[Tensor] = []
+        for batch in batches(
+            entries,
+            width=lambda entry: entry.line.length - entry.depth,
+            limits=self.limits if family.ragged else self.limits.for_replies(),
+            packed=family.packs,
+            widest=self.reader.widest,
+        ):
+            places = [entry.row for entry in batch]
+            new = family.empty(len(batch)) if rows is None else self.reader.select(rows, places)
+            pieces = [entry.line.read()[entry.depth :] for entry in batch]
+            last: dict[int, Tensor] = {}
+
+            def collect(made: Tensor, where: list[Place], last: dict[int, Tensor] = last) -> None:
+                last.update((row, line) for line, (row, _) in zip(made, where, strict=True))
+
+            self.reader.read(pieces, new, first=[len(piece) - 1 for piece in pieces], on_logits=collect)
+            parts.append(new)
+            logits.extend(last[row] for row in range(len(batch)))
+        return (self.reader.join(parts) if len(parts) > 1 else parts[0]), torch.stack(logits)
+
+    def _start(self, entries: list[_Entry], rows: Rows, logits: Tensor) -> None:
         """Choose first tokens; lines that go on get slots."""
         found = pick(logits, [entry.line for entry in entries], self.endings).wait()
         seconds = self.meter.lap()
@@ -227,7 +261,7 @@ class Scheduler:
             some = rows if len(going) == len(entries) else self.reader.select(rows, going)
             self._occupy([entries[number] for number in going], some)
 
-    def _occupy(self, entries: list[Entry], rows: Rows) -> None:
+    def _occupy(self, entries: list[_Entry], rows: Rows) -> None:
         """Give each line a slot; its next step feeds its last token."""
         decoding = self._slots()
         free = (slot for slot in range(decoding.count) if slot not in self._active)
@@ -332,7 +366,12 @@ class Scheduler:
         # The next forward, which feeds the token just chosen, has as many tokens as the line.
         if self.reader.regime(line.length) == self.reader.regime(line.length - 1):
             return False
-        line.reread = len(line.tokens)
+        if not self.reader.either_phase:
+            raise UserError(
+                f"{line.request.origin}: at {line.length} tokens the positional frequencies of "
+                f"{self.reader.name} change, so that its reply would be read again as a prompt, which isn't "
+                "what the method does to replies; set a max_length that keeps replies on one side"
+            )
         self._parked.append(line)
         return True
 
@@ -356,7 +395,7 @@ class Scheduler:
             raise torch.OutOfMemoryError("one row at a time doesn't fit")
         for line in lines:
             line.slot = None
-            line.rewind()
+            line.rewind(keep=self.reader.either_phase)
         self._parked += lines
         self._most = max(1, min(count, max(1, len(lines))) // 2)
         torch.cuda.empty_cache()

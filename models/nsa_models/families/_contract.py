@@ -43,10 +43,11 @@ class Restrictions:
     """The cache of a prefix may be copied for several prompts."""
     graphs: bool = True
     """Decode steps may be replayed from a CUDA graph."""
+    either_phase: bool = True
+    """A token is the same whether a prompt or a step reads it. Otherwise no step may read the end of a
+    prompt, and a reply that was taken out begins anew: what it had isn't a prompt."""
     slots: bool = True
     """Rows may decode in slots of fixed shapes."""
-    replayed: bool = False
-    """A decode step leaves something else in the cache than reading its token as part of a prompt would."""
 
 
 @dataclass(slots=True, kw_only=True)

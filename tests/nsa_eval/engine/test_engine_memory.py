@@ -134,16 +134,16 @@ def test_oom_while_parked_lines_are_read_again(tokenizer, toys, name, slots, mon
     for kind in (_steps.RowSlots, _scheduling.FixedSlots):
         failing_once(monkeypatch, kind, "step", at={3})
     engine = Engine(toys.make_model(name), tokenizer, share_prefixes=False)
-    real = _scheduling.read_prompts
+    real = _scheduling.Scheduler._prompts
     failed = []
 
-    def prompts_(reader, limits, entries, rows):
+    def prompts_(self, entries, rows):
         if any(e.line.tokens for e in entries) and len(entries) > 1 and not failed:
             failed.append(1)
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(reader, limits, entries, rows)
+        return real(self, entries, rows)
 
-    monkeypatch.setattr(_scheduling, "read_prompts", prompts_)
+    monkeypatch.setattr(_scheduling.Scheduler, "_prompts", prompts_)
     assert engine.generate_until(asked) == expected
     assert failed
 
