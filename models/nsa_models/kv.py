@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from nsa_kernels import num_blocks
 from nsa_models.configuration import NSADecoderConfig
 from nsa_models.methods import Attached, attached_to
+from nsa_models.trained import trained_sparsity
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +18,15 @@ class KVCost:
     """Per head and layer, on average over the layers, of the query at position tokens - 1."""
 
     read: float
-    """Cached tokens that it attends to, its own among them; a compressed key counts as one."""
+    """Cached tokens that it attends to, its own among them; a compressed key counts as one. Keys that an
+    indexer reads to choose them don't count."""
     kept: float
     """Tokens that the cache holds then; NSA has keys and values for each branch."""
     read_bytes: float | None = None
-    """Of keys and values that it reads, over all layers and heads; None where the config doesn't tell their
-    width."""
+    """Of keys and values that it reads, an indexer's keys among them, over all layers and heads; None where
+    the config doesn't tell their width."""
     kept_bytes: float | None = None
-    """Of keys and values that the cache holds, over all layers and heads."""
+    """Of keys and values that the cache holds, an indexer's keys among them, over all layers and heads."""
 
 
 def kv_cost(model: PreTrainedModel, tokens: int) -> KVCost:
@@ -45,10 +47,16 @@ def kv_cost(model: PreTrainedModel, tokens: int) -> KVCost:
     attached = attached_to(model)
     text = config.get_text_config(decoder=True)
     window = getattr(text, "sliding_window", None)
+    trained = trained_sparsity(config)
     costs = [_layer(kind, index, window, attached, tokens) for index, kind in enumerate(_kinds(text, window))]
+    if trained is not None:
+        costs = [replace(cost, read=min(cost.read, trained.budget)) for cost in costs]
     read, kept = sum(c.read for c in costs), sum(c.kept for c in costs)
     one = token_width(text)
-    bytes_of = (None, None) if one is None else (read * one * itemsize, kept * one * itemsize)
+    index = 0 if trained is None else trained.index_numbers * tokens
+    bytes_of = (
+        (None, None) if one is None else tuple((part * one + index) * itemsize for part in (read, kept))
+    )
     return KVCost(read / len(costs), kept / len(costs), *bytes_of)
 
 

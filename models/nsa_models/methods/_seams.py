@@ -20,6 +20,7 @@ from nsa_models.methods._handle import Attached, name_of
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._reads import Now
 from nsa_models.methods._rotary import Rotation, frequencies, measured, moving_type, unmoved
+from nsa_models.trained import trained_sparsity
 
 IMPLEMENTATION = "nsa_eval_method"
 """The name under which transformers finds our attention."""
@@ -319,6 +320,9 @@ def _refuse_model(model: PreTrainedModel, method: Method) -> None:
         raise MethodError(f"{who} is an encoder and a decoder; a method needs a decoder alone")
     if config.get_text_config() is not config:
         raise MethodError(f"{who} is a composite model; attach the method to its language model")
+    trained = trained_sparsity(config)
+    if trained is not None:
+        raise MethodError(f"{who} is sparse already ({trained.label}); attach methods to a dense model")
     kinds = set(getattr(config, "layer_types", None) or [])
     others = sorted(kinds - {*_FULL, *_KEPT_DENSE})
     if others or any(DynamicCache(config=config).is_linear):
