@@ -1,4 +1,4 @@
-"""NSA checkpoints of other trainers: read as this decoder, in memory or into a folder of their own.
+"""Checkpoints of other trainers, of NSA and of MiniCPM: read as this decoder, in memory or into a folder.
 
 A format is a file here: the `model_type` that it goes by, what its config.json means as fields of
 `NSADecoderConfig`, and what its tensors are called here. What a decoder of this project can't compute exactly

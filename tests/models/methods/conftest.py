@@ -55,6 +55,18 @@ LISTED: dict[str, list[dict[str, Any]]] = {
         {"budget": 9, "first": 2, "local": 3},
         {"budget": 6, "first": 0, "local": 0, "dense_layers": (1,)},
     ],
+    "infllm-v2": [
+        {"budget": 12, "kernel": 4, "stride": 2, "block": 4, "window": 4, "dense_length": 0},
+        {
+            "budget": 8,
+            "kernel": 4,
+            "stride": 2,
+            "block": 4,
+            "window": 0,
+            "dense_length": 16,
+            "first_blocks": 0,
+        },
+    ],
     "quest": [
         {"budget": 12, "page": 4, "dense_layers": (0,)},
         {"budget": 12, "page": 4, "dense_layers": (), "reading": "kernel"},

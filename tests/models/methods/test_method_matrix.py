@@ -201,6 +201,9 @@ def test_two_models_do_not_mix(
         assert attached.reads.decode.read == 2 * counted.read
 
 
+SUMS_OF_SHARES = ("infllm-v2", "nosa")
+
+
 def random_block(positions: int, seed: int = 0) -> QueryBlock:
     """One query behind 24 keys, two heads a group."""
     maker = torch.Generator().manual_seed(seed)
@@ -226,6 +229,8 @@ def test_heads_share_a_selection_as_declared(method: Method) -> None:
 
 
 def test_selection_ignores_the_scale_of_queries(method: Method) -> None:
+    if method.name in SUMS_OF_SHARES:
+        pytest.skip("it adds up softmaxes of several heads, whose shares depend on their scale")
     block = random_block(22)
     for factor in (0.01, 7.0):
         assert torch.equal(
