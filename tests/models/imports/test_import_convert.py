@@ -169,7 +169,7 @@ def test_the_methods_that_a_note_names_can_be_attached(make_checkpoint: MakeChec
             sparse = model(TOKENS).logits
             read = [attached.method.kv_reads(length) for length in range(1, 61)]
             assert attached.reads.prefill.read == 2 * 4 * sum(read), "2 layers of 4 heads"
-        assert torch.equal(sparse[:, :19], dense[:, :19])
+        torch.testing.assert_close(sparse[:, :20], dense[:, :20], rtol=1e-4, atol=1e-4)
         assert float((sparse - dense)[:, 40:].abs().max()) > 1e-2
 
 
