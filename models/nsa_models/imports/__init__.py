@@ -9,7 +9,7 @@ Example:
     >>> convert("./fla-nsa-1b", "./nsa-1b", Choices(forced_blocks="own"))
 """
 
-from nsa_models.imports._checkpoint import READING, Imported, foreign_type, imported
+from nsa_models.imports._checkpoint import READING, Imported, foreign_type, imported, unread_notes
 from nsa_models.imports._convert import Conversion, convert
 from nsa_models.imports._format import FORCED_BLOCKS, READINGS, Choices, Format
 from nsa_models.imports._registry import formats
@@ -26,4 +26,5 @@ __all__ = [
     "foreign_type",
     "formats",
     "imported",
+    "unread_notes",
 ]

@@ -201,6 +201,21 @@ def imported(spec: str, folder: Path, choices: Choices | None = None) -> Importe
     )
 
 
+def unread_notes(spec: str, folder: Path) -> tuple[str, ...]:
+    """What a checkpoint's weights hold that only a sparse method reads.
+
+    Args:
+        spec: The model as the user named it.
+        folder: Its folder.
+    """
+    if not any(name.endswith(".self_attn.delta.weight") for name in _readable_shapes(spec, folder)):
+        return ()
+    return (
+        "its weights hold self_attn.delta of NOSA, which dense attention leaves unread: what was trained is "
+        f"the method nosa:4096,weights={folder}",
+    )
+
+
 def _raw(folder: Path) -> dict[str, Any]:
     """config.json, or nothing where it can't be read: that is said where it is loaded."""
     try:

@@ -40,6 +40,8 @@ class QueryBlock:
     """Index of the layer."""
     rotate: Rotate | None = None
     """Moves queries to other positions; given to methods that declare `needs_rotary`."""
+    v: Tensor | None = None
+    """[B, H_kv, S, d_v] values, for methods that choose by them."""
 
     @cached_property
     def visible(self) -> Tensor:
@@ -159,6 +161,7 @@ def attend(
             scaling=scaling,
             layer=layer,
             rotate=rotate,
+            v=v[:, :, :extent],
         )
         keep = method.select(block) & block.visible
         logits = method.logits(block).masked_fill(~keep, float("-inf"))

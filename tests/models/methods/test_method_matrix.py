@@ -39,8 +39,10 @@ def test_declarations_are_complete(method: Method) -> None:
 
 def test_label_tells_parameters_apart(method: Method) -> None:
     assert method.label == f"{method.name}@{method.budget}" or "=" in method.label
-    default = make_method(method.name, 2560)
-    assert default.label == f"{method.name}@2560"
+    weights = {name: value for name, value in method.parameters().items() if name == "weights"}
+    default = make_method(method.name, 2560, **weights)
+    assert default.label.startswith(f"{method.name}@2560")
+    assert weights or default.label == f"{method.name}@2560"
     assert (method.label == default.label) == (method == default)
 
 
@@ -209,7 +211,8 @@ def random_block(positions: int, seed: int = 0) -> QueryBlock:
     maker = torch.Generator().manual_seed(seed)
     q = torch.randn(1, 4, 1, 8, generator=maker, dtype=torch.float64)
     k = torch.randn(1, 2, 24, 8, generator=maker, dtype=torch.float64)
-    return QueryBlock(q=q, k=k, positions=torch.tensor([[positions]]), scaling=0.5, layer=0)
+    v = torch.randn(1, 2, 24, 8, generator=maker, dtype=torch.float64)
+    return QueryBlock(q=q, k=k, positions=torch.tensor([[positions]]), scaling=0.5, layer=0, v=v)
 
 
 def test_heads_share_a_selection_as_declared(method: Method) -> None:
