@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nsa_models.methods._base import Method
+from nsa_models.methods._base import Method, MethodError
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Weighted(Method):
         super().__post_init__()
         if not self.weights:
             self.refuse("weights", "must name the folder or the safetensors file that holds its weights")
-        if not _files(self.weights):
+        if not self._files:
             pickles = any(Path(self.weights).expanduser().glob("*.pth"))
             self.refuse(
                 "weights",
@@ -53,12 +55,12 @@ class Weighted(Method):
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The method's tensors by name, on the CPU."""
-        return _tensors(_files(self.weights), self.marks)[0]
+        return self._read[0]
 
     @property
     def digest(self) -> str:
         """SHA-256 of the tensors' names, shapes and contents."""
-        return _tensors(_files(self.weights), self.marks)[1]
+        return self._read[1]
 
     @property
     def label(self) -> str:
@@ -70,33 +72,39 @@ class Weighted(Method):
         said = super().describe()
         return {**said, "parameters": {**said["parameters"], "weights": f"sha256:{self.digest}"}}
 
+    @property
+    def _files(self) -> list[Path]:
+        path = Path(self.weights).expanduser()
+        found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        return [file for file in found if file.suffix == ".safetensors" and file.is_file()]
 
-def _files(place: str) -> tuple[tuple[str, int, int], ...]:
-    """The files, with what changes when they are written anew."""
-    path = Path(place).expanduser()
-    found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    return tuple(
-        (os.fspath(file), file.stat().st_mtime_ns, file.stat().st_size)
-        for file in found
-        if file.suffix == ".safetensors" and file.is_file()
-    )
+    @cached_property
+    def _read(self) -> tuple[Mapping[str, Tensor], str]:
+        from safetensors import safe_open
 
+        found: dict[str, Tensor] = {}
+        for file in self._files:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a dict
+                    if any(mark in name for mark in self.marks):
+                        found[name] = opened.get_tensor(name).contiguous()
+        digest = sha256()
+        for name in sorted(found):
+            tensor = found[name]
+            digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+            digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+        return MappingProxyType(found), digest.hexdigest()
 
-@cache
-def _tensors(
-    files: tuple[tuple[str, int, int], ...], marks: tuple[str, ...]
-) -> tuple[Mapping[str, Tensor], str]:
-    from safetensors import safe_open
+    def by_layer(self) -> dict[int, dict[str, Tensor]]:
+        """The tensors of each layer, by what stands behind its number in their names.
 
-    found: dict[str, Tensor] = {}
-    for file, _, _ in files:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - not a dict
-                if any(mark in name for mark in marks):
-                    found[name] = opened.get_tensor(name).contiguous()
-    digest = sha256()
-    for name in sorted(found):
-        tensor = found[name]
-        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
-    return MappingProxyType(found), digest.hexdigest()
+        Raises:
+            MethodError: A name without a layer.
+        """
+        found: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in self.tensors().items():
+            inside = _LAYER.search(name)
+            if inside is None:
+                raise MethodError(f"{self.name}: {name} in {self.weights} names no layer (layers.N.)")
+            found.setdefault(int(inside[1]), {})[inside[2]] = tensor
+        return found

@@ -105,8 +105,8 @@ class NOSA(Weighted):
         """
         assert block.v is not None
         values = block.v.transpose(1, 2).flatten(2)  # [B, S, H_kv d]
-        here = self._by_layer.get(block.layer, {})
-        weight = here.get("delta.weight")
+        here = self._layers.get(block.layer, {})
+        weight = here.get("self_attn.delta.weight")
         if weight is None or weight.shape != (block.v.shape[1], values.shape[-1]):
             raise MethodError(
                 f"{self.name}: expected self_attn.delta.weight [{block.v.shape[1]}, {values.shape[-1]}] for "
@@ -116,10 +116,10 @@ class NOSA(Weighted):
         found = F.linear(
             values,
             weight.to(values),
-            None if "delta.bias" not in here else here["delta.bias"].to(values),
+            None if "self_attn.delta.bias" not in here else here["self_attn.delta.bias"].to(values),
         )
-        if "A" in here:
-            found = here["A"].to(values) * F.softplus(found)
+        if "self_attn.A" in here:
+            found = here["self_attn.A"].to(values) * F.softplus(found)
         return found.transpose(1, 2)
 
     def select(self, block: QueryBlock) -> Tensor:
@@ -158,9 +158,5 @@ class NOSA(Weighted):
         return 0 if tokens <= self.budget else (tokens - self.kernel) // self.stride + 1
 
     @cached_property
-    def _by_layer(self) -> dict[int, dict[str, Tensor]]:
-        found: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in self.tensors().items():
-            before, _, last = name.partition(".self_attn.")
-            found.setdefault(int(before.rpartition(".")[2]), {})[last] = tensor
-        return found
+    def _layers(self) -> dict[int, dict[str, Tensor]]:
+        return self.by_layer()
