@@ -58,6 +58,8 @@ class Method(ABC):
     """Quality only: the full cache is kept and masked, so neither time nor memory is saved."""
     needs_rotary: ClassVar[bool] = False
     """It moves queries to other positions, so the model must have a rotary embedding that is understood."""
+    takes_rotation_off: ClassVar[bool] = False
+    """It needs queries and keys as they were before it, so the rotary embedding may not scale them."""
     version: ClassVar[int] = 1
     """Raise it when the same parameters can give another response than before."""
 

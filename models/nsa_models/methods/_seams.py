@@ -189,9 +189,7 @@ class StockAttached(Attached):
         Alone, a token attends to itself only, so its state is the same in every layer wherever it stands, and
         a layer's two queries differ by its rotation and nothing else.
         """
-        moving = moving_type(getattr(model.config, "rope_parameters", None))
-        if moving is not None:
-            raise MethodError(_why_moving(self.method, model, moving))
+        _refuse_rope(self.method, model)
         last = int(getattr(model.config, "max_position_embeddings", None) or _LOOK + 1) - 1
         moved = min(_LOOK, last)
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
@@ -241,9 +239,7 @@ class DecoderAttached(Attached):
 
     def _install(self, model: PreTrainedModel) -> None:
         if self.method.needs_rotary:
-            moving = moving_type(model.config.rope_parameters)
-            if moving is not None:
-                raise MethodError(_why_moving(self.method, model, moving))
+            _refuse_rope(self.method, model)
             (inv_freq,) = frequencies(model)
             rotation = Rotation(inv_freq=inv_freq, interleaved=False, at_end=False)
             self._rotations = dict.fromkeys(self.layers, rotation)
@@ -341,8 +337,21 @@ def _refuse_model(model: PreTrainedModel, method: Method) -> None:
         raise MethodError(f"{who} takes no position_ids, so its rotary embedding can't be found")
 
 
-def _why_moving(method: Method, model: PreTrainedModel, rope_type: str) -> str:
-    return (
-        f"{method.name}: it moves queries to other positions, and the rotary embedding of {name_of(model)} "
-        f"({rope_type}) changes its frequencies with the length"
-    )
+def _refuse_rope(method: Method, model: PreTrainedModel) -> None:
+    """Refuse a rotary embedding that changes with the length, or scales what must be taken back.
+
+    Raises:
+        MethodError: With the embedding's type.
+    """
+    parameters = getattr(model.config, "rope_parameters", None)
+    moving = moving_type(parameters)
+    if moving is not None:
+        raise MethodError(
+            f"{method.name}: it moves queries to other positions, and the rotary embedding of "
+            f"{name_of(model)} ({moving}) changes its frequencies with the length"
+        )
+    if method.takes_rotation_off and "yarn" in str(parameters):
+        raise MethodError(
+            f"{method.name}: it takes keys as they are before the rotary embedding, and that of "
+            f"{name_of(model)} (yarn) scales them"
+        )

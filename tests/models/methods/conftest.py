@@ -64,6 +64,9 @@ def weights_folder() -> str:
         here = f"model.layers.{layer}.self_attn."
         made[here + "delta.weight"] = torch.randn(2, 16, generator=torch.Generator().manual_seed(layer))
         made[here + "A"] = torch.zeros(2)
+        make = torch.Generator().manual_seed(10 + layer)
+        made[here + "attn_gate.attngate_linear_q.weight"] = torch.randn(2, 2, 8, 8, generator=make)
+        made[here + "attn_gate.attngate_linear_k.weight"] = torch.randn(2, 24, 8, generator=make)
     save_file(made, f"{folder}/model.safetensors")
     return folder
 
@@ -101,6 +104,10 @@ LISTED: dict[str, list[dict[str, Any]]] = {
     "quest": [
         {"budget": 12, "page": 4, "dense_layers": (0,)},
         {"budget": 12, "page": 4, "dense_layers": (), "reading": "kernel"},
+    ],
+    "seer-attention": [
+        {"budget": 12, "block": 4, "weights": weights_folder()},
+        {"budget": 8, "block": 4, "weights": weights_folder(), "rope": False, "dense_layers": (1,)},
     ],
     "streaming-llm": [{"budget": 9, "first": 2}, {"budget": 7, "first": 0}],
 }
