@@ -54,7 +54,7 @@ class TrainedSparsity:
 
 def trained_sparsity(config: PreTrainedConfig) -> TrainedSparsity | None:
     """What a model was trained to read, or None for one that this version doesn't know as sparse."""
-    text = config.get_text_config(decoder=True)
+    text = _text(config)
     known = _KNOWN.get(str(getattr(text, "model_type", "")))
     return None if known is None else known(text)
 
@@ -65,8 +65,16 @@ def chooses_keys(config: PreTrainedConfig) -> bool:
     Such code asks for the name of its attention: it puts the choice into the mask for `eager` and `sdpa`, and
     leaves it to any other, which reads everything if it doesn't know.
     """
-    fields = config.get_text_config(decoder=True).to_dict()
+    fields = _text(config).to_dict()
     return any(name.startswith(("index_", "indexer_")) for name in fields)
+
+
+def _text(config: PreTrainedConfig) -> Any:  # noqa: ANN401 - a config of any class
+    """The config of a model's decoder; of one that is ambiguous, the whole."""
+    try:
+        return config.get_text_config(decoder=True)
+    except Exception:
+        return config
 
 
 def _doge(config: Any) -> TrainedSparsity:  # noqa: ANN401 - a config of any class
