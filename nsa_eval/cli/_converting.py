@@ -68,7 +68,8 @@ def convert_command(
 
     For NSA models of fla (model_type nsa) and Llama-named ones (llama-nsa), and MiniCPM's dense
     decoders (minicpm). Such a checkpoint can be evaluated by its path too; converted, it opens in
-    transformers, and choices that its files don't tell can be made. What can't be represented exactly is refused with the reason.
+    transformers, and choices that its files don't tell can be made. What can't be represented
+    exactly is refused with the reason.
     """
     import nsa_eval
 

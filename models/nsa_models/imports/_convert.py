@@ -40,8 +40,8 @@ def convert(
 ) -> Conversion:
     """Write a checkpoint of another trainer as a folder that loads here and opens in transformers.
 
-    The weights keep their dtype, but for those that a format scales, and go one file after another: memory holds one of them. The folder appears
-    whole, or not at all.
+    The weights keep their dtype, but for those that a format scales, and go one file after another: memory
+    holds one of them. The folder appears whole, or not at all.
 
     Args:
         source: A folder or a hub id.
