@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from nsa_kernels import num_blocks
 from nsa_models.configuration import NSADecoderConfig
 from nsa_models.methods import Attached, attached_to
-from nsa_models.trained import trained_sparsity
+from nsa_models.trained import TrainedSparsity, trained_sparsity
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +44,16 @@ def kv_cost(model: PreTrainedModel, tokens: int) -> KVCost:
         # With one key for all branches the one before RoPE is held too, which is what gets compressed.
         held = cost.kept + (tokens / 2 if config.nsa_share_kv else 0)
         return replace(cost, read_bytes=cost.read * width, kept_bytes=held * width)
+    trained = trained_sparsity(config)
+    if trained is not None:
+        return _trained(trained, config.get_text_config(decoder=True), tokens, itemsize)
     attached = attached_to(model)
     text = config.get_text_config(decoder=True)
     window = getattr(text, "sliding_window", None)
-    trained = trained_sparsity(config)
     costs = [_layer(kind, index, window, attached, tokens) for index, kind in enumerate(_kinds(text, window))]
-    if trained is not None:
-        costs = [replace(cost, read=min(cost.read, trained.budget)) for cost in costs]
     read, kept = sum(c.read for c in costs), sum(c.kept for c in costs)
     one = token_width(text)
-    index = 0 if trained is None else trained.index_numbers * tokens
-    bytes_of = (
-        (None, None) if one is None else tuple((part * one + index) * itemsize for part in (read, kept))
-    )
+    bytes_of = (None, None) if one is None else (read * one * itemsize, kept * one * itemsize)
     return KVCost(read / len(costs), kept / len(costs), *bytes_of)
 
 
@@ -119,3 +116,17 @@ def _nsa(config: NSADecoderConfig, tokens: int) -> KVCost:
     read = blocks * (cmp or slc) + selected * slc + min(tokens, config.nsa_window) * win
     kept = (tokens if config.nsa_share_kv else 3 * tokens) + blocks
     return KVCost(read, kept)
+
+
+def _trained(trained: TrainedSparsity, text: PreTrainedConfig, tokens: int, itemsize: int) -> KVCost:
+    """Of a model that was trained sparse, which takes no method: each layer within its window."""
+    window = _field(text, "sliding_window")
+    seen = min(tokens, window) if isinstance(window, int) else tokens
+    read, layers, width = min(seen, trained.budget), int(text.num_hidden_layers), token_width(text) or 0
+    index = trained.index_numbers * tokens
+    return KVCost(
+        read,
+        seen,
+        read_bytes=(layers * read * width + index) * itemsize,
+        kept_bytes=(layers * seen * width + index) * itemsize,
+    )

@@ -32,6 +32,8 @@ class QueryBlock:
     """[B, H, n, d_k], after RoPE, as the model made it."""
     k: Tensor
     """[B, H_kv, S, d_k], after RoPE. What stands behind a row's last token is finite and never visible."""
+    v: Tensor | None = None
+    """[B, H_kv, S, d_v] values, for methods that choose by them."""
     positions: Tensor
     """[B, n] position of each query, -1 for padding that sees nothing."""
     scaling: float
@@ -40,8 +42,6 @@ class QueryBlock:
     """Index of the layer."""
     rotate: Rotate | None = None
     """Moves queries to other positions; given to methods that declare `needs_rotary`."""
-    v: Tensor | None = None
-    """[B, H_kv, S, d_v] values, for methods that choose by them."""
 
     @cached_property
     def visible(self) -> Tensor:
@@ -157,11 +157,11 @@ def attend(
         block = QueryBlock(
             q=q[:, :, part].to(dtype),
             k=k[:, :, :extent],
+            v=v[:, :, :extent],
             positions=place.positions[:, part],
             scaling=scaling,
             layer=layer,
             rotate=rotate,
-            v=v[:, :, :extent],
         )
         keep = method.select(block) & block.visible
         logits = method.logits(block).masked_fill(~keep, float("-inf"))
