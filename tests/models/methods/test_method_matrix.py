@@ -22,7 +22,7 @@ from nsa_models.methods import (
     parse_method,
 )
 
-from .conftest import LISTED, Rows, full_of, random_row, read_alone, sets_of, tokens
+from .conftest import LISTED, Rows, full_of, random_row, read_alone, sets_of, tokens, turned
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -56,8 +56,10 @@ def test_declarations_are_complete(method: Method) -> None:
 
 def test_label_tells_parameters_apart(method: Method) -> None:
     assert method.label == f"{method.name}@{method.budget}" or "=" in method.label
-    default = make_method(method.name, 2560)
-    assert default.label == f"{method.name}@2560"
+    weights = {name: value for name, value in method.parameters().items() if name == "weights"}
+    default = make_method(method.name, 2560, **weights)
+    assert default.label.startswith(f"{method.name}@2560")
+    assert weights or default.label == f"{method.name}@2560"
     assert (method.label == default.label) == (method == default)
 
 
@@ -246,7 +248,8 @@ def chosen(method: Method, position: int, q: torch.Tensor, k: torch.Tensor) -> t
         keep = found[layer][position]
         return torch.nn.functional.pad(keep, (0, 24 - keep.shape[1]))
     positions = torch.tensor([[position]])
-    block = QueryBlock(q=q[:, :, position : position + 1], k=k, positions=positions, scaling=0.5, layer=0)
+    query = q[:, :, position : position + 1]
+    block = QueryBlock(q=query, k=k, v=k, positions=positions, scaling=0.5, layer=0, rotate=turned)
     return method.select(block).expand(1, 4, 1, 24)[0, :, 0] & block.visible[0, :, 0]
 
 
