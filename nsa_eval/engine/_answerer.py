@@ -178,9 +178,10 @@ class Answerer:
         check_fits(self.model, self.tokenizer, self.max_length)
         with once(self.model.device):
             family = family_of(self.model, own_attention=True)
-        if method.phase != "prefill" and not family.caches:
+        if not family.caches:
+            acts = "leaves steps from a cache dense" if method.phase == "prefill" else "acts in such steps"
             raise UserError(
-                f"{method.label} acts while decoding from a cache, and models of type "
+                f"{method.label} {acts}: replies must be decoded from a cache, and models of type "
                 f"{self.model.config.model_type!r} are run without one"
             )
         try:
@@ -188,6 +189,8 @@ class Answerer:
         except MethodError as error:
             raise UserError(str(error)) from None
         said = [*attached.notes]
+        if method.phase == "prefill":
+            said.append("decode steps are dense")
         if method.phase == "decode":
             said.append("prompts are read dense: log-likelihoods are those of the dense model")
         if not method.lm_scores:
@@ -195,8 +198,13 @@ class Answerer:
         if method.simulated:
             said.append("quality only: the full cache is kept and masked, so no time or memory is saved")
         self._events += [AuditEvent(kind="method", detail=f"{method.label}: {remark}") for remark in said]
+        if not method.chunked_prefill:
+            said.append("each prompt is read in one forward, whatever prefill_chunk says")
         restrictions = Restrictions(
-            continuable=method.chunked_prefill, shared=method.shared_prefixes, graphs=False
+            continuable=method.chunked_prefill,
+            shared=method.shared_prefixes,
+            graphs=False,
+            either_phase=method.phase == "both" and method.chunked_prefill,
         )
         self._reader = Reader(
             self.model,

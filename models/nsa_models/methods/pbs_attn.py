@@ -85,8 +85,7 @@ class PBSAttn(Planned):
         index = torch.arange(blocks, device=order.device)
         of_segment = index // (self.segment // self.block)
         chosen = choose(scores, of_segment, self.tau)
-        chosen |= of_segment[:, None] == of_segment
-        chosen |= (index == of_key[:, :1])[:, None]
+        chosen = chosen | (of_segment[:, None] == of_segment) | (index == of_key[:, :1])[:, None]
         return Plan(chosen=chosen, of_key=of_key)
 
     def reads(self, plan: Plan, positions: Tensor, width: int) -> Tensor:
@@ -113,7 +112,7 @@ def sorted_keys(row: PromptRow, block: int, segment: int) -> Tensor:
     """The keys in the order in which blocks are cut, [H, n]; of equal ones the earlier comes first."""
     whole = row.length // segment * segment
     scores = (row.dot(row.q[:, -block:], row.k[:, :whole]) * row.scaling).softmax(-1).mean(1)
-    order = scores.unflatten(-1, (-1, segment)).argsort(-1, descending=True, stable=True)
+    order = scores.unflatten(-1, (-1, segment)).argsort(dim=-1, descending=True, stable=True)
     order = order + torch.arange(0, whole, segment, device=order.device)[:, None]
     rest = torch.arange(whole, row.length, device=order.device).expand(len(scores), -1)
     return torch.cat([order.flatten(1), rest], dim=1)
@@ -132,7 +131,7 @@ def choose(scores: Tensor, of_segment: Tensor, tau: float) -> Tensor:
     """
     earlier = of_segment < of_segment[:, None]
     if tau >= 1:
-        return earlier.expand(scores.shape).clone()
+        return earlier.expand(scores.shape)
     weights = scores.masked_fill(~earlier, float("-inf")).softmax(-1).masked_fill(~earlier, 0.0).double()
     ordered, order = weights.sort(dim=-1, descending=True, stable=True)
     added = ordered.cumsum(-1) - ordered < tau

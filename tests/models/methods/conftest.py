@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
-from nsa_models.methods import Attached, Method, make_method
+from nsa_models.methods import Attached, Method, PromptRow, QueryBlock, make_method
 
 VOCAB = 61
 
@@ -48,18 +48,45 @@ MODELS: dict[str, Callable[..., PreTrainedModel]] = {
     ),
 }
 
-# A method is tested by standing here: options under which a row of 40 tokens has far more than it reads. The
-# same options with a large budget must read everything.
+# A method is tested by standing here: options under which a row of 40 tokens has far more than it reads.
 LISTED: dict[str, list[dict[str, Any]]] = {
+    "anchor-attention": [
+        {"theta": 0.1, "block": 2, "step": 2},
+        {"theta": 0.5, "block": 3, "step": 2, "dense_layers": (1,)},
+    ],
+    "block-sparse": [{"budget": 8, "block": 4}, {"budget": 9, "block": 3, "dense_layers": (0,)}],
     "exact-top": [
         {"budget": 9, "first": 2, "local": 3},
         {"budget": 6, "first": 0, "local": 0, "dense_layers": (1,)},
     ],
+    "flexprefill": [
+        {"gamma": 0.5, "tau": 0.0, "least": 7, "block": 4},
+        {"gamma": 0.4, "tau": 1.0, "least": 3, "block": 4},
+    ],
+    "moba": [{"budget": 8, "chunk": 4}, {"budget": 9, "chunk": 3, "dense_layers": (2,)}],
+    "pbs-attn": [{"tau": 0.5, "block": 2, "segment": 4}, {"tau": 0.3, "block": 3, "segment": 3}],
+    "power-attention": [{"window": 1, "block": 2}, {"window": 3, "block": 1, "dense_layers": (0,)}],
     "quest": [
         {"budget": 12, "page": 4, "dense_layers": (0,)},
         {"budget": 12, "page": 4, "dense_layers": (), "reading": "kernel"},
     ],
+    "s2-attention": [{"local": 2, "stride": 4, "block": 2}, {"local": 1, "stride": 3, "block": 4}],
     "streaming-llm": [{"budget": 9, "first": 2}, {"budget": 7, "first": 0}],
+    "vertical-slash": [
+        {"budget": 8, "vertical": 4, "first": 1, "local": 2, "last": 5},
+        {"budget": 4, "vertical": 2, "first": 1, "local": 1, "last": 5, "reading": "kernel", "block": 4},
+    ],
+    "xattention": [{"tau": 0.6, "stride": 2, "block": 4}, {"tau": 0.3, "stride": 4, "block": 4}],
+}
+
+# What makes a method without a budget read everything; of the others a large budget must.
+FULL: dict[str, dict[str, Any]] = {
+    "anchor-attention": {"theta": 1e9},
+    "flexprefill": {"least": 400},
+    "pbs-attn": {"tau": 1.0},
+    "power-attention": {"window": 400},
+    "s2-attention": {"local": 400},
+    "xattention": {"tau": 1.1},
 }
 
 
@@ -89,6 +116,21 @@ def make_model() -> Callable[..., PreTrainedModel]:
 def model(request: pytest.FixtureRequest, make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
     """Each kind of model in turn."""
     return make_model(request.param)
+
+
+def whole_prompt(q: Tensor, k: Tensor, method: Method, *, scaling: float = 0.5) -> QueryBlock:
+    """All queries [1, H, n, d] of one prompt with its keys [1, H_kv, n, d], planned by a method that plans."""
+    positions = torch.arange(q.shape[2])[None]
+    row = PromptRow(q=q[0], k=k[0], scaling=scaling, layer=0)
+    plans = None if method.chunked_prefill else [method.plan(row)]
+    return QueryBlock(q=q, k=k, positions=positions, scaling=scaling, layer=0, plans=plans)
+
+
+def random_prompt(count: int, seed: int = 0, *, heads: int = 4, groups: int = 2) -> tuple[Tensor, Tensor]:
+    """Queries [1, H, n, 8] and keys [1, H_kv, n, 8] of one prompt."""
+    maker = torch.Generator().manual_seed(seed)
+    q = torch.randn(1, heads, count, 8, generator=maker, dtype=torch.float64)
+    return q, torch.randn(1, groups, count, 8, generator=maker, dtype=torch.float64)
 
 
 def tokens(count: int, seed: int = 1) -> Tensor:
