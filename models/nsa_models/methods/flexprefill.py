@@ -37,8 +37,8 @@ class FlexPrefill(Planned):
     number of both, and the blocks of highest mean q . mean k over the whole prompt up to a share of `gamma`.
     Prompts of up to `least` tokens and of two blocks, and decode steps, are dense.
 
-    It has no budget: gamma decides, head by head. Diagonals are put into blocks from distance 0 on; the
-    authors' code begins at the farthest one, which is the same for prompts of whole blocks.
+    It has no budget: gamma decides, head by head. Blocks of diagonals begin at the farthest one, the last
+    query's to the first token, as in the authors' code: the nearest block has what is left.
 
     Attributes:
         gamma: Share of attention to cover, above 0 and below 1. Default 0.9 (the authors').
@@ -85,7 +85,7 @@ class FlexPrefill(Planned):
             return causal.expand(heads, -1, -1)
         weights = row.last_weights(size)
         columns, offsets = weights.mean(1), diagonal_sums(weights) / size
-        of_columns, of_offsets = block_sums(columns, size), block_sums(offsets, size)
+        of_columns, of_offsets = block_sums(columns, size), block_sums(offsets.flip(-1), size).flip(-1)
         keys = block_means(row.k, size)
         last = row.q[:, -size:].mean(1, keepdim=True)
         predicted = (row.dot(last, keys) * row.scaling).softmax(-1)[:, 0]

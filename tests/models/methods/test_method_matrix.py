@@ -119,8 +119,12 @@ def test_selection_is_causal(model: PreTrainedModel, method: Method) -> None:
     if method.lm_scores:
         return
     # The tokens changed are all behind these queries, and yet they choose other keys.
-    begin, later = (first, first + block - 1) if method.name in ROW_BLOCK else (0, 36)
-    assert any(changed_rows(model, method, later, seed)[begin:later].any() for seed in range(9, 15))
+    begin, laters = (first, [first + block - 1]) if method.name in ROW_BLOCK else (0, [38, 34, 28])
+    assert any(
+        changed_rows(model, method, later, seed)[begin:later].any()
+        for later in laters
+        for seed in range(9, 15)
+    )
 
 
 def test_pieces_equal_the_whole_prompt_or_are_refused(model: PreTrainedModel, method: Method) -> None:
