@@ -119,11 +119,18 @@ def model(request: pytest.FixtureRequest, make_model: Callable[..., PreTrainedMo
 
 
 def whole_prompt(q: Tensor, k: Tensor, method: Method, *, scaling: float = 0.5) -> QueryBlock:
-    """All queries [1, H, n, d] of one prompt with its keys [1, H_kv, n, d], planned by a method that plans."""
+    """All queries [1, H, n, d] of one prompt with its keys [1, H_kv, n, d], planned where it is planned."""
     positions = torch.arange(q.shape[2])[None]
     row = PromptRow(q=q[0], k=k[0], scaling=scaling, layer=0)
     plans = None if method.chunked_prefill else [method.plan(row)]
     return QueryBlock(q=q, k=k, positions=positions, scaling=scaling, layer=0, plans=plans)
+
+
+def sets_of(method: Method, q: Tensor, k: Tensor) -> list[list[set[int]]]:
+    """The keys that each head's queries of one prompt read: [head][position]."""
+    block = whole_prompt(q, k, method)
+    keep = (method.select(block) & block.visible).expand(1, q.shape[1], -1, -1)[0]
+    return [[set(query.nonzero().flatten().tolist()) for query in head] for head in keep]
 
 
 def random_prompt(count: int, seed: int = 0, *, heads: int = 4, groups: int = 2) -> tuple[Tensor, Tensor]:
