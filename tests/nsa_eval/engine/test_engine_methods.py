@@ -12,6 +12,11 @@ METHODS = {
     "quest:eval": make_method("quest", 16, page=4, dense_layers=[]),
     "quest:kernel": make_method("quest", 16, page=4, reading="kernel", dense_layers=[]),
     "streaming-llm": make_method("streaming-llm", 20, first=4),
+    "power-attention": make_method("power-attention", window=1, block=4),
+    "moba": make_method("moba", 16, chunk=8),
+    "block-sparse": make_method("block-sparse", 16, block=4),
+    "vertical-slash": make_method("vertical-slash", 12, vertical=6, first=2, local=2, last=8),
+    "xattention": make_method("xattention", tau=0.5, stride=2, block=4),
 }
 SETTINGS = {
     "alone": {"batch_size": 1, "share_prefixes": False},
