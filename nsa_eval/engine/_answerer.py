@@ -179,9 +179,9 @@ class Answerer:
         with once(self.model.device):
             family = family_of(self.model, own_attention=True)
         if not family.caches:
-            acts = "leaves steps from a cache dense" if method.phase == "prefill" else "acts in such steps"
+            acts = "acts on prompts alone, not" if method.phase == "prefill" else "acts"
             raise UserError(
-                f"{method.label} {acts}: replies must be decoded from a cache, and models of type "
+                f"{method.label} {acts} while decoding from a cache, and models of type "
                 f"{self.model.config.model_type!r} are run without one"
             )
         try:
@@ -191,6 +191,8 @@ class Answerer:
         said = [*attached.notes]
         if method.phase == "prefill":
             said.append("decode steps are dense")
+        if not method.chunked_prefill:
+            said.append("each prompt is read in one forward, whatever prefill_chunk says")
         if method.phase == "decode":
             said.append("prompts are read dense: log-likelihoods are those of the dense model")
         if not method.lm_scores:
@@ -198,8 +200,6 @@ class Answerer:
         if method.simulated:
             said.append("quality only: the full cache is kept and masked, so no time or memory is saved")
         self._events += [AuditEvent(kind="method", detail=f"{method.label}: {remark}") for remark in said]
-        if not method.chunked_prefill:
-            said.append("each prompt is read in one forward, whatever prefill_chunk says")
         restrictions = Restrictions(
             continuable=method.chunked_prefill,
             shared=method.shared_prefixes,
