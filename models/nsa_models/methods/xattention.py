@@ -26,8 +26,9 @@ class XAttention(Planned):
     by falling mass until what it reads is at least `tau` of all. Decode steps are dense.
 
     It has no budget: tau decides, block by block. The authors tune a tau for each head of Llama 3.1 and
-    take 0.8 or 0.9 for others; here all heads have the same. Their code reads slightly less in its first
-    chunk of a prompt, where the first block isn't counted as read; here every block follows the rule.
+    take 0.8 or 0.9 for others; here all heads have the same. Their code reads one block more in its first
+    chunk of a prompt (all of up to 16k tokens), where the first block isn't forced and each block is judged
+    by what was read before the last one; here every block follows the rule.
 
     Attributes:
         tau: Share of the mass that is read, above 0. Above 1 everything is read; at 1 blocks without mass
