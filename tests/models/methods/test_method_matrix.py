@@ -312,3 +312,27 @@ def test_selection_of_one_query_has_the_stated_size(method: Method, count: int) 
                 method.kv_reads_least(position + 1) <= size <= method.kv_reads(position + 1) <= position + 1
             )
     assert method.index_reads(count) >= 0
+
+
+# Keys and mean keys read to choose, by the query at position 9999: of what a block of queries or a whole
+# prompt reads together, its share, rounded up.
+INDEX_READS = {
+    "anchor-attention": ({}, 3 * 2048 // 128),
+    "block-sparse": ({"budget": 6400}, 3),
+    "exact-top": ({"budget": 2560}, 10_000),
+    "flexprefill": ({}, 128 + 1),
+    "moba": ({"budget": 49_152}, 2),
+    "pbs-attn": ({}, 128 + 1),
+    "power-attention": ({}, 0),
+    "quest": ({"budget": 2560}, 2 * 625),
+    "s2-attention": ({}, 0),
+    "streaming-llm": ({"budget": 512}, 0),
+    "vertical-slash": ({"budget": 7096}, 64),
+    "xattention": ({}, 625),
+}
+
+
+@pytest.mark.parametrize("name", list(INDEX_READS))
+def test_choosing_costs_as_stated(name: str) -> None:
+    options, expected = INDEX_READS[name]
+    assert make_method(name, **options).index_reads(10_000) == expected
