@@ -130,7 +130,8 @@ def with_variants(
 
     Args:
         models: One checkpoint or several.
-        methods: `NAME:BUDGET[,BUDGET...][,OPTION=VALUE...]`, any number.
+        methods: `NAME:BUDGET[,BUDGET...][,OPTION=VALUE...]`, or `NAME[:OPTION=VALUE...]` for a method without
+            a budget; any number.
         sweeps: `FIELD=VALUE[,VALUE...]`, any number.
 
     Raises:
@@ -153,20 +154,23 @@ def with_variants(
 
 
 def _method(text: str) -> dict[str, Any]:
-    """`quest:1k,2k,page=16` as a config writes it: `parse_method`'s form, with one budget or several."""
-    from nsa_models.methods import MethodError, parse_method
+    """`quest:1k,2k,page=16` as a config writes it: `parse_method`'s form, with any number of budgets."""
+    from nsa_models.methods import Budgeted, MethodError, parse_method
 
-    name, _, rest = text.partition(":")
-    parts = [part.strip() for part in rest.split(",")]
-    budgets = [part for part in parts if "=" not in part] or [""]
+    name, colon, rest = text.partition(":")
+    parts = [part.strip() for part in rest.split(",")] if colon else []
+    budgets = [part for part in parts if "=" not in part]
     options = [part for part in parts if "=" in part]
+    single = [f"{name}:{','.join([budget, *options])}" for budget in budgets]
     try:
-        found = [parse_method(f"{name}:{','.join([budget, *options])}") for budget in budgets]
+        found = [parse_method(each) for each in single or [text]]
     except MethodError as error:
         raise UserError(f"--method {text}: {error}") from None
     given = {option.partition("=")[0].strip() for option in options}
     plain = {key: _plain(value) for key, value in found[0].parameters().items() if key in given}
-    listed = [method.budget for method in found]
+    listed = [method.budget for method in found if isinstance(method, Budgeted)]
+    if not listed:
+        return {"name": found[0].name, **plain}
     return {"name": found[0].name, "budget": listed if len(listed) > 1 else listed[0], **plain}
 
 

@@ -36,7 +36,7 @@ class Variant:
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the checkpoint's config, with their new values."""
     method: MethodSpec | None = None
-    """A sparse method with one budget, or None."""
+    """A sparse method with one budget, or without; or no method."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def all_variants(config: RunConfig) -> tuple[Variant, ...]:
 
 def _written_out(model: ModelSpec, spec: VariantSpec) -> Iterator[Variant]:
     lists = [value if isinstance(value, list) else [value] for value in spec.set.values()]
-    budgets = spec.method.budget if spec.method is not None else 0
+    budgets = spec.method.budget if spec.method is not None else None
     count = math.prod(map(len, lists)) * (len(budgets) if isinstance(budgets, list) else 1)
     if count > _MOST_VARIANTS:
         raise ValueError(f"{count:,} variants, at most {_MOST_VARIANTS:,}: shorten the lists")
@@ -86,7 +86,7 @@ def _parts(changes: Mapping[str, Any], method: MethodSpec | None) -> Iterator[st
     for key, value in changes.items():
         yield f"+{_SYMBOLS.get(key, key)}={_short(value)}"
     if method is not None:
-        yield f"+{method.name}@{method.budget}"
+        yield f"+{method.name}" if method.budget is None else f"+{method.name}@{method.budget}"
         yield from (f",{key}={_short(value)}" for key, value in method.options.items())
 
 

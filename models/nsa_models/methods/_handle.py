@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,6 +16,7 @@ from nsa_models.methods._base import Method, MethodError
 from nsa_models.methods._block import Rotate, attend
 from nsa_models.methods._memory import Memories
 from nsa_models.methods._placement import Placement
+from nsa_models.methods._prompt import prompt_rows
 from nsa_models.methods._reads import Now, Reads
 from nsa_models.methods._rowmethod import RowMethod
 from nsa_models.methods._rowwise import attend_rows, observe_rows
@@ -222,7 +223,17 @@ class Attached(ABC):
                 scaling=scaling, layer=layer, rotate=rotate, phase=phase,
             )  # fmt: skip
         else:
-            out, read = attend(self.method, q, k, v, place, scaling=scaling, layer=layer, rotate=rotate)
+            out, read = attend(
+                self.method,
+                q,
+                k,
+                v,
+                place,
+                scaling=scaling,
+                layer=layer,
+                rotate=rotate,
+                plans=self._plans(q, k, place, scaling=scaling, layer=layer, phase=phase),
+            )
         self._count(q, place, read, layer=layer, phase=phase, sparse=True)
         return out
 
@@ -247,6 +258,24 @@ class Attached(ABC):
         if len(self._memories.rows) != rows:
             self._memories = Memories.fresh(rows)
         return self._memories
+
+    def _plans(
+        self, q: Tensor, k: Tensor, place: Placement, *, scaling: float, layer: int, phase: Now
+    ) -> list[Any] | None:
+        """What the method decides for whole prompts; None if it takes them in pieces, and in decode.
+
+        Raises:
+            MethodError: A piece of a prompt arrived.
+        """
+        if phase == "decode" or self.method.chunked_prefill:
+            return None
+        rows = prompt_rows(q, k, place, scaling=scaling, layer=layer)
+        if rows is None:
+            raise MethodError(
+                f"{self.method.name}: a prompt was read in pieces, and its choices need the whole prompt; "
+                "read it in one forward with an empty cache, and wrap decode steps in decoding()"
+            )
+        return [None if row is None else self.method.plan(row) for row in rows]
 
     def _count(
         self, q: Tensor, place: Placement, read: Tensor | None, *, layer: int, phase: Now, sparse: bool

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nsa_models.methods._base import Method
+from nsa_models.methods._base import Budgeted
 from nsa_models.methods._block import QueryBlock
 from nsa_models.methods._reads import Now
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowMethod(Method):
+class RowMethod(Budgeted):
     """A method whose choice depends on more than a query and its keys.
 
     `select` and `logits` are given blocks of one row, with `block.memory`. Queries that the method leaves

@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nsa_models.methods._base import Method, Phase
+from nsa_models.methods._base import Budgeted, Phase
 from nsa_models.methods._block import QueryBlock, keep_top
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mustafar(Method):
+class Mustafar(Budgeted):
     """Mustafar: keys and values pruned element by element, token by token (arXiv 2505.22913).
 
     Prompts are read dense. In decode every token is read, but of tokens more than `local` before the query

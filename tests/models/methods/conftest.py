@@ -25,7 +25,16 @@ from transformers import (
 )
 
 from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
-from nsa_models.methods import Attached, Memories, Method, QueryBlock, RowMethod, make_method
+from nsa_models.methods import (
+    Attached,
+    Budgeted,
+    Memories,
+    Method,
+    PromptRow,
+    QueryBlock,
+    RowMethod,
+    make_method,
+)
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._rotary import Rotation
 from nsa_models.methods._rowwise import attend_rows, observe_rows
@@ -75,9 +84,13 @@ def weights_folder() -> str:
     return folder
 
 
-# A method is tested by standing here: options under which a row of 40 tokens has far more than it reads. The
-# same options with a large budget must read everything.
+# A method is tested by standing here: options under which a row of 40 tokens has far more than it reads.
 LISTED: dict[str, list[dict[str, Any]]] = {
+    "anchor-attention": [
+        {"theta": 0.1, "block": 2, "step": 2},
+        {"theta": 0.5, "block": 3, "step": 2, "dense_layers": (1,)},
+    ],
+    "block-sparse": [{"budget": 8, "block": 4}, {"budget": 9, "block": 3, "dense_layers": (0,)}],
     "exact-top": [
         {"budget": 9, "first": 2, "local": 3},
         {"budget": 6, "first": 0, "local": 0, "dense_layers": (1,)},
@@ -105,6 +118,13 @@ LISTED: dict[str, list[dict[str, Any]]] = {
             "weights": weights_folder(),
         },
     ],
+    "flexprefill": [
+        {"gamma": 0.5, "tau": 0.0, "least": 7, "block": 4},
+        {"gamma": 0.4, "tau": 1.0, "least": 3, "block": 4},
+    ],
+    "moba": [{"budget": 8, "chunk": 4}, {"budget": 9, "chunk": 3, "dense_layers": (2,)}],
+    "pbs-attn": [{"tau": 0.5, "block": 2, "segment": 4}, {"tau": 0.3, "block": 3, "segment": 3}],
+    "power-attention": [{"window": 1, "block": 2}, {"window": 3, "block": 1, "dense_layers": (0,)}],
     "quest": [
         {"budget": 12, "page": 4, "dense_layers": (0,)},
         {"budget": 12, "page": 4, "dense_layers": (), "reading": "kernel"},
@@ -114,6 +134,7 @@ LISTED: dict[str, list[dict[str, Any]]] = {
         {"budget": 12, "block": 4, "weights": weights_folder()},
         {"budget": 8, "block": 4, "weights": weights_folder(), "rope": False, "dense_layers": (1,)},
     ],
+    "s2-attention": [{"local": 2, "stride": 4, "block": 2}, {"local": 1, "stride": 3, "block": 4}],
     "streaming-llm": [{"budget": 9, "first": 2}, {"budget": 7, "first": 0}],
     "h2o": [
         {"budget": 9, "recent": 4, "first": 2},
@@ -136,10 +157,21 @@ LISTED: dict[str, list[dict[str, Any]]] = {
         {"budget": 2, "value_elements": 4, "local": 0, "dense_layers": (0,)},
     ],
     "dhsa-fixed": [{"budget": 12, "chunk": 2, "block": 4, "first": 2, "local": 4, "tail": 3}],
+    "vertical-slash": [
+        {"budget": 8, "vertical": 4, "first": 1, "local": 2, "last": 5},
+        {"budget": 4, "vertical": 2, "first": 1, "local": 1, "last": 5, "reading": "kernel", "block": 4},
+    ],
+    "xattention": [{"tau": 0.6, "stride": 2, "block": 4}, {"tau": 0.3, "stride": 4, "block": 4}],
 }
 
-# What must change beside the budget for a method to read everything.
+# What makes a method without a budget read everything; of the others a large budget must, and this beside it.
 FULL: dict[str, dict[str, Any]] = {
+    "anchor-attention": {"theta": 1e9},
+    "flexprefill": {"least": 400},
+    "pbs-attn": {"tau": 1.0},
+    "power-attention": {"window": 400},
+    "s2-attention": {"local": 400},
+    "xattention": {"tau": 1.1},
     "h2o": {"heavy_ratio": 0.0, "recent_ratio": 0.0},
     "infllm": {"local": 64},  # its far tokens are never dense: they all stand at one distance
     "mustafar": {"value_elements": 0},
@@ -153,7 +185,8 @@ def small_methods() -> list[Method]:
 
 def full_of(method: Method) -> Method:
     """The same method with all that it needs to read everything."""
-    return dataclasses.replace(method, budget=400, **FULL.get(method.name, {}))
+    budget = {"budget": 400} if isinstance(method, Budgeted) else {}
+    return dataclasses.replace(method, **budget, **FULL.get(method.name, {}))
 
 
 @pytest.fixture(params=small_methods(), ids=lambda method: method.label)
@@ -177,6 +210,30 @@ def make_model() -> Callable[..., PreTrainedModel]:
 def model(request: pytest.FixtureRequest, make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
     """Each kind of model in turn."""
     return make_model(request.param)
+
+
+def whole_prompt(q: Tensor, k: Tensor, method: Method, *, scaling: float = 0.5) -> QueryBlock:
+    """All queries [1, H, n, d] of one prompt with its keys [1, H_kv, n, d], planned where it is planned."""
+    positions = torch.arange(q.shape[2])[None]
+    row = PromptRow(q=q[0], k=k[0], scaling=scaling, layer=0)
+    plans = None if method.chunked_prefill else [method.plan(row)]
+    return QueryBlock(
+        q=q, k=k, v=k, positions=positions, scaling=scaling, layer=0, plans=plans, rotate=turned
+    )
+
+
+def sets_of(method: Method, q: Tensor, k: Tensor) -> list[list[set[int]]]:
+    """The keys that each head's queries of one prompt read: [head][position]."""
+    block = whole_prompt(q, k, method)
+    keep = (method.select(block) & block.visible).expand(1, q.shape[1], -1, -1)[0]
+    return [[set(query.nonzero().flatten().tolist()) for query in head] for head in keep]
+
+
+def random_prompt(count: int, seed: int = 0, *, heads: int = 4, groups: int = 2) -> tuple[Tensor, Tensor]:
+    """Queries [1, H, n, 8] and keys [1, H_kv, n, 8] of one prompt."""
+    maker = torch.Generator().manual_seed(seed)
+    q = torch.randn(1, heads, count, 8, generator=maker, dtype=torch.float64)
+    return q, torch.randn(1, groups, count, 8, generator=maker, dtype=torch.float64)
 
 
 def tokens(count: int, seed: int = 1) -> Tensor:
@@ -248,7 +305,7 @@ turned = Rotation(inv_freq=INV_FREQ, interleaved=False, at_end=False)
 """A rotary embedding for heads of 8."""
 
 
-def sets_of(
+def read_sets(
     method: RowMethod,
     q: Tensor,
     k: Tensor,

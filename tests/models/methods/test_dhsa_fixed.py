@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from nsa_models.methods import MethodError, attach, make_method
 
-from .conftest import as_sets, random_row, read_alone, sets_of, tokens
+from .conftest import as_sets, random_row, read_alone, read_sets, tokens
 
 
 def taken(q: Tensor, k: Tensor, number: int, *, prompt: int, sizes: dict[str, int]) -> set[int]:
@@ -46,7 +46,7 @@ SIZES = [
 def test_sets_follow_the_definition(sizes: dict[str, int], prompt: int) -> None:
     q, k = random_row(prompt)
     method = make_method("dhsa-fixed", **sizes)
-    found = sets_of(method, q, k, prompt=prompt)[0]
+    found = read_sets(method, q, k, prompt=prompt)[0]
     for t in range(prompt):
         expected = {*range(t + 1)}
         if t < prompt - sizes["tail"]:

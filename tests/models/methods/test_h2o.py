@@ -13,7 +13,7 @@ from nsa_models.methods import Memories, MethodError, make_method
 from nsa_models.methods._memory import Memory
 from nsa_models.methods.h2o import H2O, _Heavy
 
-from .conftest import as_sets, causal_weights, random_row, sets_of
+from .conftest import as_sets, causal_weights, random_row, read_sets
 
 
 def best(scores: dict[int, float], count: int) -> set[int]:
@@ -97,7 +97,7 @@ def test_sets_follow_the_definition_step_by_step(
     method = make_method("h2o", heavy + recent + first, recent=recent, first=first, variant=variant)
     plain = dropping if variant == "drop" else masking
     expected = plain(q, k, prompt, heavy=heavy, recent=recent, first=first)
-    found = sets_of(method, q, k, prompt=prompt)[0]
+    found = read_sets(method, q, k, prompt=prompt)[0]
     for number, t in enumerate(range(prompt, 48)):
         assert as_sets(found[t]) == [expected[group][number] for group in (0, 0, 1, 1)], t
 
@@ -118,13 +118,13 @@ def test_equal_scores_go_to_the_lower_index() -> None:
 
 def test_a_dropped_key_never_comes_back_and_a_masked_one_may_after_a_step() -> None:
     q, k = random_row(60, seed=3)
-    found = sets_of(make_method("h2o", 10, recent=4), q, k, prompt=20)[0]
+    found = read_sets(make_method("h2o", 10, recent=4), q, k, prompt=20)[0]
     for head in range(4):
         sets = [as_sets(found[t])[head] for t in range(20, 60)]
         gone = [{*range(t)} - sets[t - 20] for t in range(20, 60)]
         assert all(one <= two for one, two in pairwise(gone))
     k[:, :, 20:] *= 4  # later keys that outdo those of the prompt
-    found = sets_of(make_method("h2o", 10, recent=4, variant="mask"), q, k, prompt=20)[0]
+    found = read_sets(make_method("h2o", 10, recent=4, variant="mask"), q, k, prompt=20)[0]
     returned = 0
     for t in range(20, 58):
         for one, two in zip(as_sets(found[t]), as_sets(found[t + 1]), strict=True):
@@ -137,15 +137,15 @@ def test_a_dropped_key_never_comes_back_and_a_masked_one_may_after_a_step() -> N
 def test_pieces_of_a_prompt_sum_to_the_same_scores() -> None:
     q, k = random_row(40)
     method = make_method("h2o", 9, recent=4)
-    whole = sets_of(method, q, k, prompt=30)[0]
-    pieces = sets_of(method, q, k, prompt=30, pieces=[1, 12, 16, 1])[0]
+    whole = read_sets(method, q, k, prompt=30)[0]
+    pieces = read_sets(method, q, k, prompt=30, pieces=[1, 12, 16, 1])[0]
     assert all(torch.equal(whole[t], pieces[t]) for t in range(30, 40))
 
 
 def test_sizes_may_be_parts_of_the_prompt() -> None:
     q, k = random_row(48)
     method = make_method("h2o", 400, recent=200, variant="mask", heavy_ratio=0.1, recent_ratio=0.2)
-    found = sets_of(method, q, k, prompt=39)[0]
+    found = read_sets(method, q, k, prompt=39)[0]
     expected = masking(q, k, 39, heavy=3, recent=7, first=0)
     assert as_sets(found[45]) == [expected[group][6] for group in (0, 0, 1, 1)]
     assert method.stated_reads(46, prompt=39, layer=0) == (10, 10)
@@ -155,7 +155,7 @@ def test_sizes_may_be_parts_of_the_prompt() -> None:
 def test_oneshot_chooses_columns_by_the_whole_prompt() -> None:
     q, k = random_row(40)
     method = make_method("h2o", 10, recent=3, first=1, variant="oneshot")
-    found = sets_of(method, q, k, prompt=40)[0]
+    found = read_sets(method, q, k, prompt=40)[0]
     sums = causal_weights(q, k).sum(1).unflatten(0, (2, 2)).sum(1)  # [groups, S], over all rows
     for group in (0, 1):
         columns = best({s: float(sums[group, s]) for s in range(1, 40)}, 6) | {0}
@@ -184,7 +184,7 @@ def test_memory_is_never_changed_in_place() -> None:
     row = Memories.fresh(1).rows[0]
     row.layers[0] = Memory(own=_Heavy(torch.zeros(2, 3)), seen=3)
     twin = row.copy()
-    sets_of(make_method("h2o", 9, recent=4), q, k, prompt=20)
+    read_sets(make_method("h2o", 9, recent=4), q, k, prompt=20)
     twin.layers[0].own = _Heavy(torch.ones(2, 4))
     assert row.layers[0].own.scores.shape == (2, 3)
 

@@ -15,7 +15,7 @@ from nsa_models.methods import Memories, MethodError, attach, make_method
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._rowwise import attend_rows
 
-from .conftest import INV_FREQ, as_sets, random_row, read_alone, sets_of, tokens, turned
+from .conftest import INV_FREQ, as_sets, random_row, read_alone, read_sets, tokens, turned
 
 
 def at(x: Tensor, position: float) -> Tensor:
@@ -117,7 +117,7 @@ def test_sets_and_outputs_follow_the_definition(sizes: dict[str, int], prompt: i
     )
     positions = torch.arange(total)[None]
     rotated_q, rotated_k = turned(q, positions), turned(k, positions)
-    found = sets_of(method, rotated_q, rotated_k, prompt=prompt)[0]
+    found = read_sets(method, rotated_q, rotated_k, prompt=prompt)[0]
     for t, (sets, _) in enumerate(expected):
         assert as_sets(found[t]) == sets, t
         assert method.stated_reads(t + 1, prompt=prompt, layer=0) == (len(sets[0]),) * 2
@@ -142,9 +142,11 @@ def test_blocks_of_a_small_case() -> None:
     method = make_method("infllm", 13, first=1, local=4, block=2, representatives=1, unit=1)
     assert method._made(13) == (1, 4)  # key 0 first, blocks (1, 2) (3, 4) (5, 6) (7, 8)
     q, k = random_row(14)
-    assert as_sets(sets_of(method, q, k, prompt=13)[0][13]) == [{*range(14)}] * 4  # 9 waits, 10-13 are local
+    assert (
+        as_sets(read_sets(method, q, k, prompt=13)[0][13]) == [{*range(14)}] * 4
+    )  # 9 waits, 10-13 are local
     fewer = make_method("infllm", 7, first=1, local=4, block=2, representatives=1, unit=1)
-    for keys in as_sets(sets_of(fewer, q, k, prompt=13)[0][13]):
+    for keys in as_sets(read_sets(fewer, q, k, prompt=13)[0][13]):
         assert keys >= {0, 9, 10, 11, 12, 13}
         assert len(keys) == 8  # and one block
 

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from nsa_models.methods import (
+    Budgeted,
     Method,
     MethodError,
     QueryBlock,
@@ -22,17 +23,45 @@ from nsa_models.methods import (
     parse_method,
 )
 
-from .conftest import LISTED, Rows, full_of, random_row, read_alone, sets_of, tokens, turned
+from .conftest import (
+    LISTED,
+    Rows,
+    full_of,
+    random_prompt,
+    random_row,
+    read_alone,
+    read_sets,
+    small_methods,
+    tokens,
+    turned,
+    whole_prompt,
+)
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
+# Methods whose choices see later tokens: those of a query's own block alone, of this many queries, or all.
+ROW_BLOCK: dict[str, Callable[[Method], int]] = {
+    "anchor-attention": lambda method: method.block * method.step,
+    "block-sparse": lambda method: method.block,
+    "xattention": lambda method: method.block,
+}
+LOOKS_AHEAD = {"flexprefill", "pbs-attn", "vertical-slash"}
 
-# Methods of which a change in one head's query may move what other heads read.
+# Methods whose choices go by how weights are spread, which the scale of queries changes.
+# Methods that take one row at a time, and the others, whose choices are looked at block by block.
+OF_ROWS = [method for method in small_methods() if isinstance(method, RowMethod)]
+OF_QUERIES = [method for method in small_methods() if not isinstance(method, RowMethod)]
+of_rows = pytest.mark.parametrize("method", OF_ROWS, ids=lambda method: method.label)
+of_queries = pytest.mark.parametrize("method", OF_QUERIES, ids=lambda method: method.label)
+
+# Methods by KV head that read everything, or whose blocks are all settled beforehand at such sizes.
+SETTLED = ("mustafar", "infllm-v2", "nosa")
+# Methods of rows of which a change in one head's query may move what other heads read.
 POOLED = ("infllm", "ada-snapkv", "dhsa-fixed")
-# Methods that choose by a product with the query, or not by the query at all; the others weigh softmaxes.
-SCALE_FREE = ("exact-top", "quest", "streaming-llm", "tidal-decode", "mustafar", "dhsa-fixed")
 # Methods whose budget isn't one of tokens.
 READS_ALL = ("mustafar",)
+
+BY_WEIGHTS = {"anchor-attention", "flexprefill", "pbs-attn", "vertical-slash", "xattention"}
 
 
 def stated(method: Method, start: int, end: int, *, prompt: int, layer: int) -> tuple[int, int]:
@@ -55,11 +84,12 @@ def test_declarations_are_complete(method: Method) -> None:
 
 
 def test_label_tells_parameters_apart(method: Method) -> None:
-    assert method.label == f"{method.name}@{method.budget}" or "=" in method.label
     weights = {name: value for name, value in method.parameters().items() if name == "weights"}
-    default = make_method(method.name, 2560, **weights)
-    assert default.label.startswith(f"{method.name}@2560")
-    assert weights or default.label == f"{method.name}@2560"
+    default = make_method(method.name, 49_152 if isinstance(method, Budgeted) else None, **weights)
+    stated = "+".join(f"{field}={getattr(default, field)}" for field in default.stated)
+    expected = f"{method.name}@{stated}".replace("budget=", "")
+    assert default.label.startswith(expected)
+    assert weights or default.label == expected
     assert (method.label == default.label) == (method == default)
 
 
@@ -69,22 +99,24 @@ def test_text_gives_the_same_method(method: Method) -> None:
         for key, value in method.parameters().items()
         if key != "budget"
     ]
-    assert parse_method(f"{method.name}:{','.join([str(method.budget), *options])}") == method
+    budget = [str(method.budget)] if isinstance(method, Budgeted) else []
+    assert parse_method(f"{method.name}:{','.join([*budget, *options])}") == method
 
 
 def test_full_budget_is_dense(model: PreTrainedModel, method: Method) -> None:
-    row, full = tokens(40), full_of(method)
-    # The last forward is one in which the method acts.
-    steps = 0 if method.phase == "prefill" else 1
-    # Prompts are sparse from the first query on, decode-only methods from the first step on.
-    first = len(row) - steps if method.phase == "decode" else 0
-    for layer in range(3):
-        wanted = sum(range(first + 1, len(row) + 1))
-        assert stated(full, first, len(row), prompt=len(row) - steps, layer=layer) == (wanted, wanted)
-    dense = read_alone(model, None, row, steps)
+    row = tokens(40)
+    full = full_of(method)
+    dense = read_alone(model, None, row, 1)
     with attach(model, full) as attached:
-        torch.testing.assert_close(read_alone(model, attached, row, steps), dense, **CLOSE)
-        assert any(layer.sparse for layer in attached.reads.last)
+        rows = Rows(model, 1, attached)
+        found, chose = [], []
+        for piece, decode in ((row[:-1], False), (row[-1:], True)):
+            found += rows.feed([piece], decode=decode)
+            last = attached.reads.last
+            assert all(layer.counts.read == layer.counts.dense for layer in last)
+            chose += [layer.phase for layer in last if layer.sparse]
+    torch.testing.assert_close(torch.cat(found), dense, **CLOSE)
+    assert {*chose} == ({"prefill", "decode"} if method.phase == "both" else {method.phase})
 
 
 def test_small_budget_is_not_dense(model: PreTrainedModel, method: Method) -> None:
@@ -95,7 +127,38 @@ def test_small_budget_is_not_dense(model: PreTrainedModel, method: Method) -> No
     assert (sparse[-1] - dense[-1]).abs().max() > 1e-3
 
 
-def test_selection_is_causal_as_declared(model: PreTrainedModel, method: Method) -> None:
+def changed_rows(model: PreTrainedModel, method: Method, first: int, seed: int) -> torch.Tensor:
+    """Whether each position's logits move, [40], when the tokens from `first` on are others."""
+    row, other = tokens(40), tokens(40, seed=seed)
+    changed = torch.cat([row[:first], other[first:]])
+    with attach(model, method) as attached:
+        one, two = (read_alone(model, attached, ids, 0) for ids in (row, changed))
+    return (one - two).abs().amax(-1) > 1e-9
+
+
+@of_queries
+def test_selection_is_causal(model: PreTrainedModel, method: Method) -> None:
+    assert method.lm_scores == (method.name not in {*ROW_BLOCK, *LOOKS_AHEAD})
+    # Causal after a query's own block of queries; that of a causal method is itself.
+    block = ROW_BLOCK.get(method.name, lambda _: 1)(method)
+    first = 25 // block * block
+    changed = changed_rows(model, method, first, 9)
+    assert changed[first:].any()
+    if method.name not in LOOKS_AHEAD:
+        assert not changed[:first].any()
+    if method.lm_scores:
+        return
+    # The tokens changed are all behind these queries, and yet they choose other keys.
+    begin, laters = (first, [first + block - 1]) if method.name in ROW_BLOCK else (0, [38, 34, 28])
+    assert any(
+        changed_rows(model, method, later, seed)[begin:later].any()
+        for later in laters
+        for seed in range(9, 15)
+    )
+
+
+@of_rows
+def test_selection_of_a_row_is_causal_as_declared(model: PreTrainedModel, method: Method) -> None:
     leaks = []
     with attach(model, method) as attached:
         for seed in range(9, 15):
@@ -113,21 +176,35 @@ def test_selection_is_causal_as_declared(model: PreTrainedModel, method: Method)
 def test_pieces_equal_the_whole_prompt_or_are_refused(model: PreTrainedModel, method: Method) -> None:
     row = tokens(40)
     with attach(model, method) as attached:
-        if not method.chunked_prefill:
-            rows = Rows(model, 1, attached)
-            rows.feed([row[:13]])
-            with pytest.raises(
-                MethodError, match=f"{method.name}: it needs a prompt whole.* begins at token 13"
-            ):
-                rows.feed([row[13:]])
-            return
         whole = read_alone(model, attached, row, 6)
         rows = Rows(model, 1, attached)
         # A last piece of one token is still prefill.
-        parts = [logits for piece in row[:34].split([13, 20, 1]) for logits in rows.feed([piece])]
+        pieces = row[:34].split([13, 20, 1])
+        if not method.chunked_prefill:
+            rows.feed(pieces[:1])
+            refused = f"{method.name}: (a prompt was read in pieces|it needs a prompt whole)"
+            for piece in (pieces[1], pieces[2]):
+                with pytest.raises(MethodError, match=refused):
+                    rows.feed([piece])
+                if isinstance(method, RowMethod):
+                    break  # the cache has the piece now, and what is remembered of the row hasn't
+            return
+        parts = [logits for piece in pieces for logits in rows.feed([piece])]
         for token in row[34:]:
             parts += rows.feed([token[None]], decode=True)
     torch.testing.assert_close(torch.cat(parts), whole, **CLOSE)
+
+
+def test_blocks_of_the_attention_change_nothing(
+    model: PreTrainedModel, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = tokens(40)
+    with attach(model, method) as attached:
+        whole, read = read_alone(model, attached, row, 3), attached.reads.prefill
+        attached.reads.reset()
+        monkeypatch.setattr("nsa_models.methods._block._CELLS_CPU", 4 * 40 * 7)  # 7 queries
+        torch.testing.assert_close(read_alone(model, attached, row, 3), whole, **CLOSE)
+        assert attached.reads.prefill == read
 
 
 def test_padded_rows_equal_rows_alone(model: PreTrainedModel, method: Method) -> None:
@@ -140,8 +217,8 @@ def test_padded_rows_equal_rows_alone(model: PreTrainedModel, method: Method) ->
         rows = Rows(model, 3, attached)
         parts: list[list[torch.Tensor]] = [[], [], []]
         splits = [row[:-6].split(sizes) for row, sizes in zip(many, pieces, strict=True)]
-        for step in range(len(pieces[0])):
-            for row, logits in enumerate(rows.feed([split[step] for split in splits])):
+        for given in zip(*splits, strict=True):
+            for row, logits in enumerate(rows.feed(list(given))):
                 parts[row].append(logits)
         for step in range(6):
             given = [row[len(row) - 6 + step][None] for row in many]
@@ -238,27 +315,62 @@ def test_two_models_do_not_mix(
         assert attached.reads.decode.read == 2 * counted.read
 
 
-def chosen(method: Method, position: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+SCALE_COUNTS = {
+    "infllm-v2": "it adds up softmaxes of several heads, whose shares depend on their scale",
+    "nosa": "it adds up softmaxes of several heads, whose shares depend on their scale",
+    "seer-attention": "an incomplete block stands among its logits with 0",
+}
+
+
+def chosen(method: Method, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """What a prompt's queries read, [1, H, n, n]; of a decode-only method its last query as a step."""
+    if method.phase != "decode":
+        block = whole_prompt(q, k, method)
+    else:
+        last = torch.tensor([[q.shape[2] - 1]])
+        block = QueryBlock(q=q[:, :, -1:], k=k, v=k, positions=last, scaling=0.5, layer=0, rotate=turned)
+    return method.select(block).expand(1, q.shape[1], -1, -1)
+
+
+def chosen_in_row(method: RowMethod, position: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """[4, 24] what the query at a position reads: as a decode step, else inside of a prompt of 24 tokens."""
-    if isinstance(method, RowMethod):
-        prompt = 24 if method.phase == "prefill" else position
-        layers = [layer for layer in range(3) if layer not in method.dense_layers]
-        found = sets_of(method, q, k, prompt=prompt, end=max(prompt, position + 1), layers=layers)
-        layer = max(layer for layer in layers if layer not in getattr(method, "choosing", ()))
-        keep = found[layer][position]
-        return torch.nn.functional.pad(keep, (0, 24 - keep.shape[1]))
-    positions = torch.tensor([[position]])
-    query = q[:, :, position : position + 1]
-    block = QueryBlock(q=query, k=k, v=k, positions=positions, scaling=0.5, layer=0, rotate=turned)
-    return method.select(block).expand(1, 4, 1, 24)[0, :, 0] & block.visible[0, :, 0]
+    prompt = 24 if method.phase == "prefill" else position
+    layers = [layer for layer in range(3) if layer not in method.dense_layers]
+    found = read_sets(method, q, k, prompt=prompt, end=max(prompt, position + 1), layers=layers)
+    layer = max(layer for layer in layers if layer not in getattr(method, "choosing", ()))
+    keep = found[layer][position]
+    return torch.nn.functional.pad(keep, (0, 24 - keep.shape[1]))
 
 
+@of_queries
 def test_heads_share_a_selection_as_declared(method: Method) -> None:
+    moved = apart = False
+    for seed in range(3):
+        q, k = random_prompt(24, seed)
+        changed = q.clone()
+        changed[:, 0] = -q[:, 0]
+        one, two = chosen(method, q, k), chosen(method, changed, k)
+        moved |= not torch.equal(one[:, 0], two[:, 0])
+        assert torch.equal(one[:, 2:], two[:, 2:])
+        if method.per == "query head":
+            assert torch.equal(one[:, 1], two[:, 1])
+        elif method.per == "layer":
+            assert (one == one[:, :1]).all()
+        else:
+            assert torch.equal(one[:, 0], one[:, 1])
+            assert torch.equal(two[:, 0], two[:, 1])
+            apart |= not torch.equal(one[:, 0], one[:, 2])
+    assert moved or method.per != "query head"
+    assert apart or method.per != "KV head" or method.name in SETTLED
+
+
+@of_rows
+def test_heads_share_a_rows_selection_as_declared(method: RowMethod) -> None:
     q, k = random_row(24)
     other = q.clone()
     other[:, 0] = -other[:, 0]
     position = 20 if method.phase == "prefill" else 23
-    one, two = (chosen(method, position, queries, k) for queries in (q, other))
+    one, two = (chosen_in_row(method, position, queries, k) for queries in (q, other))
     if method.name not in POOLED:
         assert torch.equal(one[2:], two[2:])
     if method.per == "query head":
@@ -270,21 +382,61 @@ def test_heads_share_a_selection_as_declared(method: Method) -> None:
         assert torch.equal(one[0], one[1])
 
 
-@pytest.mark.parametrize("name", SCALE_FREE)
-def test_selection_ignores_the_scale_of_queries(name: str) -> None:
-    q, k = random_row(24)
-    for options in LISTED[name]:
-        method = make_method(name, **options)
-        for factor in (0.01, 7.0):
-            assert torch.equal(chosen(method, 20, factor * q, k), chosen(method, 20, q, k))
+@of_queries
+def test_selection_ignores_the_scale_of_queries_unless_it_goes_by_weights(method: Method) -> None:
+    if method.name in SCALE_COUNTS:
+        pytest.skip(SCALE_COUNTS[method.name])
+    same = []
+    for seed in range(4):
+        q, k = random_prompt(23, seed)
+        same += [torch.equal(chosen(method, factor * q, k), chosen(method, q, k)) for factor in (0.01, 7.0)]
+    assert all(same) == (method.name not in BY_WEIGHTS)
 
 
+@of_queries
+@pytest.mark.parametrize("count", [1, 2, 6, 12, 13, 24])
+def test_selection_of_one_query_has_the_stated_size(method: Method, count: int) -> None:
+    keep = chosen(method, *random_prompt(count))
+    for row, position in enumerate(range(count - keep.shape[2], count)):
+        assert not keep[:, :, row, position + 1 :].any()
+        for size in keep[:, :, row].sum(-1).flatten().tolist():
+            assert (
+                method.kv_reads_least(position + 1) <= size <= method.kv_reads(position + 1) <= position + 1
+            )
+    assert method.index_reads(count) >= 0
+
+
+@of_rows
 @pytest.mark.parametrize("position", [0, 1, 5, 11, 12, 20, 23])
-def test_selection_of_one_query_has_the_stated_size(method: Method, position: int) -> None:
-    keep = chosen(method, position, *random_row(24))
+def test_selection_of_a_rows_query_has_the_stated_size(method: RowMethod, position: int) -> None:
+    keep = chosen_in_row(method, position, *random_row(24))
     assert not keep[:, position + 1 :].any()
     layer = max({*range(3)} - {*method.dense_layers, *getattr(method, "choosing", ())})
     prompt = 24 if method.phase == "prefill" else position
     least, most = method.stated_reads(position + 1, prompt=prompt, layer=layer)
     for size in keep.sum(-1).tolist():
         assert least <= size <= most <= position + 1
+
+
+# Keys and mean keys read to choose, by the query at position 9999: of what a block of queries or a whole
+# prompt reads together, its share, rounded up.
+INDEX_READS = {
+    "anchor-attention": ({}, 3 * 2048 // 128),
+    "block-sparse": ({"budget": 6400}, 3),
+    "exact-top": ({"budget": 2560}, 10_000),
+    "flexprefill": ({}, 128 + 1),
+    "moba": ({"budget": 49_152}, 2),
+    "pbs-attn": ({}, 128 + 1),
+    "power-attention": ({}, 0),
+    "quest": ({"budget": 2560}, 2 * 625),
+    "s2-attention": ({}, 0),
+    "streaming-llm": ({"budget": 512}, 0),
+    "vertical-slash": ({"budget": 7096}, 64),
+    "xattention": ({}, 625),
+}
+
+
+@pytest.mark.parametrize("name", list(INDEX_READS))
+def test_choosing_costs_as_stated(name: str) -> None:
+    options, expected = INDEX_READS[name]
+    assert make_method(name, **options).index_reads(10_000) == expected

@@ -11,7 +11,7 @@ from torch import Tensor
 from nsa_models.methods import MethodError, make_method
 from nsa_models.methods._window import pooled
 
-from .conftest import as_sets, causal_weights, random_row, sets_of
+from .conftest import as_sets, causal_weights, random_row, read_sets
 
 
 def pool_by_hand(scores: list[float], kernel: int, kind: str) -> list[float]:
@@ -49,7 +49,7 @@ def test_sets_follow_the_definition_and_later_tokens_stay(
     weights = causal_weights(q[:, :, :prompt], k[:, :, :prompt])
     expected = [kept_by_snapkv(weights[head], capacity, window, kernel, kind) for head in range(4)]
     for pieces in ([], [prompt - 1, 1], [1] * prompt):
-        found = sets_of(method, q, k, prompt=prompt, pieces=pieces)[0]
+        found = read_sets(method, q, k, prompt=prompt, pieces=pieces)[0]
         for t in range(prompt, prompt + 5):
             assert as_sets(found[t]) == [kept | {*range(prompt, t + 1)} for kept in expected]
             assert method.stated_reads(t + 1, prompt=prompt, layer=0)[0] == len(as_sets(found[t])[0])
@@ -65,9 +65,9 @@ def test_pooled_scores_of_a_small_case() -> None:
 
 def test_a_prompt_within_the_budget_is_dense() -> None:
     q, k = random_row(20)
-    found = sets_of(make_method("snapkv", 16, window=4), q, k, prompt=16)[0]
+    found = read_sets(make_method("snapkv", 16, window=4), q, k, prompt=16)[0]
     assert as_sets(found[19]) == [{*range(20)}] * 4
-    found = sets_of(make_method("snapkv", 15, window=4), q, k, prompt=16)[0]
+    found = read_sets(make_method("snapkv", 15, window=4), q, k, prompt=16)[0]
     assert [len(keys) for keys in as_sets(found[19])] == [19] * 4
 
 
@@ -104,7 +104,7 @@ def test_heads_share_their_budgets(capacity: int, local: int, first: int, seed: 
     q, k = random_row(44, seed=seed)
     method = make_method("ada-snapkv", capacity, window=6, kernel=3, local=local, first=first)
     expected = kept_by_ada(causal_weights(q[:, :, :40], k[:, :, :40]), capacity, 6, 3, local, first)
-    found = sets_of(method, q, k, prompt=40, pieces=[30, 10])[0]
+    found = read_sets(method, q, k, prompt=40, pieces=[30, 10])[0]
     for t in range(40, 44):
         later = {*range(40, t + 1)}
         assert as_sets(found[t]) == [expected[group] | later for group in (0, 0, 1, 1)]
@@ -116,7 +116,7 @@ def test_heads_of_unequal_need_keep_unequal_numbers() -> None:
     q, k = random_row(44)
     k = k.clone()
     k[:, 1] *= 4  # sharper attention, higher maxima
-    found = sets_of(make_method("ada-snapkv", 12, window=6, kernel=3, local=3, first=1), q, k, prompt=40)[0]
+    found = read_sets(make_method("ada-snapkv", 12, window=6, kernel=3, local=3, first=1), q, k, prompt=40)[0]
     one, _, two, _ = (len(keys) for keys in as_sets(found[40]))
     assert one < 13 < two
 

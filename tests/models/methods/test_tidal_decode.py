@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from nsa_models.methods import MethodError, attach, make_method
 
-from .conftest import Rows, as_sets, random_row, read_alone, sets_of, tokens
+from .conftest import Rows, as_sets, random_row, read_alone, read_sets, tokens
 
 
 def best_keys(q: torch.Tensor, k: torch.Tensor, t: int, head: int, count: int) -> set[int]:
@@ -22,7 +22,7 @@ def best_keys(q: torch.Tensor, k: torch.Tensor, t: int, head: int, count: int) -
 def test_layers_behind_read_what_was_chosen_last_in_the_same_step() -> None:
     q, k = random_row(30)
     method = make_method("tidal-decode", 5, choosing=[1, 3], dense_layers=[0])
-    found = sets_of(method, q, k, prompt=20, layers=(1, 2, 3, 4))
+    found = read_sets(method, q, k, prompt=20, layers=(1, 2, 3, 4))
     for t in range(20, 30):
         expected = [best_keys(q, k, t, head, 5) for head in range(4)]
         assert as_sets(found[1][t]) == as_sets(found[3][t]) == [{*range(t + 1)}] * 4
@@ -64,8 +64,8 @@ def test_permuting_cached_pairs_leaves_a_step_unchanged() -> None:
     method = make_method("tidal-decode", 5, choosing=[0], dense_layers=[])
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist()
     moved = k[:, :, [*order, 20]]
-    one = sets_of(method, q, k, prompt=20, layers=(0, 1))[1][20]
-    two = sets_of(method, q, moved, prompt=20, layers=(0, 1))[1][20]
+    one = read_sets(method, q, k, prompt=20, layers=(0, 1))[1][20]
+    two = read_sets(method, q, moved, prompt=20, layers=(0, 1))[1][20]
     for here, there in zip(as_sets(one), as_sets(two), strict=True):
         assert {[*order, 20][s] for s in there} == here
 
