@@ -238,13 +238,14 @@ class Attached(ABC):
         return out
 
     def _watches(self, layer: int) -> bool:
-        """Whether the method wants to see queries of this layer that stay dense."""
-        return isinstance(self.method, RowMethod) and layer in self.layers and self._continued
+        """Whether the method wants to see a prompt's queries in this layer, which it leaves dense."""
+        acts_later = isinstance(self.method, RowMethod) and self.method.phase == "decode"
+        return acts_later and layer in self.layers and self._continued
 
     def _watch(
         self, q: Tensor, k: Tensor, place: Placement, *, scaling: float, layer: int, phase: Now
     ) -> None:
-        """Show the method a layer that stays dense in this phase; k in order of positions."""
+        """Show the method a piece of the prompts that stays dense; k in order of positions."""
         assert isinstance(self.method, RowMethod)
         observe_rows(
             self.method, q, k, place, self._memories_of(q.shape[0]),

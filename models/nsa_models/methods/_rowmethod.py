@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nsa_models.methods._base import Budgeted
 from nsa_models.methods._block import QueryBlock
+from nsa_models.methods._memory import Memory
 from nsa_models.methods._reads import Now
 
 
@@ -47,6 +48,12 @@ class RowMethod(Budgeted):
     def learn(self, block: QueryBlock, weights: Tensor) -> None:
         """Take note of queries that have chosen; `weights` [1, H, n, S] are those of their softmax."""
         return
+
+
+def memory_of(block: QueryBlock) -> Memory:
+    """What is remembered of the one row of a block."""
+    assert block.memory is not None, "a block of several rows"
+    return block.memory
 
 
 def group_sum(x: Tensor, groups: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool1d, max_pool1d
 
 from nsa_models.methods._base import Phase
 from nsa_models.methods._block import QueryBlock, grouped
-from nsa_models.methods._rowmethod import RowMethod
+from nsa_models.methods._rowmethod import RowMethod, memory_of
 
 Pool = Literal["avg", "max"]
 
@@ -71,16 +71,14 @@ class WindowMethod(RowMethod):
 
     def observe(self, block: QueryBlock) -> None:
         """Keep the last queries, whatever pieces they come in."""
-        memory = block.memory
-        assert memory is not None
+        memory = memory_of(block)
         before = [memory.own.queries] if memory.own is not None else []
         queries = torch.cat([*before, block.q], dim=2)[:, :, -self.window :]
         memory.own = _Last(queries.clone())  # a view would keep all of them alive
 
     def learn(self, block: QueryBlock, weights: Tensor) -> None:
         """Remember what the first step has found to be kept: nothing is dropped any more."""
-        memory = block.memory
-        assert memory is not None
+        memory = memory_of(block)
         if memory.own is not None and memory.own.kept is None:
             memory.own = replace(memory.own, kept=self._kept(block))
 
@@ -111,8 +109,7 @@ class WindowMethod(RowMethod):
         return self.kv_kept(prompt) + tokens - prompt
 
     def _kept(self, block: QueryBlock) -> Tensor:
-        memory = block.memory
-        assert memory is not None
+        memory = memory_of(block)
         own: _Last | None = memory.own
         prompt = memory.prompt or 0
         if own is not None and own.kept is not None:

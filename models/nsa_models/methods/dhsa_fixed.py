@@ -11,7 +11,7 @@ from torch import Tensor
 from nsa_models.methods._base import Phase
 from nsa_models.methods._block import QueryBlock, keep_top
 from nsa_models.methods._reads import Now
-from nsa_models.methods._rowmethod import RowMethod, lengthened
+from nsa_models.methods._rowmethod import RowMethod, lengthened, memory_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +89,7 @@ class DHSAFixed(RowMethod):
 
     def observe(self, block: QueryBlock) -> None:
         """Add keys, averaged over heads, to their chunks."""
-        memory = block.memory
-        assert memory is not None
-        if memory.prompt is not None:
-            return  # decode steps are dense
+        memory = memory_of(block)
         start, end = int(block.positions[0, 0]), block.k.shape[2]
         keys = block.k[0, :, start:end].mean(0)
         chunks = -(-memory.end // self.chunk)
@@ -102,8 +99,7 @@ class DHSAFixed(RowMethod):
 
     def select(self, block: QueryBlock) -> Tensor:
         """[1, 1, n, S]."""
-        memory = block.memory
-        assert memory is not None
+        memory = memory_of(block)
         start, width = int(block.positions[0, 0]), block.k.shape[2]
         if start >= memory.end - self.tail:
             return block.visible

@@ -11,7 +11,7 @@ from torch import Tensor
 from nsa_models.methods._base import Phase
 from nsa_models.methods._block import QueryBlock, keep_top
 from nsa_models.methods._reads import Now
-from nsa_models.methods._rowmethod import RowMethod, for_query_heads, group_sum, lengthened
+from nsa_models.methods._rowmethod import RowMethod, for_query_heads, group_sum, lengthened, memory_of
 
 Variant = Literal["drop", "mask", "oneshot"]
 
@@ -104,17 +104,13 @@ class H2O(RowMethod):
 
     def observe(self, block: QueryBlock) -> None:
         """Add what the block's queries give to each key under dense attention."""
-        memory = block.memory
-        assert memory is not None
-        if self.variant == "oneshot" and memory.prompt is not None:
-            return  # decode steps are dense and choose nothing
+        memory = memory_of(block)
         weights = block.logits.masked_fill(~block.visible, float("-inf")).softmax(-1)
         memory.own = _Heavy(_added(memory.own, weights, block.k.shape[1]))
 
     def learn(self, block: QueryBlock, weights: Tensor) -> None:
         """Add what a decoded token gives, and drop what the next one will not see."""
-        memory = block.memory
-        assert memory is not None
+        memory = memory_of(block)
         if self.variant == "oneshot":
             return
         scores = _added(self._settled(block), weights, block.k.shape[1])
@@ -169,8 +165,7 @@ class H2O(RowMethod):
 
     def _settled(self, block: QueryBlock) -> _Heavy:
         """Memory before this step; at the first one, what is left of the prompt."""
-        memory = block.memory
-        assert memory is not None
+        memory = memory_of(block)
         own: _Heavy | None = memory.own
         if own is None:  # nothing came before
             own = _Heavy(block.k.new_zeros(block.k.shape[1], 0))
@@ -210,8 +205,7 @@ class H2O(RowMethod):
         return _Heavy(scores, _with_one_more(chosen | window) if recent else lengthened(chosen, width + 1))
 
     def _oneshot(self, block: QueryBlock) -> Tensor:
-        memory = block.memory
-        assert memory is not None
+        memory = memory_of(block)
         scores: Tensor = memory.own.scores
         heavy, recent = self._sizes(memory.end)
         width = block.k.shape[2]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nsa_models.methods._base import Phase
 from nsa_models.methods._block import QueryBlock, keep_top
-from nsa_models.methods._rowmethod import RowMethod, lengthened
+from nsa_models.methods._rowmethod import RowMethod, lengthened, memory_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,7 @@ class InfLLM(RowMethod):
 
     def learn(self, block: QueryBlock, weights: Tensor) -> None:
         """Add the window's weights, and make the blocks that leave it."""
-        memory = block.memory
-        assert memory is not None
+        memory = memory_of(block)
         own: _Blocks | None = memory.own
         heads, width = block.q.shape[1], block.k.shape[2]
         s = torch.arange(width, device=block.k.device)
@@ -176,8 +175,7 @@ class InfLLM(RowMethod):
 
     def _chosen(self, block: QueryBlock, made: int) -> Tensor:
         """[made] blocks that the unit reads."""
-        memory = block.memory
-        assert memory is not None
+        memory = memory_of(block)
         representatives: Tensor = memory.own.representatives
         mean = self._far(block)[0].mean(1)  # [H, d]
         scores = torch.einsum("hd,mhd->m", mean, representatives)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nsa_models.methods._base import MethodError, Phase
 from nsa_models.methods._block import QueryBlock, keep_top
-from nsa_models.methods._rowmethod import RowMethod
+from nsa_models.methods._rowmethod import RowMethod, memory_of
 
 _CHOSEN = "chosen"
 
@@ -76,8 +76,7 @@ class TidalDecode(RowMethod):
 
     def select(self, block: QueryBlock) -> Tensor:
         """[1, H, 1, S]."""
-        memory = block.memory
-        assert memory is not None
+        memory = memory_of(block)
         if block.layer in self.choosing:
             # The scale is one number for all keys, and positive.
             memory.step[_CHOSEN] = keep_top(block.logits, self.budget, block.visible)
