@@ -198,6 +198,9 @@ def _evaluate_variant(
             "backend": str(facts.backend),
             "variant": variant.settings,
         }
+        weights = (facts.method or {}).get("parameters", {}).get("weights")
+        if weights is not None:
+            results["config"]["method_weights"] = weights
         events = (*prepared.imported, *tasks.events, *engine.audit, *_task_cuts(results["samples"]))
         audit = [event.model_dump(mode="json") for event in events]
         sheet = engine.cost_sheet(conditions_of(facts, config.engine))

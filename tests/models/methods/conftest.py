@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     DynamicCache,
@@ -20,6 +25,7 @@ from transformers import (
 
 from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
 from nsa_models.methods import Attached, Method, PromptRow, QueryBlock, make_method
+from nsa_models.methods._rotary import Rotation
 
 VOCAB = 61
 
@@ -48,6 +54,24 @@ MODELS: dict[str, Callable[..., PreTrainedModel]] = {
     ),
 }
 
+
+@functools.cache
+def weights_folder() -> str:
+    """A folder of small weights for methods that have some: they leave the logits as they are."""
+    folder = tempfile.mkdtemp(prefix="nsa-eval-methods-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    made = {}
+    for layer in range(SHAPE["num_hidden_layers"]):
+        here = f"model.layers.{layer}.self_attn."
+        made[here + "delta.weight"] = torch.randn(2, 16, generator=torch.Generator().manual_seed(layer))
+        made[here + "A"] = torch.zeros(2)
+        make = torch.Generator().manual_seed(10 + layer)
+        made[here + "attn_gate.attngate_linear_q.weight"] = torch.randn(2, 2, 8, 8, generator=make)
+        made[here + "attn_gate.attngate_linear_k.weight"] = torch.randn(2, 24, 8, generator=make)
+    save_file(made, f"{folder}/model.safetensors")
+    return folder
+
+
 # A method is tested by standing here: options under which a row of 40 tokens has far more than it reads.
 LISTED: dict[str, list[dict[str, Any]]] = {
     "anchor-attention": [
@@ -66,11 +90,38 @@ LISTED: dict[str, list[dict[str, Any]]] = {
     "moba": [{"budget": 8, "chunk": 4}, {"budget": 9, "chunk": 3, "dense_layers": (2,)}],
     "pbs-attn": [{"tau": 0.5, "block": 2, "segment": 4}, {"tau": 0.3, "block": 3, "segment": 3}],
     "power-attention": [{"window": 1, "block": 2}, {"window": 3, "block": 1, "dense_layers": (0,)}],
+    "infllm-v2": [
+        {"budget": 12, "kernel": 4, "stride": 2, "block": 4, "window": 4, "dense_length": 0},
+        {
+            "budget": 8,
+            "kernel": 4,
+            "stride": 2,
+            "block": 4,
+            "window": 0,
+            "dense_length": 16,
+            "first_blocks": 0,
+        },
+    ],
+    "nosa": [
+        {
+            "budget": 16,
+            "by_query": 12,
+            "kernel": 4,
+            "stride": 2,
+            "block": 4,
+            "window": 4,
+            "weights": weights_folder(),
+        },
+    ],
     "quest": [
         {"budget": 12, "page": 4, "dense_layers": (0,)},
         {"budget": 12, "page": 4, "dense_layers": (), "reading": "kernel"},
     ],
     "s2-attention": [{"local": 2, "stride": 4, "block": 2}, {"local": 1, "stride": 3, "block": 4}],
+    "seer-attention": [
+        {"budget": 12, "block": 4, "weights": weights_folder()},
+        {"budget": 8, "block": 4, "weights": weights_folder(), "rope": False, "dense_layers": (1,)},
+    ],
     "streaming-llm": [{"budget": 9, "first": 2}, {"budget": 7, "first": 0}],
     "vertical-slash": [
         {"budget": 8, "vertical": 4, "first": 1, "local": 2, "last": 5},
@@ -120,10 +171,17 @@ def model(request: pytest.FixtureRequest, make_model: Callable[..., PreTrainedMo
 
 def whole_prompt(q: Tensor, k: Tensor, method: Method, *, scaling: float = 0.5) -> QueryBlock:
     """All queries [1, H, n, d] of one prompt with its keys [1, H_kv, n, d], planned where it is planned."""
-    positions = torch.arange(q.shape[2])[None]
     row = PromptRow(q=q[0], k=k[0], scaling=scaling, layer=0)
-    plans = None if method.chunked_prefill else [method.plan(row)]
-    return QueryBlock(q=q, k=k, positions=positions, scaling=scaling, layer=0, plans=plans)
+    return QueryBlock(
+        q=q,
+        k=k,
+        v=torch.randn(k.shape, generator=torch.Generator().manual_seed(7), dtype=k.dtype),
+        positions=torch.arange(q.shape[2])[None],
+        scaling=scaling,
+        layer=0,
+        rotate=Rotation(inv_freq=torch.tensor([1.0, 0.3, 0.1, 0.03]), interleaved=False, at_end=False),
+        plans=None if method.chunked_prefill else [method.plan(row)],
+    )
 
 
 def sets_of(method: Method, q: Tensor, k: Tensor) -> list[list[set[int]]]:
