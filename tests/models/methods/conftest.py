@@ -184,15 +184,15 @@ def whole_prompt(q: Tensor, k: Tensor, method: Method, *, scaling: float = 0.5) 
     )
 
 
-def sets_of(method: Method, q: Tensor, k: Tensor) -> list[list[set[int]]]:
+def prompt_sets(method: Method, q: Tensor, k: Tensor) -> list[list[set[int]]]:
     """The keys that each head's queries of one prompt read: [head][position]."""
     block = whole_prompt(q, k, method)
     keep = (method.select(block) & block.visible).expand(1, q.shape[1], -1, -1)[0]
     return [[set(query.nonzero().flatten().tolist()) for query in head] for head in keep]
 
 
-def random_prompt(count: int, seed: int = 0, *, heads: int = 4, groups: int = 2) -> tuple[Tensor, Tensor]:
-    """Queries [1, H, n, 8] and keys [1, H_kv, n, 8] of one prompt."""
+def random_row(count: int, *, seed: int = 0, heads: int = 4, groups: int = 2) -> tuple[Tensor, Tensor]:
+    """Queries [1, H, count, 8] and keys [1, H_kv, count, 8]."""
     maker = torch.Generator().manual_seed(seed)
     q = torch.randn(1, heads, count, 8, generator=maker, dtype=torch.float64)
     return q, torch.randn(1, groups, count, 8, generator=maker, dtype=torch.float64)

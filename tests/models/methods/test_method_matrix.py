@@ -22,7 +22,7 @@ from nsa_models.methods import (
     parse_method,
 )
 
-from .conftest import FULL, LISTED, Rows, random_prompt, read_alone, tokens, whole_prompt
+from .conftest import FULL, LISTED, Rows, random_row, read_alone, tokens, whole_prompt
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -141,7 +141,7 @@ def test_pieces_equal_the_whole_prompt_or_are_refused(model: PreTrainedModel, me
         if not method.chunked_prefill:
             rows.feed(pieces[:1])
             for piece in (pieces[1], pieces[2]):
-                with pytest.raises(MethodError, match=f"{method.name}: a prompt was read in pieces"):
+                with pytest.raises(MethodError, match=f"{method.name}: it needs a prompt whole"):
                     rows.feed([piece])
             return
         parts = [logits for piece in pieces for logits in rows.feed([piece])]
@@ -286,7 +286,7 @@ SCALE_COUNTS = {
 def test_heads_share_a_selection_as_declared(method: Method) -> None:
     moved = False
     for seed in range(3):
-        q, k = random_prompt(24, seed)
+        q, k = random_row(24, seed=seed)
         changed = q.clone()
         changed[:, 0] = -q[:, 0]
         one, two = chosen(method, q, k), chosen(method, changed, k)
@@ -307,14 +307,14 @@ def test_selection_ignores_the_scale_of_queries_unless_it_goes_by_weights(method
         pytest.skip(SCALE_COUNTS[method.name])
     same = []
     for seed in range(4):
-        q, k = random_prompt(23, seed)
+        q, k = random_row(23, seed=seed)
         same += [torch.equal(chosen(method, factor * q, k), chosen(method, q, k)) for factor in (0.01, 7.0)]
     assert all(same) == (method.name not in BY_WEIGHTS)
 
 
 @pytest.mark.parametrize("count", [1, 2, 6, 12, 13, 24])
 def test_selection_of_one_query_has_the_stated_size(method: Method, count: int) -> None:
-    keep = chosen(method, *random_prompt(count))
+    keep = chosen(method, *random_row(count))
     for row, position in enumerate(range(count - keep.shape[2], count)):
         assert not keep[:, :, row, position + 1 :].any()
         for size in keep[:, :, row].sum(-1).flatten().tolist():
