@@ -8,7 +8,7 @@ import torch
 from nsa_models.methods import MethodError, make_method
 from nsa_models.methods.block_sparse import choose
 
-from .conftest import random_row, prompt_sets
+from .conftest import prompt_sets, random_row
 
 
 def by_definition(q: torch.Tensor, k: torch.Tensor, t: int, block: int, count: int) -> set[int]:

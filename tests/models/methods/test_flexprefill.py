@@ -12,7 +12,7 @@ from nsa_models.methods import flexprefill as module
 from nsa_models.methods._planned import cover
 from nsa_models.methods.flexprefill import heaviest, root_divergence
 
-from .conftest import random_row, prompt_sets
+from .conftest import prompt_sets, random_row
 
 BLOCK = 4
 

@@ -8,7 +8,7 @@ import torch
 from nsa_models.methods import MethodError, make_method
 from nsa_models.methods.power_attention import visible_blocks
 
-from .conftest import random_row, prompt_sets
+from .conftest import prompt_sets, random_row
 
 
 def by_definition(t: int, window: int, block: int) -> set[int]:

@@ -6,7 +6,7 @@ import pytest
 
 from nsa_models.methods import MethodError, make_method
 
-from .conftest import random_row, prompt_sets
+from .conftest import prompt_sets, random_row
 
 
 def by_definition(t: int, shift: int, local: int, stride: int, block: int) -> set[int]:

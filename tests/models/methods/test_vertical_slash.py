@@ -8,7 +8,7 @@ import torch
 from nsa_models.methods import MethodError, make_method
 from nsa_models.methods.vertical_slash import kernel_keys, kernel_starts
 
-from .conftest import random_row, prompt_sets
+from .conftest import prompt_sets, random_row
 
 
 def columns_and_offsets(

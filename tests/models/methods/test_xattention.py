@@ -11,7 +11,7 @@ from nsa_models.methods import MethodError, PromptRow, make_method
 from nsa_models.methods import xattention as module
 from nsa_models.methods.xattention import choose, masses
 
-from .conftest import random_row, prompt_sets
+from .conftest import prompt_sets, random_row
 
 
 def mass_by_definition(q: torch.Tensor, k: torch.Tensor, stride: int, block: int) -> list[list[float]]:
