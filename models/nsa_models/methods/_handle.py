@@ -273,8 +273,8 @@ class Attached(ABC):
         rows = prompt_rows(q, k, place, scaling=scaling, layer=layer)
         if rows is None:
             raise MethodError(
-                f"{self.method.name}: a prompt was read in pieces, and its choices need the whole prompt; "
-                "read it in one forward with an empty cache, and wrap decode steps in decoding()"
+                f"{self.method.name}: it needs a prompt whole, and this one came in pieces; read it in one "
+                "forward with an empty cache, and wrap decode steps in decoding()"
             )
         return [None if row is None else self.method.plan(row) for row in rows]
 

@@ -95,6 +95,13 @@ LISTED: dict[str, list[dict[str, Any]]] = {
         {"budget": 9, "first": 2, "local": 3},
         {"budget": 6, "first": 0, "local": 0, "dense_layers": (1,)},
     ],
+    "flexprefill": [
+        {"gamma": 0.5, "tau": 0.0, "least": 7, "block": 4},
+        {"gamma": 0.4, "tau": 1.0, "least": 3, "block": 4},
+    ],
+    "moba": [{"budget": 8, "chunk": 4}, {"budget": 9, "chunk": 3, "dense_layers": (2,)}],
+    "pbs-attn": [{"tau": 0.5, "block": 2, "segment": 4}, {"tau": 0.3, "block": 3, "segment": 3}],
+    "power-attention": [{"window": 1, "block": 2}, {"window": 3, "block": 1, "dense_layers": (0,)}],
     "infllm-v2": [
         {"budget": 12, "kernel": 4, "stride": 2, "block": 4, "window": 4, "dense_length": 0},
         {
@@ -118,23 +125,16 @@ LISTED: dict[str, list[dict[str, Any]]] = {
             "weights": weights_folder(),
         },
     ],
-    "flexprefill": [
-        {"gamma": 0.5, "tau": 0.0, "least": 7, "block": 4},
-        {"gamma": 0.4, "tau": 1.0, "least": 3, "block": 4},
-    ],
-    "moba": [{"budget": 8, "chunk": 4}, {"budget": 9, "chunk": 3, "dense_layers": (2,)}],
-    "pbs-attn": [{"tau": 0.5, "block": 2, "segment": 4}, {"tau": 0.3, "block": 3, "segment": 3}],
-    "power-attention": [{"window": 1, "block": 2}, {"window": 3, "block": 1, "dense_layers": (0,)}],
     "quest": [
         {"budget": 12, "page": 4, "dense_layers": (0,)},
         {"budget": 12, "page": 4, "dense_layers": (), "reading": "kernel"},
         {"budget": 14, "page": 4, "dense_layers": (), "first": 2, "local": 3},
     ],
+    "s2-attention": [{"local": 2, "stride": 4, "block": 2}, {"local": 1, "stride": 3, "block": 4}],
     "seer-attention": [
         {"budget": 12, "block": 4, "weights": weights_folder()},
         {"budget": 8, "block": 4, "weights": weights_folder(), "rope": False, "dense_layers": (1,)},
     ],
-    "s2-attention": [{"local": 2, "stride": 4, "block": 2}, {"local": 1, "stride": 3, "block": 4}],
     "streaming-llm": [{"budget": 9, "first": 2}, {"budget": 7, "first": 0}],
     "h2o": [
         {"budget": 9, "recent": 4, "first": 2},
@@ -214,23 +214,28 @@ def model(request: pytest.FixtureRequest, make_model: Callable[..., PreTrainedMo
 
 def whole_prompt(q: Tensor, k: Tensor, method: Method, *, scaling: float = 0.5) -> QueryBlock:
     """All queries [1, H, n, d] of one prompt with its keys [1, H_kv, n, d], planned where it is planned."""
-    positions = torch.arange(q.shape[2])[None]
     row = PromptRow(q=q[0], k=k[0], scaling=scaling, layer=0)
-    plans = None if method.chunked_prefill else [method.plan(row)]
     return QueryBlock(
-        q=q, k=k, v=k, positions=positions, scaling=scaling, layer=0, plans=plans, rotate=turned
+        q=q,
+        k=k,
+        v=torch.randn(k.shape, generator=torch.Generator().manual_seed(7), dtype=k.dtype),
+        positions=torch.arange(q.shape[2])[None],
+        scaling=scaling,
+        layer=0,
+        rotate=Rotation(inv_freq=torch.tensor([1.0, 0.3, 0.1, 0.03]), interleaved=False, at_end=False),
+        plans=None if method.chunked_prefill else [method.plan(row)],
     )
 
 
-def sets_of(method: Method, q: Tensor, k: Tensor) -> list[list[set[int]]]:
+def prompt_sets(method: Method, q: Tensor, k: Tensor) -> list[list[set[int]]]:
     """The keys that each head's queries of one prompt read: [head][position]."""
     block = whole_prompt(q, k, method)
     keep = (method.select(block) & block.visible).expand(1, q.shape[1], -1, -1)[0]
     return [[set(query.nonzero().flatten().tolist()) for query in head] for head in keep]
 
 
-def random_prompt(count: int, seed: int = 0, *, heads: int = 4, groups: int = 2) -> tuple[Tensor, Tensor]:
-    """Queries [1, H, n, 8] and keys [1, H_kv, n, 8] of one prompt."""
+def random_row(count: int, *, seed: int = 0, heads: int = 4, groups: int = 2) -> tuple[Tensor, Tensor]:
+    """Queries [1, H, count, 8] and keys [1, H_kv, count, 8]."""
     maker = torch.Generator().manual_seed(seed)
     q = torch.randn(1, heads, count, 8, generator=maker, dtype=torch.float64)
     return q, torch.randn(1, groups, count, 8, generator=maker, dtype=torch.float64)
@@ -291,13 +296,6 @@ def read_alone(model: PreTrainedModel, attached: Attached | None, row: Tensor, s
     for token in row[len(row) - steps :]:
         parts += rows.feed([token[None]], decode=True)
     return torch.cat(parts)
-
-
-def random_row(count: int, *, seed: int = 0, heads: int = 4, groups: int = 2) -> tuple[Tensor, Tensor]:
-    """Queries [1, H, count, 8] and keys [1, H_kv, count, 8]."""
-    maker = torch.Generator().manual_seed(seed)
-    q = torch.randn(1, heads, count, 8, generator=maker, dtype=torch.float64)
-    return q, torch.randn(1, groups, count, 8, generator=maker, dtype=torch.float64)
 
 
 INV_FREQ = torch.tensor([1.0, 0.3, 0.1, 0.01], dtype=torch.float64)

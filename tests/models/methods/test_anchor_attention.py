@@ -7,7 +7,7 @@ import torch
 
 from nsa_models.methods import MethodError, make_method
 
-from .conftest import random_prompt, sets_of
+from .conftest import prompt_sets, random_row
 
 
 def sets_by_definition(
@@ -34,20 +34,20 @@ def sets_by_definition(
 @pytest.mark.parametrize(("block", "step"), [(2, 3), (4, 1), (3, 4), (50, 2)])
 @pytest.mark.parametrize("theta", [0.0, 1.5])
 def test_sets_follow_the_definition(block: int, step: int, theta: float) -> None:
-    q, k = random_prompt(47)
+    q, k = random_row(47)
     method = make_method("anchor-attention", theta=theta, block=block, step=step)
-    for head, sets in enumerate(sets_of(method, q, k)):
+    for head, sets in enumerate(prompt_sets(method, q, k)):
         expected = sets_by_definition(q[0, head], k[0, head // 2], theta=theta, block=block, step=step)
         assert sets == expected
         assert all(method.kv_reads_least(t + 1) <= len(keys) for t, keys in enumerate(sets))
 
 
 def test_more_room_below_the_anchor_reads_more() -> None:
-    q, k = random_prompt(47)
+    q, k = random_row(47)
     read = []
     for theta in (-9.0, 0.0, 1.0, 2.0, 9.0):
         method = make_method("anchor-attention", theta=theta, block=2, step=2)
-        read.append(sum(len(keys) for head in sets_of(method, q, k) for keys in head))
+        read.append(sum(len(keys) for head in prompt_sets(method, q, k) for keys in head))
     least = 4 * sum(method.kv_reads_least(t + 1) for t in range(47))
     assert read == sorted(read)
     assert (read[0], read[-1]) == (least, 4 * 47 * 48 // 2)

@@ -8,7 +8,7 @@ import torch
 from nsa_models.methods import MethodError, make_method
 from nsa_models.methods.block_sparse import choose
 
-from .conftest import random_prompt, sets_of
+from .conftest import prompt_sets, random_row
 
 
 def by_definition(q: torch.Tensor, k: torch.Tensor, t: int, block: int, count: int) -> set[int]:
@@ -22,10 +22,10 @@ def by_definition(q: torch.Tensor, k: torch.Tensor, t: int, block: int, count: i
 
 @pytest.mark.parametrize(("block", "budget"), [(4, 4), (4, 11), (6, 18), (1, 5)])
 def test_sets_follow_the_definition(block: int, budget: int) -> None:
-    q, k = random_prompt(50)
+    q, k = random_row(50)
     method = make_method("block-sparse", budget, block=block)
     own_left_out = False
-    for head, sets in enumerate(sets_of(method, q, k)):
+    for head, sets in enumerate(prompt_sets(method, q, k)):
         for t, keys in enumerate(sets):
             assert keys == by_definition(q[0, head], k[0, head // 2], t, block, budget // block)
             own_left_out |= t not in keys

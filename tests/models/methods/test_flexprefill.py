@@ -12,7 +12,7 @@ from nsa_models.methods import flexprefill as module
 from nsa_models.methods._planned import cover
 from nsa_models.methods.flexprefill import heaviest, root_divergence
 
-from .conftest import random_prompt, sets_of
+from .conftest import prompt_sets, random_row
 
 BLOCK = 4
 
@@ -91,8 +91,8 @@ def test_sets_follow_the_definition(
     method = make_method("flexprefill", gamma=gamma, tau=tau, least=least, block=BLOCK)
     aware = set()
     for seed in range(2):
-        q, k = random_prompt(count, seed)
-        for head, sets in enumerate(sets_of(method, q, k)):
+        q, k = random_row(count, seed=seed)
+        for head, sets in enumerate(prompt_sets(method, q, k)):
             chosen, is_aware = blocks_by_definition(
                 q[0, head],
                 k[0, head // 2],
@@ -131,7 +131,7 @@ def test_divergence_is_a_distance_that_zeros_do_not_break() -> None:
 def test_prompts_of_up_to_the_least_budget_are_dense() -> None:
     method = make_method("flexprefill", gamma=0.1, tau=0.0, least=21, block=BLOCK)
     for count, dense in ((8, True), (24, True), (60, False)):
-        sets = sets_of(method, *random_prompt(count))
+        sets = prompt_sets(method, *random_row(count))
         assert all(head == [set(range(t + 1)) for t in range(count)] for head in sets) == dense
 
 

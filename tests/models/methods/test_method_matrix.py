@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from nsa_models.methods import (
     Budgeted,
     Method,
     MethodError,
-    QueryBlock,
     RowMethod,
     attach,
     make_method,
@@ -27,13 +27,11 @@ from .conftest import (
     LISTED,
     Rows,
     full_of,
-    random_prompt,
     random_row,
     read_alone,
     read_sets,
     small_methods,
     tokens,
-    turned,
     whole_prompt,
 )
 
@@ -84,12 +82,13 @@ def test_declarations_are_complete(method: Method) -> None:
 
 
 def test_label_tells_parameters_apart(method: Method) -> None:
+    budget = 49_152 if isinstance(method, Budgeted) else None
     weights = {name: value for name, value in method.parameters().items() if name == "weights"}
-    default = make_method(method.name, 49_152 if isinstance(method, Budgeted) else None, **weights)
+    default = make_method(method.name, budget, **weights)
     stated = "+".join(f"{field}={getattr(default, field)}" for field in default.stated)
-    expected = f"{method.name}@{stated}".replace("budget=", "")
-    assert default.label.startswith(expected)
-    assert weights or default.label == expected
+    stated = f"{method.name}@{stated}".replace("budget=", "")
+    assert default.label.startswith(stated)
+    assert weights or default.label == stated
     assert (method.label == default.label) == (method == default)
 
 
@@ -182,7 +181,7 @@ def test_pieces_equal_the_whole_prompt_or_are_refused(model: PreTrainedModel, me
         pieces = row[:34].split([13, 20, 1])
         if not method.chunked_prefill:
             rows.feed(pieces[:1])
-            refused = f"{method.name}: (a prompt was read in pieces|it needs a prompt whole)"
+            refused = f"{method.name}: it needs a prompt whole"
             for piece in (pieces[1], pieces[2]):
                 with pytest.raises(MethodError, match=refused):
                     rows.feed([piece])
@@ -315,21 +314,19 @@ def test_two_models_do_not_mix(
         assert attached.reads.decode.read == 2 * counted.read
 
 
+def chosen(method: Method, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """What a prompt's queries read, [1, H, n, n]; of a decode-only method its last query as a step."""
+    block = whole_prompt(q, k, method)
+    if method.phase == "decode":
+        block = dataclasses.replace(block, q=q[:, :, -1:], positions=block.positions[:, -1:])
+    return method.select(block).expand(1, q.shape[1], -1, -1)
+
+
 SCALE_COUNTS = {
     "infllm-v2": "it adds up softmaxes of several heads, whose shares depend on their scale",
     "nosa": "it adds up softmaxes of several heads, whose shares depend on their scale",
     "seer-attention": "an incomplete block stands among its logits with 0",
 }
-
-
-def chosen(method: Method, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """What a prompt's queries read, [1, H, n, n]; of a decode-only method its last query as a step."""
-    if method.phase != "decode":
-        block = whole_prompt(q, k, method)
-    else:
-        last = torch.tensor([[q.shape[2] - 1]])
-        block = QueryBlock(q=q[:, :, -1:], k=k, v=k, positions=last, scaling=0.5, layer=0, rotate=turned)
-    return method.select(block).expand(1, q.shape[1], -1, -1)
 
 
 def chosen_in_row(method: RowMethod, position: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -346,7 +343,7 @@ def chosen_in_row(method: RowMethod, position: int, q: torch.Tensor, k: torch.Te
 def test_heads_share_a_selection_as_declared(method: Method) -> None:
     moved = apart = False
     for seed in range(3):
-        q, k = random_prompt(24, seed)
+        q, k = random_row(24, seed=seed)
         changed = q.clone()
         changed[:, 0] = -q[:, 0]
         one, two = chosen(method, q, k), chosen(method, changed, k)
@@ -388,7 +385,7 @@ def test_selection_ignores_the_scale_of_queries_unless_it_goes_by_weights(method
         pytest.skip(SCALE_COUNTS[method.name])
     same = []
     for seed in range(4):
-        q, k = random_prompt(23, seed)
+        q, k = random_row(23, seed=seed)
         same += [torch.equal(chosen(method, factor * q, k), chosen(method, q, k)) for factor in (0.01, 7.0)]
     assert all(same) == (method.name not in BY_WEIGHTS)
 
@@ -396,7 +393,7 @@ def test_selection_ignores_the_scale_of_queries_unless_it_goes_by_weights(method
 @of_queries
 @pytest.mark.parametrize("count", [1, 2, 6, 12, 13, 24])
 def test_selection_of_one_query_has_the_stated_size(method: Method, count: int) -> None:
-    keep = chosen(method, *random_prompt(count))
+    keep = chosen(method, *random_row(count))
     for row, position in enumerate(range(count - keep.shape[2], count)):
         assert not keep[:, :, row, position + 1 :].any()
         for size in keep[:, :, row].sum(-1).flatten().tolist():
@@ -420,10 +417,13 @@ def test_selection_of_a_rows_query_has_the_stated_size(method: RowMethod, positi
 
 # Keys and mean keys read to choose, by the query at position 9999: of what a block of queries or a whole
 # prompt reads together, its share, rounded up.
-INDEX_READS = {
+INDEX_READS: dict[str, tuple[dict[str, Any], int]] = {
     "anchor-attention": ({}, 3 * 2048 // 128),
     "block-sparse": ({"budget": 6400}, 3),
+    "dhsa-fixed": ({"budget": 2560}, -(-1256 // 64)),
     "exact-top": ({"budget": 2560}, 10_000),
+    "h2o": ({"budget": 2560}, 0),
+    "infllm": ({"budget": 2560}, (9999 - 640) // 128),
     "flexprefill": ({}, 128 + 1),
     "moba": ({"budget": 49_152}, 2),
     "pbs-attn": ({}, 128 + 1),

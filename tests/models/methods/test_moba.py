@@ -8,7 +8,7 @@ import torch
 from nsa_models.methods import MethodError, make_method
 from nsa_models.methods.moba import choose
 
-from .conftest import random_prompt, sets_of
+from .conftest import prompt_sets, random_row
 
 
 def by_definition(q: torch.Tensor, k: torch.Tensor, t: int, chunk: int, count: int) -> set[int]:
@@ -21,9 +21,9 @@ def by_definition(q: torch.Tensor, k: torch.Tensor, t: int, chunk: int, count: i
 
 @pytest.mark.parametrize(("chunk", "budget"), [(4, 8), (4, 15), (5, 5), (3, 12), (64, 64)])
 def test_sets_follow_the_definition(chunk: int, budget: int) -> None:
-    q, k = random_prompt(47)
+    q, k = random_row(47)
     method = make_method("moba", budget, chunk=chunk)
-    for head, sets in enumerate(sets_of(method, q, k)):
+    for head, sets in enumerate(prompt_sets(method, q, k)):
         for t, keys in enumerate(sets):
             assert keys == by_definition(q[0, head], k[0, head // 2], t, chunk, budget // chunk)
             assert len(keys) == method.kv_reads(t + 1) == method.kv_reads_least(t + 1)
@@ -31,8 +31,8 @@ def test_sets_follow_the_definition(chunk: int, budget: int) -> None:
 
 def test_own_chunk_and_one_more_of_a_small_case() -> None:
     method = make_method("moba", 8, chunk=4)
-    prompts = [random_prompt(10, seed) for seed in range(4)]
-    found = {frozenset(sets[9]) for q, k in prompts for sets in sets_of(method, q, k)}
+    prompts = [random_row(10, seed=seed) for seed in range(4)]
+    found = {frozenset(sets[9]) for q, k in prompts for sets in prompt_sets(method, q, k)}
     assert found == {frozenset({0, 1, 2, 3, 8, 9}), frozenset({4, 5, 6, 7, 8, 9})}
 
 

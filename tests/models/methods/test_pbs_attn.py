@@ -8,7 +8,7 @@ import torch
 from nsa_models.methods import MethodError, make_method
 from nsa_models.methods.pbs_attn import choose
 
-from .conftest import random_prompt, sets_of
+from .conftest import prompt_sets, random_row
 
 
 def sets_by_definition(
@@ -49,9 +49,9 @@ def sets_by_definition(
 @pytest.mark.parametrize(("block", "segment"), [(2, 4), (3, 3), (4, 12), (2, 60)])
 @pytest.mark.parametrize("tau", [0.1, 0.6, 1.0])
 def test_sets_follow_the_definition(block: int, segment: int, tau: float) -> None:
-    q, k = random_prompt(47)
+    q, k = random_row(47)
     method = make_method("pbs-attn", tau=tau, block=block, segment=segment)
-    for head, sets in enumerate(sets_of(method, q, k)):
+    for head, sets in enumerate(prompt_sets(method, q, k)):
         expected = sets_by_definition(q[0, head], k[0, head // 2], tau=tau, block=block, segment=segment)
         assert sets == expected
         assert all(method.kv_reads_least(t + 1) <= len(keys) for t, keys in enumerate(sets))

@@ -8,7 +8,7 @@ import torch
 from nsa_models.methods import MethodError, make_method
 from nsa_models.methods.power_attention import visible_blocks
 
-from .conftest import random_prompt, sets_of
+from .conftest import prompt_sets, random_row
 
 
 def by_definition(t: int, window: int, block: int) -> set[int]:
@@ -24,7 +24,7 @@ def by_definition(t: int, window: int, block: int) -> set[int]:
 @pytest.mark.parametrize(("window", "block"), [(1, 1), (2, 3), (5, 2), (3, 16)])
 def test_sets_follow_the_definition(window: int, block: int) -> None:
     method = make_method("power-attention", window=window, block=block)
-    for head in sets_of(method, *random_prompt(75)):
+    for head in prompt_sets(method, *random_row(75)):
         assert head == [by_definition(t, window, block) for t in range(75)]
     assert [method.kv_reads(t + 1) for t in range(75)] == [
         len(by_definition(t, window, block)) for t in range(75)

@@ -6,7 +6,7 @@ import pytest
 
 from nsa_models.methods import MethodError, make_method
 
-from .conftest import random_prompt, sets_of
+from .conftest import prompt_sets, random_row
 
 
 def by_definition(t: int, shift: int, local: int, stride: int, block: int) -> set[int]:
@@ -19,7 +19,7 @@ def by_definition(t: int, shift: int, local: int, stride: int, block: int) -> se
 @pytest.mark.parametrize(("heads", "groups", "stride", "step"), [(4, 2, 4, 1), (4, 2, 9, 2), (2, 2, 7, 3)])
 def test_sets_follow_the_definition(heads: int, groups: int, stride: int, step: int) -> None:
     method = make_method("s2-attention", local=3, stride=stride, block=2)
-    found = sets_of(method, *random_prompt(61, heads=heads, groups=groups))
+    found = prompt_sets(method, *random_row(61, heads=heads, groups=groups))
     for head, sets in enumerate(found):
         shift = head // (heads // groups) * step
         assert sets == [by_definition(t, shift, 3, stride, 2) for t in range(61)]
@@ -27,7 +27,7 @@ def test_sets_follow_the_definition(heads: int, groups: int, stride: int, step: 
 
 def test_heads_cover_the_context_together() -> None:
     method = make_method("s2-attention", local=1, stride=4, block=2)
-    found = sets_of(method, *random_prompt(60, heads=4, groups=4))
+    found = prompt_sets(method, *random_row(60, heads=4, groups=4))
     assert set().union(*(sets[-1] for sets in found)) == set(range(60))
 
 

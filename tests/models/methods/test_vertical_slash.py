@@ -8,7 +8,7 @@ import torch
 from nsa_models.methods import MethodError, make_method
 from nsa_models.methods.vertical_slash import kernel_keys, kernel_starts
 
-from .conftest import random_prompt, sets_of
+from .conftest import prompt_sets, random_row
 
 
 def columns_and_offsets(
@@ -53,12 +53,12 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("block", [1, 4, 7])
 def test_sets_follow_the_definition(options: dict[str, int], block: int) -> None:
-    q, k = random_prompt(61)
+    q, k = random_row(61)
     given = {key: value for key, value in options.items() if key != "slash"}
     budget = options["vertical"] + options["slash"]
     token = make_method("vertical-slash", budget, **given)
     kernel = make_method("vertical-slash", budget, reading="kernel", block=block, **given)
-    both = zip(sets_of(token, q, k), sets_of(kernel, q, k), strict=True)
+    both = zip(prompt_sets(token, q, k), prompt_sets(kernel, q, k), strict=True)
     for head, (tokens, kernels) in enumerate(both):
         columns, offsets = columns_and_offsets(q[0, head], k[0, head // 2], **options)
         for t in range(61):

@@ -11,7 +11,7 @@ from nsa_models.methods import MethodError, PromptRow, make_method
 from nsa_models.methods import xattention as module
 from nsa_models.methods.xattention import choose, masses
 
-from .conftest import random_prompt, sets_of
+from .conftest import prompt_sets, random_row
 
 
 def mass_by_definition(q: torch.Tensor, k: torch.Tensor, stride: int, block: int) -> list[list[float]]:
@@ -44,9 +44,9 @@ def blocks_by_definition(row: list[float], i: int, tau: float) -> set[int]:
 @pytest.mark.parametrize(("stride", "block"), [(2, 4), (3, 9), (1, 2), (4, 4)])
 @pytest.mark.parametrize("tau", [0.2, 0.7, 1.1])
 def test_sets_follow_the_definition(stride: int, block: int, tau: float) -> None:
-    q, k = random_prompt(43)
+    q, k = random_row(43)
     method = make_method("xattention", tau=tau, stride=stride, block=block)
-    for head, sets in enumerate(sets_of(method, q, k)):
+    for head, sets in enumerate(prompt_sets(method, q, k)):
         mass = mass_by_definition(q[0, head], k[0, head // 2], stride, block)
         for t, keys in enumerate(sets):
             i = t // block
@@ -55,7 +55,7 @@ def test_sets_follow_the_definition(stride: int, block: int, tau: float) -> None
 
 
 def test_masses_sum_to_the_strides_of_a_block_however_rows_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k = random_prompt(43)
+    q, k = random_row(43)
     row = PromptRow(q=q[0], k=k[0], scaling=0.5, layer=0)
     whole = masses(row, 2, 2)
     torch.testing.assert_close(whole.sum(-1)[:, :-1], torch.full((4, 10), 2.0, dtype=torch.float64))
