@@ -45,6 +45,11 @@ def table_name(device: torch.device) -> str:
     return _table_name(real_device(device))
 
 
+def masked_rates(device: torch.device) -> Config | None:
+    """What `masked.conditions` counts with on a device; None where the masked kernels were never measured."""
+    return MASKED.get(table_name(device))
+
+
 @functools.cache
 def _table_name(device: torch.device) -> str:
     if device.type != "cuda":
@@ -101,6 +106,10 @@ DEFAULT: Table = {
         64: {"BM": 32, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, **_SMALL},
         256: {"BM": 32, "BN": 32, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, "num_warps": 8, "num_stages": 2},
     },
+    "masked_forward": {128: {"BM": 64, "BN": 64, **_SMALL}},
+    "masked_queries": {128: {"BM": 64, "BN": 64, **_SMALL}},
+    "masked_keys": {128: {"BM": 64, "BN": 64, **_SMALL}},
+    "masked_compressed": {128: {"BM": 64, "BN": 64, "CHUNK": 2048, **_SMALL}},
     "compress_mean": {128: {"PIECES": 8, "ROWS": 16, "num_warps": 1, "num_stages": 1}},
     "compress_linear": {128: {"BM": 64, "BN": 64, "BK": 32, **_SMALL}},
     "compress_mlp": {128: {"BM": 64, "BN": 64, "BK": 32, **_SMALL}},
@@ -178,6 +187,10 @@ INTERPRETER: Table = {
     "window_backward": {128: {"BM": 16, "BN": 16, "TMA": 0, **_SMALL}},
     "gate_backward": {128: {"BM": 16, "num_warps": 4, "num_stages": 1}},
     "selected_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 16, "PIECE": 6, "HALVES": 0, **_SMALL}},
+    "masked_forward": {128: {"BM": 16, "BN": 16, **_SMALL}},
+    "masked_queries": {128: {"BM": 16, "BN": 16, **_SMALL}},
+    "masked_keys": {128: {"BM": 16, "BN": 16, **_SMALL}},
+    "masked_compressed": {128: {"BM": 16, "BN": 16, "CHUNK": 32, **_SMALL}},
     "compress_mean": {128: {"PIECES": 4, "ROWS": 4, "num_warps": 4, "num_stages": 1}},
     "compress_linear": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
     "compress_mlp": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
@@ -186,3 +199,10 @@ INTERPRETER: Table = {
 }
 
 TABLES: Mapping[str, Table] = {"h200": H200, "a100": A100, "default": DEFAULT, "interpreter": INTERPRETER}
+
+MASKED: Mapping[str, Config] = {
+    "h200": {"GATHER_TBS": 10, "FORWARD_TFLOPS": 390, "BACKWARD_TFLOPS": 250, "LISTS_TFLOPS": 250}
+}
+"""Rates of `masked.conditions`. GATHER_TBS: out of the L2 cache, 10^12 bytes a second. The others: 10^12
+operations a second of masked tiles, forward and backward, and of the backward by lists; those of the kernels
+for 64 heads of 128, window and forced blocks forward (NOTES.md: 390), selected backward (250)."""
