@@ -10,7 +10,7 @@ from nsa_kernels.triton.backward.key_tiles import launch_key_tiles
 from nsa_kernels.triton.configs import shipped
 from nsa_kernels.triton.masked.forward import Kept
 from nsa_kernels.triton.masked.keys import key_gradients
-from nsa_kernels.triton.masked.queries import query_gradients
+from nsa_kernels.triton.masked.queries import QueryGradients, query_gradients
 from nsa_kernels.triton.tiles import Grid
 from nsa_kernels.types import Caches
 
@@ -43,31 +43,54 @@ def masked_backward(
         shared: The window's keys and values are the selected branch's own tensors: what both get is one sum.
     """
     rows = query_gradients(q, caches, gates, dout, kept, grid, shared=shared)
-    dk_cmp = torch.zeros(caches.k_cmp.shape, dtype=torch.float32, device=q.device)
-    dv_cmp = torch.zeros(caches.v_cmp.shape, dtype=torch.float32, device=q.device)
-    keys = min(caches.k_cmp.shape[1], num_blocks(grid.longest, grid.geometry))
+    dk_cmp, dv_cmp = compressed_key_gradients(q, caches, dout, rows, grid)
+    tokens = token_key_gradients(q, caches, dout, kept.members, rows, grid, shared=shared)
+    dgates = rows.dgates.movedim(0, -1).to(gates.dtype)
+    return Gradients(rows.dq, dk_cmp, dv_cmp, *tokens, dgates)
+
+
+def compressed_key_gradients(
+    q: Tensor, caches: Caches, dout: Tensor, rows: QueryGradients, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the compressed keys and values: few keys, which chunks of the queries add to."""
+    dk = torch.zeros(caches.k_cmp.shape, dtype=torch.float32, device=q.device)
+    dv = torch.zeros(caches.v_cmp.shape, dtype=torch.float32, device=q.device)
+    keys = min(dk.shape[1], num_blocks(grid.longest, grid.geometry))
     if keys:
-        width = max(q.shape[-1], dout.shape[-1])
         launch_key_tiles(
-            q, caches.k_cmp, caches.v_cmp, dout, rows.shifts[0], None, rows.dgates[0], None, dk_cmp, dv_cmp,
-            grid, shipped("masked_compressed", width, q.device), keys=keys, window=0,
-        )  # fmt: skip
-    of_keys = (dout, kept.members, rows, grid)
-    dk_slc, dv_slc = key_gradients(
-        q, caches.k_slc, caches.v_slc, *of_keys, selected=True, windowed=shared
-    )
-    dk_win = dv_win = None
-    if not shared:
-        dk_win, dv_win = key_gradients(
-            q, caches.k_win, caches.v_win, *of_keys, selected=False, windowed=True
+            q,
+            caches.k_cmp,
+            caches.v_cmp,
+            dout,
+            rows.shifts[0],
+            None,
+            rows.dgates[0],
+            None,
+            dk,
+            dv,
+            grid,
+            shipped("masked_compressed", max(q.shape[-1], dout.shape[-1]), q.device),
+            keys=keys,
+            window=0,
         )
-    return Gradients(
-        rows.dq,
-        dk_cmp.to(caches.k_cmp.dtype),
-        dv_cmp.to(caches.v_cmp.dtype),
-        dk_slc,
-        dv_slc,
-        dk_win,
-        dv_win,
-        rows.dgates.movedim(0, -1).to(gates.dtype),
-    )
+    return dk.to(caches.k_cmp.dtype), dv.to(caches.v_cmp.dtype)
+
+
+def token_key_gradients(
+    q: Tensor,
+    caches: Caches,
+    dout: Tensor,
+    members: Tensor,
+    rows: QueryGradients,
+    grid: Grid,
+    *,
+    shared: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of the selected branch's keys and values and of the window's, None of those if `shared`."""
+    k, v = caches.k_slc, caches.v_slc
+    selected = key_gradients(q, k, v, dout, members, rows, grid, selected=True, windowed=shared)
+    if shared:
+        return *selected, None, None
+    k, v = caches.k_win, caches.v_win
+    windowed = key_gradients(q, k, v, dout, members, rows, grid, selected=False, windowed=True)
+    return *selected, *windowed

@@ -127,9 +127,7 @@ def masked_forward(
         PRECISION=precision(q),
         **launch_options(chosen),
     )
-    return out, Kept(
-        kept_cmp[0], kept_slc[0], kept_win[0], kept_cmp[1], kept_slc[1], kept_win[1], members
-    )
+    return out, Kept(kept_cmp[0], kept_slc[0], kept_win[0], kept_cmp[1], kept_slc[1], kept_win[1], members)
 
 
 def _room(out: Tensor, save: bool) -> tuple[Tensor, Tensor]:

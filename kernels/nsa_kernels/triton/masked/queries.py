@@ -122,7 +122,9 @@ def _prepare(
     rows = row_pointers(Out + first * DV, tile.number, row, heads * DV, DV, BQ, GP)
     out = tl.load(rows[:, None] + tl.arange(0, DV)[None, :], mask=real[:, None], other=0.0)
     delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), 1)
-    lse = tl.load(row_pointers(Lse + first, tile.number, row, heads, 1, BQ, GP), mask=real, other=float("inf"))
+    lse = tl.load(
+        row_pointers(Lse + first, tile.number, row, heads, 1, BQ, GP), mask=real, other=float("inf")
+    )
     gates = Gates + wide(tile.batch) * stride_gb + wide(tile.kv_head) * G * stride_gh
     gate = tl.load(row_pointers(gates, tile.number, row, stride_gn, stride_gh, BQ, GP), mask=real, other=1.0)
     # A gate as a factor of every probability is a shift of the log-sum-exp.
@@ -216,7 +218,9 @@ def _query_gradients_kernel(
     if SHARED:
         near = tl.maximum(first - WINDOW + 1, 0) // UNIT * UNIT
     near = tl.where(last > 0, near, 0)
-    words_at = Members + ((wide(tile.batch) * queries + number * BQ + row // GP) * kv_heads + tile.kv_head) * words
+    words_at = (
+        Members + ((wide(tile.batch) * queries + number * BQ + row // GP) * kv_heads + tile.kv_head) * words
+    )
     if ALL:
         for at in tl.range(0, near, BN):
             dq = _meet(
