@@ -211,7 +211,8 @@ class Stages:
         before: tuple[Any, Any] = (None, None)
         if self.masked is not None and not self.masked.everything:
             before = self._made["fwd compressed attention"], self._made["fwd scores + top-n"]
-        return lambda: stage(x.q, caches, x.gates, *before, self._grid(), save=save)
+        shared = x.settings.shared_kv
+        return lambda: stage(x.q, caches, x.gates, *before, self._grid(), shared=shared, save=save)
 
     def _kept(self) -> Any:  # noqa: ANN401
         """What a training forward keeps."""

@@ -126,7 +126,7 @@ class _Attention(torch.autograd.Function):
         ctx.masked = False
         if serves_forward(grid, *widths, q.dtype):
             ctx.masked = serves_backward(grid, shared=call.shared)
-            out, kept, blocks = _masked(q, caches, gates, grid, save=save, blocks=call.blocks)
+            out, kept, blocks = _masked(q, caches, gates, grid, call, save=save)
         else:
             out, kept, blocks = _gathered(q, caches, gates, grid, save=save)
         if save:
@@ -177,18 +177,17 @@ def _gathered(
 
 
 def _masked(
-    q: Tensor, caches: Caches, gates: Tensor, grid: Grid, *, save: bool, blocks: bool
+    q: Tensor, caches: Caches, gates: Tensor, grid: Grid, call: _Call, *, save: bool
 ) -> tuple[Tensor, Kept, Tensor | None]:
     """The forward in which a query's tile goes through all blocks that any of it chose; see `masked`."""
     compressed = chosen = None
-    if blocks or not all_chosen(grid):
+    if call.blocks or not all_chosen(grid):
         compressed = compressed_forward(q, caches.k_cmp, caches.v_cmp, grid)
         chosen = select(q, caches.k_cmp, compressed[1], grid)
     if all_chosen(grid):
         compressed = None  # the kernel has it in it
-    out, kept = masked_forward(
-        q, caches, gates, compressed, None if compressed is None else chosen, grid, save=save
-    )
+    lists = None if compressed is None else chosen
+    out, kept = masked_forward(q, caches, gates, compressed, lists, grid, shared=call.shared, save=save)
     return out, kept, chosen
 
 

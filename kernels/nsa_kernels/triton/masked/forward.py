@@ -16,7 +16,17 @@ from torch import Tensor
 from nsa_kernels.ahead import launch
 from nsa_kernels.triton.configs import shipped
 from nsa_kernels.triton.masked.conditions import all_chosen
-from nsa_kernels.triton.masked.steps import WORD, bits_of, chose, chosen_by_rows, lowest, union_of
+from nsa_kernels.triton.masked.steps import (
+    WORD,
+    bits_of,
+    chose,
+    chosen_by_rows,
+    first_word,
+    lowest,
+    pick,
+    union_of,
+    without_lowest,
+)
 from nsa_kernels.triton.prefill.online import attend, finish, load_rows
 from nsa_kernels.triton.prefill.packed import first_key, load_queries, nothing_seen, rows_of, tile_at
 from nsa_kernels.triton.tiles import (
@@ -56,6 +66,7 @@ def masked_forward(
     blocks: Tensor | None,
     grid: Grid,
     *,
+    shared: bool,
     save: bool,
     config: Mapping[str, int] | None = None,
 ) -> tuple[Tensor, Kept]:
@@ -69,8 +80,10 @@ def masked_forward(
             are chosen: then it is computed here.
         blocks: Chosen blocks int32 [B, N, H_kv, n]; None where `compressed` is.
         grid: Positions and sizes.
+        shared: Window and selected branch have the same keys and values.
         save: Keep what the backward needs.
-        config: BM rows and BN keys to a tile, num_warps, num_stages; None = as shipped.
+        config: BM rows and BN keys to a tile, num_warps, num_stages; SKIP: pass over blocks that no query of
+            a tile chose. None = as shipped.
 
     Returns:
         [B, N, H, D_v], 0 at padding; what was kept.
@@ -123,6 +136,8 @@ def masked_forward(
         COUNT_P=triton.next_power_of_2(geometry.select_count),
         WINDOW=geometry.window,
         ALL=everything,
+        SKIP=bool(chosen.get("SKIP")),
+        SHARED=shared and everything,
         SAVE=save,
         PRECISION=precision(q),
         **launch_options(chosen),
@@ -174,8 +189,9 @@ def _attend_members(
     p = tl.exp2(scores * scale_log2 - tl.where(member, new_top, float("inf"))[:, None])
     fade = tl.exp2(top - new_top)
     total = total * fade + tl.sum(p, 1)
+    acc = acc * fade[:, None]
     values = load_rows(v + wide(first) * stride_v, key, stride_v, False, member, DV)
-    acc = tl.dot(p.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)
+    acc = tl.dot(p.to(values.dtype), values, acc, input_precision=PRECISION)
     return acc, new_top, total
 
 
@@ -189,8 +205,8 @@ def _masked_forward_kernel(
     queries, kv_heads, words, scale_log2,
     G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECT: tl.constexpr, COUNT: tl.constexpr,
-    COUNT_P: tl.constexpr, WINDOW: tl.constexpr, ALL: tl.constexpr, SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    COUNT_P: tl.constexpr, WINDOW: tl.constexpr, ALL: tl.constexpr, SKIP: tl.constexpr,
+    SHARED: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program owns a packed tile of queries of one group; long tiles go first."""
     number = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -222,21 +238,51 @@ def _masked_forward_kernel(
             result, Gates, O_cmp, Lse_cmp, acc, top, total, real, inside, tile, row, queries, kv_heads,
             stride_gb, stride_gn, stride_gh, SAVE, G, GP, BQ, DV,
         )  # fmt: skip
-    else:
-        heads = kv_heads * G
-        rows = (wide(batch) * queries * kv_heads + kv_head) * G * DV
-        rows = row_pointers(O_cmp + rows, number, row, heads * DV, DV, BQ, GP)
-        o_cmp = tl.load(rows[:, None] + tl.arange(0, DV)[None, :], mask=real[:, None], other=0.0)
-        gates = Gates + wide(batch) * stride_gb + wide(kv_head) * G * stride_gh
-        gates = row_pointers(gates, number, row, stride_gn, stride_gh, BQ, GP)
-        result += tl.load(gates, mask=real, other=0.0).to(tl.float32)[:, None] * o_cmp.to(tl.float32)
 
     # The selected branch. Blocks from `edge` on need the causal mask.
     k = first_key(K_slc, tile, stride_ksb, stride_ksh, False)
     v = first_key(V_slc, tile, stride_vsb, stride_vsh, False)
     acc, top, total = nothing_seen(BQ * GP, DV)
-    if ALL:
-        whole = tl.where(last > 0, (first + 1) // BN * BN, 0)
+    low = position - WINDOW + 1
+    whole = tl.where(last > 0, (first + 1) // BN * BN, 0)
+    if SHARED:
+        # Every key in the window is selected: the window's softmax is a part of the selected branch's. From
+        # `near` on some row sees a key of the tile in its window, from `inner` on all rows see all of them.
+        near = tl.where(last > 0, tl.maximum(first - WINDOW + 1, 0) // BN * BN, 0)
+        inner = tl.cdiv(tl.maximum(first + BQ - WINDOW, 0), BN) * BN
+        inner = tl.minimum(tl.maximum(inner, near), whole)
+        for at in tl.range(near, inner, BN):
+            acc, top, total = attend(
+                acc, top, total, q, q_rest, k, v, stride_kss, stride_vss, batch, kv_head, at, last, low,
+                behind, scale_log2, BN, DK, 0, DV, True, True, False, PRECISION,
+            )  # fmt: skip
+        for at in tl.range(inner, whole, BN):
+            acc, top, total = attend(
+                acc, top, total, q, q_rest, k, v, stride_kss, stride_vss, batch, kv_head, at, last, low,
+                behind, scale_log2, BN, DK, 0, DV, False, False, False, PRECISION,
+            )  # fmt: skip
+        for at in tl.range(tl.maximum(inner, whole), last, BN):
+            acc, top, total = attend(
+                acc, top, total, q, q_rest, k, v, stride_kss, stride_vss, batch, kv_head, at, last, low,
+                behind, scale_log2, BN, DK, 0, DV, True, True, False, PRECISION,
+            )  # fmt: skip
+        result = _gated(
+            result, Gates + 2 * stride_gc, O_win, Lse_win, acc, top, total, real, inside, tile, row, queries,
+            kv_heads, stride_gb, stride_gn, stride_gh, SAVE, G, GP, BQ, DV,
+        )  # fmt: skip
+        # The selected branch goes on with the keys before.
+        for at in tl.range(0, near, BN):
+            acc, top, total = attend(
+                acc, top, total, q, q_rest, k, v, stride_kss, stride_vss, batch, kv_head, at, last, low,
+                behind, scale_log2, BN, DK, 0, DV, False, False, False, PRECISION,
+            )  # fmt: skip
+        for at in tl.range(near, tl.minimum(tl.maximum(first + BQ - WINDOW, 0), last), BN):
+            high = tl.where(real, low, 0)
+            acc, top, total = attend(
+                acc, top, total, q, q_rest, k, v, stride_kss, stride_vss, batch, kv_head, at, last, high,
+                high, scale_log2, BN, DK, 0, DV, True, False, False, PRECISION,
+            )  # fmt: skip
+    elif ALL:
         for at in tl.range(0, whole, BN):
             acc, top, total = attend(
                 acc, top, total, q, q_rest, k, v, stride_kss, stride_vss, batch, kv_head, at, last, behind,
@@ -259,53 +305,86 @@ def _masked_forward_kernel(
             )  # fmt: skip
         top = tl.where(real, top, 0.0)
         STEPS: tl.constexpr = SELECT // BN
-        for word in tl.range(0, tl.where(last > 0, (last - 1) // SELECT // WORD + 1, 0)):
-            bits = bits_of(chosen, word)
-            if SAVE:
-                at_word = (wide(batch) * queries + number * BQ + row // GP) * kv_heads + kv_head
-                tl.store(Members + at_word * words + word, bits, mask=inside & (row % GP == 0))
-            left, count = union_of(bits, edge - word * WORD)
-            for step in tl.range(0, count * STEPS):
-                block = lowest(left)
+        bits0 = bits_of(chosen, 0)
+        bits1 = bits_of(chosen, 1)
+        bits2 = bits_of(chosen, 2)
+        bits3 = bits_of(chosen, 3)
+        if SAVE:
+            at_word = (wide(batch) * queries + number * BQ + row // GP) * kv_heads + kv_head
+            one = inside & (row % GP == 0)
+            for i in tl.static_range(4):
+                bits = pick(i, bits0, bits1, bits2, bits3)
+                tl.store(Members + at_word * words + i, bits, mask=one & (i < words))
+        if SKIP:
+            left0, count0 = union_of(bits0, edge)
+            left1, count1 = union_of(bits1, edge - WORD)
+            left2, count2 = union_of(bits2, edge - 2 * WORD)
+            left3, count3 = union_of(bits3, edge - 3 * WORD)
+            for step in tl.range(0, (count0 + count1 + count2 + count3) * STEPS):
+                word = first_word(left0, left1, left2, left3)
+                place = lowest(pick(word, left0, left1, left2, left3))
+                member = (pick(word, bits0, bits1, bits2, bits3) >> place) & 1 != 0
                 acc, top, total = _attend_members(
                     acc, top, total, q, k, v, stride_kss, stride_vss,
-                    (word * WORD + block) * SELECT + step % STEPS * BN, (bits >> block) & 1 != 0, scale_log2,
+                    (word * WORD + place) * SELECT + step % STEPS * BN, member, scale_log2,
                     BN, DK, DV, PRECISION,
                 )  # fmt: skip
-                left = tl.where(step % STEPS == STEPS - 1, left & (left - 1), left)
+                done = step % STEPS == STEPS - 1
+                left0 = without_lowest(left0, word, 0, done)
+                left1 = without_lowest(left1, word, 1, done)
+                left2 = without_lowest(left2, word, 2, done)
+                left3 = without_lowest(left3, word, 3, done)
+        else:
+            for step in tl.range(0, edge * STEPS):
+                block = step // STEPS
+                member = (pick(block // WORD, bits0, bits1, bits2, bits3) >> block % WORD) & 1 != 0
+                acc, top, total = _attend_members(
+                    acc, top, total, q, k, v, stride_kss, stride_vss, step * BN, member, scale_log2,
+                    BN, DK, DV, PRECISION,
+                )  # fmt: skip
     result = _gated(
         result, Gates + stride_gc, O_slc, Lse_slc, acc, top, total, real, inside, tile, row, queries,
         kv_heads, stride_gb, stride_gn, stride_gh, SAVE, G, GP, BQ, DV,
     )  # fmt: skip
 
-    # The window: as in `prefill/window.py`.
-    k = first_key(K_win, tile, stride_kwb, stride_kwh, False)
-    v = first_key(V_win, tile, stride_vwb, stride_vwh, False)
-    acc, top, total = nothing_seen(BQ * GP, DV)
-    low = position - WINDOW + 1
-    inner = tl.where(last > 0, tl.maximum(first + BQ - WINDOW, 0), 0)
-    whole = tl.where(last > 0, inner + tl.maximum(first + 1 - inner, 0) // BN * BN, 0)
-    for at in tl.range(inner, whole, BN):
-        acc, top, total = attend(
-            acc, top, total, q, q_rest, k, v, stride_kws, stride_vws, batch, kv_head, at, last, low, behind,
-            scale_log2, BN, DK, 0, DV, False, False, False, PRECISION,
+    if not SHARED:
+        # The window: as in `prefill/window.py`.
+        k = first_key(K_win, tile, stride_kwb, stride_kwh, False)
+        v = first_key(V_win, tile, stride_vwb, stride_vwh, False)
+        acc, top, total = nothing_seen(BQ * GP, DV)
+        inner = tl.where(last > 0, tl.maximum(first + BQ - WINDOW, 0), 0)
+        whole = tl.where(last > 0, inner + tl.maximum(first + 1 - inner, 0) // BN * BN, 0)
+        for at in tl.range(inner, whole, BN):
+            acc, top, total = attend(
+                acc, top, total, q, q_rest, k, v, stride_kws, stride_vws, batch, kv_head, at, last, low, behind,
+                scale_log2, BN, DK, 0, DV, False, False, False, PRECISION,
+            )  # fmt: skip
+        for at in tl.range(whole, last, BN):
+            acc, top, total = attend(
+                acc, top, total, q, q_rest, k, v, stride_kws, stride_vws, batch, kv_head, at, last, low, behind,
+                scale_log2, BN, DK, 0, DV, True, False, False, PRECISION,
+            )  # fmt: skip
+        FEW: tl.constexpr = BQ if BQ > 16 else 16
+        if BQ > 1 and inner > 0:
+            acc, top, total = attend(
+                acc, top, total, q, q_rest, k, v, stride_kws, stride_vws, batch, kv_head,
+                tl.maximum(inner - FEW, 0), tl.minimum(inner, last), low, tl.minimum(behind, inner), scale_log2,
+                FEW, DK, 0, DV, True, True, False, PRECISION,
+            )  # fmt: skip
+        result = _gated(
+            result, Gates + 2 * stride_gc, O_win, Lse_win, acc, top, total, real, inside, tile, row, queries,
+            kv_heads, stride_gb, stride_gn, stride_gh, SAVE, G, GP, BQ, DV,
         )  # fmt: skip
-    for at in tl.range(whole, last, BN):
-        acc, top, total = attend(
-            acc, top, total, q, q_rest, k, v, stride_kws, stride_vws, batch, kv_head, at, last, low, behind,
-            scale_log2, BN, DK, 0, DV, True, False, False, PRECISION,
-        )  # fmt: skip
-    FEW: tl.constexpr = BQ if BQ > 16 else 16
-    if BQ > 1 and inner > 0:
-        acc, top, total = attend(
-            acc, top, total, q, q_rest, k, v, stride_kws, stride_vws, batch, kv_head,
-            tl.maximum(inner - FEW, 0), tl.minimum(inner, last), low, tl.minimum(behind, inner), scale_log2,
-            FEW, DK, 0, DV, True, True, False, PRECISION,
-        )  # fmt: skip
-    result = _gated(
-        result, Gates + 2 * stride_gc, O_win, Lse_win, acc, top, total, real, inside, tile, row, queries,
-        kv_heads, stride_gb, stride_gn, stride_gh, SAVE, G, GP, BQ, DV,
-    )  # fmt: skip
+
+    if not ALL:
+        # Here, not at the start: it would hold registers through the loops.
+        heads = kv_heads * G
+        rows = (wide(batch) * queries * kv_heads + kv_head) * G * DV
+        rows = row_pointers(O_cmp + rows, number, row, heads * DV, DV, BQ, GP)
+        o_cmp = tl.load(rows[:, None] + tl.arange(0, DV)[None, :], mask=real[:, None], other=0.0)
+        gates = Gates + wide(batch) * stride_gb + wide(kv_head) * G * stride_gh
+        gates = row_pointers(gates, number, row, stride_gn, stride_gh, BQ, GP)
+        result += tl.load(gates, mask=real, other=0.0).to(tl.float32)[:, None] * o_cmp.to(tl.float32)
 
     rows = (wide(batch) * queries * kv_heads + kv_head) * G * DV
     rows = row_pointers(Out + rows, number, row, kv_heads * G * DV, DV, BQ, GP)

@@ -5,6 +5,9 @@ import triton.language as tl
 
 WORD = tl.constexpr(32)
 """Blocks to a word."""
+WORDS = 4
+"""Words of a row: kernels hold them one by one. In a loop of its own for each word, the compiler would let
+no product run beside anything (ptxas says C7515)."""
 
 
 @triton.jit
@@ -41,7 +44,25 @@ def union_of(bits, below):
 
 
 @triton.jit
+def first_word(left0, left1, left2, left3):
+    """Number of the first word that is not 0; 3 where the others are."""
+    return tl.where(left0 != 0, 0, tl.where(left1 != 0, 1, tl.where(left2 != 0, 2, 3)))
+
+
+@triton.jit
+def pick(word, x0, x1, x2, x3):
+    """That of the four which has the number."""
+    return tl.where(word == 0, x0, tl.where(word == 1, x1, tl.where(word == 2, x2, x3)))
+
+
+@triton.jit
 def lowest(left):
     """The place of the lowest bit of a number that is not 0."""
     bit = (left & -left).to(tl.uint32, bitcast=True)
     return (bit.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+def without_lowest(left, word, here, done):
+    """Word number `here` loses its lowest bit if it is `word`, and `done`."""
+    return tl.where((word == here) & done, left & (left - 1), left)
