@@ -14,8 +14,11 @@ import torch
 import triton
 
 from nsa_kernels.triton.configs import masked_rates
+from nsa_kernels.triton.masked.steps import WORD, WORDS
 from nsa_kernels.triton.tiles import MIN_DOT, Grid
 
+MOST_BLOCKS = WORDS * WORD.value
+"""A row has a bit for each, in registers."""
 ANY_DTYPE = False
 """Float32 too: its products have no tensor cores on a GPU. Tests set it in the interpreter."""
 
@@ -57,6 +60,7 @@ def fits(grid: Grid, width: int, value_width: int, dtype: torch.dtype) -> bool:
         grid.padded_group < MIN_DOT
         and size >= MIN_DOT
         and size == triton.next_power_of_2(size)
+        and grid.geometry.num_select_blocks(grid.longest) <= MOST_BLOCKS
         and all(x == triton.next_power_of_2(x) and x <= 128 for x in (width, value_width))
         and (ANY_DTYPE or dtype in (torch.bfloat16, torch.float16))
     )

@@ -295,16 +295,6 @@ def _masked_forward_kernel(
             )  # fmt: skip
     else:
         chosen = chosen_by_rows(Blocks, tile, row, real, queries, kv_heads, GP, BQ, COUNT, COUNT_P)
-        edge = tl.where(last > 0, first // SELECT, 0)
-        # These come first: every query chose its own block, so that all tops are numbers behind them.
-        for at in tl.range(edge * SELECT, last, BN):
-            high = tl.where(chose(chosen, at // SELECT), behind, 0)
-            acc, top, total = attend(
-                acc, top, total, q, q_rest, k, v, stride_kss, stride_vss, batch, kv_head, at, last, high,
-                high, scale_log2, BN, DK, 0, DV, True, False, False, PRECISION,
-            )  # fmt: skip
-        top = tl.where(real, top, 0.0)
-        STEPS: tl.constexpr = SELECT // BN
         bits0 = bits_of(chosen, 0)
         bits1 = bits_of(chosen, 1)
         bits2 = bits_of(chosen, 2)
@@ -315,6 +305,16 @@ def _masked_forward_kernel(
             for i in tl.static_range(4):
                 bits = pick(i, bits0, bits1, bits2, bits3)
                 tl.store(Members + at_word * words + i, bits, mask=one & (i < words))
+        edge = tl.where(last > 0, first // SELECT, 0)
+        # These come first: every query chose its own block, so that all tops are numbers behind them.
+        for at in tl.range(edge * SELECT, last, BN):
+            high = tl.where(chose(chosen, at // SELECT), behind, 0)
+            acc, top, total = attend(
+                acc, top, total, q, q_rest, k, v, stride_kss, stride_vss, batch, kv_head, at, last, high,
+                high, scale_log2, BN, DK, 0, DV, True, False, False, PRECISION,
+            )  # fmt: skip
+        top = tl.where(real, top, 0.0)
+        STEPS: tl.constexpr = SELECT // BN
         if SKIP:
             left0, count0 = union_of(bits0, edge)
             left1, count1 = union_of(bits1, edge - WORD)
