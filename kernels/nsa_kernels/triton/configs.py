@@ -161,7 +161,7 @@ H200: Table = {
         256: {"BM": 32, "BN": 64, "num_warps": 8, "num_stages": 2},
     },
     "masked_forward": {128: {"BM": 64, "BN": 64, "SKIP": 1, "num_warps": 4, "num_stages": 2, "maxnreg": 168}},
-    "masked_queries": {128: {"BM": 64, "BN": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 168}},
+    "masked_queries": {128: {"BM": 64, "BN": 64, "num_warps": 4, "num_stages": 2}},
     "masked_keys": {128: {"BM": 64, "BN": 64, "num_warps": 4, "num_stages": 2}},
     "masked_compressed": {128: {"BM": 64, "BN": 64, "CHUNK": 2048, "num_warps": 4, "num_stages": 2}},
     "decode": {128: _FEW, 256: _WIDE},

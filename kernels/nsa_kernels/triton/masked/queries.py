@@ -15,7 +15,7 @@ from torch import Tensor
 from nsa_kernels.triton.configs import shipped
 from nsa_kernels.triton.masked.conditions import all_chosen
 from nsa_kernels.triton.masked.forward import Kept
-from nsa_kernels.triton.masked.steps import WORD, lowest, union_of
+from nsa_kernels.triton.masked.steps import WORD, first_word, lowest, pick, union_of, without_lowest
 from nsa_kernels.triton.prefill.online import load_rows
 from nsa_kernels.triton.prefill.packed import first_key, load_queries, rows_of, tile_at
 from nsa_kernels.triton.tiles import (
@@ -116,7 +116,7 @@ def _prepare(
     Out, Lse, Gates, Dgates, Shifts, dout, real, inside, tile, row, queries, kv_heads,
     stride_gb, stride_gn, stride_gh, G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr, DV: tl.constexpr,
 ):  # fmt: skip
-    """A branch's shift and delta of each row, written down as well."""
+    """A branch's shift and delta of each row, written down as well; its log-sum-exp and gate."""
     heads = kv_heads * G
     first = (wide(tile.batch) * queries * kv_heads + tile.kv_head) * G
     rows = row_pointers(Out + first * DV, tile.number, row, heads * DV, DV, BQ, GP)
@@ -131,18 +131,19 @@ def _prepare(
     shift = lse - tl.log2(gate.to(tl.float32))
     tl.store(row_pointers(Dgates + first, tile.number, row, heads, 1, BQ, GP), delta, mask=inside)
     tl.store(row_pointers(Shifts + first, tile.number, row, heads, 1, BQ, GP), shift, mask=inside)
-    return shift, delta
+    return shift, delta, lse, gate.to(tl.float32)
 
 
 @triton.jit
 def _meet(
-    dq, q, dout, k, v, stride_k, stride_v, at, limit, high, low, shift, delta, shift_win, delta_win,
+    dq, q, dout, k, v, stride_k, stride_v, at, limit, high, low, shift, weight, delta, shift_win, delta_win,
     scale_log2, BN: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, MASKED: tl.constexpr,
-    LOW: tl.constexpr, BOTH: tl.constexpr, PRECISION: tl.constexpr,
+    LOW: tl.constexpr, BOTH: tl.constexpr, WEIGHTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Adds to dq what a tile of keys gives; with BOTH for the window too, whose keys begin at `low`.
+    """Adds to dq what a tile of keys gives.
 
-    Args as in `prefill.online.attend`; LOW: the branch itself begins at `low`.
+    Args as in `prefill.online.attend`, and: LOW, the branch itself begins at `low`. BOTH: the window, which
+    begins there, adds its own. WEIGHTED: probabilities of another sum, with a weight for each row.
     """
     key = tl.arange(0, BN)
     keep = at + key < limit
@@ -155,7 +156,10 @@ def _meet(
         seen = (at + key)[None, :] < high[:, None]
         late = (at + key)[None, :] >= low[:, None]
         p = tl.where(seen & late if LOW else seen, p, 0.0)
-    ds = p * (dp - delta[:, None])
+    if WEIGHTED:
+        ds = p * (weight[:, None] * dp - delta[:, None])
+    else:
+        ds = p * (dp - delta[:, None])
     if BOTH:
         p = tl.exp2(scores - shift_win[:, None])
         ds += tl.where(seen & late, p, 0.0) * (dp - delta_win[:, None])
@@ -188,7 +192,7 @@ def _query_gradients_kernel(
     low = position - WINDOW + 1
     dq = tl.zeros([BQ * GP, DK], tl.float32)
 
-    shift, delta = _prepare(
+    shift, delta, _, _ = _prepare(
         O_cmp, Lse_cmp, Gates, Dgates, Shifts, dout, real, inside, tile, row, queries, kv_heads,
         stride_gb, stride_gn, stride_gh, G, GP, BQ, DV,
     )  # fmt: skip
@@ -198,67 +202,118 @@ def _query_gradients_kernel(
     most = blocks_before(last, BLOCK, STRIDE)
     for at in tl.range(0, most, BN):
         dq = _meet(
-            dq, q, dout, k, v, stride_kcc, stride_vcc, at, most, seen, low, shift, delta, shift, delta,
-            scale_log2, BN, DK, DV, True, False, False, PRECISION,
+            dq, q, dout, k, v, stride_kcc, stride_vcc, at, most, seen, low, shift, delta, delta, shift,
+            delta, scale_log2, BN, DK, DV, True, False, False, False, PRECISION,
         )  # fmt: skip
 
-    shift, delta = _prepare(
+    shift, delta, lse, gate = _prepare(
         O_slc, Lse_slc, Gates + stride_gc, Dgates + branch_stride, Shifts + branch_stride, dout, real, inside,
         tile, row, queries, kv_heads, stride_gb, stride_gn, stride_gh, G, GP, BQ, DV,
     )  # fmt: skip
-    shift_win, delta_win = _prepare(
+    shift_win, delta_win, lse_win, gate_win = _prepare(
         O_win, Lse_win, Gates + 2 * stride_gc, Dgates + 2 * branch_stride, Shifts + 2 * branch_stride, dout,
         real, inside, tile, row, queries, kv_heads, stride_gb, stride_gn, stride_gh, G, GP, BQ, DV,
     )  # fmt: skip
     k = first_key(K_slc, tile, stride_ksb, stride_ksh, False)
     v = first_key(V_slc, tile, stride_vsb, stride_vsh, False)
-    # Keys before `near` need no mask within a tile, and are in no window if that shares the keys.
+    # Whole tiles of keys before `near` are before every query, and in no window where that shares the keys.
     UNIT: tl.constexpr = BN if ALL else SELECT
+    whole = tl.where(last > 0, (first + 1) // BN * BN, 0)
     near = first // UNIT * UNIT
     if SHARED:
         near = tl.maximum(first - WINDOW + 1, 0) // UNIT * UNIT
     near = tl.where(last > 0, near, 0)
-    words_at = (
-        Members + ((wide(tile.batch) * queries + number * BQ + row // GP) * kv_heads + tile.kv_head) * words
-    )
     if ALL:
         for at in tl.range(0, near, BN):
             dq = _meet(
-                dq, q, dout, k, v, stride_kss, stride_vss, at, last, behind, low, shift, delta, shift, delta,
-                scale_log2, BN, DK, DV, False, False, False, PRECISION,
+                dq, q, dout, k, v, stride_kss, stride_vss, at, last, behind, low, shift, delta, delta, shift,
+                delta, scale_log2, BN, DK, DV, False, False, False, False, PRECISION,
             )  # fmt: skip
     else:
+        words_at = (wide(tile.batch) * queries + number * BQ + row // GP) * kv_heads + tile.kv_head
+        words_at = Members + words_at * words
+        bits0 = tl.load(words_at, mask=real, other=0)
+        bits1 = tl.load(words_at + 1, mask=real & (words > 1), other=0)
+        bits2 = tl.load(words_at + 2, mask=real & (words > 2), other=0)
+        bits3 = tl.load(words_at + 3, mask=real & (words > 3), other=0)
+        left0, count0 = union_of(bits0, near // SELECT)
+        left1, count1 = union_of(bits1, near // SELECT - WORD)
+        left2, count2 = union_of(bits2, near // SELECT - 2 * WORD)
+        left3, count3 = union_of(bits3, near // SELECT - 3 * WORD)
         STEPS: tl.constexpr = SELECT // BN
-        for word in tl.range(0, tl.cdiv(near, SELECT * WORD)):
-            bits = tl.load(words_at + word, mask=real, other=0)
-            left, count = union_of(bits, near // SELECT - word * WORD)
-            for step in tl.range(0, count * STEPS):
-                block = lowest(left)
-                member = (bits >> block) & 1 != 0
-                dq = _meet(
-                    dq, q, dout, k, v, stride_kss, stride_vss,
-                    (word * WORD + block) * SELECT + step % STEPS * BN, last, behind, low,
-                    tl.where(member, shift, float("inf")), delta, shift, delta,
-                    scale_log2, BN, DK, DV, False, False, False, PRECISION,
-                )  # fmt: skip
-                left = tl.where(step % STEPS == STEPS - 1, left & (left - 1), left)
-    for at in tl.range(near, last, BN):
-        shift_here = shift
-        if not ALL:
-            block = at // SELECT
-            bits = tl.load(words_at + block // WORD, mask=real, other=0)
-            shift_here = tl.where((bits >> (block % WORD)) & 1 != 0, shift, float("inf"))
-        dq = _meet(
-            dq, q, dout, k, v, stride_kss, stride_vss, at, last, behind, low, shift_here, delta, shift_win,
-            delta_win, scale_log2, BN, DK, DV, True, False, SHARED, PRECISION,
-        )  # fmt: skip
-    if not SHARED:
+        for step in tl.range(0, (count0 + count1 + count2 + count3) * STEPS):
+            word = first_word(left0, left1, left2, left3)
+            place = lowest(pick(word, left0, left1, left2, left3))
+            member = (pick(word, bits0, bits1, bits2, bits3) >> place) & 1 != 0
+            dq = _meet(
+                dq, q, dout, k, v, stride_kss, stride_vss,
+                (word * WORD + place) * SELECT + step % STEPS * BN, last, behind, low,
+                tl.where(member, shift, float("inf")), delta, delta, shift, delta, scale_log2, BN, DK, DV,
+                False, False, False, False, PRECISION,
+            )  # fmt: skip
+            done = step % STEPS == STEPS - 1
+            left0 = without_lowest(left0, word, 0, done)
+            left1 = without_lowest(left1, word, 1, done)
+            left2 = without_lowest(left2, word, 2, done)
+            left3 = without_lowest(left3, word, 3, done)
+    if SHARED:
+        # From `inner` on all rows have a tile's keys in their windows: one probability serves both branches.
+        inner = tl.cdiv(tl.maximum(first + BQ - WINDOW, 0), BN) * BN
+        inner = tl.where(last > 0, tl.maximum(inner, near), 0)
+        # What a key's share in the window is in the selected branch. The bound is for infinities alone.
+        apart = tl.where(real, lse_win, 0.0) - tl.where(real, lse, 0.0)
+        share = tl.where(real, gate * tl.exp2(tl.minimum(apart, 120.0)), 0.0)
+        weight = gate_win + share
+        both = gate_win * delta_win + share * delta
+        for at in tl.range(near, tl.minimum(inner, last), BN):
+            here = shift
+            if not ALL:
+                block = at // SELECT
+                bits = pick(block // WORD, bits0, bits1, bits2, bits3)
+                here = tl.where((bits >> block % WORD) & 1 != 0, shift, float("inf"))
+            dq = _meet(
+                dq, q, dout, k, v, stride_kss, stride_vss, at, last, behind, low, here, delta, delta,
+                shift_win, delta_win, scale_log2, BN, DK, DV, True, False, True, False, PRECISION,
+            )  # fmt: skip
+        for at in tl.range(inner, whole, BN):
+            if not ALL:
+                block = at // SELECT
+                bits = pick(block // WORD, bits0, bits1, bits2, bits3)
+                here = tl.where((bits >> block % WORD) & 1 != 0, share, 0.0)
+                weight = gate_win + here
+                both = gate_win * delta_win + here * delta
+            dq = _meet(
+                dq, q, dout, k, v, stride_kss, stride_vss, at, last, behind, low, lse_win, weight, both,
+                shift, delta, scale_log2, BN, DK, DV, False, False, False, True, PRECISION,
+            )  # fmt: skip
+        for at in tl.range(tl.maximum(inner, whole), last, BN):
+            if not ALL:
+                block = at // SELECT
+                bits = pick(block // WORD, bits0, bits1, bits2, bits3)
+                here = tl.where((bits >> block % WORD) & 1 != 0, share, 0.0)
+                weight = gate_win + here
+                both = gate_win * delta_win + here * delta
+            dq = _meet(
+                dq, q, dout, k, v, stride_kss, stride_vss, at, last, behind, low, lse_win, weight, both,
+                shift, delta, scale_log2, BN, DK, DV, True, False, False, True, PRECISION,
+            )  # fmt: skip
+    else:
+        for at in tl.range(near, last, BN):
+            here = shift
+            if not ALL:
+                block = at // SELECT
+                bits = pick(block // WORD, bits0, bits1, bits2, bits3)
+                here = tl.where((bits >> block % WORD) & 1 != 0, shift, float("inf"))
+            dq = _meet(
+                dq, q, dout, k, v, stride_kss, stride_vss, at, last, behind, low, here, delta, delta, shift,
+                delta, scale_log2, BN, DK, DV, True, False, False, False, PRECISION,
+            )  # fmt: skip
         k = first_key(K_win, tile, stride_kwb, stride_kwh, False)
         v = first_key(V_win, tile, stride_vwb, stride_vwh, False)
         for at in tl.range(tl.where(last > 0, tl.maximum(first - WINDOW + 1, 0) // BN * BN, 0), last, BN):
             dq = _meet(
                 dq, q, dout, k, v, stride_kws, stride_vws, at, last, behind, low, shift_win, delta_win,
-                shift, delta, scale_log2, BN, DK, DV, True, True, False, PRECISION,
+                delta_win, shift, delta, scale_log2, BN, DK, DV, True, True, False, False, PRECISION,
             )  # fmt: skip
 
     rows = (wide(tile.batch) * queries * kv_heads + tile.kv_head) * G * DK
