@@ -1,7 +1,8 @@
-"""The masked kernels against the oracle, and when they are taken; in the interpreter where there is no GPU."""
+"""The masked kernels against the oracle, and when they serve; in the interpreter where there is no GPU."""
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,10 +16,13 @@ pytest.importorskip("triton")
 from nsa_kernels import BlockGeometry, nsa_attention
 from nsa_kernels.triton import configs, function
 from nsa_kernels.triton.masked import conditions
+from nsa_kernels.triton.tiles import Grid
+from nsa_kernels.types import Caches
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ALWAYS = {"GATHER_TBS": 1, "FORWARD_TFLOPS": 1000, "BACKWARD_TFLOPS": 1000, "LISTS_TFLOPS": 1}
 FORWARD = {**ALWAYS, "LISTS_TFLOPS": 1_000_000}
+PAPER = BlockGeometry()
 FEW = BlockGeometry(block=8, stride=4, select_block=16, select_count=4, window=12)
 MORE = BlockGeometry(block=8, stride=8, select_block=16, select_count=4, window=40)
 REACHED = BlockGeometry(block=8, stride=4, select_block=16, select_count=7, window=21)
@@ -52,24 +56,30 @@ def one_kv(attention: Callable, *tensors: Tensor, **options: object) -> object:
 
 
 CASES = {
-    "group of 4, few chosen": (FEW, {"queries": 83, "group": 4, "batch": 1}),
-    "one head a group": (FEW, {"queries": 70, "group": 1, "value_dim": 32, "batch": 1}),
-    "odd group, rows of other lengths": (MORE, {"queries": 70, "group": 3, "lengths": [61, 70], "kv_heads": 1}),
-    "against a cache": (FEW, {"queries": 18, "start": 60, "group": 2, "batch": 1}),
-    "rows that start apart": (FEW, {"queries": 20, "start": [0, 55], "group": 4, "lengths": [13, 74], "kv_heads": 1}),
-    "8 heads": (MORE, {"queries": 70, "group": 8, "kv_heads": 1, "batch": 1}),
-    "everything chosen": (REACHED, {"queries": 85, "group": 4, "batch": 1, "kv_heads": 1}),
-    "shorter than a block": (REACHED, {"queries": 5, "group": 4, "batch": 1}),
-}  # fmt: skip
+    "group of 4, few chosen": (FEW, {"queries": 67, "group": 4, "batch": 1, "kv_heads": 1}, True),
+    "one head a group": (FEW, {"queries": 70, "group": 1, "value_dim": 32, "batch": 1, "kv_heads": 1}, False),
+    "odd group, ragged": (MORE, {"queries": 68, "group": 3, "lengths": [61, 68], "kv_heads": 1}, True),
+    "against a cache": (FEW, {"queries": 18, "start": 60, "group": 2, "batch": 1}, False),
+    "rows that start apart": (
+        FEW,
+        {"queries": 20, "start": [0, 55], "group": 4, "lengths": [13, 74], "kv_heads": 1},
+        True,
+    ),
+    "more than 32 blocks": (FEW, {"queries": 6, "start": 560, "group": 4, "batch": 1, "kv_heads": 1}, True),
+    "8 heads": (MORE, {"queries": 70, "group": 8, "kv_heads": 1, "batch": 1}, False),
+    "everything chosen": (REACHED, {"queries": 65, "group": 4, "batch": 1, "kv_heads": 1}, False),
+    "everything chosen, one K/V": (REACHED, {"queries": 65, "group": 4, "batch": 1, "kv_heads": 1}, True),
+    "shorter than a block": (REACHED, {"queries": 5, "group": 4, "batch": 1}, True),
+}
+"""Geometry, sizes, and whether window and selected branch have the same keys and values."""
 
 
 @pytest.mark.usefixtures("poisoned_allocations")
-@pytest.mark.parametrize("shared", [False, True], ids=["K/V of its own for the window", "one K/V"])
 @pytest.mark.parametrize("case", CASES)
 def test_agrees_with_the_oracle(
-    make_inputs: Callable, oracle: Callable, rates: Callable, passes: list[str], case: str, shared: bool
+    make_inputs: Callable, oracle: Callable, rates: Callable, passes: list[str], case: str
 ) -> None:
-    geometry, sizes = CASES[case]
+    geometry, sizes, shared = CASES[case]
     inputs = make_inputs(geometry, **{"dim": 16, **sizes}, dtype=torch.float32)
     ours = partial(nsa_attention, backend="triton")
     if shared:
@@ -82,3 +92,69 @@ def test_agrees_with_the_oracle(
     torch.testing.assert_close(out.cpu(), expected, rtol=1e-4, atol=1e-5)
     for mine, theirs in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("poisoned_allocations")
+def test_ties_go_to_the_lower_block_as_everywhere(
+    make_inputs: Callable, oracle: Callable, rates: Callable, passes: list[str]
+) -> None:
+    inputs = make_inputs(FEW, queries=70, group=4, kv_heads=1, batch=1, dim=16, dtype=torch.float32)
+    tensors = (*inputs.tensors[:1], torch.zeros_like(inputs.tensors[1]), *inputs.tensors[2:])
+    inputs = replace(inputs, tensors=tensors)
+    expected, expected_blocks = inputs.run(oracle)
+    rates(ALWAYS)
+    with torch.no_grad():
+        out, blocks = inputs.to(DEVICE).run(partial(nsa_attention, backend="triton"))
+    assert passes == ["masked_forward"]
+    assert torch.equal(blocks.cpu(), expected_blocks)
+    torch.testing.assert_close(out.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_backward_by_lists_goes_on_from_the_masked_forward(
+    make_inputs: Callable, oracle: Callable, rates: Callable, passes: list[str]
+) -> None:
+    inputs = make_inputs(FEW, queries=67, group=4, kv_heads=1, batch=1, dim=16, dtype=torch.float32)
+    *_, expected = inputs.run_with_gradients(oracle)
+    rates(FORWARD)
+    *_, gradients = inputs.to(DEVICE).run_with_gradients(partial(nsa_attention, backend="triton"))
+    assert passes == ["masked_forward"]
+    for mine, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-3, atol=1e-4)
+
+
+def _grid(tokens: int, group: int, geometry: BlockGeometry = PAPER) -> Grid:
+    """Of one sequence of so many tokens on device "meta"."""
+    q = torch.empty(1, tokens, 2 * group, 64, device="meta", dtype=torch.bfloat16)
+    k = torch.empty(1, tokens, 2, 64, device="meta", dtype=torch.bfloat16)
+    caches = Caches(k, k, k, k, k, k)
+    return function.make_grid(q, caches, geometry=geometry, start=0, lengths=None, scale=0.125)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "group", "forward", "backward"),
+    [
+        (1024, 4, True, True),
+        (2048, 4, True, True),
+        (4096, 4, True, False),
+        (8192, 4, True, False),
+        (16384, 4, False, False),  # more blocks than a row has bits
+        (1024, 16, False, False),  # fills the smallest product by itself
+        (4096, 8, True, False),
+    ],
+)
+def test_masks_are_taken_where_counted_operations_say_so(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, group: int, forward: bool, backward: bool
+) -> None:
+    monkeypatch.setattr(conditions, "masked_rates", lambda _: configs.MASKED["h200"])
+    grid = _grid(tokens, group)
+    served = conditions.serves_forward(grid, 64, 64, torch.bfloat16)
+    assert (served, served and conditions.serves_backward(grid, shared=True)) == (forward, backward)
+    assert not conditions.serves_forward(grid, 64, 64, torch.float32)
+    assert not conditions.serves_forward(grid, 192, 128, torch.bfloat16)
+
+
+def test_one_chosen_block_beside_the_forced_is_gathered_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditions, "masked_rates", lambda _: configs.MASKED["h200"])
+    few = replace(PAPER, select_count=4)
+    assert not conditions.serves_forward(_grid(4096, 4, few), 64, 64, torch.bfloat16)
+    assert conditions.serves_forward(_grid(1024, 4, few), 64, 64, torch.bfloat16)

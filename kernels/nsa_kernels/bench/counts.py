@@ -182,11 +182,15 @@ class Counts:
         return made
 
     def masked_bwd_stages(self) -> dict[str, Work]:
-        """The five products of each branch, dealt to the passes: dQ has two of them, with the scores again."""
+        """The products of each branch, dealt to the passes: both have scores and dP.
+
+        Where window and selected branch share K/V, one product serves both: the larger counts.
+        """
         s, pairs = self.settings, self.pairs
-        near = pairs.selected if s.shared_kv else pairs.selected + pairs.window
+        near = max(pairs.selected, pairs.window) if s.shared_kv else pairs.selected + pairs.window
         raw, values = self._keys(self.length), self._rows(s.value_dim)
-        dq, dkv = 2.0 * s.heads * (2 * s.head_dim + s.value_dim), 4.0 * s.heads * (s.head_dim + s.value_dim)
+        dq = 2.0 * s.heads * (2 * s.head_dim + s.value_dim)
+        dkv = 4.0 * s.heads * (s.head_dim + s.value_dim)  # scores, dP, dV and dK
         read = self._rows(s.head_dim) + values
         return {
             "queries, masked": Work(

@@ -128,8 +128,9 @@ def _stages(result: Measurement) -> Sheet:
             bound = "arithmetic" if c.arithmetic_ms(row.work) >= c.bytes_ms(row.work) else "bytes"
             times = _times(row)
             cells = (
-                row.part.removeprefix("stage "), row.contender, _shape(row.length, row.batch), *times, _rate(row),
-                f"{row.tbs or 0:.2f}", _number(row.floor_ms), bound, f"{row.time.median / row.floor_ms:.1f}",
+                row.part.removeprefix("stage "), row.contender, _shape(row.length, row.batch), *times,
+                _rate(row), f"{row.tbs or 0:.2f}", _number(row.floor_ms), bound,
+                f"{row.time.median / row.floor_ms:.1f}",
             )  # fmt: skip
             rows.append(cells)
     columns = (

@@ -37,7 +37,7 @@ def attention(
 ) -> NSAOutput:
     """Prefill; arguments and result as in `nsa_kernels.nsa_attention`."""
     value_width = caches.v_slc.shape[-1]
-    # What both branches get is one sum where the very same tensors serve them: autograd adds it up either way.
+    # Where the very same tensors serve both branches, what they get is one sum: autograd adds it up anyway.
     shared = caches.k_win is caches.k_slc and caches.v_win is caches.v_slc
     q, caches = _padded(q, caches)
     grid = make_grid(q, caches, geometry=geometry, start=start, lengths=lengths, scale=scale)

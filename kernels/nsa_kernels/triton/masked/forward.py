@@ -90,7 +90,8 @@ def masked_forward(
     """
     width, value_width = q.shape[-1], caches.v_slc.shape[-1]
     geometry, everything = grid.geometry, all_chosen(grid)
-    chosen = dict(config or shipped("masked_forward", max(width, value_width), q.device))
+    stage = "masked_everything" if everything else "masked_forward"
+    chosen = dict(config or shipped(stage, max(width, value_width), q.device))
     bq = max(queries_per_tile(chosen["BM"], grid), MIN_DOT // grid.padded_group)
     bn = chosen["BN"] if everything else min(chosen["BN"], geometry.select_block)
     out = q.new_empty(*q.shape[:3], value_width)
@@ -356,20 +357,20 @@ def _masked_forward_kernel(
         whole = tl.where(last > 0, inner + tl.maximum(first + 1 - inner, 0) // BN * BN, 0)
         for at in tl.range(inner, whole, BN):
             acc, top, total = attend(
-                acc, top, total, q, q_rest, k, v, stride_kws, stride_vws, batch, kv_head, at, last, low, behind,
-                scale_log2, BN, DK, 0, DV, False, False, False, PRECISION,
+                acc, top, total, q, q_rest, k, v, stride_kws, stride_vws, batch, kv_head, at, last, low,
+                behind, scale_log2, BN, DK, 0, DV, False, False, False, PRECISION,
             )  # fmt: skip
         for at in tl.range(whole, last, BN):
             acc, top, total = attend(
-                acc, top, total, q, q_rest, k, v, stride_kws, stride_vws, batch, kv_head, at, last, low, behind,
-                scale_log2, BN, DK, 0, DV, True, False, False, PRECISION,
+                acc, top, total, q, q_rest, k, v, stride_kws, stride_vws, batch, kv_head, at, last, low,
+                behind, scale_log2, BN, DK, 0, DV, True, False, False, PRECISION,
             )  # fmt: skip
         FEW: tl.constexpr = BQ if BQ > 16 else 16
         if BQ > 1 and inner > 0:
             acc, top, total = attend(
                 acc, top, total, q, q_rest, k, v, stride_kws, stride_vws, batch, kv_head,
-                tl.maximum(inner - FEW, 0), tl.minimum(inner, last), low, tl.minimum(behind, inner), scale_log2,
-                FEW, DK, 0, DV, True, True, False, PRECISION,
+                tl.maximum(inner - FEW, 0), tl.minimum(inner, last), low, tl.minimum(behind, inner),
+                scale_log2, FEW, DK, 0, DV, True, True, False, PRECISION,
             )  # fmt: skip
         result = _gated(
             result, Gates + 2 * stride_gc, O_win, Lse_win, acc, top, total, real, inside, tile, row, queries,

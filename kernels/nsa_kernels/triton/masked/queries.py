@@ -39,7 +39,7 @@ class QueryGradients(NamedTuple):
     dgates: Tensor
     """float32 [3, B, N, H]: <dout, out of the branch>, which the softmax subtracts as well; 0 at padding."""
     shifts: Tensor
-    """float32 [3, B, N, H]: log-sum-exp of the branch less log2 of its gate, units of log2; inf for nothing."""
+    """float32 [3, B, N, H]: log-sum-exp of the branch less log2 of its gate; inf for nothing."""
 
 
 def query_gradients(
@@ -157,9 +157,8 @@ def _meet(
         late = (at + key)[None, :] >= low[:, None]
         p = tl.where(seen & late if LOW else seen, p, 0.0)
     if WEIGHTED:
-        ds = p * (weight[:, None] * dp - delta[:, None])
-    else:
-        ds = p * (dp - delta[:, None])
+        dp = weight[:, None] * dp
+    ds = p * (dp - delta[:, None])
     if BOTH:
         p = tl.exp2(scores - shift_win[:, None])
         ds += tl.where(seen & late, p, 0.0) * (dp - delta_win[:, None])
