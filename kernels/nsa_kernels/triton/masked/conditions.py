@@ -17,6 +17,8 @@ from nsa_kernels.triton.configs import masked_rates
 from nsa_kernels.triton.masked.steps import WORD, WORDS
 from nsa_kernels.triton.tiles import MIN_DOT, Grid
 
+MOST_WIDTH = 64
+"""Wider heads would need tiles of their own, and those of 128 have kernels for Hopper."""
 MOST_BLOCKS = WORDS * WORD.value
 """A row has a bit for each, in registers."""
 ANY_DTYPE = False
@@ -61,7 +63,7 @@ def fits(grid: Grid, width: int, value_width: int, dtype: torch.dtype) -> bool:
         and size >= MIN_DOT
         and size == triton.next_power_of_2(size)
         and grid.geometry.num_select_blocks(grid.longest) <= MOST_BLOCKS
-        and all(x == triton.next_power_of_2(x) and x <= 128 for x in (width, value_width))
+        and all(x == triton.next_power_of_2(x) and x <= MOST_WIDTH for x in (width, value_width))
         and (ANY_DTYPE or dtype in (torch.bfloat16, torch.float16))
     )
 
