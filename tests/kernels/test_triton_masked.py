@@ -167,3 +167,23 @@ def test_one_chosen_block_beside_the_forced_is_gathered_sooner(monkeypatch: pyte
     few = replace(PAPER, select_count=4)
     assert not conditions.serves_forward(_grid(4096, 4, few), 64, 64, torch.bfloat16)
     assert conditions.serves_forward(_grid(1024, 4, few), 64, 64, torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shared", [False, True], ids=["K/V of its own for the window", "one K/V"])
+@pytest.mark.parametrize("tokens", [700, 1024, 2000, 4096])
+def test_what_is_shipped_agrees_with_torch_in_float32(
+    make_inputs: Callable, passes: list[str], tokens: int, shared: bool
+) -> None:
+    if configs.table_name(DEVICE) not in configs.MASKED:
+        pytest.skip("masked kernels are not taken on this card")
+    inputs = make_inputs(PAPER, queries=tokens, group=4, dim=64, dtype=torch.float32).to("cuda")
+    inputs = replace(inputs, tensors=tuple(x.bfloat16() for x in inputs.tensors))
+    exact = replace(inputs, tensors=tuple(x.float() for x in inputs.tensors))
+    attend = partial(one_kv, nsa_attention) if shared else nsa_attention
+    expected, expected_blocks, expected_gradients = exact.run_with_gradients(partial(attend, backend="torch"))
+    out, blocks, gradients = inputs.run_with_gradients(partial(attend, backend="triton"))
+    assert passes[0] == "masked_forward"
+    assert (blocks == expected_blocks).float().mean() > 0.999
+    for mine, theirs in zip((out, *gradients), (expected, *expected_gradients), strict=True):
+        assert (mine.float() - theirs).norm() <= 1e-2 * theirs.norm()
