@@ -216,8 +216,8 @@ H200_MASKED: Config = {
     "LISTS_TFLOPS": 250,
 }
 """Rates of `masked.conditions` on an H200. GATHER_TBS: out of the L2 cache, 10^12 bytes a second. The others:
-10^12 operations a second of masked tiles, forward and backward, and of the backward by lists; those of the kernels
-for 64 heads of 128, window and forced blocks forward (NOTES.md: 390), selected backward (250)."""
+10^12 operations a second of masked tiles, forward and backward, and of the backward by lists; those of the
+kernels for 64 heads of 128, window and forced blocks forward (NOTES.md: 390), selected backward (250)."""
 
 MASKED: Mapping[str, Config] = {}
 """Rates by device, where the masked kernels serve. None yet: their tests for a GPU have passed on no card."""
