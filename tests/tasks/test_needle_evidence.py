@@ -1,0 +1,56 @@
+"""Where a needle prompt says the answer: the value inside the needle that is asked for, and its tokens."""
+
+import pytest
+
+from nsa_tasks import families, family_of, resolve
+from nsa_tasks._tokens import RequestTokens
+from nsa_tasks.needle import build
+from nsa_tasks.spans import token_spans
+
+CASES = [
+    ("needle_single", {}, 1),
+    ("needle_single", {"needle": "sentence"}, 1),
+    ("needle_single", {"needle": "uuid", "haystack": "noise"}, 1),
+    ("needle_single_nll", {}, 1),
+    ("needle_multikey", {"num_keys": 3, "haystack": "needles"}, 1),
+    ("needle_multivalue", {"num_values": 3}, 3),
+    ("needle_multiquery", {"num_queries": 2}, 2),
+]
+
+
+def request_of(task, tokenizer, params):
+    tokens = RequestTokens.load(tokenizer)
+    given = {"lengths": [700], "depths": [40], "samples": 1, **params}
+    [doc] = build.documents(resolve(task, given), tokens)
+    return doc, tokens.render(doc["input"], doc["gen_prefix"]), tokens.tokenizer
+
+
+@pytest.mark.parametrize(("task", "params", "count"), CASES)
+def test_evidence_is_each_answer_where_its_own_needle_says_it(task, params, count, bpe_tokenizer):
+    doc, text, tokenizer = request_of(task, bpe_tokenizer, params)
+    places = family_of(task).evidence(doc, text)
+    assert [text[start:end] for start, end in places] == doc["outputs"]
+    assert len(places) == count
+    ids, spans = token_spans(tokenizer, text, places)
+    assert len(ids) == doc["prompt_tokens"]
+    for answer, span, (first, last) in zip(doc["outputs"], spans, doc["needle_spans"], strict=False):
+        assert answer in tokenizer.decode(ids[span.start : span.stop])
+        assert first <= span.start < span.stop <= last
+        assert answer not in tokenizer.decode(ids[span.start + 1 : span.stop])
+
+
+def test_tokenizers_without_offsets_find_the_same_text(slow_tokenizer):
+    doc, text, tokenizer = request_of("needle_single", slow_tokenizer, {})
+    ids, [span] = token_spans(tokenizer, text, family_of("needle_single").evidence(doc, text))
+    assert tokenizer.decode(ids[span.start : span.stop]).strip() == doc["answer"]
+
+
+def test_a_prompt_that_lost_its_needle_has_no_evidence(bpe_tokenizer):
+    doc, text, _ = request_of("needle_single", bpe_tokenizer, {})
+    assert family_of("needle_single").evidence(doc, text.replace(doc["needle"], "")) == ()
+
+
+def test_other_families_have_none():
+    for family in families().values():
+        if family.name != "needle":
+            assert family.evidence({"id": "x", "outputs": ["a"]}, "a prompt with a") == ()
