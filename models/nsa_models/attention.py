@@ -183,8 +183,8 @@ class NSAAttention(nn.Module):
     """Native Sparse Attention (arXiv 2502.11089): compressed, selected and window branches, gated.
 
     Attributes:
-        on_blocks: Receives the blocks that the kernel chose in each forward, int32 [B, N, H_kv, n], rows padded
-            on the right (`nsa_models.looking`); None: nobody asks, and kernels don't write them.
+        on_blocks: Receives the blocks that the kernel chose in each forward, int32 [B, N, H_kv, n], rows
+            padded on the right (`nsa_models.looking`); None: nobody asks, and kernels don't write them.
     """
 
     def __init__(self, config: NSADecoderConfig, rotary: RotaryEmbedding) -> None:

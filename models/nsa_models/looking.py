@@ -1,9 +1,9 @@
 """Where a model of Native Sparse Attention looks: the blocks that its selected branch chose.
 
 The blocks are those that the running backend attended to, as it reports them itself (`return_blocks` of
-`nsa_kernels`), not a second computation of them: torch, triton and the reference alike. They are exact for the
-pass that is recorded. Another pass over the same tokens, in other chunks or another batch, may round two close
-scores the other way.
+`nsa_kernels`), not a second computation of them: torch, triton and the reference alike. They are exact for
+the pass that is recorded. Another pass over the same tokens, in other chunks or another batch, may round two
+close scores the other way.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class BlockRecord:
     def blocks(self) -> Tensor:
         """All of them: int32 [L, B, N, H_kv, n], N over all forwards.
 
-        As the kernels write them: ascending, then -1 for unused slots, all -1 at padding. Rows are padded on the
-        right, whatever side the forward's mask pads.
+        As the kernels write them: ascending, then -1 for unused slots, all -1 at padding. Rows are padded on
+        the right, whatever side the forward's mask pads.
 
         Raises:
             ValueError: Nothing was recorded: no forward took place meanwhile.
@@ -94,8 +94,8 @@ def chosen_blocks(
 ) -> Tensor:
     """The blocks that the last queries of a prompt choose, in every layer and KV group.
 
-    One prefill of the prompt by itself, without logits: what stands before the last queries is read in chunks,
-    the queries in one, and only that one is recorded. Memory is that of the cache and of one chunk.
+    One prefill of the prompt by itself, without logits: what stands before the last queries is read in
+    chunks, the queries in one, and only that one is recorded. Memory is that of the cache and of one chunk.
 
     Args:
         model: A decoder with attention "nsa".

@@ -176,15 +176,16 @@ class TaskFamily(ABC):
         return str(document["id"])
 
     def evidence(self, document: Mapping[str, Any], prompt: str) -> tuple[tuple[int, int], ...]:
-        """Where a prompt says what a right reply consists of: runs can then tell whether a model looked there.
+        """Where a prompt says what a right reply consists of: runs can then tell whether a model looked
+        there.
 
         Args:
             document: As it stands in a sample.
             prompt: Its request's text, chat template included.
 
         Returns:
-            For each answer its (first character, character after the last) in the prompt; none where there are
-            no such places, or where they can't be told.
+            For each answer its (first character, character after the last) in the prompt; none where there
+            are no such places, or where they can't be told.
         """
         return ()
 

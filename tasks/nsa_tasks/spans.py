@@ -1,4 +1,4 @@
-"""Which tokens of a request hold given stretches of its text, for those who look at a model while it reads."""
+"""Which tokens of a request hold given stretches of its text, for those who watch a model read it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -22,8 +22,8 @@ from nsa_models.looking import (
 
 Make = Callable[..., NSADecoderForCausalLM]
 FILLER, NEEDLE, DECOY, QUESTION = range(3, 7)
-# What a decoder of 2 layers and 2 KV groups is made to look for at QUESTION: only group 1 of layer 0 wants the
-# needle, the others the decoy.
+# What a decoder of 2 layers and 2 KV groups is made to look for at QUESTION: only group 1 of layer 0 wants
+# the needle, the others the decoy.
 WANTED = [[DECOY, NEEDLE], [DECOY, DECOY]]
 
 
@@ -31,8 +31,8 @@ WANTED = [[DECOY, NEEDLE], [DECOY, DECOY]]
 def seeker() -> NSADecoderForCausalLM:
     """A decoder whose choice is known: embeddings are one-hot, layers pass them on, scores match tokens.
 
-    One block beside the forced ones is chosen, of 8 tokens each, by keys of which one pair of dimensions rotates
-    and the others say which token it is.
+    One block beside the forced ones is chosen, of 8 tokens each, by keys of which one pair of dimensions
+    rotates and the others say which token it is.
     """
     config = NSADecoderConfig(
         vocab_size=8,
