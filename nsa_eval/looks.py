@@ -2,8 +2,10 @@
 
 A look is made of a prompt that holds its answers (`TaskFamily.evidence`): which blocks the queries at the
 prompt's end chose, in every layer and KV group of Native Sparse Attention, and whether those hold the
-answers. The query that counts is the prompt's last, which predicts the answer's first token. Later ones
-follow from what the model wrote itself.
+answers. Two things are told. Selection recall is the share of layers and groups that hold the whole answer
+when the reply begins. And whether the model could have copied the answer: each token of it, at the query that
+predicts it when the right reply is read so far, from a block that at least one group of one layer chose. What
+the model wrote itself is not read: behind its first mistake it would say nothing of the answer.
 """
 
 from __future__ import annotations
@@ -76,7 +78,11 @@ class AnswerLook(_Plain):
     blocks: tuple[int, ...]
     """Blocks in which its tokens lie."""
     held: tuple[int, ...]
-    """For each layer, groups that chose all of these blocks."""
+    """For each layer, groups that chose all of these blocks when the reply began: at the prompt's last query,
+    which predicts the reply's first token."""
+    by_token: tuple[int, ...]
+    """For each token of the right reply, layers and groups that chose the block to copy it from, at the query
+    that predicts it after those before it."""
     forced: bool
     """Whether all of these blocks are forced: then every layer and group holds it without choosing."""
     in_window: bool
@@ -92,6 +98,8 @@ class Picture(_Plain):
     """For each query, how many layers and groups chose a block of the column."""
     tokens: tuple[str, ...]
     """The queries' own tokens."""
+    asked: int
+    """How many of the queries are the prompt's; those after them are the right reply's."""
 
 
 class Look(_Plain):
@@ -117,13 +125,14 @@ class Look(_Plain):
 
     @property
     def found(self) -> bool:
-        """Whether every answer is held by at least one group of one layer."""
-        return all(any(answer.held) for answer in self.answers)
+        """Whether a group of some layer holds each token of each answer when it is to be predicted."""
+        return all(all(answer.by_token) for answer in self.answers)
 
     @property
     def always(self) -> bool:
         """Whether the answers were chosen without a choice: forced, or in a prompt that is chosen whole."""
-        return self.prompt_tokens <= self.grid.reach or all(answer.forced for answer in self.answers)
+        reply = max(len(answer.by_token) for answer in self.answers)
+        return self.prompt_tokens + reply <= self.grid.reach or all(answer.forced for answer in self.answers)
 
     @property
     def in_window(self) -> bool:

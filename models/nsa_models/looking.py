@@ -90,37 +90,59 @@ def recorded_blocks(model: nn.Module) -> Iterator[BlockRecord]:
 
 @torch.inference_mode()
 def chosen_blocks(
-    model: NSADecoderForCausalLM, tokens: Sequence[int], *, last: int, chunk: int = CHUNK
-) -> Tensor:
-    """The blocks that the last queries of a prompt choose, in every layer and KV group.
+    model: NSADecoderForCausalLM,
+    tokens: Sequence[int],
+    continuations: Sequence[Sequence[int]] = (),
+    *,
+    last: int,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, list[Tensor]]:
+    """The blocks that a prompt's last queries choose in every layer and KV group, and what may follow it.
 
     One prefill of the prompt by itself, without logits: what stands before the last queries is read in
-    chunks, the queries in one, and only that one is recorded. Memory is that of the cache and of one chunk.
+    chunks, and only the rest is recorded. Memory is that of the cache and of one chunk.
 
     Args:
         model: A decoder with attention "nsa".
         tokens: The prompt's ids.
+        continuations: Ids that follow the prompt, each of them as if it alone did.
         last: Queries to tell of, from the prompt's last token backwards.
         chunk: Tokens that are read at once.
 
     Returns:
-        int32 [L, Q, H_kv, n] on the CPU, Q = min(last, len(tokens)): ascending, then -1 for unused slots.
+        int32 [L, Q, H_kv, n] on the CPU, Q = min(last, len(tokens)), ascending, then -1 for unused slots; and
+        for each continuation the same of its tokens.
 
     Raises:
         ValueError: No tokens or no queries, or a model that chooses no blocks.
     """
     if not tokens or last < 1 or chunk < 1:
         raise ValueError(f"give tokens, last and chunk: got {len(tokens)} tokens, last {last}, chunk {chunk}")
-    row = torch.tensor([list(tokens)], device=model.device)
-    size = row.shape[1]
-    before = max(0, size - last)
-    cache = NSACache(model.config.num_hidden_layers, room=size)
-    for start in range(0, before, chunk):
-        model.model(row[:, start : min(start + chunk, before)], past_key_values=cache, use_cache=True)
-    with recorded_blocks(model) as record:
-        for start in range(before, size, chunk):
-            model.model(row[:, start : start + chunk], past_key_values=cache, use_cache=True)
-    return record.blocks[:, 0]
+    before = max(0, len(tokens) - last)
+    room = len(tokens) + max(map(len, continuations), default=0)
+    cache = NSACache(model.config.num_hidden_layers, room=room)
+
+    def read(ids: Sequence[int]) -> None:
+        for start in range(0, len(ids), chunk):
+            row = torch.tensor([list(ids[start : start + chunk])], device=model.device)
+            model.model(row, past_key_values=cache, use_cache=True)
+
+    def read_and_record(ids: Sequence[int]) -> Tensor:
+        with recorded_blocks(model) as record:
+            read(ids)
+        return record.blocks[:, 0]
+
+    read(tokens[:before])
+    found = read_and_record(tokens[before:])
+    following = []
+    for ids in continuations:
+        if not ids:
+            following.append(found[:, :0])
+            continue
+        following.append(read_and_record(ids))
+        for layer in cache.layers:
+            layer.crop(-len(ids))
+    return found, following
 
 
 def blocks_of(tokens: range, geometry: BlockGeometry) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from nsa_eval.engine._requests import Request
 from nsa_eval.looks import COLUMNS, QUERIES, AnswerLook, BlockGrid, Look, NotLooked, Picture
 from nsa_eval.store import Cost, Response
 from nsa_models.looking import blocks_of, chosen_blocks, forced_blocks, hold
-from nsa_tasks.spans import token_spans
+from nsa_tasks.spans import AnswerTokens, answer_tokens
 
 if TYPE_CHECKING:
     from nsa_eval.engine._answerer import Emit
@@ -46,37 +46,40 @@ def look_all(
         text, wanted = request.arguments
         began = time.perf_counter()
         prompt = prompts.generation(text, budget=0, origin=request.origin, truncation=request.truncation)
-        ids, spans = token_spans(
+        ids, answers = answer_tokens(
             prompts.tokenizer, text, wanted["answers"], add_bos_token=prompts.add_bos_token
         )
-        found: Look | NotLooked
-        if ids[: len(prompt.context)] == prompt.context and spans[-1].stop <= len(prompt.context):
+        found: Look | NotLooked = NotLooked(
+            why="its answers can't be told among the tokens that the model reads"
+        )
+        read = len(prompt.context)
+        if ids[:read] == prompt.context and all(answer.whole.stop <= read for answer in answers):
+            words = _words(prompts, [*prompt.context[-QUERIES:], *answers[0].follow[:-1]])
             found = look(
                 cast("NSADecoderForCausalLM", model),
                 prompt.context,
-                spans,
-                words=[str(prompts.tokenizer.decode([token])) for token in prompt.context[-QUERIES:]]
-                if wanted["picture"]
-                else None,
+                answers,
+                words=words if wanted["picture"] else None,
                 chunk=chunk,
             )
-        else:
-            found = NotLooked(why="its answers can't be told among the tokens that the model reads")
         cost = Cost(
             prefill_seconds=time.perf_counter() - began,
-            prompt_tokens=len(prompt.context),
+            prompt_tokens=read,
             device=device_name(model.device),
         )
-        response = Response(
-            value=found.model_dump_json(), prompt_tokens=len(prompt.context), new_tokens=0, cost=cost
+        emit(
+            {
+                request.key: Response(
+                    value=found.model_dump_json(), prompt_tokens=read, new_tokens=0, cost=cost
+                )
+            }
         )
-        emit({request.key: response})
 
 
 def look(
     model: NSADecoderForCausalLM,
     tokens: Sequence[int],
-    answers: Sequence[range],
+    answers: Sequence[AnswerTokens],
     *,
     words: Sequence[str] | None = None,
     chunk: int,
@@ -86,28 +89,43 @@ def look(
     Args:
         model: A decoder with Native Sparse Attention.
         tokens: The prompt's ids.
-        answers: Places of each answer's tokens among them.
-        words: The last queries' own tokens, for a picture; None: no picture.
+        answers: Where the prompt says each answer, and how it would follow.
+        words: The queries' own tokens, for a picture: those of the prompt's end and of the first answer.
+            None: no picture.
         chunk: Tokens that are read at once.
     """
     geometry: BlockGeometry = model.config.geometry
-    blocks = chosen_blocks(model, tokens, last=QUERIES, chunk=chunk)  # [L, Q, H_kv, n]
+    # [L, Q, H_kv, n]; the last token of a reply is only predicted.
+    blocks, following = chosen_blocks(
+        model, tokens, [answer.follow[:-1] for answer in answers], last=QUERIES, chunk=chunk
+    )
     position = len(tokens) - 1
     forced = set(forced_blocks(position, geometry))
     found = []
-    for span in answers:
-        wanted = blocks_of(span, geometry)
+    for answer, after in zip(answers, following, strict=True):
+        wanted = blocks_of(answer.whole, geometry)
+        predicting = torch.cat([blocks[:, -1:], after], dim=1)
         found.append(
             AnswerLook(
-                first=span[0],
-                last=span[-1],
+                first=answer.whole[0],
+                last=answer.whole[-1],
                 blocks=wanted,
                 held=tuple(hold(blocks[:, -1], wanted).sum(-1).tolist()),
+                by_token=tuple(
+                    int(hold(predicting[:, index], blocks_of(source, geometry)).sum())
+                    for index, source in enumerate(answer.sources)
+                    if source
+                ),
                 forced=forced.issuperset(wanted),
-                in_window=span[0] > position - geometry.window,
+                in_window=answer.whole[0] > position - geometry.window,
             )
         )
-    marked = sorted({block for answer in found for block in answer.blocks})
+    picture = None
+    if words is not None:
+        rows = torch.cat([blocks, following[0]], dim=1)
+        marked = {block for answer in found for block in answer.blocks}
+        own = (position + following[0].shape[1]) // geometry.select_block
+        picture = picture_of(rows, own, marked, words, asked=blocks.shape[1])
     return Look(
         grid=BlockGrid(
             layers=blocks.shape[0],
@@ -120,13 +138,17 @@ def look(
         ),
         prompt_tokens=len(tokens),
         answers=tuple(found),
-        picture=None
-        if words is None
-        else picture_of(blocks, position // geometry.select_block, marked, words),
+        picture=picture,
     )
 
 
-def picture_of(blocks: Tensor, own: int, marked: Collection[int], words: Sequence[str]) -> Picture:
+def _words(prompts: PromptEncoder, tokens: Sequence[int]) -> list[str]:
+    return [str(prompts.tokenizer.decode([token]))[:_TOKEN_CHARACTERS] for token in tokens]
+
+
+def picture_of(
+    blocks: Tensor, own: int, marked: Collection[int], words: Sequence[str], *, asked: int
+) -> Picture:
     """Count for each query how many layers and groups chose each column.
 
     Args:
@@ -134,6 +156,7 @@ def picture_of(blocks: Tensor, own: int, marked: Collection[int], words: Sequenc
         own: The last query's own block, the last there is.
         marked: Blocks that get columns of their own.
         words: The queries' tokens.
+        asked: How many of the queries are the prompt's.
     """
     columns = columns_around(own + 1, marked)
     column_of = torch.zeros(own + 2, dtype=torch.long)
@@ -146,7 +169,8 @@ def picture_of(blocks: Tensor, own: int, marked: Collection[int], words: Sequenc
     return Picture(
         columns=tuple(columns),
         rows=tuple(tuple(row) for row in rows.tolist()),
-        tokens=tuple(word[:_TOKEN_CHARACTERS] for word in words),
+        tokens=tuple(words),
+        asked=asked,
     )
 
 

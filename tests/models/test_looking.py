@@ -79,7 +79,7 @@ def text(needle: int, decoy: int, size: int = 96) -> list[int]:
 def test_a_known_choice_is_seen_in_the_layer_and_group_that_makes_it(
     seeker: NSADecoderForCausalLM, needle: int, decoy: int
 ) -> None:
-    blocks = chosen_blocks(seeker, text(needle, decoy), last=1)
+    blocks, _ = chosen_blocks(seeker, text(needle, decoy), last=1)
     assert blocks.shape == (2, 1, 2, 4)
     for layer in range(2):
         for group in range(2):
@@ -110,7 +110,7 @@ def test_chunks_choose_what_the_definition_chooses(
     with torch.no_grad(), recorded_blocks(twin) as record:
         twin(tokens[:1])
     for last in (1, 11, 90):
-        found = chosen_blocks(model, ids, last=last, chunk=chunk)
+        found, _ = chosen_blocks(model, ids, last=last, chunk=chunk)
         assert torch.equal(found, record.blocks[:, 0, -last:])
 
 
@@ -124,14 +124,27 @@ def test_padded_rows_choose_as_they_do_alone(tiny_model: Make, tokens: Tensor, s
     real = tokens[1][mask[1].bool()]
     with torch.no_grad(), recorded_blocks(model) as record:
         model(row, attention_mask=mask)
-    assert torch.equal(record.blocks[:, 0], chosen_blocks(model, tokens[0].tolist(), last=90))
-    assert torch.equal(record.blocks[:, 1, :short], chosen_blocks(model, real.tolist(), last=90))
+    assert torch.equal(record.blocks[:, 0], chosen_blocks(model, tokens[0].tolist(), last=90)[0])
+    assert torch.equal(record.blocks[:, 1, :short], chosen_blocks(model, real.tolist(), last=90)[0])
     assert (record.blocks[:, 1, short:] == -1).all()
+
+
+@pytest.mark.parametrize("chunk", [2, 8192])
+def test_continuations_choose_as_if_each_alone_followed(tiny_model: Make, tokens: Tensor, chunk: int) -> None:
+    model = tiny_model()
+    prompt, rest = tokens[0, :70].tolist(), tokens[0, 70:].tolist()
+    continuations = [rest, rest[::-1][:5], [], rest[:1]]
+    found, following = chosen_blocks(model, prompt, continuations, last=4, chunk=chunk)
+    assert torch.equal(found, chosen_blocks(model, prompt, last=4)[0])
+    assert [blocks.shape[1] for blocks in following] == [20, 5, 0, 1]
+    for ids, blocks in zip(continuations, following, strict=True):
+        if ids:
+            assert torch.equal(blocks, chosen_blocks(model, [*prompt, *ids], last=len(ids))[0])
 
 
 def test_decoding_is_recorded_too(tiny_model: Make, tokens: Tensor) -> None:
     model = tiny_model()
-    whole = chosen_blocks(model, tokens[0].tolist(), last=3)
+    whole, _ = chosen_blocks(model, tokens[0].tolist(), last=3)
     with torch.no_grad():
         cache = model(tokens[:1, :87], use_cache=True).past_key_values
         with recorded_blocks(model) as record:
@@ -152,9 +165,9 @@ def test_recording_changes_no_logit_and_ends_with_its_context(tiny_model: Make, 
 
 
 def test_a_prompt_within_reach_chooses_every_block(tiny_model: Make) -> None:
-    blocks = chosen_blocks(tiny_model(), [5] * 30, last=2)
+    blocks, _ = chosen_blocks(tiny_model(), [5] * 30, last=2)
     assert blocks.tolist() == [[[[0, 1, 2, 3]] * 2] * 2] * 2
-    assert chosen_blocks(tiny_model(), [5] * 3, last=9).shape == (2, 3, 2, 4)
+    assert chosen_blocks(tiny_model(), [5] * 3, last=9)[0].shape == (2, 3, 2, 4)
 
 
 def test_what_chooses_no_blocks_says_so(tiny_model: Make) -> None:

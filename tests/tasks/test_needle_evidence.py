@@ -5,7 +5,7 @@ import pytest
 from nsa_tasks import families, family_of, resolve
 from nsa_tasks._tokens import RequestTokens
 from nsa_tasks.needle import build
-from nsa_tasks.spans import token_spans
+from nsa_tasks.spans import answer_tokens, token_spans
 
 CASES = [
     ("needle_single", {}, 1),
@@ -43,6 +43,27 @@ def test_tokenizers_without_offsets_find_the_same_text(slow_tokenizer):
     doc, text, tokenizer = request_of("needle_single", slow_tokenizer, {})
     ids, [span] = token_spans(tokenizer, text, family_of("needle_single").evidence(doc, text))
     assert tokenizer.decode(ids[span.start : span.stop]).strip() == doc["answer"]
+
+
+@pytest.mark.parametrize(("task", "params", "count"), CASES)
+def test_a_right_reply_is_copied_token_by_token_from_where_the_prompt_says_it(
+    task, params, count, bpe_tokenizer
+):
+    doc, text, tokenizer = request_of(task, bpe_tokenizer, params)
+    ids, found = answer_tokens(tokenizer, text, family_of(task).evidence(doc, text))
+    assert len(found) == count
+    for answer, of in zip(doc["outputs"], found, strict=True):
+        assert ids + list(of.follow) == tokenizer(f"{text} {answer}")["input_ids"]
+        copied = "".join(tokenizer.decode(ids[one.start : one.stop]) for one in of.sources)
+        assert answer in copied
+        assert of.sources[0].start in (0, of.whole.start)  # white space of its own, or the first digit
+        assert of.sources[-1].stop == of.whole.stop
+
+
+def test_where_no_tokens_can_be_told_the_whole_answer_is_the_source(slow_tokenizer):
+    doc, text, tokenizer = request_of("needle_single", slow_tokenizer, {})
+    _, [found] = answer_tokens(tokenizer, text, family_of("needle_single").evidence(doc, text))
+    assert (found.follow, found.sources) == ((), (found.whole,))
 
 
 def test_a_prompt_that_lost_its_needle_has_no_evidence(bpe_tokenizer):

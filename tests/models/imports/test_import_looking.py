@@ -22,7 +22,7 @@ def test_imported_checkpoints_choose_as_the_definition_does(
     ids = torch.randint(3, 280, (1, 80), generator=torch.Generator().manual_seed(2))
     with torch.no_grad(), recorded_blocks(twin) as record:
         twin(ids)
-    found = chosen_blocks(model, ids[0].tolist(), last=20, chunk=13)
+    found, _ = chosen_blocks(model, ids[0].tolist(), last=20, chunk=13)
     assert torch.equal(found, record.blocks[:, 0, -20:])
     for row, position in enumerate(range(60, 80)):
         for block in forced_blocks(position, model.config.geometry):
