@@ -62,7 +62,8 @@ def answer_tokens(
     Args:
         tokenizer: The model's.
         text: The request's text, chat template included.
-        answers: Where it says the answers, as (first character, character after the last), none of them empty.
+        answers: Where it says the answers, as (first character, character after the last), none of them
+            empty.
         add_bos_token: As the engine's setting of that name.
 
     Returns:
@@ -79,14 +80,13 @@ def answer_tokens(
             found.append(AnswerTokens(whole=span, follow=(), sources=(span,)))
             continue
         new = np.flatnonzero(encoded.ends > len(text))
-        if not len(new) or encoded.ids[: new[0]] != ids[: new[0]]:  # it is joined with the prompt's end
+        joined = not len(new) or encoded.starts[new[0]] < len(text)  # with the end of the prompt
+        if joined or encoded.ids[: new[0]] != ids[: new[0]]:
             found.append(AnswerTokens(whole=span, follow=(), sources=(span,)))
             continue
         # The characters of each new token that are the answer's, and where the prompt says them.
-        places = [
-            (first + max(int(encoded.starts[i]) - begins, 0), first + int(encoded.ends[i]) - begins)
-            for i in new
-        ]
+        edges = [(int(encoded.starts[i]) - begins, int(encoded.ends[i]) - begins) for i in new]
+        places = [(first + max(start, 0), first + end) for start, end in edges]
         said = [place for place in places if place[1] > place[0]]
         ranges = iter(token_spans(tokenizer, text, said, add_bos_token=add_bos_token)[1])
         sources = tuple(next(ranges) if place[1] > place[0] else range(0) for place in places)
