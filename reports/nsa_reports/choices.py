@@ -132,6 +132,16 @@ def choice_picture(
     )
 
 
+def shades_in_words(most: int) -> tuple[str, ...]:
+    """How many of all layers and groups each shade stands for: `1 to 2`; nothing where it stands for none."""
+    found = []
+    for level in range(1, LEVELS + 1):
+        inside = [count for count in range(1, most + 1) if _level(count, most) == level]
+        ends = sorted({inside[0], inside[-1]}) if inside else []
+        found.append(" to ".join(f"{end:,}" for end in ends))
+    return tuple(found)
+
+
 def _level(count: int, most: int) -> int:
     """0 for nothing, then quarters of all that can choose, each up to its upper end."""
     return -(-LEVELS * min(count, most) // most)

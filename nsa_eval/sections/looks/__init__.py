@@ -19,6 +19,7 @@ from nsa_reports import (
     SectionData,
     choice_picture,
     panels_of,
+    shades_in_words,
 )
 
 _OPEN, _PICTURES = 2, 6
@@ -82,6 +83,8 @@ class ModelLooks:
     """Of documents with something to choose; none where there are no such documents."""
     shade: Panel | None
     """Colours the cells of `layers`."""
+    shades: tuple[str, ...]
+    """What the pictures' shades stand for; empty for one that stands for nothing."""
     pictures: tuple[Drawn, ...]
     left_out: str
     """Documents that weren't looked at, in a sentence."""
@@ -181,6 +184,7 @@ def _model(task: str, label: str, model: ModelRun, material: Material) -> ModelL
         outcomes=(*outcomes, _outcome(None, seen)) if len(outcomes) != 1 else tuple(outcomes),
         layers=tuple(_layers(chosen)) if panels else (),
         shade=panels[0] if panels else None,
+        shades=shades_in_words(grid.choices),
         pictures=tuple(_drawn(seen)),
         left_out=_left_out(model.looks.left_out(task)),
     )
