@@ -20,7 +20,6 @@ from nsa_tasks.spans import AnswerTokens, answer_tokens
 
 if TYPE_CHECKING:
     from nsa_eval.engine._answerer import Emit
-    from nsa_kernels import BlockGeometry
     from nsa_models import NSADecoderForCausalLM
 
 # Blocks on both sides of an answer that a picture shows one by one.
@@ -94,7 +93,7 @@ def look(
             None: no picture.
         chunk: Tokens that are read at once.
     """
-    geometry: BlockGeometry = model.config.geometry
+    geometry = model.config.geometry
     # [L, Q, H_kv, n]; the last token of a reply is only predicted.
     blocks, following = chosen_blocks(
         model, tokens, [answer.follow[:-1] for answer in answers], last=QUERIES, chunk=chunk

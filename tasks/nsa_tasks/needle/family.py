@@ -31,6 +31,7 @@ class NeedleFamily(TaskFamily):
             "nsa-eval needle --model ./ckpt --lengths 4k,64k --depths 0,50,100 --haystack noise "
             "-o runs/noise",
             "nsa-eval needle --model ./ckpt --task needle_multikey --lengths 8k --dry-run",
+            "nsa-eval needle --model zoo:twin-nsa-v0 --sweep nsa_select_count=8 --lengths 2k --looks",
         ),
     )
 
