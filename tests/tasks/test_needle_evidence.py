@@ -71,7 +71,7 @@ def test_a_prompt_that_lost_its_needle_has_no_evidence(bpe_tokenizer):
     assert family_of("needle_single").evidence(doc, text.replace(doc["needle"], "")) == ()
 
 
-def test_other_families_have_none():
+def test_other_families_have_none_by_themselves():
     for family in families().values():
         if family.name != "needle":
             assert family.evidence({"id": "x", "outputs": ["a"]}, "a prompt with a") == ()
