@@ -268,8 +268,10 @@ def test_another_name_of_a_task_changes_nothing(config, tmp_path):
 
 def test_overwriting_results_forgets_looks(finished, config):
     changed = config(seed=5, looks=0)
+    changed["models"] = changed["models"][1:]
     run(changed, finished, overwrite=True)
-    assert not (finished / "sparse" / "looks.json").exists()
+    assert not (finished / "sparse").exists()
+    assert not (finished / "dense" / "looks.json").exists()
 
 
 def test_damaged_looks_are_named_with_what_to_do(finished, config):
