@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsa_eval._counting import CountingStore, Workload
+from nsa_eval._looking import look_at, looks_missing
 from nsa_eval.config import EngineSpec, ModelSpec, RunConfig, Variant
 from nsa_eval.config.marks import Effect, own_values
 from nsa_eval.errors import UserError
@@ -208,6 +209,11 @@ def _evaluate_variant(
     for message in heard.messages:
         progress.note(f"{variant.name}: {message}")
     directory.publish(variant.name)
+    if looks_missing(variant, config, directory):
+        known = (facts, fingerprint.total)
+        look_at(
+            variant, config, known, directory=directory, store=store, executor=executor, progress=progress
+        )
 
 
 def _task_cuts(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[AuditEvent]:

@@ -216,6 +216,7 @@ def needle(
     name: str | None = None,
     engine: Mapping[str, Any] | None = None,
     limit: float | None = None,
+    looks: int = 0,
     dry_run: bool = False,
     overwrite: bool = False,
     progress: bool | None = None,
@@ -230,6 +231,7 @@ def needle(
         name: Name of the run.
         engine: Keys of a config's `engine`.
         limit: Only so many samples, spread evenly over the grid.
+        looks: Documents of each cell of which the report shows whether the chosen blocks hold the answer.
         dry_run: Only plan.
         overwrite: Replace another run's results in `output`.
         progress: Show progress. Default: yes.
@@ -247,6 +249,8 @@ def needle(
     data = family_config("needle", models, task=task, name=name, **params)
     if engine:
         data["engine"] = dict(engine)
+    if looks:
+        data["report"] = {"looks": looks}
     return run(data, output=output, limit=limit, dry_run=dry_run, overwrite=overwrite, progress=progress)
 
 

@@ -284,6 +284,10 @@ class ReportSpec(_Section):
     """Heading of the page. Default: the run's name."""
     tables: list[TableSpec] = []
     """Tables in a paper's layout, on the page and as files."""
+    looks: int = Field(default=0, ge=0, le=100_000)
+    """Of each cell of a needle task, so many documents are read once more by models with NSA, after they were
+    answered, to show whether the blocks that were chosen hold the answer. No response changes. Default: 0,
+    none."""
 
 
 class ExecutorSpec(_Section):

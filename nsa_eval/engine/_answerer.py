@@ -16,6 +16,7 @@ from nsa_eval.config import EngineSpec
 from nsa_eval.engine._batching import Limits
 from nsa_eval.engine._generating import Replier
 from nsa_eval.engine._lines import Reply, ReplyRequest
+from nsa_eval.engine._looking import look_all
 from nsa_eval.engine._meter import Meter
 from nsa_eval.engine._prompts import Prompt, PromptEncoder, Windows, split_spaces
 from nsa_eval.engine._reader import NonFiniteLogitsError, Reader
@@ -149,6 +150,7 @@ class Answerer:
             "loglikelihood": self._score,
             "loglikelihood_rolling": self._score_windows,
             "generate_until": self._generate,
+            "look": self._look,
         }[requests[0].kind]
         try:
             work(requests, missing, emit)
@@ -356,6 +358,10 @@ class Answerer:
         )
         self._meter.start()  # prompts were encoded until here
         replier.run(asked, wanted=lambda name: requests[name].key in missing, emit=replied)
+
+    def _look(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
+        wanted = [request for request in requests if request.key in missing]
+        look_all(self.model, self.prompts, wanted, emit, chunk=self.prepared()[0].prefill_chunk)
 
     def _warm_up(self, prompts: Sequence[int], *, rows: int, new_tokens: int = 0) -> None:
         """Compile what such prompts and replies will launch, in parallel and before the clock starts."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from nsa_eval.looks import LooksSheet
 from nsa_eval.store import Conditions, Cost
 
 
@@ -173,6 +174,8 @@ class ModelRun(BaseModel):
     """What the answers of each task took, where nsa-eval recorded it."""
     conditions: Conditions | None = None
     """On what that was measured; None where it isn't known, and then it compares with nothing."""
+    looks: LooksSheet | None = None
+    """Where it looked, if the run asked for that."""
 
 
 class Run(BaseModel):

@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nsa_eval.audit import KINDS
 
-RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
-"""How lm-eval asks."""
+RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until", "look"]
+"""How lm-eval asks; and where the model looks in a prompt (`nsa_eval.looks`), which a run asks for itself."""
 _ANSWERS: dict[RequestKind, type] = {
     "loglikelihood": tuple,
     "loglikelihood_rolling": float,
     "generate_until": str,
+    "look": str,
 }
 
 
@@ -111,7 +112,7 @@ class Response(BaseModel):
 
     value: str | tuple[float, bool] | float
     """Reply of `generate_until`; (log-likelihood in nats, is greedy) of `loglikelihood`; nats of the whole
-    text for `loglikelihood_rolling`."""
+    text for `loglikelihood_rolling`; JSON of a look."""
     prompt_tokens: int = Field(ge=0)
     """Tokens that the model read as given, after any cut."""
     new_tokens: int = Field(ge=0)

@@ -1,6 +1,7 @@
 """HTML reports and paper figures from plain data; knows nothing of how the data was made."""
 
 from nsa_reports.charts import Chart, charts_of
+from nsa_reports.choices import ChoicePicture, choice_picture, shades_in_words
 from nsa_reports.page import ALL, Anchor, Page, SectionData, SectionView
 from nsa_reports.panels import Panel, difference_limit, panels_of
 from nsa_reports.render import render, to_html
@@ -29,6 +30,7 @@ __all__ = [
     "Anchor",
     "Cell",
     "Chart",
+    "ChoicePicture",
     "CostPoint",
     "CurveGroup",
     "CurvePoint",
@@ -51,9 +53,11 @@ __all__ = [
     "ShownSample",
     "ShownScore",
     "charts_of",
+    "choice_picture",
     "difference_limit",
     "panels_of",
     "render",
     "scatter_of",
+    "shades_in_words",
     "to_html",
 ]
