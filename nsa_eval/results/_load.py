@@ -100,6 +100,7 @@ def load_run(path: str | Path) -> Run:
                 env=env,
                 audit=[event for event in audit if event.get("model") in (name, None)],
                 costs=sheet.tasks,
+                costs_by_length=sheet.by_length,
                 conditions=sheet.conditions,
             )
     return Run(directory=home, models=models, config=config, env=env)

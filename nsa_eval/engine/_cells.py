@@ -1,0 +1,107 @@
+"""Cells of attention that requests take: as declared, each by itself, and as a method counted them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from transformers import PreTrainedModel
+
+from nsa_eval.store import Cells
+from nsa_models.kv import KVCost, kv_costs
+from nsa_models.methods import Attached, attached_to
+
+Phase = Literal["prefill", "decode"]
+
+
+class CellMeter:
+    """Tells the cells of texts and of decode steps, and takes a method's counts as they come."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Args: `model` is where it computes; a method may be put on it until `start`."""
+        self._model = model
+        self.start()
+
+    def start(self) -> None:
+        """Take the model as it is now, and forget what was counted so far."""
+        self._attached: Attached | None = attached_to(self._model)
+        # Replies of one length range over the same positions: each is worked out once.
+        self.step = functools.lru_cache(maxsize=2**18)(kv_costs(self._model))
+        self._prompts = _Sums(kv_costs(self._model, phase="prefill"))
+        self._seen: dict[Phase, tuple[int, int]] = {}
+        for phase in ("prefill", "decode"):
+            self._taken(phase)
+
+    def prompt(self, tokens: int) -> Cells:
+        """Stated cells of a text that is read, a layer and head."""
+        return self._prompts.until(tokens)
+
+    def steps(self, first: int, last: int) -> Cells:
+        """Stated cells of decode steps: queries at tokens first to last, each counting itself, from 1."""
+        costs = [self.step(tokens) for tokens in range(first, last + 1)]
+        return Cells(
+            read=round(sum(one.read for one in costs)),
+            least=round(sum(_least(one) for one in costs)),
+            dense=sum(range(first, last + 1)),
+            index=round(sum(one.index for one in costs)),
+        )
+
+    def counted(self, phase: Phase, weights: Sequence[int]) -> list[Cells]:
+        """What was counted since the last call, shared out by weights; nothing without a method.
+
+        Rows of a batch are counted together: they are of about one length, and a lone row gets its own.
+
+        Args:
+            phase: Which counts.
+            weights: Dense cells of each request.
+        """
+        if self._attached is None:
+            return []
+        read, dense = self._taken(phase)
+        whole = sum(weights) or 1
+        return [
+            Cells(
+                read=(part := round(read * weight / whole)), least=part, dense=round(dense * weight / whole)
+            )
+            for weight in weights
+        ]
+
+    def _taken(self, phase: Phase) -> tuple[int, int]:
+        if self._attached is None:
+            return 0, 0
+        reads = self._attached.reads
+        counts = reads.prefill if phase == "prefill" else reads.decode
+        before = self._seen.get(phase, (0, 0))
+        self._seen[phase] = (counts.read, counts.dense)
+        return counts.read - before[0], counts.dense - before[1]
+
+
+def triangle(tokens: int) -> int:
+    """Cells of dense causal attention over so many tokens: n (n + 1) / 2."""
+    return tokens * (tokens + 1) // 2
+
+
+class _Sums:
+    """Sums over the positions of a text, grown as longer texts come."""
+
+    def __init__(self, cost: Callable[[int], KVCost]) -> None:
+        self._cost = cost
+        self._read, self._least, self._index = [0.0], [0.0], [0.0]
+
+    def until(self, tokens: int) -> Cells:
+        for position in range(len(self._read), tokens + 1):
+            one = self._cost(position)
+            self._read.append(self._read[-1] + one.read)
+            self._least.append(self._least[-1] + _least(one))
+            self._index.append(self._index[-1] + one.index)
+        return Cells(
+            read=round(self._read[tokens]),
+            least=round(self._least[tokens]),
+            dense=triangle(tokens),
+            index=round(self._index[tokens]),
+        )
+
+
+def _least(cost: KVCost) -> float:
+    return cost.read if cost.least is None else cost.least
