@@ -284,6 +284,9 @@ class ReportSpec(_Section):
     """Heading of the page. Default: the run's name."""
     tables: list[TableSpec] = []
     """Tables in a paper's layout, on the page and as files."""
+    margin: float = Field(default=2.0, gt=0, le=100)
+    """How much worse than full attention a budget may be and still count as not worse, in points of 100; of
+    metrics that are no shares of 1 in percent of full attention's mean."""
 
 
 class ExecutorSpec(_Section):

@@ -26,6 +26,9 @@ class CellMeter:
     def start(self) -> None:
         """Take the model as it is now, and forget what was counted so far."""
         self._attached: Attached | None = attached_to(self._model)
+        text = self._model.config.get_text_config(decoder=True)
+        heads = getattr(text, "num_attention_heads", None)
+        self._heads = heads * int(text.num_hidden_layers) if self._attached and isinstance(heads, int) else 1
         # Replies of one length range over the same positions: each is worked out once.
         self.step = functools.lru_cache(maxsize=2**18)(kv_costs(self._model))
         self._prompts = _Sums(kv_costs(self._model, phase="prefill"))
@@ -33,9 +36,14 @@ class CellMeter:
         for phase in ("prefill", "decode"):
             self._taken(phase)
 
-    def prompt(self, tokens: int) -> Cells:
-        """Stated cells of a text that is read, a layer and head."""
-        return self._prompts.until(tokens)
+    @property
+    def counts(self) -> bool:
+        """Whether a method is there that counts."""
+        return self._attached is not None
+
+    def prompt(self, tokens: int, *, after: int = 0) -> Cells:
+        """Stated cells of a text that is read, a layer and head, without those of its first `after` tokens."""
+        return self._prompts.until(tokens) - self._prompts.until(after)
 
     def steps(self, first: int, last: int) -> Cells:
         """Stated cells of decode steps: queries at tokens first to last, each counting itself, from 1."""
@@ -47,25 +55,22 @@ class CellMeter:
             index=round(sum(one.index for one in costs)),
         )
 
-    def counted(self, phase: Phase, weights: Sequence[int]) -> list[Cells]:
-        """What was counted since the last call, shared out by weights; nothing without a method.
+    def counted(self, phase: Phase, stated: Sequence[Cells]) -> list[Cells]:
+        """What was counted since the last call, shared out; nothing without a method.
 
-        Rows of a batch are counted together: they are of about one length, and a lone row gets its own.
+        The rows of a batch are counted together. Each gets the part that it states of what all of them state:
+        its own count where the declaration is exact, or where rows are of one length.
 
         Args:
             phase: Which counts.
-            weights: Dense cells of each request.
+            stated: Cells of each request that were computed since.
         """
         if self._attached is None:
             return []
         read, dense = self._taken(phase)
-        whole = sum(weights) or 1
-        return [
-            Cells(
-                read=(part := round(read * weight / whole)), least=part, dense=round(dense * weight / whole)
-            )
-            for weight in weights
-        ]
+        reads, whole = (sum(one.read for one in stated) or 1, sum(one.dense for one in stated) or 1)
+        shares = [(round(read * one.read / reads), round(dense * one.dense / whole)) for one in stated]
+        return [Cells(read=part, least=part, dense=of, heads=self._heads) for part, of in shares]
 
     def _taken(self, phase: Phase) -> tuple[int, int]:
         if self._attached is None:
@@ -75,11 +80,6 @@ class CellMeter:
         before = self._seen.get(phase, (0, 0))
         self._seen[phase] = (counts.read, counts.dense)
         return counts.read - before[0], counts.dense - before[1]
-
-
-def triangle(tokens: int) -> int:
-    """Cells of dense causal attention over so many tokens: n (n + 1) / 2."""
-    return tokens * (tokens + 1) // 2
 
 
 class _Sums:
@@ -98,7 +98,7 @@ class _Sums:
         return Cells(
             read=round(self._read[tokens]),
             least=round(self._least[tokens]),
-            dense=triangle(tokens),
+            dense=tokens * (tokens + 1) // 2,
             index=round(self._index[tokens]),
         )
 

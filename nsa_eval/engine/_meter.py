@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from nsa_eval._devices import device_name
-from nsa_eval.engine._cells import CellMeter, triangle
+from nsa_eval.engine._cells import CellMeter
 from nsa_eval.store import Cells, Cost
 from nsa_models.once import seconds_once, watch_compiler
 
@@ -61,8 +61,8 @@ class Meter:
         sizes = [a + b for a, b in zip(prompt_tokens, new_tokens, strict=True)]
         whole = sum(sizes) or 1
         # A text's last token is predicted and not read.
-        inputs = [max(0, size - 1) for size in sizes]
-        counted = self.cells.counted("prefill", [triangle(size) for size in inputs])
+        stated = [self.cells.prompt(max(0, size - 1)) for size in sizes]
+        counted = self.cells.counted("prefill", stated)
         return [
             Cost(
                 prefill_seconds=seconds * size / whole,
@@ -71,7 +71,7 @@ class Meter:
                 new_tokens=new,
                 peak_bytes=peak,
                 device=self._device,
-                prefill_stated=self.cells.prompt(inputs[i]),
+                prefill_stated=stated[i],
                 prefill_counted=counted[i] if counted else None,
             )
             for i, (size, prompt, new) in enumerate(zip(sizes, prompt_tokens, new_tokens, strict=True))

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from nsa_eval.engine._batching import Limits, batches
-from nsa_eval.engine._cells import triangle
 from nsa_eval.engine._lines import Endings, Line, Reply, ReplyRequest
 from nsa_eval.engine._meter import Meter
 from nsa_eval.engine._picking import Picked, pick
@@ -246,9 +245,10 @@ class Scheduler:
         read = sum(entry.line.length - entry.depth for entry in entries)
         for entry in entries:
             entry.line.prefill += seconds * (entry.line.length - entry.depth) / read
-        cells = [triangle(entry.line.length) - triangle(entry.depth) for entry in entries]
-        for entry, counted in zip(entries, self.meter.cells.counted("prefill", cells), strict=False):
-            entry.line.count("prefill", counted)
+        if self.meter.cells.counts:
+            cells = [self.meter.cells.prompt(entry.line.length, after=entry.depth) for entry in entries]
+            for entry, counted in zip(entries, self.meter.cells.counted("prefill", cells), strict=True):
+                entry.line.count("prefill", counted)
         going: list[int] = []
         finished: list[Reply] = []
         for number, (line, token, top) in enumerate(found):
@@ -342,9 +342,10 @@ class Scheduler:
         found = [(line, token, top) for line, token, top in picked.wait() if not line.ended]
         seconds = self.meter.lap()
         finished: list[Reply] = []
-        cells = [line.length for line, _, _ in found]
-        for (line, _, _), counted in zip(found, self.meter.cells.counted("decode", cells), strict=False):
-            line.count("decode", counted)
+        if self.meter.cells.counts:
+            cells = [self.meter.cells.steps(line.length, line.length) for line, _, _ in found]
+            for (line, _, _), counted in zip(found, self.meter.cells.counted("decode", cells), strict=True):
+                line.count("decode", counted)
         for line, token, top in found:
             line.decode += seconds / len(found)
             self._append(line, token, top)

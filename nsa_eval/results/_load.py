@@ -253,7 +253,9 @@ def _model_configs(config: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
             found |= {str(entry["name"]): entry} if "name" in entry else {}
             continue
         written = {key: value for key, value in entry.items() if key != "variants"}
-        found |= {variant.name: {**written, **variant.settings, "name": variant.name} for variant in variants}
+        for variant in variants:
+            own = {"name": variant.name, "checkpoint": variant.checkpoint.name}
+            found[variant.name] = {**written, **variant.settings, **own}
     return found
 
 

@@ -60,6 +60,8 @@ class Cells(BaseModel):
     """Cells that dense causal attention computes: n (n + 1) / 2 of a prompt of n tokens."""
     index: int = 0
     """Vectors of a key's width that are read besides, to choose; 0 in counts."""
+    heads: int = 1
+    """Heads, those of all layers, that the figures are summed over; 1: an average one."""
 
     def __add__(self, other: Cells) -> Cells:
         """The two together."""
@@ -68,6 +70,17 @@ class Cells(BaseModel):
             least=self.least + other.least,
             dense=self.dense + other.dense,
             index=self.index + other.index,
+            heads=max(self.heads, other.heads),
+        )
+
+    def __sub__(self, other: Cells) -> Cells:
+        """What is left without a part of them."""
+        return Cells(
+            read=self.read - other.read,
+            least=self.least - other.least,
+            dense=self.dense - other.dense,
+            index=self.index - other.index,
+            heads=self.heads,
         )
 
     @property

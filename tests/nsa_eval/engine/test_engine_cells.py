@@ -53,6 +53,7 @@ def test_counts_are_what_a_method_states_where_nothing_is_shared(rows, method, t
         # A row that has ended may go along for a step; shares are rounded.
         assert (counted.read, counted.dense) == pytest.approx(scaled(stated, model), rel=0.02)
         assert 0 < counted.density < 1
+        assert counted.heads == model.config.num_attention_heads * model.config.num_hidden_layers
     for cost in found if rows == 1 else ():
         counted = cost.prefill_counted
         assert (counted.read, counted.dense) == scaled(cost.prefill_stated, model)
@@ -116,3 +117,22 @@ def test_costs_by_length_are_those_of_the_documents_of_that_length():
     assert found == {512: (40, 2), 1024: (20, 1)}
     assert list(sheet.by_length) == ["task"]
     assert type(sheet).model_validate(sheet.model_dump(mode="json")) == sheet
+
+
+def test_rows_of_different_lengths_that_decode_together_keep_their_own_counts(toys, tokenizer):
+    model = toys.make_model("llama")
+    engine, answerer, costs = answered(model, tokenizer, EXACT, batch_size=8, share_prefixes=False)
+    texts = [toys.make_text(seed, words) for seed, words in ((1, 30), (2, 120))]
+    settings = {"until": ["\n\n"], "max_gen_toks": 8, "do_sample": False}
+    engine.generate_until(
+        [
+            toys.request_of("generate_until", (text, settings), doc_id=number)
+            for number, text in enumerate(texts)
+        ]
+    )
+    answerer.close()
+    assert len(costs) == 2
+    assert max(cost.prompt_tokens for cost in costs) > 2 * min(cost.prompt_tokens for cost in costs)
+    for cost in costs:
+        counted, stated = cost.decode_counted, cost.decode_stated
+        assert (counted.read, counted.dense) == pytest.approx(scaled(stated, model), rel=0.01)
