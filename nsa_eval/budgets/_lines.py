@@ -3,13 +3,16 @@ parameter."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from nsa_eval.material import Material
 from nsa_eval.results import ModelRun
-from nsa_models.methods import Method, methods
+
+if TYPE_CHECKING:
+    from nsa_models.methods import Method
 
 BUDGET = "budget"
 
@@ -25,6 +28,8 @@ class Variant:
     """A sparse method's name, or nothing."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """The method's, and the fields of the checkpoint's config that were set."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """The method's alone, as they were given."""
     attention: str = ""
     """As the checkpoint's config says: full, nsa."""
 
@@ -34,9 +39,16 @@ class Variant:
         return self.attention == "full" and not self.method and not self.parameters
 
     @property
-    def declared(self) -> type[Method] | None:
-        """The method's class, with its declarations; None without one, and where it isn't known any more."""
-        return methods().get(self.method) if self.method else None
+    def declared(self) -> Method | type[Method] | None:
+        """The method, with its declarations; None without one, and where it isn't known any more."""
+        if not self.method:
+            return None
+        from nsa_models.methods import MethodError, make_method, methods  # torch takes seconds
+
+        try:
+            return make_method(self.method, **self.given)
+        except MethodError:  # a share of the prompt, or another version's parameters
+            return methods().get(self.method)
 
     @property
     def decodes_only(self) -> bool:
@@ -91,9 +103,11 @@ def sweeps_of(material: Material) -> tuple[Sweep, ...]:
         others = [key for key in varying if key != swept]
         lines: dict[tuple[str, ...], list[Variant]] = {}
         for one in filled:
-            lines.setdefault(tuple(written(one.parameters.get(key, "")) for key in others), []).append(one)
-        for values, line in lines.items():
+            setting = [written(one.parameters.get(key, "")) for key in others]
+            lines.setdefault((*setting, "%" if _is_share(one) else ""), []).append(one)
+        for (*values, share), line in lines.items():
             said = [f"{key}={value}" for key, value in zip(others, values, strict=True)]
+            said += ["of the prompt"] if share else []
             head = f"{checkpoint}+{method}" if method else checkpoint
             alone = len(line) == 1
             found.append(
@@ -122,6 +136,7 @@ def variant_of(label: str, model: ModelRun) -> Variant:
         checkpoint=str(entry.get("checkpoint") or settings.get("model_path") or label),
         method=name,
         parameters={**given, **fields},
+        given=given,
         attention=str(settings.get("attention") or ""),
     )
 
@@ -135,6 +150,11 @@ def written(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _is_share(variant: Variant) -> bool:
+    """Whether its budget is a share of each prompt: another axis than budgets in tokens."""
+    return str(variant.given.get(BUDGET, "")).endswith("%")
+
+
 def _filled(variant: Variant, keys: Sequence[str], material: Material) -> Variant:
     """With the values of parameters that only others name: a field's own, a method's default."""
     defaults = _defaults(variant)
@@ -143,18 +163,10 @@ def _filled(variant: Variant, keys: Sequence[str], material: Material) -> Varian
     for key in keys:
         if key not in found and (key in defaults or key in fields):
             found[key] = defaults.get(key, fields.get(key, ""))
-    return Variant(
-        label=variant.label,
-        checkpoint=variant.checkpoint,
-        method=variant.method,
-        parameters=found,
-        attention=variant.attention,
-    )
+    return replace(variant, parameters=found)
 
 
 def _defaults(variant: Variant) -> dict[str, Any]:
-    import dataclasses
-
     if variant.declared is None:
         return {}
     fields = dataclasses.fields(variant.declared)

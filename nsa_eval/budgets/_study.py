@@ -3,6 +3,7 @@ budgets."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,12 +76,22 @@ class Study:
     """Why nothing was compared."""
 
 
+_studies: weakref.WeakKeyDictionary[Material, Study | None] = weakref.WeakKeyDictionary()
+"""The page and the files are made of the same."""
+
+
 def study_of(material: Material) -> Study | None:
-    """Work it out; None for a run without a line of two points or more.
+    """Work it out, once; None for a run without a line of two points or more.
 
     A line is drawn through models of one checkpoint and method at several values of one parameter, whatever
     that is: a budget, a coverage, a number of blocks.
     """
+    if material not in _studies:
+        _studies[material] = _study_of(material)
+    return _studies[material]
+
+
+def _study_of(material: Material) -> Study | None:
     sweeps = sweeps_of(material)
     if not any(len(sweep.variants) > 1 for sweep in sweeps):
         return None

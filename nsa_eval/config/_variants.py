@@ -86,7 +86,7 @@ def _parts(changes: Mapping[str, Any], method: MethodSpec | None) -> Iterator[st
     for key, value in changes.items():
         yield f"+{_SYMBOLS.get(key, key)}={_short(value)}"
     if method is not None:
-        yield f"+{method.name}@{method.budget}"
+        yield f"+{method.name}@{str(method.budget).replace('%', 'pct')}"
         yield from (f",{key}={_short(value)}" for key, value in method.options.items())
 
 

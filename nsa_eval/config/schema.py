@@ -43,10 +43,11 @@ class MethodSpec(_Section):
     name: str = Field(min_length=1)
     """Which method: `nsa-eval ls methods` lists them."""
     budget: Budget
-    """KV tokens that a query reads (the method says what counts); a list makes one variant of each."""
+    """KV tokens that a query reads (the method says what counts), or a share of each prompt such as 10%, in
+    whole multiples of 16 tokens; a list makes one variant of each."""
 
     @property
-    def single_budget(self) -> int:
+    def single_budget(self) -> int | str:
         """The budget of a variant, in which lists are written out.
 
         Raises:

@@ -42,7 +42,7 @@ class CellMeter:
         return self._attached is not None
 
     def prompt(self, tokens: int, *, after: int = 0) -> Cells:
-        """Stated cells of a text that is read, a layer and head, without those of its first `after` tokens."""
+        """Stated cells of a text that is read, a layer and head, without its first `after` tokens."""
         return self._prompts.until(tokens) - self._prompts.until(after)
 
     def steps(self, first: int, last: int) -> Cells:
