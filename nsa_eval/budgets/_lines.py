@@ -47,7 +47,7 @@ class Variant:
 
         try:
             return make_method(self.method, **self.given)
-        except MethodError:  # a share of the prompt, or another version's parameters
+        except (MethodError, TypeError):  # a share of the prompt, or another version's parameters
             return methods().get(self.method)
 
     @property

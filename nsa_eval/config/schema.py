@@ -36,7 +36,8 @@ class _Section(BaseModel):
 
 
 class MethodSpec(_Section):
-    """A sparse-attention method on a dense checkpoint. Keys that aren't listed are the method's own."""
+    """A sparse-attention method on a dense checkpoint. Keys that aren't listed are the method's own; a list
+    of values makes one variant of each, as it does of the budget."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstrings=True)
 
