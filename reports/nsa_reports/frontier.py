@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from nsa_reports import _format as fmt
 from nsa_reports.charts import HEIGHT, STYLES, WIDTH, Tick, nice_ticks
-from nsa_reports.scatter import _BOTTOM, _LEFT, _RIGHT, _TOP, _costs, figure
+from nsa_reports.scatter import BOTTOM, LEFT, RIGHT, TOP, cost_axis, figure
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +88,10 @@ class Frontier:
     y_ticks: tuple[Tick, ...]
     width: float = WIDTH
     height: float = HEIGHT
-    left: float = _LEFT
-    right: float = WIDTH - _RIGHT
-    top: float = _TOP
-    bottom: float = HEIGHT - _BOTTOM
+    left: float = LEFT
+    right: float = WIDTH - RIGHT
+    top: float = TOP
+    bottom: float = HEIGHT - BOTTOM
 
 
 def frontier_of(
@@ -124,7 +124,7 @@ def frontier_of(
     placed = [*spots, *(spot for spot, known in levels if known)]
     if not spots or not all(math.isfinite(spot.cost) and spot.cost >= 0 for spot in placed):
         raise ValueError(f"{title}: costs must be finite and from 0 on, got {[s.cost for s in placed]}")
-    place, x_ticks = _costs([spot.cost for spot in placed])
+    place, x_ticks = cost_axis([spot.cost for spot in placed])
     drawn = [*spots, *(spot for spot, _ in levels)]
     heights = (fmt.finite(value) for spot in drawn for value in (spot.score, spot.low, spot.high))
     known = [value for value in heights if value is not None]
@@ -132,7 +132,7 @@ def frontier_of(
 
     def y(value: float) -> float:
         share = (value - ticks[0]) / (ticks[-1] - ticks[0])
-        return round(HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM), 1)
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
     on_front = set(front)
 

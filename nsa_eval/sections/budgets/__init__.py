@@ -13,7 +13,7 @@ from nsa_eval.budgets import Density, Line, Place, Point, Study, study_of
 from nsa_eval.budgets.front import pareto
 from nsa_eval.material import Material
 from nsa_eval.sections import Section
-from nsa_eval.sections.budgets._words import (
+from nsa_eval.sections._budget_words import (
     IsoTable,
     LeastCell,
     PointRow,

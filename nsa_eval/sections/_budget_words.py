@@ -1,4 +1,4 @@
-"""What the section's tables say, in words."""
+"""What the tables of the budgets section say, in words."""
 
 from __future__ import annotations
 
