@@ -216,23 +216,21 @@ class Answerer:
         )
         return attached
 
-    def _by_budget(self, items: Sequence[T], length: Callable[[T], int]) -> Iterator[list[T]]:
-        """Items with the method as it is for them: all of them, or by the budgets that a share comes to.
+    def _by_budget(self, items: Sequence[T], length: Callable[[T], int]) -> Iterator[tuple[list[T], int]]:
+        """Items with the method as it is for them: all, or those of each budget; and tokens of the longest.
 
         Args:
             items: Texts of any kind.
             length: Tokens of one.
         """
-        if self._share is None:
-            yield list(items)
-            return
-        for method, some in by_budget(self._share, items, length):
-            if self._attached is not None and self._attached.method != method:
+        groups = by_budget(self._share, items, length) if self._share else [(None, [*items])]
+        for method, some in groups:
+            if method is not None and self._attached is not None and self._attached.method != method:
                 self._attached.detach()
                 said = len(self._events)
                 self._attached = self._attach(method)
                 del self._events[said:]  # the same of every budget
-            yield some
+            yield some, max(map(length, some), default=0)
 
     def _default_max_length(self) -> int:
         found = int(resolve_max_length(self.model.config, self.tokenizer, default=0))
@@ -279,9 +277,9 @@ class Answerer:
 
         asked = [(name, prompt.context, prompt.continuation) for name, prompt in enumerate(prompts)]
         self._warm_up([len(p.context) + len(p.continuation) - 1 for p in prompts], rows=len(missing))
-        for group in self._by_budget(asked, lambda one: len(one[1]) + len(one[2])):
+        for group, longest in self._by_budget(asked, lambda one: len(one[1]) + len(one[2])):
             scorer = self.scorer()
-            self._meter.start()  # texts were encoded until here
+            self._meter.start(longest)  # texts were encoded until here
             scorer.run(units_of(group), wanted=lambda name: requests[name].key in missing, emit=scored)
 
     def _score_windows(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
@@ -323,9 +321,9 @@ class Answerer:
         answer([i for i, found in enumerate(windows) if not found.pairs and requests[i].key in missing])
         pairs = [(name, context, tail) for name, (_, (context, tail)) in enumerate(owners)]
         self._warm_up([len(head) + len(tail) - 1 for _, head, tail in pairs], rows=len(missing))
-        for group in self._by_budget(pairs, lambda one: len(one[1]) + len(one[2])):
+        for group, longest in self._by_budget(pairs, lambda one: len(one[1]) + len(one[2])):
             scorer = self.scorer()
-            self._meter.start()  # texts were encoded until here
+            self._meter.start(longest)  # texts were encoded until here
             scorer.run(
                 units_of(group), wanted=lambda name: requests[owners[name][0]].key in missing, emit=scored
             )
@@ -373,7 +371,7 @@ class Answerer:
                 }
             )
 
-        for group in self._by_budget(asked, lambda one: len(one.tokens)):
+        for group, longest in self._by_budget(asked, lambda one: len(one.tokens)):
             reader, limits = self.prepared()
             replier = Replier(
                 reader,
@@ -383,7 +381,7 @@ class Answerer:
                 cuda_graphs=self.settings.cuda_graphs == "auto" and reader.graphs,
                 meter=self._meter,
             )
-            self._meter.start()  # prompts were encoded until here
+            self._meter.start(longest)  # prompts were encoded until here
             replier.run(group, wanted=lambda name: requests[name].key in missing, emit=replied)
 
     def _warm_up(self, prompts: Sequence[int], *, rows: int, new_tokens: int = 0) -> None:

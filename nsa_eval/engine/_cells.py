@@ -21,10 +21,23 @@ class CellMeter:
     def __init__(self, model: PreTrainedModel) -> None:
         """Args: `model` is where it computes; a method may be put on it until `start`."""
         self._model = model
-        self.start()
+        self._seen: dict[Phase, tuple[int, int]] = {}
+        self._look()
 
-    def start(self) -> None:
-        """Take the model as it is now, and forget what was counted so far."""
+    def start(self, longest: int = 0) -> None:
+        """Take the model as it is now, and forget what was counted so far.
+
+        Args:
+            longest: Tokens of the longest text to come, whose cells are worked out here: before the clock.
+        """
+        if attached_to(self._model) is not self._attached:
+            self._look()
+        for phase in ("prefill", "decode"):
+            self._taken(phase)
+        self._prompts.until(longest)
+
+    def _look(self) -> None:
+        """What the model and its method state; nothing of it changes while the method stays on it."""
         self._attached: Attached | None = attached_to(self._model)
         text = self._model.config.get_text_config(decoder=True)
         heads = getattr(text, "num_attention_heads", None)
@@ -32,9 +45,7 @@ class CellMeter:
         # Replies of one length range over the same positions: each is worked out once.
         self.step = functools.lru_cache(maxsize=2**18)(kv_costs(self._model))
         self._prompts = _Sums(kv_costs(self._model, phase="prefill"))
-        self._seen: dict[Phase, tuple[int, int]] = {}
-        for phase in ("prefill", "decode"):
-            self._taken(phase)
+        self._seen = {}
 
     @property
     def counts(self) -> bool:

@@ -32,11 +32,15 @@ class Meter:
         self._once = self._told = seconds_once()
         self.cells = CellMeter(model)
 
-    def start(self) -> None:
-        """Forget the time and the peak so far, but not what was done once: a new piece of work begins."""
+    def start(self, longest: int = 0) -> None:
+        """Forget the time and the peak so far, but not what was done once: a new piece of work begins.
+
+        Args:
+            longest: Tokens of its longest text.
+        """
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(self._model.device)
-        self.cells.start()
+        self.cells.start(longest)
         self._last, self._once = time.perf_counter(), seconds_once()
 
     def lap(self) -> float:
