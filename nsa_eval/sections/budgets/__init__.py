@@ -165,6 +165,8 @@ class Budgets(SectionData):
     """Sweeps whose seconds say nothing about the method."""
     shared: bool
     """Whether any density is stated because prompts shared what they begin with."""
+    beyond: bool
+    """Whether any model reads more than dense attention does."""
 
     @property
     def shown(self) -> tuple[Panel, ...]:
@@ -234,6 +236,12 @@ def build(material: Material) -> Budgets | None:
         study=study,
         references=tuple(dict.fromkeys(point.label for place in study.places for point in place.full)),
         simulated=tuple(dict.fromkeys(one.sweep.name for one in lines if one.sweep.variants[0].simulated)),
+        beyond=any(
+            density is not None and density.value > 1
+            for line in lines
+            for point in line.points
+            for density in (point.prefill, point.decode)
+        ),
         shared=any(
             density is not None and density.source != "counted"
             for line in lines
