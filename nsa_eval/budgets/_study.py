@@ -47,7 +47,7 @@ class EqualCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """One task, or its documents of one length."""
+    """One task or group of tasks, or a task's documents of one length."""
 
     task: str
     length: int | None
@@ -101,7 +101,7 @@ def _study_of(material: Material) -> Study | None:
     rows = _rows(material, sweeps)
     places = [
         place
-        for task in material.tasks
+        for task, _ in material.outline
         for length in _lengths(material, task)
         if (place := _place(material, task, length, full, sweeps, rows, margin)) is not None
     ]
@@ -125,7 +125,7 @@ def _margin(config: Mapping[str, Any]) -> float:
 def _lengths(material: Material, task: str) -> list[int | None]:
     """Its lengths where the scores are by length, else the whole."""
     results = [model.tasks[task] for model in material.models.values() if task in model.tasks]
-    if not all(result.has_lengths for result in results):
+    if not results or not all(result.has_lengths for result in results):  # a group has no results of its own
         return [None]
     _, filter_name = material.figures.metrics(task)[0]
     found = {
@@ -214,7 +214,12 @@ def _least(rows: Sequence[Row], margin: float, material: Material) -> Least | No
 
 def _cost(material: Material, label: str, task: str, length: int | None) -> Cost | None:
     model = material.models[label]
-    return model.costs.get(task) if length is None else model.costs_by_length.get(task, {}).get(length)
+    if length is not None:
+        return model.costs_by_length.get(task, {}).get(length)
+    if task in model.groups:
+        found = [model.costs[member] for member in model.groups[task].tasks if member in model.costs]
+        return sum(found, Cost()) if found else None
+    return model.costs.get(task)
 
 
 def _equal(
@@ -285,7 +290,7 @@ def _rows(material: Material, sweeps: Sequence[Sweep]) -> dict[tuple[str, str, s
             continue
         names = {model.name: label for label, model in material.models.items() if model in chosen}
         found += [_renamed(row, names) for row in made.rows]
-    main = {(task, *material.figures.metrics(task)[0]) for task in material.tasks}
+    main = {(name, *material.figures.metrics(name)[0]) for name, _ in material.outline}
     return {
         (one.task, one.baseline, one.candidate, one.length): one
         for row in found

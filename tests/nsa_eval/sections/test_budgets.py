@@ -260,6 +260,37 @@ def test_places_are_lengths_where_a_task_has_some(run):
     assert densities == pytest.approx([0.5, 0.25], abs=0.01)
 
 
+def test_a_group_is_a_place_before_its_members_with_all_of_their_costs(tmp_path, write_model, scored):
+    models = {
+        "dense": ({}, 1.0),
+        "q16": (method(**QUEST, budget=16), 0.15),
+        "q32": (method(**QUEST, budget=32), 0.3),
+    }
+    tasks = {"one": scored([1.0] * 20), "two": scored([0.0, 1.0] * 10)}
+    figures = {"one": 1.0, "two": 0.5, "both": 0.75}
+    results = {name: {"alias": name, "score,none": figure} for name, figure in figures.items()}
+    for name, (settings, _) in models.items():
+        recorded = {"model_path": "zoo:m", "attention": "full", "model_fields": FIELDS, **settings}
+        write_model(tmp_path, name, tasks, results=results, group_subtasks={"both": ["one", "two"]},
+                    groups={"both": results["both"]}, config=None)  # fmt: skip
+        file = next((tmp_path / name).glob("results_*.json"))
+        content = json.loads(file.read_text())
+        content["config"] |= recorded
+        file.write_text(json.dumps(content))
+    loaded = load_run(tmp_path)
+    given = {
+        name: loaded.models[name].model_copy(
+            update={"costs": {"one": cost_of(density), "two": cost_of(density)}, "conditions": HERE}
+        )
+        for name, (_, density) in models.items()
+    }
+    study = study_of(material_of(loaded.model_copy(update={"models": given})))
+    assert [place.task for place in study.places] == ["both", "one", "two"]
+    [line] = study.places[0].lines
+    assert [round(point.decode.value, 2) for point in line.points] == [0.3, 0.15]
+    assert [trial.n for trial in line.least.trials] == [40, 40]
+
+
 def test_scores_at_equal_cost_lie_between_measured_points_and_say_so(run):
     half = [1.0] * 150 + [0.0] * 150
     study = study_of(material_of(run({**DENSE, **quests(21, 84, scores={21: half})})))
