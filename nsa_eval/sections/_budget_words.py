@@ -9,6 +9,9 @@ from nsa_eval.budgets import Line, Place, Point
 from nsa_eval.budgets.least import Trial
 from nsa_reports import figure
 
+_ROUNDING = 5e-4
+"""A density that so little separates from 1 is written as 100 %."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeastCell:
@@ -192,8 +195,8 @@ def _point_row(name: str, point: Point, place: Place, *, counts: bool) -> PointR
         prefill="" if point.prefill is None else _share(point.prefill.value),
         decode="" if point.decode is None else _share(point.decode.value),
         sources="; ".join(sources),
-        read=_number(point.read),
-        kept=_number(point.kept),
+        read=_tokens(point.read),
+        kept=_tokens(point.kept),
         flops=_number(point.flops, 1e9, " G"),
         elements=_number(point.elements, 1e6, " M"),
         decode_ms=_number(point.decode_ms, 1, " ms"),
@@ -203,6 +206,10 @@ def _point_row(name: str, point: Point, place: Place, *, counts: bool) -> PointR
 
 def _share(value: float) -> str:
     return f"{100 * value:.3g} %"
+
+
+def _tokens(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if value >= 100 else figure(value)
 
 
 def _number(value: float | None, unit: float = 1.0, suffix: str = "") -> str:
@@ -223,7 +230,7 @@ def _reads(point: Point) -> str:
     if not found:
         return ""
     value, phase = min(found)
-    return f"{_share(value)} of {phase} cells"
+    return "reads everything" if abs(value - 1) < _ROUNDING else f"{_share(value)} of {phase} cells"
 
 
 def _end(trial: Trial, place: Place) -> str:

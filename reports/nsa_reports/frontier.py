@@ -31,6 +31,7 @@ class CostCurve:
     style: int
     """Its place among the page's sweeps, which decides its colour."""
     spots: tuple[Spot, ...]
+    """In the order of the sweep."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,12 @@ class Frontier:
     top: float = TOP
     bottom: float = HEIGHT - BOTTOM
 
+    @property
+    def ringed(self) -> bool:
+        """Whether any point is on the front."""
+        marks = [mark for line in self.lines for mark in line.marks]
+        return any(mark.front for mark in (*marks, *(band.mark for band in self.bands if band.mark)))
+
 
 def frontier_of(
     title: str,
@@ -143,9 +150,8 @@ def frontier_of(
         CostLine(
             name=curve.name,
             style=curve.style % STYLES,
-            points=" ".join(
-                f"{place(spot.cost)},{y(spot.score)}" for spot in sorted(curve.spots, key=lambda s: s.cost)
-            ),
+            # In the order of the sweep: along a noisy cost the line may turn back, and that should show.
+            points=" ".join(f"{place(spot.cost)},{y(spot.score)}" for spot in curve.spots),
             marks=tuple(map(mark, curve.spots)),
         )
         for curve in curves

@@ -17,10 +17,11 @@ def chart(points=POINTS, levels=(), front=(), **changes):
     return frontier_of("task", curves, levels, front=front, **given)
 
 
-def test_a_line_runs_by_cost_and_its_points_keep_their_order():
+def test_a_line_runs_in_the_order_of_its_sweep():
     [line] = chart().lines
     xs = [float(pair.split(",")[0]) for pair in line.points.split()]
-    assert xs == sorted(xs)
+    assert xs == [mark.x for mark in line.marks]
+    assert xs[0] < xs[2] < xs[1]
     assert [mark.label for mark in line.marks] == [
         "budget 10 at 10: 50.0 % [40.0, 60.0]",
         "budget 40 at 40: 90.0 % [80.0, 100.0]",
@@ -51,7 +52,9 @@ def test_the_front_is_marked_and_drawn_in_steps():
     assert [mark.front for mark in found.lines[0].marks] == [True, True, False]
     steps = [tuple(map(float, pair.split(","))) for pair in found.front.split()]
     assert [steps[1][0], steps[1][1]] == [steps[2][0], steps[0][1]]
-    assert chart(front=POINTS[:1]).front == ""
+    assert found.ringed
+    alone = chart(front=POINTS[:1])
+    assert (alone.front, alone.ringed, chart().ringed) == ("", True, False)
 
 
 @pytest.mark.parametrize("cost", [-1.0, float("nan"), float("inf")])
