@@ -131,8 +131,11 @@ def check(config: PretrainedConfig) -> dict[str, Any]:
 
 def build(config: PretrainedConfig) -> PreTrainedModel:
     """A random model whose predictions are far from uniform, the same at every call."""
+    from nsa_models.dma import settle_ties
+
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    settle_ties(model)  # as the engine does: Doge's plain forward has no rule for them
     # What a config wants of replies besides (beams, forced and suppressed tokens) is no part of the question.
     model.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0, bos_token_id=2)
     pick = torch.Generator().manual_seed(1)

@@ -53,7 +53,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(mamba_n_groups|mamba_ngroups|n_groups)", 1),
     (r"(chunk_size|mamba_chunk_size|chunk_length)", 16),
     (r"(time_step_rank|mamba_dt_rank)", 4),
-    (r"(index_topk|indexer_budget)", 16),
+    (r"(index_topk|indexer_budget|keep_window_size)", 16),
     (r"(image_size)", 16),
     (r"(patch_size)", 8),
 )  # fmt: skip

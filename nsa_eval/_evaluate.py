@@ -201,6 +201,9 @@ def _evaluate_variant(
             "backend": str(facts.backend),
             "variant": variant.settings,
         }
+        weights = (facts.method or {}).get("parameters", {}).get("weights")
+        if weights is not None:
+            results["config"]["method_weights"] = weights
         events = (*prepared.imported, *tasks.events, *engine.audit, *_task_cuts(results["samples"]))
         audit = [event.model_dump(mode="json") for event in events]
         lengths = {task: _lengths(rows) for task, rows in results["samples"].items()}

@@ -75,7 +75,11 @@ def changes(
     Returns:
         One line each; none where nothing has changed.
     """
-    return [*_checkpoint_changes(variant, recorded), *_task_changes(jobs, recorded, list(folders))]
+    return [
+        *_checkpoint_changes(variant, recorded),
+        *_method_changes(variant, recorded),
+        *_task_changes(jobs, recorded, list(folders)),
+    ]
 
 
 def _checkpoint_changes(variant: Variant, recorded: Mapping[str, Any]) -> Iterator[str]:
@@ -93,6 +97,18 @@ def _checkpoint_changes(variant: Variant, recorded: Mapping[str, Any]) -> Iterat
     # Of an older version only the whole is known.
     for part in now.changed(parts) if isinstance(parts, dict) else ["weights"]:
         yield f"the {part} in {model.path} {'have' if part == 'weights' else 'has'} changed since"
+
+
+def _method_changes(variant: Variant, recorded: Mapping[str, Any]) -> Iterator[str]:
+    """Weights of a method's own, which lie beside the checkpoint."""
+    from nsa_models.methods import make_method
+
+    then, spec = recorded.get("method_weights"), variant.method
+    if then is None or spec is None:
+        return
+    method = make_method(spec.name, spec.single_budget, **spec.options)
+    if method.describe()["parameters"].get("weights") != then:
+        yield f"the weights of {spec.name} in {spec.options.get('weights')} have changed since"
 
 
 def _task_changes(jobs: Iterable[Job], recorded: Mapping[str, Any], folders: list[str]) -> Iterator[str]:

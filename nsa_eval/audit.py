@@ -106,6 +106,13 @@ KINDS: dict[str, AuditKind] = {
         of_model=True,
         always_shown=False,
     ),
+    "trained_sparse": AuditKind(
+        title="Where transformers' code of a model that was trained sparse isn't its authors'",
+        sentence="trained sparse, and run by transformers' code with {n} remarks on its authors'",
+        single="trained sparse, and run by transformers' code with 1 remark on its authors'",
+        of_model=True,
+        always_shown=False,
+    ),
     "uncached": AuditKind(
         title="Models whose replies were made without a cache",
         sentence="its replies were made without a cache, by reading each row again for every token",

@@ -1,4 +1,4 @@
-"""NSA checkpoints of other trainers as folders of this project's."""
+"""Checkpoints of other trainers as folders of this project's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def convert(
     reading: str | None = None,
     revision: str | None = None,
 ) -> Conversion:
-    """Write an NSA checkpoint of another trainer as a folder that loads here and opens in transformers.
+    """Write a checkpoint of another trainer as a folder that loads here and opens in transformers.
 
     Args:
         source: A folder or a hub id, of fla (`model_type: nsa`) or named as Llama's (`llama-nsa`).

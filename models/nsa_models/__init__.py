@@ -13,6 +13,7 @@ from nsa_models.imports import Choices, Conversion, convert
 from nsa_models.loading import import_notes, load_config, load_model, load_tokenizer
 from nsa_models.modeling import NSADecoderForCausalLM, NSADecoderModel
 from nsa_models.static import DecodeGraph, StaticDecoder, why_not_captured
+from nsa_models.trained import TrainedSparsity, trained_sparsity
 from nsa_models.variants import (
     RunningBackend,
     changed_fields,
@@ -36,6 +37,7 @@ __all__ = [
     "NSADecoderModel",
     "RunningBackend",
     "StaticDecoder",
+    "TrainedSparsity",
     "ZooEntry",
     "changed_fields",
     "compilations",
@@ -51,6 +53,7 @@ __all__ = [
     "plain_fields",
     "resolve",
     "running_backend",
+    "trained_sparsity",
     "warm_up",
     "why_not_captured",
     "with_fields",

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from nsa_kernels import num_blocks
 from nsa_models.configuration import NSADecoderConfig
 from nsa_models.methods import Attached, attached_to
+from nsa_models.trained import TrainedSparsity, trained_sparsity
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +20,15 @@ class KVCost:
     """Per head and layer, on average over the layers, of the query at position tokens - 1."""
 
     read: float
-    """Cached tokens that it attends to, its own among them; a compressed key counts as one."""
+    """Cached tokens that it attends to, its own among them; a compressed key counts as one. Keys that an
+    indexer reads to choose them don't count."""
     kept: float
     """Tokens that the cache holds then; NSA has keys and values for each branch."""
     read_bytes: float | None = None
-    """Of keys and values that it reads, over all layers and heads; None where the config doesn't tell their
-    width."""
+    """Of keys and values that it reads, an indexer's keys among them, over all layers and heads; None where
+    the config doesn't tell their width."""
     kept_bytes: float | None = None
-    """Of keys and values that the cache holds, over all layers and heads."""
+    """Of keys and values that the cache holds, an indexer's keys among them, over all layers and heads."""
     least: float | None = None
     """As `read`, of the head that reads least; None where all read alike."""
     index: float = 0.0
@@ -61,6 +63,10 @@ def kv_costs(
             return replace(cost, read_bytes=cost.read * width, kept_bytes=held * width)
 
         return of_nsa
+    trained = trained_sparsity(config)
+    if trained is not None:
+        text = config.get_text_config(decoder=True)
+        return lambda tokens: _trained(trained, text, tokens, itemsize)
     attached = attached_to(model)
     text = config.get_text_config(decoder=True)
     window = getattr(text, "sliding_window", None)
@@ -156,3 +162,17 @@ def _nsa(config: NSADecoderConfig, tokens: int) -> KVCost:
     read = blocks * (cmp or slc) + selected * slc + min(tokens, config.nsa_window) * win
     kept = (tokens if config.nsa_share_kv else 3 * tokens) + blocks
     return KVCost(read, kept)
+
+
+def _trained(trained: TrainedSparsity, text: PreTrainedConfig, tokens: int, itemsize: int) -> KVCost:
+    """Of a model that was trained sparse, which takes no method: each layer within its window."""
+    window = _field(text, "sliding_window")
+    seen = min(tokens, window) if isinstance(window, int) else tokens
+    read, layers, width = min(seen, trained.budget), int(text.num_hidden_layers), token_width(text) or 0
+    index = trained.index_numbers * tokens
+    return KVCost(
+        read,
+        seen,
+        read_bytes=(layers * read * width + index) * itemsize,
+        kept_bytes=(layers * seen * width + index) * itemsize,
+    )

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from nsa_kernels import BACKENDS, BackendUnavailableError, get_backend
 from nsa_models.checkpoints import ModelLoadError, local_folder
 from nsa_models.configuration import NSADecoderConfig
-from nsa_models.imports import Imported, foreign_type, imported
+from nsa_models.imports import Imported, foreign_type, imported, unread_notes
 from nsa_models.lower_right import prefer_lower_right
 from nsa_models.modeling import NSADecoderForCausalLM
 from nsa_models.weight_files import check_no_adapter, check_weight_files
@@ -158,13 +158,14 @@ def load_model(
 def import_notes(
     spec: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> tuple[str, ...]:
-    """What was decided in reading another trainer's NSA checkpoint that its files don't say; () for others.
+    """What was decided in reading a checkpoint that its files don't say, and weights that stay unread.
 
     Raises:
         ModelLoadError: As `load_config`.
     """
-    found = _foreign(spec, local_folder(spec, revision=revision), trust_remote_code)
-    return found.notes if found else ()
+    folder = local_folder(spec, revision=revision)
+    found = _foreign(spec, folder, trust_remote_code)
+    return found.notes if found else unread_notes(spec, folder)
 
 
 def _foreign(spec: str, folder: Path, trust_remote_code: bool) -> Imported | None:

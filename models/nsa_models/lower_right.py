@@ -21,6 +21,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from nsa_kernels.spans import takes_flash
 from nsa_models.feeding import current_feed
+from nsa_models.trained import chooses_keys
 
 IMPLEMENTATION = "sdpa_lower_right"
 """The name under which transformers finds it."""
@@ -35,6 +36,8 @@ _STEP = 1024
 
 # What some models hand to their attention that isn't softmax over q.k alone.
 _PARTICULARS = ("softcap", "position_bias", "s_aux", "cache")
+# A choice of keys that stands in no mask: reading on without it would be full attention, silently.
+_CHOICES = ("indices", "block_indices")
 
 
 def lower_right_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
@@ -144,6 +147,11 @@ def _attention(
     **kwargs: Any,  # noqa: ANN401  (what each model hands to its attention)
 ) -> tuple[Tensor, Tensor | None]:
     """`sdpa`, but for a chunk without a mask that continues a cache."""
+    chosen = [name for name in _CHOICES if kwargs.get(name) is not None]
+    if chosen:
+        raise NotImplementedError(
+            f"this model chooses its keys by {chosen[0]}, which {IMPLEMENTATION} doesn't read; use sdpa"
+        )
     length, total = query.shape[2], key.shape[2]
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -173,9 +181,10 @@ AttentionMaskInterface.register(IMPLEMENTATION, _mask)
 def prefer_lower_right(model: PreTrainedModel) -> bool:
     """Let a stock model whose attention is `sdpa` attend so; says whether it does.
 
-    Models that can't let their attention be replaced keep it.
+    Models that can't let their attention be replaced keep it, and so do those whose code chooses keys: they
+    mask by their choice under the name `sdpa`, and not under this one.
     """
-    fits = getattr(model, "_supports_attention_backend", False)
+    fits = getattr(model, "_supports_attention_backend", False) and not chooses_keys(model.config)
     if not fits or model.config._attn_implementation != "sdpa":
         return False
     model.set_attn_implementation(IMPLEMENTATION)

@@ -64,11 +64,12 @@ def convert_command(
         typer.Option("--revision", help="Branch, tag or commit of a hub repository.", show_default=False),
     ] = None,
 ) -> None:
-    """Write another trainer's NSA checkpoint as one of this project's.
+    """Write another trainer's checkpoint as one of this project's.
 
-    For fla's models (model_type nsa) and Llama-named ones (llama-nsa). Such a checkpoint can
-    be evaluated by its path too; converted, it opens in transformers, and choices that its files
-    don't tell can be made. What can't be represented exactly is refused with the reason.
+    For NSA models of fla (model_type nsa) and Llama-named ones (llama-nsa), and MiniCPM's dense
+    decoders (minicpm). Such a checkpoint can be evaluated by its path too; converted, it opens in
+    transformers, and choices that its files don't tell can be made. What can't be represented
+    exactly is refused with the reason.
     """
     import nsa_eval
 

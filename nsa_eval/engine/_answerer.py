@@ -25,7 +25,8 @@ from nsa_eval.engine._scoring import LogLikelihood, Scorer, units_of
 from nsa_eval.engine._shares import by_budget, method_at
 from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent, Cost, Response
-from nsa_models import Compilations, warm_up
+from nsa_models import Compilations, trained_sparsity, warm_up
+from nsa_models.dma import settle_ties
 from nsa_models.families import Family, Restrictions, check_fits, family_of
 from nsa_models.methods import Attached, Method, MethodError, MethodShare, attach
 from nsa_models.once import once
@@ -99,6 +100,10 @@ class Answerer:
             parity=settings.parity,
         )
         self._events += self.prompts.events
+        settle_ties(model)
+        trained = trained_sparsity(model.config)
+        for remark in trained.notes if trained else ():
+            self._events.append(AuditEvent(kind="trained_sparse", detail=remark))
         self._reader: Reader | None = None
         self._meter = Meter(model)
         self._warmed: set[tuple[frozenset[int], int, int]] = set()

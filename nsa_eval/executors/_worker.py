@@ -26,7 +26,7 @@ class VariantFacts:
     backend: RunningBackend
     """What really computes the attention."""
     attention: str
-    """Kind of attention, as the checkpoint's config says: nsa, full."""
+    """Kind of attention, as the checkpoint's config says: nsa, full, or what a model was trained to read."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Config fields whose values differ from the checkpoint's own."""
     method: dict[str, Any] | None = None
@@ -98,7 +98,7 @@ class Worker:
         return VariantFacts(
             model=self._answerer.facts,
             backend=nsa_models.running_backend(model),
-            attention=str(getattr(model.config, "attention", "full")),
+            attention=_attention_of(model.config),
             changes=changes,
             method=method.describe() if method is not None else None,
         )
@@ -153,3 +153,11 @@ def _method(variant: Variant) -> Method | MethodShare | None:
         return method_at(method.name, method.single_budget, **method.options)
     except MethodError as error:
         raise UserError(f"{variant.name}: {error}") from None
+
+
+def _attention_of(config: Any) -> str:  # noqa: ANN401 - a config of any class
+    """What a table calls a model's attention."""
+    from nsa_models import trained_sparsity
+
+    trained = trained_sparsity(config)
+    return trained.label if trained else str(getattr(config, "attention", "full"))

@@ -25,8 +25,9 @@ _WINDOWS = (
     "local_attn_chunk_length",
     "lsh_attn_chunk_length",
 )
-# Fields that name the most keys that a token reads, chosen by an indexer, whatever its layers are called.
-_SELECTIONS = ("index_topk", "indexer_budget")
+# Fields that name the most keys that a token reads, chosen by an indexer or by Doge's bias, whatever its
+# layers are called.
+_SELECTIONS = ("index_topk", "indexer_budget", "keep_window_size")
 # Fields that say, layer by layer, what kind of attention it is, and what full attention is called in them.
 _LAYERS = ("layer_types", "attention_layers", "attention_types", "layers_block_type", "layer_block_types")
 _FULL = ("full_attention", "attention", "global", "full")

@@ -1,4 +1,4 @@
-"""NSA checkpoints of other trainers: read as this decoder, in memory or into a folder of their own.
+"""Checkpoints of other trainers, of NSA and of MiniCPM: read as this decoder, in memory or into a folder.
 
 A format is a file here: the `model_type` that it goes by, what its config.json means as fields of
 `NSADecoderConfig`, and what its tensors are called here. What a decoder of this project can't compute exactly
@@ -9,7 +9,7 @@ Example:
     >>> convert("./fla-nsa-1b", "./nsa-1b", Choices(forced_blocks="own"))
 """
 
-from nsa_models.imports._checkpoint import READING, Imported, foreign_type, imported
+from nsa_models.imports._checkpoint import READING, Imported, foreign_type, imported, unread_notes
 from nsa_models.imports._convert import Conversion, convert
 from nsa_models.imports._format import FORCED_BLOCKS, READINGS, Choices, Format
 from nsa_models.imports._registry import formats
@@ -26,4 +26,5 @@ __all__ = [
     "foreign_type",
     "formats",
     "imported",
+    "unread_notes",
 ]

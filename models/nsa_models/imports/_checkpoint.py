@@ -38,6 +38,8 @@ class Imported:
     config: NSADecoderConfig
     notes: tuple[str, ...]
     changes: Mapping[str, Callable[[Tensor], Tensor]]
+    untied: bool
+    """See `Meaning.untied`."""
 
     def check(self) -> None:
         """Hold the names and shapes in the weight files to those of the decoder.
@@ -51,6 +53,8 @@ class Imported:
             if own is not None:
                 changed = self._changed(own, torch.empty(shape, device="meta"))
                 found[own] = tuple(changed.shape)
+        if self.untied and _EMBEDDING in found:
+            found[_HEAD] = found[_EMBEDDING]
         layers = {int(name.split(".")[2]) for name in found if name.startswith("model.layers.")}
         said = self.config.num_hidden_layers
         if len(layers) != said or max(layers) != said - 1:
@@ -104,11 +108,13 @@ class Imported:
                 own = self._renamed(name)
                 if own is None:
                     continue
-                tensor = self._changed(own, opened.get_tensor(name)).contiguous()
-                if own == _HEAD and self.config.tie_word_embeddings:
+                tensor = opened.get_tensor(name)
+                if own == _HEAD and (self.untied or self.config.tie_word_embeddings):
                     self._check_tied(tensor)
                     continue
-                yield own, tensor
+                yield own, self._changed(own, tensor).contiguous()
+                if own == _EMBEDDING and self.untied:
+                    yield _HEAD, self._changed(_HEAD, tensor).contiguous()
 
     def _check_tied(self, head: Tensor) -> None:
         from safetensors import safe_open
@@ -185,7 +191,28 @@ def imported(spec: str, folder: Path, choices: Choices | None = None) -> Importe
         raise ModelLoadError(f"{spec}: config.json means no decoder of this project: {said}") from error
     config._name_or_path = str(folder)
     return Imported(
-        spec=spec, folder=folder, format=chosen, config=config, notes=meaning.notes, changes=meaning.changes
+        spec=spec,
+        folder=folder,
+        format=chosen,
+        config=config,
+        notes=meaning.notes,
+        changes=meaning.changes,
+        untied=meaning.untied,
+    )
+
+
+def unread_notes(spec: str, folder: Path) -> tuple[str, ...]:
+    """What a checkpoint's weights hold that only a sparse method reads.
+
+    Args:
+        spec: The model as the user named it.
+        folder: Its folder.
+    """
+    if not any(name.endswith(".self_attn.delta.weight") for name in _readable_shapes(spec, folder)):
+        return ()
+    return (
+        "its weights hold self_attn.delta of NOSA, which dense attention leaves unread: what was trained is "
+        f"the method nosa:4096,weights={folder}",
     )
 
 

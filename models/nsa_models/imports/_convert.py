@@ -38,10 +38,10 @@ class Conversion:
 def convert(
     source: str, destination: str | Path, choices: Choices | None = None, *, revision: str | None = None
 ) -> Conversion:
-    """Write an NSA checkpoint of another trainer as a folder that loads here and opens in transformers.
+    """Write a checkpoint of another trainer as a folder that loads here and opens in transformers.
 
-    The weights keep their dtype and go one file after another: memory holds one of them. The folder appears
-    whole, or not at all.
+    The weights keep their dtype, but for those that a format scales, and go one file after another: memory
+    holds one of them. The folder appears whole, or not at all.
 
     Args:
         source: A folder or a hub id.

@@ -69,6 +69,8 @@ class Meaning:
     """What was decided that the files don't say, for whoever reads the scores."""
     changes: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     """What is done to a tensor beside its new name, by the end of that name."""
+    untied: bool = False
+    """The head is the embeddings there, and not here, where `changes` make two of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +159,16 @@ class Fields:
                 f"{self._values.get('model_type')!r}: {', '.join(strange)}; what they change can't be told. "
                 "If they change nothing, take them out of a copy of the file"
             )
+
+
+def rope_parameters(given: Fields) -> dict[str, Any]:
+    """RoPE as transformers has it now: older configs keep its base and its scaling apart."""
+    theta = given.get("rope_theta", 10000.0)
+    scaling = given.get("rope_scaling")
+    whole = given.get("rope_parameters")
+    rope = {"rope_type": "default", "rope_theta": theta, **(scaling or {}), **(whole or {})}
+    rope["rope_type"] = rope.pop("type", rope["rope_type"])
+    return rope
 
 
 def next_power_of_2(number: int) -> int:

@@ -10,7 +10,6 @@ under the same gate (SSA in its full mode, and the full baseline).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from nsa_models.imports._format import (
     Meaning,
     fewer_blocks,
     next_power_of_2,
+    rope_parameters,
 )
 
 _MODES = {"sparse": "selected", "full": "full"}
@@ -75,7 +75,7 @@ def _read(given: Fields, shapes: Mapping[str, tuple[int, ...]], choices: Choices
             "attention_gate": reading == "full",
             "gate_bias": False,
             "qk_norm": False,
-            "rope_parameters": _rope(given),
+            "rope_parameters": rope_parameters(given),
             "tie_word_embeddings": given.get("tie_word_embeddings", False),
             "pad_token_id": given.get("pad_token_id"),
             "bos_token_id": given.get("bos_token_id", 1),
@@ -113,16 +113,6 @@ def _reading(given: Fields, choices: Choices, window: int) -> tuple[str, list[st
         'inference_mode to "sparse" (the selected branch alone: SSA, MoBA) or "full" (full attention with '
         "the same gate) in it, or convert with --reading selected, full, or nsa"
     )
-
-
-def _rope(given: Fields) -> dict[str, Any]:
-    """RoPE as transformers has it now: older configs keep its base and its scaling apart."""
-    theta = given.get("rope_theta", 10000.0)
-    scaling = given.get("rope_scaling")
-    whole = given.get("rope_parameters")
-    rope = {"rope_type": "default", "rope_theta": theta, **(scaling or {}), **(whole or {})}
-    rope["rope_type"] = rope.pop("type", rope["rope_type"])
-    return rope
 
 
 def _selected_gates(weight: Tensor) -> Tensor:

@@ -56,6 +56,8 @@ class Method(ABC):
     """Log-likelihoods of prompt tokens are a language model's: no choice looks at later tokens."""
     simulated: ClassVar[bool]
     """Quality only: the full cache is kept and masked, so neither time nor memory is saved."""
+    takes_rotation_off: ClassVar[bool] = False
+    """It needs queries and keys as they are before RoPE, so the rotary embedding may not scale them."""
     needs_rotary: ClassVar[bool] = False
     """It moves queries to other positions, so the model must have a rotary embedding that is understood."""
     version: ClassVar[int] = 1

@@ -32,6 +32,8 @@ class QueryBlock:
     """[B, H, n, d_k], after RoPE, as the model made it."""
     k: Tensor
     """[B, H_kv, S, d_k], after RoPE. What stands behind a row's last token is finite and never visible."""
+    v: Tensor | None = None
+    """[B, H_kv, S, d_v] values, for methods that choose by them."""
     positions: Tensor
     """[B, n] position of each query, -1 for padding that sees nothing."""
     scaling: float
@@ -155,6 +157,7 @@ def attend(
         block = QueryBlock(
             q=q[:, :, part].to(dtype),
             k=k[:, :, :extent],
+            v=v[:, :, :extent],
             positions=place.positions[:, part],
             scaling=scaling,
             layer=layer,

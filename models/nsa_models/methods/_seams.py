@@ -20,6 +20,7 @@ from nsa_models.methods._handle import Attached, name_of
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._reads import Now
 from nsa_models.methods._rotary import Rotation, frequencies, measured, moving_type, unmoved
+from nsa_models.trained import trained_sparsity
 
 IMPLEMENTATION = "nsa_eval_method"
 """The name under which transformers finds our attention."""
@@ -188,9 +189,7 @@ class StockAttached(Attached):
         Alone, a token attends to itself only, so its state is the same in every layer wherever it stands, and
         a layer's two queries differ by its rotation and nothing else.
         """
-        moving = moving_type(getattr(model.config, "rope_parameters", None))
-        if moving is not None:
-            raise MethodError(_why_moving(self.method, model, moving))
+        _refuse_rope(self.method, model)
         last = int(getattr(model.config, "max_position_embeddings", None) or _LOOK + 1) - 1
         moved = min(_LOOK, last)
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
@@ -240,9 +239,7 @@ class DecoderAttached(Attached):
 
     def _install(self, model: PreTrainedModel) -> None:
         if self.method.needs_rotary:
-            moving = moving_type(model.config.rope_parameters)
-            if moving is not None:
-                raise MethodError(_why_moving(self.method, model, moving))
+            _refuse_rope(self.method, model)
             (inv_freq,) = frequencies(model)
             rotation = Rotation(inv_freq=inv_freq, interleaved=False, at_end=False)
             self._rotations = dict.fromkeys(self.layers, rotation)
@@ -319,6 +316,9 @@ def _refuse_model(model: PreTrainedModel, method: Method) -> None:
         raise MethodError(f"{who} is an encoder and a decoder; a method needs a decoder alone")
     if config.get_text_config() is not config:
         raise MethodError(f"{who} is a composite model; attach the method to its language model")
+    trained = trained_sparsity(config)
+    if trained is not None:
+        raise MethodError(f"{who} is sparse already ({trained.label}); attach methods to a dense model")
     kinds = set(getattr(config, "layer_types", None) or [])
     others = sorted(kinds - {*_FULL, *_KEPT_DENSE})
     if others or any(DynamicCache(config=config).is_linear):
@@ -337,8 +337,21 @@ def _refuse_model(model: PreTrainedModel, method: Method) -> None:
         raise MethodError(f"{who} takes no position_ids, so its rotary embedding can't be found")
 
 
-def _why_moving(method: Method, model: PreTrainedModel, rope_type: str) -> str:
-    return (
-        f"{method.name}: it moves queries to other positions, and the rotary embedding of {name_of(model)} "
-        f"({rope_type}) changes its frequencies with the length"
-    )
+def _refuse_rope(method: Method, model: PreTrainedModel) -> None:
+    """Refuse a rotary embedding that changes with the length, or scales what must be taken back.
+
+    Raises:
+        MethodError: With the embedding's type.
+    """
+    parameters = getattr(model.config, "rope_parameters", None)
+    moving = moving_type(parameters)
+    if moving is not None:
+        raise MethodError(
+            f"{method.name}: it moves queries to other positions, and the rotary embedding of "
+            f"{name_of(model)} ({moving}) changes its frequencies with the length"
+        )
+    if method.takes_rotation_off and "yarn" in str(parameters):
+        raise MethodError(
+            f"{method.name}: it takes keys as they are before the rotary embedding, and that of "
+            f"{name_of(model)} (yarn) scales them"
+        )

@@ -78,6 +78,42 @@ LLAMA: dict[str, Any] = {
     "torch_dtype": "float32",
 }
 
+MINICPM: dict[str, Any] = {
+    "model_type": "minicpm",
+    "architectures": ["MiniCPMForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_minicpm.MiniCPMForCausalLM"},
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 500.0,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "scale_emb": 12,
+    "scale_depth": 1.4,
+    "dim_model_base": 24,
+    "mup_denominator": 32,
+    "initializer_range": 0.1,
+    "bos_token_id": 0,
+    "eos_token_id": [1, 2],
+    "torch_dtype": "float32",
+}
+SPARSE = {
+    "kernel_size": 4,
+    "kernel_stride": 2,
+    "init_blocks": 1,
+    "block_size": 4,
+    "window_size": 8,
+    "topk": 5,
+    "use_nope": False,
+    "dense_len": 20,
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -95,6 +131,10 @@ class Case:
     def fla(self) -> bool:
         return bool(self.config["model_type"] == "nsa")
 
+    @property
+    def minicpm(self) -> bool:
+        return bool(self.config["model_type"] == "minicpm")
+
 
 def _fla(**changes: Any) -> dict[str, Any]:
     return {**FLA, **changes}
@@ -104,6 +144,16 @@ def _llama(**changes: Any) -> dict[str, Any]:
     return {**LLAMA, **changes}
 
 
+def _minicpm(**changes: Any) -> dict[str, Any]:
+    return {**MINICPM, **changes}
+
+
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.5, 2.0, 2.5],
+    "long_factor": [2.0, 3.0, 4.0, 9.0],
+    "original_max_position_embeddings": 64,
+}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 4.0,
@@ -133,6 +183,10 @@ CASES = {
         reading="selected",
     ),
     "moba": Case(_llama(window_size=0), {"reading": "selected"}, forced="own", reading="selected"),
+    "minicpm": Case(_minicpm(), reading="full"),
+    "minicpm-tied": Case(_minicpm(tie_word_embeddings=True), reading="full"),
+    "minicpm-sparse": Case(_minicpm(sparse_config=SPARSE, rope_scaling=LONG_ROPE), reading="full"),
+    "minicpm-longer": Case(_minicpm(rope_scaling=LONG_ROPE, max_position_embeddings=256), reading="full"),
 }
 AS_IT_IS = [name for name, case in CASES.items() if not case.choices]
 """Cases whose files tell everything: they load by their path."""
@@ -169,6 +223,8 @@ def random_weights(case: Case, seed: int = 0) -> dict[str, Tensor]:
         "v": groups * case.head_dim,
         "g": heads * 3,
     }
+    if case.minicpm:
+        del sizes["g"]
     for layer in range(given["num_hidden_layers"]):
         here = f"model.layers.{layer}."
         for name, size in sizes.items():
@@ -238,17 +294,19 @@ def plain_logits(case: Case, weights: dict[str, Tensor], ids: list[int]) -> Tens
     eps = given["norm_eps" if case.fla else "rms_norm_eps"]
     embeddings = w[f"model.{'embeddings' if case.fla else 'embed_tokens'}.weight"]
     first, second = ("attn_norm", "mlp_norm") if case.fla else ("input_layernorm", "post_attention_layernorm")
-    x = torch.stack([embeddings[i] for i in ids])
+    x = torch.stack([embeddings[i] for i in ids]) * given.get("scale_emb", 1)
+    added = given["scale_depth"] / math.sqrt(given["num_hidden_layers"]) if case.minicpm else 1.0
     for layer in range(given["num_hidden_layers"]):
         here = f"model.layers.{layer}."
-        x = x + plain_attention(
+        x = x + added * plain_attention(
             case, w, here + ("attn." if case.fla else "self_attn."), rms(x, w[here + first + ".weight"], eps)
         )
         h = rms(x, w[here + second + ".weight"], eps)
         gate, up = h @ w[here + "mlp.gate_proj.weight"].T, h @ w[here + "mlp.up_proj.weight"].T
-        x = x + (gate / (1 + torch.exp(-gate)) * up) @ w[here + "mlp.down_proj.weight"].T
+        x = x + added * ((gate / (1 + torch.exp(-gate)) * up) @ w[here + "mlp.down_proj.weight"].T)
     head = embeddings if given["tie_word_embeddings"] else w["lm_head.weight"]
-    return rms(x, w["model.norm.weight"], eps) @ head.T
+    wider = given["hidden_size"] / given["dim_model_base"] if case.minicpm else 1.0
+    return (rms(x, w["model.norm.weight"], eps) / wider) @ head.T
 
 
 def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -275,7 +333,9 @@ def plain_attention(case: Case, w: dict[str, Tensor], here: str, x: Tensor) -> T
         for t, row in enumerate(project("k"))
     ]
     v = project("v").view(len(x), groups, width)
-    gates = 1 / (1 + torch.exp(-project("g").view(len(x), heads, 3)))
+    gates = torch.ones(len(x), heads, 3, dtype=x.dtype)
+    if not case.minicpm:
+        gates = 1 / (1 + torch.exp(-project("g").view(len(x), heads, 3)))
     rows = []
     for t in range(len(x)):
         outs: list[Tensor] = []
@@ -291,8 +351,10 @@ def one_query(
     case: Case, queries: list[Tensor], keys: Tensor, values: Tensor, gates: list[Tensor]
 ) -> list[Tensor]:
     """The heads of a group at position t, given keys and values 0..t of their KV head."""
-    size, window = case.config["block_size"], case.config["window_size"]
     t = len(keys) - 1
+    if case.minicpm:
+        return [over(q, keys, values, list(range(t + 1))) for q in queries]
+    size, window = case.config["block_size"], case.config["window_size"]
     own = t // size
     whole = (t + 1) // size
     k_cmp = [keys[c * size : (c + 1) * size].mean(0) for c in range(whole)]
@@ -342,16 +404,22 @@ def turned(x: Tensor, t: int, given: dict[str, Any]) -> Tensor:
     half = len(x) // 2
     out = x.clone()
     for i in range(half):
-        angle = t * slowed(given["rope_theta"] ** (-i / half), given.get("rope_scaling"))
+        scaling = given.get("rope_scaling")
+        angle, size = t * slowed(given["rope_theta"] ** (-i / half), scaling), 1.0
+        if scaling and scaling["rope_type"] == "longrope":
+            original = scaling["original_max_position_embeddings"]
+            beyond = given["max_position_embeddings"] / original
+            factors = scaling["long_factor" if beyond > 1 else "short_factor"]
+            angle, size = angle / factors[i], math.sqrt(1 + math.log(beyond) / math.log(original))
         a, b = x[i], x[i + half]
-        out[i] = a * math.cos(angle) - b * math.sin(angle)
-        out[i + half] = b * math.cos(angle) + a * math.sin(angle)
+        out[i] = size * (a * math.cos(angle) - b * math.sin(angle))
+        out[i + half] = size * (b * math.cos(angle) + a * math.sin(angle))
     return out
 
 
 def slowed(frequency: float, scaling: dict[str, Any] | None) -> float:
     """Llama 3's scaling: long waves slower by the factor, short ones as they are, others between."""
-    if scaling is None:
+    if scaling is None or scaling["rope_type"] == "longrope":
         return frequency
     turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from nsa_models import (
     load_tokenizer,
 )
 from nsa_models.imports import formats
+from nsa_models.methods import attach, parse_method
 
 from .conftest import CASES
 
@@ -39,7 +41,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("files", [1, 3])
-@pytest.mark.parametrize("name", ["fla", "fla-biases-tied", "ssa-full"])
+@pytest.mark.parametrize("name", ["fla", "fla-biases-tied", "ssa-full", "minicpm-tied"])
 def test_the_folder_opens_here_and_in_transformers(
     name: str, files: int, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
@@ -74,6 +76,22 @@ def test_weights_keep_their_dtype(make_checkpoint: MakeCheckpoint, tmp_path: Pat
     assert {x.dtype for x in load_file(made.folder / "model.safetensors").values()} == {torch.bfloat16}
     assert json.loads((made.folder / "config.json").read_text())["dtype"] == "bfloat16"
     assert load_model(str(source), device="cpu", dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_scaled_weights_are_written_in_float32(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """Bfloat16 would round what the model's own code multiplies in the dtype that it runs in."""
+    from safetensors.torch import save_file
+
+    source = make_checkpoint("minicpm", torch_dtype="bfloat16")
+    halves = {name: x.bfloat16() for name, x in load_file(source / "model.safetensors").items()}
+    save_file(halves, source / "model.safetensors", metadata={"format": "pt"})
+    made = load_file(convert(str(source), tmp_path / "made").folder / "model.safetensors")
+    scaled = ("embed_tokens.weight", "o_proj.weight", "down_proj.weight", "lm_head.weight")
+    assert {n for n, x in made.items() if x.dtype == torch.float32} == {n for n in made if n.endswith(scaled)}
+    embeddings = halves["model.embed_tokens.weight"]
+    assert torch.equal(made["model.embed_tokens.weight"], embeddings.float() * 12)
+    loaded = load_model(str(source), device="cpu", dtype="bfloat16").model.embed_tokens.weight
+    assert torch.equal(loaded, embeddings * 12), "as that code rounds it"
 
 
 def test_the_record_says_what_it_was_made_of(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
@@ -117,6 +135,14 @@ def test_config_and_tokenizer_are_read_as_here(make_checkpoint: MakeCheckpoint) 
             "fla-small-blocks",
             ["fla since August 2025 refuses such a block_size", "2 best blocks out of every 4"],
         ),
+        (
+            "minicpm-sparse",
+            [
+                "infllm-v2:20,kernel=4,stride=2,block=4,window=8,dense_length=20 where topk counts all",
+                "infllm-v2:28,kernel=4,stride=2,block=4,window=8,dense_length=20 where local blocks come",
+            ],
+        ),
+        ("minicpm-longer", ["long factors are used for texts of any length"]),
         ("fla-head-dim-not-as-said", ["head_dim 4, but the weights are of heads 8 wide"]),
         ("fla-odd-count", ["block_counts 3", "nsa_select_count is 4"]),
         ("llama-nsa", []),
@@ -129,6 +155,22 @@ def test_what_the_files_do_not_tell_is_noted(
     assert all(any(part in note for note in notes) for part in said)
     if not said:
         assert notes == ()
+
+
+@torch.no_grad()
+def test_the_methods_that_a_note_names_can_be_attached(make_checkpoint: MakeCheckpoint) -> None:
+    source = make_checkpoint("minicpm-sparse")
+    model = load_model(str(source), device="cpu")
+    dense = model(TOKENS).logits
+    found = re.findall(r"infllm-v2:\S+", import_notes(str(source))[0])
+    assert len(found) == 2
+    for text in found:
+        with attach(model, parse_method(text)) as attached:
+            sparse = model(TOKENS).logits
+            read = [attached.method.kv_reads(length) for length in range(1, 61)]
+            assert attached.reads.prefill.read == 2 * 4 * sum(read), "2 layers of 4 heads"
+        torch.testing.assert_close(sparse[:, :20], dense[:, :20], rtol=1e-4, atol=1e-4)
+        assert float((sparse - dense)[:, 40:].abs().max()) > 1e-2
 
 
 def test_a_kernel_that_keeps_fewer_blocks_is_noted(make_checkpoint: MakeCheckpoint) -> None:
@@ -169,4 +211,4 @@ def test_triton_says_at_loading_what_it_does_not_force(
 
 
 def test_formats_are_found_by_their_files() -> None:
-    assert set(formats()) == {"nsa", "llama-nsa"}
+    assert set(formats()) == {"nsa", "llama-nsa", "minicpm"}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     DynamicCache,
@@ -48,6 +53,24 @@ MODELS: dict[str, Callable[..., PreTrainedModel]] = {
     ),
 }
 
+
+@functools.cache
+def weights_folder() -> str:
+    """A folder of small weights for methods that have some: they leave the logits as they are."""
+    folder = tempfile.mkdtemp(prefix="nsa-eval-methods-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    made = {}
+    for layer in range(SHAPE["num_hidden_layers"]):
+        here = f"model.layers.{layer}.self_attn."
+        made[here + "delta.weight"] = torch.randn(2, 16, generator=torch.Generator().manual_seed(layer))
+        made[here + "A"] = torch.zeros(2)
+        make = torch.Generator().manual_seed(10 + layer)
+        made[here + "attn_gate.attngate_linear_q.weight"] = torch.randn(2, 2, 8, 8, generator=make)
+        made[here + "attn_gate.attngate_linear_k.weight"] = torch.randn(2, 24, 8, generator=make)
+    save_file(made, f"{folder}/model.safetensors")
+    return folder
+
+
 # A method is tested by standing here: options under which a row of 40 tokens has far more than it reads. The
 # same options with a large budget must read everything.
 LISTED: dict[str, list[dict[str, Any]]] = {
@@ -55,9 +78,36 @@ LISTED: dict[str, list[dict[str, Any]]] = {
         {"budget": 9, "first": 2, "local": 3},
         {"budget": 6, "first": 0, "local": 0, "dense_layers": (1,)},
     ],
+    "infllm-v2": [
+        {"budget": 12, "kernel": 4, "stride": 2, "block": 4, "window": 4, "dense_length": 0},
+        {
+            "budget": 8,
+            "kernel": 4,
+            "stride": 2,
+            "block": 4,
+            "window": 0,
+            "dense_length": 16,
+            "first_blocks": 0,
+        },
+    ],
+    "nosa": [
+        {
+            "budget": 16,
+            "by_query": 12,
+            "kernel": 4,
+            "stride": 2,
+            "block": 4,
+            "window": 4,
+            "weights": weights_folder(),
+        },
+    ],
     "quest": [
         {"budget": 12, "page": 4, "dense_layers": (0,)},
         {"budget": 12, "page": 4, "dense_layers": (), "reading": "kernel"},
+    ],
+    "seer-attention": [
+        {"budget": 12, "block": 4, "weights": weights_folder()},
+        {"budget": 8, "block": 4, "weights": weights_folder(), "rope": False, "dense_layers": (1,)},
     ],
     "streaming-llm": [{"budget": 9, "first": 2}, {"budget": 7, "first": 0}],
 }

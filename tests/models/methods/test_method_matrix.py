@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from nsa_models.methods import Method, QueryBlock, attach, make_method, methods, parse_method
+from nsa_models.methods._rotary import Rotation
 
 from .conftest import LISTED, Rows, read_alone, tokens
 
@@ -39,8 +40,10 @@ def test_declarations_are_complete(method: Method) -> None:
 
 def test_label_tells_parameters_apart(method: Method) -> None:
     assert method.label == f"{method.name}@{method.budget}" or "=" in method.label
-    default = make_method(method.name, 2560)
-    assert default.label == f"{method.name}@2560"
+    weights = {name: value for name, value in method.parameters().items() if name == "weights"}
+    default = make_method(method.name, 2560, **weights)
+    assert default.label.startswith(f"{method.name}@2560")
+    assert weights or default.label == f"{method.name}@2560"
     assert (method.label == default.label) == (method == default)
 
 
@@ -201,12 +204,28 @@ def test_two_models_do_not_mix(
         assert attached.reads.decode.read == 2 * counted.read
 
 
+SCALE_COUNTS = {
+    "infllm-v2": "it adds up softmaxes of several heads, whose shares depend on their scale",
+    "nosa": "it adds up softmaxes of several heads, whose shares depend on their scale",
+    "seer-attention": "an incomplete block stands among its logits with 0",
+}
+
+
 def random_block(positions: int, seed: int = 0) -> QueryBlock:
     """One query behind 24 keys, two heads a group."""
     maker = torch.Generator().manual_seed(seed)
     q = torch.randn(1, 4, 1, 8, generator=maker, dtype=torch.float64)
     k = torch.randn(1, 2, 24, 8, generator=maker, dtype=torch.float64)
-    return QueryBlock(q=q, k=k, positions=torch.tensor([[positions]]), scaling=0.5, layer=0)
+    v = torch.randn(1, 2, 24, 8, generator=maker, dtype=torch.float64)
+    return QueryBlock(
+        q=q,
+        k=k,
+        positions=torch.tensor([[positions]]),
+        scaling=0.5,
+        layer=0,
+        rotate=Rotation(inv_freq=torch.tensor([1.0, 0.3, 0.1, 0.03]), interleaved=False, at_end=False),
+        v=v,
+    )
 
 
 def test_heads_share_a_selection_as_declared(method: Method) -> None:
@@ -226,6 +245,8 @@ def test_heads_share_a_selection_as_declared(method: Method) -> None:
 
 
 def test_selection_ignores_the_scale_of_queries(method: Method) -> None:
+    if method.name in SCALE_COUNTS:
+        pytest.skip(SCALE_COUNTS[method.name])
     block = random_block(22)
     for factor in (0.01, 7.0):
         assert torch.equal(

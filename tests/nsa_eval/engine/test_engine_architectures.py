@@ -14,6 +14,7 @@ from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nsa_eval.engine import Engine
+from nsa_models import trained_sparsity
 
 BORDER = 64  # of the frequencies, for those that have one
 
@@ -48,6 +49,22 @@ _LONG = {
 _DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 # Before, its generate() drops the cache at the border and feeds the last token alone.
 _PHI3_RIGHT = Version(transformers.__version__) >= Version("5.23")
+_DSA = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+    "index_head_dim": 8,
+    # Few heads give many keys an index of exactly 0, and which of those are chosen depends on shapes.
+    "index_n_heads": 16,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+}
 _NSA = {
     "head_dim": 8,
     "nsa_block": 8,
@@ -67,6 +84,8 @@ class Architecture:
     config: dict[str, Any] = field(default_factory=dict)
     generate: bool = True
     """Whether transformers' own greedy generate() is one more witness."""
+    drawn: str = ""
+    """End of the names of parameters that begin at 0, where they do nothing, and are drawn at random."""
 
 
 _FULL, _EQUAL, _RECURRENT, _OWN, _UNCACHED = (
@@ -173,27 +192,13 @@ ARCHITECTURES = {
         {"ffn_dim": 64, "head_dim": 8, "audio_vocab_size": 384, "sliding_window": 48},
         generate=False,
     ),
-    "chosen keys": Architecture(
-        "deepseek_v32",
+    "chosen keys": Architecture("deepseek_v32", _EQUAL, {**_DSA, "index_topk": 40}),
+    "chosen keys, shared between layers": Architecture(
+        "glm_moe_dsa",
         _EQUAL,
-        {
-            "kv_lora_rank": 16,
-            "q_lora_rank": 16,
-            "qk_rope_head_dim": 8,
-            "qk_nope_head_dim": 8,
-            "v_head_dim": 8,
-            "num_key_value_heads": 4,
-            "index_topk": 40,
-            "index_head_dim": 8,
-            # Few heads give many keys an index of exactly 0, and which of those are chosen depends on shapes.
-            "index_n_heads": 16,
-            "moe_intermediate_size": 32,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "n_group": 1,
-            "topk_group": 1,
-        },
+        {**_DSA, "num_hidden_layers": 3, "index_topk": 24, "indexer_types": ["full", "shared", "full"]},
     ),
+    "chosen keys, by their values": Architecture("doge", _EQUAL, {"keep_window_size": 24}, drawn=".A"),
     "positions from the padding id": Architecture(
         "roberta", _UNCACHED, {"is_decoder": True, "max_position_embeddings": 514}, generate=False
     ),
@@ -287,6 +292,9 @@ def case(request, tokenizer, toys):
     config = AutoConfig.for_model(architecture.type, **fields)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
+    for name, weight in model.named_parameters():
+        if architecture.drawn and name.endswith(architecture.drawn):
+            torch.nn.init.normal_(weight)
     model.generation_config.eos_token_id = 1
     head = text_of(toys, tokenizer, 50, 68)
     asked = [
@@ -331,8 +339,9 @@ def test_scores_and_replies_are_those_of_plain_forwards(case, tokenizer, variant
         assert found[0] == pytest.approx(expected[0], abs=2e-3), number
         assert found[1] == expected[1], number
     assert engine.generate_until(case.replies) == case.expected_replies
-    uncached = {event.kind for event in engine.audit} == {"uncached"}
-    assert uncached == (case.architecture.family == "uncached")
+    kinds = {event.kind for event in engine.audit}
+    assert (kinds == {"uncached"}) == (case.architecture.family == "uncached")
+    assert (kinds == {"trained_sparse"}) == (trained_sparsity(case.model.config) is not None)
 
 
 def test_replies_are_those_of_generate(case, tokenizer):
