@@ -147,7 +147,7 @@ MethodOption = Annotated[
         "--method",
         metavar="NAME:BUDGET",
         help="Evaluate the dense models under a sparse-attention method too (nsa-eval ls methods): "
-        "quest:2560, or with more budgets and options quest:1k,2k,reading=kernel.",
+        "quest:2560, or with more budgets and options quest:1k,2k,reading=kernel; quest:5%,10% of a prompt.",
         show_default=False,
     ),
 ]

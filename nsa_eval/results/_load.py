@@ -102,6 +102,7 @@ def load_run(path: str | Path) -> Run:
                 env=env,
                 audit=[event for event in audit if event.get("model") in (name, None)],
                 costs=sheet.tasks,
+                costs_by_length=sheet.by_length,
                 conditions=sheet.conditions,
                 looks=read_looks(named[name] / LOOKS) if (named[name] / LOOKS).is_file() else None,
             )
@@ -255,7 +256,9 @@ def _model_configs(config: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
             found |= {str(entry["name"]): entry} if "name" in entry else {}
             continue
         written = {key: value for key, value in entry.items() if key != "variants"}
-        found |= {variant.name: {**written, **variant.settings, "name": variant.name} for variant in variants}
+        for variant in variants:
+            own = {"name": variant.name, "checkpoint": variant.checkpoint.name}
+            found[variant.name] = {**written, **variant.settings, **own}
     return found
 
 

@@ -172,6 +172,8 @@ class ModelRun(BaseModel):
     """What was recorded about this model's requests: truncated prompts, doubled BOS and the like."""
     costs: dict[str, Cost] = {}
     """What the answers of each task took, where nsa-eval recorded it."""
+    costs_by_length: dict[str, dict[int, Cost]] = {}
+    """The same by the documents' lengths, where a task has some."""
     conditions: Conditions | None = None
     """On what that was measured; None where it isn't known, and then it compares with nothing."""
     looks: LooksSheet | None = None

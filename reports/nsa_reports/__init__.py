@@ -2,11 +2,12 @@
 
 from nsa_reports.charts import Chart, charts_of
 from nsa_reports.choices import ChoicePicture, choice_picture, shades_in_words
+from nsa_reports.frontier import CostCurve, Frontier, Spot, frontier_of
 from nsa_reports.page import ALL, Anchor, Page, SectionData, SectionView
 from nsa_reports.panels import Panel, difference_limit, panels_of
 from nsa_reports.render import render, to_html
 from nsa_reports.samples import SampleLimits
-from nsa_reports.scatter import CostPoint, Scatter, scatter_of
+from nsa_reports.scatter import CostPoint, Scatter, figure, scatter_of
 from nsa_reports.view import (
     Cell,
     CurveGroup,
@@ -31,12 +32,14 @@ __all__ = [
     "Cell",
     "Chart",
     "ChoicePicture",
+    "CostCurve",
     "CostPoint",
     "CurveGroup",
     "CurvePoint",
     "DifferenceCurve",
     "DifferenceMap",
     "Extract",
+    "Frontier",
     "HeatmapGroup",
     "LengthRow",
     "ModelCurve",
@@ -52,9 +55,12 @@ __all__ = [
     "ShownDifference",
     "ShownSample",
     "ShownScore",
+    "Spot",
     "charts_of",
     "choice_picture",
     "difference_limit",
+    "figure",
+    "frontier_of",
     "panels_of",
     "render",
     "scatter_of",

@@ -67,6 +67,7 @@ OTHER = {
     "compare.seed": 9,
     "report.title": "Title",
     "report.looks": 2,
+    "report.margin": 5.0,
     "confirm_run_unsafe_code": True,
     "report.tables.name": "other",
     "report.tables.title": "Title",

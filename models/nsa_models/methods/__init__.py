@@ -18,6 +18,7 @@ from nsa_models.methods._block import QueryBlock, keep_top
 from nsa_models.methods._handle import Attached, attached_to
 from nsa_models.methods._reads import LayerReads, ReadCounts, Reads
 from nsa_models.methods._registry import make_method, methods, parse_method
+from nsa_models.methods._share import MethodShare, is_share, method_at
 
 __all__ = [
     "DECLARATIONS",
@@ -25,6 +26,7 @@ __all__ = [
     "LayerReads",
     "Method",
     "MethodError",
+    "MethodShare",
     "Phase",
     "QueryBlock",
     "ReadCounts",
@@ -32,8 +34,10 @@ __all__ = [
     "attach",
     "attached_to",
     "field_types",
+    "is_share",
     "keep_top",
     "make_method",
+    "method_at",
     "methods",
     "parse_method",
 ]
