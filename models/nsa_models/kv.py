@@ -1,9 +1,11 @@
-"""How many cached tokens a model's attention reads and keeps, and their bytes: what a decode step costs."""
+"""How many cached tokens a model's attention reads and keeps, and their bytes: what a query costs."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -27,34 +29,69 @@ class KVCost:
     the config doesn't tell their width."""
     kept_bytes: float | None = None
     """Of keys and values that the cache holds, an indexer's keys among them, over all layers and heads."""
+    least: float | None = None
+    """As `read`, of the head that reads least; None where all read alike."""
+    index: float = 0.0
+    """Vectors of a key's width that a method reads besides, to choose (`Method.index_reads`)."""
 
 
-def kv_cost(model: PreTrainedModel, tokens: int) -> KVCost:
+def kv_cost(model: PreTrainedModel, tokens: int, *, phase: Literal["prefill", "decode"] = "decode") -> KVCost:
     """What the query at position tokens - 1 reads and what is kept, with the method that is attached.
 
     Args:
         model: Any causal language model. Layers whose kind its config doesn't name count as full attention.
         tokens: Tokens of the row, the query's own among them.
+        phase: What the query is part of: a decode step, or a prompt that is read. A method may act in one of
+            the two alone.
     """
+    return kv_costs(model, phase=phase)(tokens)
+
+
+def kv_costs(
+    model: PreTrainedModel, *, phase: Literal["prefill", "decode"] = "decode"
+) -> Callable[[int], KVCost]:
+    """`kv_cost` of a model as it is now, as a function of the tokens: for sums over many positions."""
     config = model.config
     itemsize = int(model.dtype.itemsize)
     if isinstance(config, NSADecoderConfig) and config.attention == "nsa":
-        cost, layers = _nsa(config, tokens), int(config.num_hidden_layers)
-        width = layers * (token_width(config) or 0) * itemsize
-        # With one key for all branches the one before RoPE is held too, which is what gets compressed.
-        held = cost.kept + (tokens / 2 if config.nsa_share_kv else 0)
-        return replace(cost, read_bytes=cost.read * width, kept_bytes=held * width)
+        width = int(config.num_hidden_layers) * (token_width(config) or 0) * itemsize
+
+        def of_nsa(tokens: int) -> KVCost:
+            cost = _nsa(config, tokens)
+            # With one key for all branches the one before RoPE is held too, which is what gets compressed.
+            held = cost.kept + (tokens / 2 if config.nsa_share_kv else 0)
+            return replace(cost, read_bytes=cost.read * width, kept_bytes=held * width)
+
+        return of_nsa
     trained = trained_sparsity(config)
     if trained is not None:
-        return _trained(trained, config.get_text_config(decoder=True), tokens, itemsize)
+        text = config.get_text_config(decoder=True)
+        return lambda tokens: _trained(trained, text, tokens, itemsize)
     attached = attached_to(model)
     text = config.get_text_config(decoder=True)
     window = getattr(text, "sliding_window", None)
-    costs = [_layer(kind, index, window, attached, tokens) for index, kind in enumerate(_kinds(text, window))]
-    read, kept = sum(c.read for c in costs), sum(c.kept for c in costs)
-    one = token_width(text)
-    bytes_of = (None, None) if one is None else (read * one * itemsize, kept * one * itemsize)
-    return KVCost(read / len(costs), kept / len(costs), *bytes_of)
+    # Layers of one kind cost alike.
+    dense = () if attached is None else attached.dense_layers
+    kinds = Counter((kind, index in dense) for index, kind in enumerate(_kinds(text, window)))
+    layers, one = kinds.total(), token_width(text)
+
+    def of_layers(tokens: int) -> KVCost:
+        costs = [
+            (count, _layer(kind, window, None if left else attached, tokens, phase))
+            for (kind, left), count in kinds.items()
+        ]
+        read, kept = (sum(n * c.read for n, c in costs), sum(n * c.kept for n, c in costs))
+        least = sum(n * (c.read if c.least is None else c.least) for n, c in costs)
+        return KVCost(
+            read / layers,
+            kept / layers,
+            None if one is None else read * one * itemsize,
+            None if one is None else kept * one * itemsize,
+            least=None if least == read else least / layers,
+            index=sum(n * c.index for n, c in costs) / layers,
+        )
+
+    return of_layers
 
 
 def token_width(config: PreTrainedConfig) -> int | None:
@@ -96,16 +133,25 @@ def _kinds(text: PreTrainedConfig, window: int | None) -> list[str]:
     )
 
 
-def _layer(kind: str, index: int, window: int | None, attached: Attached | None, tokens: int) -> KVCost:
+def _layer(
+    kind: str, window: int | None, attached: Attached | None, tokens: int, phase: Literal["prefill", "decode"]
+) -> KVCost:
     if kind == "linear_attention":
         return KVCost(0, 0)  # a state of fixed size, no keys
     if kind in ("sliding_attention", "chunked_attention") and window:
         return KVCost(min(window, tokens), min(window, tokens))
-    if attached is None or index in attached.dense_layers:
+    if attached is None:
         return KVCost(tokens, tokens)
     method = attached.method
-    read = tokens if method.phase == "prefill" else method.kv_reads(tokens)
-    return KVCost(read, method.kv_kept(tokens))
+    kept = method.kv_kept(tokens)
+    if method.phase not in ("both", phase):
+        return KVCost(tokens, kept)
+    return KVCost(
+        method.kv_reads(tokens),
+        kept,
+        least=method.kv_reads_least(tokens),
+        index=method.index_reads(tokens),
+    )
 
 
 def _nsa(config: NSADecoderConfig, tokens: int) -> KVCost:

@@ -19,6 +19,7 @@ from nsa_models.methods._handle import Attached, attached_to
 from nsa_models.methods._prompt import PromptRow
 from nsa_models.methods._reads import LayerReads, ReadCounts, Reads
 from nsa_models.methods._registry import make_method, methods, parse_method
+from nsa_models.methods._share import MethodShare, is_share, method_at
 
 __all__ = [
     "DECLARATIONS",
@@ -27,6 +28,7 @@ __all__ = [
     "LayerReads",
     "Method",
     "MethodError",
+    "MethodShare",
     "Phase",
     "PromptRow",
     "QueryBlock",
@@ -35,8 +37,10 @@ __all__ = [
     "attach",
     "attached_to",
     "field_types",
+    "is_share",
     "keep_top",
     "make_method",
+    "method_at",
     "methods",
     "parse_method",
 ]
