@@ -130,8 +130,8 @@ def with_variants(
 
     Args:
         models: One checkpoint or several.
-        methods: `NAME:BUDGET[,BUDGET...][,OPTION=VALUE...]`, or `NAME[:OPTION=VALUE...]` for a method without
-            a budget; any number.
+        methods: `NAME:BUDGET[,BUDGET...][,OPTION=VALUE...]`, budgets in tokens or percent of each prompt, or
+            `NAME[:OPTION=VALUE...]` for a method without a budget; any number.
         sweeps: `FIELD=VALUE[,VALUE...]`, any number.
 
     Raises:
@@ -155,22 +155,30 @@ def with_variants(
 
 def _method(text: str) -> dict[str, Any]:
     """`quest:1k,2k,page=16` as a config writes it: `parse_method`'s form, with any number of budgets."""
-    from nsa_models.methods import Budgeted, MethodError, parse_method
+    from nsa_models.methods import Budgeted, MethodError, is_share, method_at, parse_method
 
     name, colon, rest = text.partition(":")
     parts = [part.strip() for part in rest.split(",")] if colon else []
     budgets = [part for part in parts if "=" not in part]
     options = [part for part in parts if "=" in part]
-    single = [f"{name}:{','.join([budget, *options])}" for budget in budgets]
     try:
+        # A share's other parts are read as those of any budget.
+        tokens = ["1m" if is_share(budget) else budget for budget in budgets]
+        single = [f"{name}:{','.join([budget, *options])}" for budget in tokens]
+        for budget in filter(is_share, budgets):
+            method_at(name, budget)
         found = [parse_method(each) for each in single or [text]]
     except MethodError as error:
         raise UserError(f"--method {text}: {error}") from None
     given = {option.partition("=")[0].strip() for option in options}
     plain = {key: _plain(value) for key, value in found[0].parameters().items() if key in given}
-    listed = [method.budget for method in found if isinstance(method, Budgeted)]
-    if not listed:
+    if not isinstance(found[0], Budgeted):
         return {"name": found[0].name, **plain}
+    listed = [
+        budget if is_share(budget) else method.budget
+        for budget, method in zip(budgets, found, strict=True)
+        if isinstance(method, Budgeted)
+    ]
     return {"name": found[0].name, "budget": listed if len(listed) > 1 else listed[0], **plain}
 
 
@@ -220,6 +228,7 @@ def needle(
     name: str | None = None,
     engine: Mapping[str, Any] | None = None,
     limit: float | None = None,
+    looks: int = 0,
     dry_run: bool = False,
     overwrite: bool = False,
     progress: bool | None = None,
@@ -234,6 +243,7 @@ def needle(
         name: Name of the run.
         engine: Keys of a config's `engine`.
         limit: Only so many samples, spread evenly over the grid.
+        looks: Documents of each cell of which the report shows whether the chosen blocks hold the answer.
         dry_run: Only plan.
         overwrite: Replace another run's results in `output`.
         progress: Show progress. Default: yes.
@@ -251,6 +261,8 @@ def needle(
     data = family_config("needle", models, task=task, name=name, **params)
     if engine:
         data["engine"] = dict(engine)
+    if looks:
+        data["report"] = {"looks": looks}
     return run(data, output=output, limit=limit, dry_run=dry_run, overwrite=overwrite, progress=progress)
 
 

@@ -29,6 +29,9 @@ def test_text_and_config_give_the_same_variant():
 
 
 def test_a_method_without_a_budget_is_told_by_its_options():
+    listed = {"name": "xattention", "tau": [0.8, 0.9]}
+    swept = [{"name": "one", "path": DENSE, "variants": [{"method": listed}]}]
+    assert names(swept) == ["one+xattention,tau=0.8", "one+xattention,tau=0.9"]
     [entry] = with_variants(DENSE, methods=["xattention:tau=.8,stride=8"])
     assert entry["variants"][1] == {"method": {"name": "xattention", "tau": 0.8, "stride": 8}}
     models = with_variants([DENSE], methods=["xattention", "xattention:tau=.8", "power-attention:window=3"])
@@ -75,6 +78,7 @@ def test_texts_that_fit_nothing_are_refused(models, methods, sweeps, message):
         ([{"name": "store"}], "is what a file of the run's own is called"),
         ([{"method": {"name": "quest"}}], "quest: a budget is missing: KV tokens read"),
         ([{"method": {"name": "xattention", "budget": 512}}], "xattention has no budget, got 512"),
+        ([{"method": {"name": "xattention", "budget": "10%"}}], "xattention has no budget, got '10%'"),
         ([{"method": {"name": "xattention", "tau": 0}}], "xattention: tau must be above 0"),
         ([{"method": {"name": "quest", "budget": 0}}], "expected a length in tokens"),
         ([{"method": {"name": "quest", "budget": [512, 512]}}], "each once"),

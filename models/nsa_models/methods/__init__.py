@@ -21,6 +21,7 @@ from nsa_models.methods._prompt import PromptRow
 from nsa_models.methods._reads import LayerReads, ReadCounts, Reads
 from nsa_models.methods._registry import make_method, methods, parse_method
 from nsa_models.methods._rowmethod import RowMethod
+from nsa_models.methods._share import MethodShare, is_share, method_at
 
 __all__ = [
     "DECLARATIONS",
@@ -30,6 +31,7 @@ __all__ = [
     "Memories",
     "Method",
     "MethodError",
+    "MethodShare",
     "Phase",
     "PromptRow",
     "QueryBlock",
@@ -39,8 +41,10 @@ __all__ = [
     "attach",
     "attached_to",
     "field_types",
+    "is_share",
     "keep_top",
     "make_method",
+    "method_at",
     "methods",
     "parse_method",
 ]
