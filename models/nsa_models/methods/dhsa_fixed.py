@@ -117,8 +117,9 @@ class DHSAFixed(RowMethod):
         return (self._reads(tokens, self._end(tokens - 1, prompt)),) * 2
 
     def index_reads(self, tokens: int) -> int:
-        """Chunks that a block scores."""
-        return -(-self._end(tokens - 1, tokens + self.block) // self.chunk)
+        """A query's share of the chunks that its block scores, rounded up."""
+        chunks = -(-self._end(tokens - 1, tokens + self.block) // self.chunk)
+        return -(-chunks // self.block)
 
     def _end(self, t: int, prompt: int) -> int:
         """Where the tokens end among which the block of query t chooses."""
