@@ -90,6 +90,55 @@ PLAIN: dict[str, tuple[Config, ...]] = {
             (16, 1, 1, 4),
         )
     ),
+    "masked_everything": tuple(
+        {"BM": bm, "BN": bn, "num_warps": warps, "num_stages": stages} | limit
+        for bm, bn, warps, stages, limit in (
+            (64, 64, 4, 2, {}),
+            (64, 64, 4, 1, {"maxnreg": 168}),
+            (64, 64, 4, 3, {}),
+            (64, 32, 4, 2, {"maxnreg": 168}),
+            (64, 128, 4, 2, {}),
+            (128, 64, 8, 2, {}),
+            (128, 64, 8, 2, {"maxnreg": 168}),
+            (128, 128, 8, 2, {}),
+        )
+    ),
+    "masked_forward": tuple(
+        {"BM": bm, "BN": bn, "SKIP": skip, "num_warps": warps, "num_stages": stages} | limit
+        for bm, bn, skip, warps, stages, limit in (
+            (64, 64, 1, 4, 2, {"maxnreg": 168}),
+            (64, 64, 0, 4, 2, {"maxnreg": 168}),
+            (64, 64, 1, 4, 2, {}),
+            (64, 64, 1, 4, 1, {"maxnreg": 168}),
+            (64, 64, 0, 4, 3, {}),
+            (64, 32, 1, 4, 2, {}),
+            (128, 64, 1, 8, 2, {"maxnreg": 168}),
+            (128, 64, 0, 8, 2, {"maxnreg": 168}),
+        )
+    ),
+    "masked_queries": tuple(
+        {"BM": bm, "BN": bn, "num_warps": warps, "num_stages": stages} | limit
+        for bm, bn, warps, stages, limit in (
+            (64, 64, 4, 2, {}),
+            (64, 64, 4, 1, {}),
+            (64, 32, 4, 2, {"maxnreg": 168}),
+            (64, 32, 4, 2, {}),
+            (128, 64, 8, 2, {}),
+            (128, 64, 8, 2, {"maxnreg": 168}),
+        )
+    ),
+    "masked_keys": tuple(
+        {"BM": bm, "BN": bn, "num_warps": warps, "num_stages": stages} | limit
+        for bm, bn, warps, stages, limit in (
+            (32, 64, 4, 2, {}),
+            (64, 64, 4, 2, {}),
+            (32, 64, 4, 3, {}),
+            (64, 64, 4, 1, {}),
+            (32, 64, 4, 2, {"maxnreg": 168}),
+            (64, 64, 8, 2, {}),
+            (64, 128, 8, 2, {}),
+        )
+    ),
     # BM rows (of one head of one query) to a program.
     "gate_backward": (
         {"BM": 32, "num_warps": 4, "num_stages": 1},

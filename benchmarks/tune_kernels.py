@@ -1,6 +1,8 @@
 """Measures every candidate configuration of the Triton kernels' stages on this GPU.
 
     python benchmarks/tune_kernels.py --length 65536 --stages compressed_forward,select --output tuned.json
+    python benchmarks/tune_kernels.py --length 2048 --batch 32 --heads 8 --kv-heads 2 --head-dim 64 \\
+        --stages masked_forward,masked_queries,masked_keys      (masked_everything: --length 1024 --batch 64)
 
 Candidates are compiled first, by as many processes as there are cores, and then measured one by one: the
 median of CUDA-event times. Each result is compared with that of the first candidate. The winners belong
@@ -26,6 +28,10 @@ from torch import Tensor
 
 from nsa_kernels import BlockGeometry, compress_mean
 from nsa_kernels.triton.function import make_grid
+from nsa_kernels.triton.masked.conditions import all_chosen
+from nsa_kernels.triton.masked.forward import masked_forward
+from nsa_kernels.triton.masked.keys import key_gradients
+from nsa_kernels.triton.masked.queries import query_gradients
 from nsa_kernels.types import Caches
 
 MODULES = {
@@ -35,6 +41,10 @@ MODULES = {
     "forced_forward": "prefill.forced",
     "window_and_forced_forward": "prefill.window_and_forced",
     "selected_forward": "prefill.selected",
+    "masked_forward": "masked.forward",
+    "masked_everything": "masked.forward",
+    "masked_queries": "masked.queries",
+    "masked_keys": "masked.keys",
     "gate_backward": "backward.gates",
     "compressed_backward": "backward.compressed",
     "window_backward": "backward.window",
@@ -58,12 +68,12 @@ class Bench:
         )
 
         def random(*shape: int) -> Tensor:
-            return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+            return torch.randn(args.batch, *shape, device="cuda", dtype=torch.bfloat16)
 
-        self.q = random(1, n, h, d)
-        self.k, self.v = random(1, n, hk, d), random(1, n, hk, dv)
-        self.gates = random(1, n, h, 3).sigmoid()
-        self.dout = random(1, n, h, dv)
+        self.q = random(n, h, d)
+        self.k, self.v = random(n, hk, d), random(n, hk, dv)
+        self.gates = random(n, h, 3).sigmoid()
+        self.dout = random(n, h, dv)
         self.k_cmp = compress_mean(self.k, self.geometry, backend="torch") * self.geometry.block**0.5
         self.v_cmp = compress_mean(self.v, self.geometry, backend="torch")
         self.caches = Caches(self.k_cmp, self.v_cmp, self.k, self.v, self.k, self.v)
@@ -80,6 +90,8 @@ class Bench:
 
     def stage(self, name: str) -> Callable[[Mapping[str, int] | None], Any]:
         """The stage as a function of its configuration."""
+        if name.startswith("masked_"):
+            return self._masked(name)
         run = getattr(importlib.import_module(f"nsa_kernels.triton.{MODULES[name]}"), name)
         q, k, v, grid = self.q, self.k, self.v, self.grid
         if name == "compressed_forward":
@@ -114,6 +126,29 @@ class Bench:
         lse = ({"compressed": lse_cmp, "window": lse_win, "selected": lse_slc}[name.split("_")[0]],)
         extra = (blocks,) if name == "selected_backward" else ()
         return backward
+
+    def _masked(self, name: str) -> Callable[[Mapping[str, int] | None], Any]:
+        """A stage of the masked kernels, with the window's keys those of the selected branch."""
+        everything = all_chosen(self.grid)
+        if name == ("masked_forward" if everything else "masked_everything"):
+            raise ValueError(f"{name} is not what runs at this length: take the other of the two forwards")
+        chosen = (None, None) if everything else (self.need("compressed_forward"), self.need("select"))
+        forward = partial(masked_forward, self.q, self.caches, self.gates, *chosen, self.grid, shared=True)
+        if name in ("masked_forward", "masked_everything"):
+
+            def attend(config: Mapping[str, int] | None) -> tuple[Tensor, ...]:
+                out, kept = forward(save=True, config=config)
+                return out, *kept[:6]
+
+            return attend
+        kept = forward(save=True)[1]
+        queries = partial(
+            query_gradients, self.q, self.caches, self.gates, self.dout, kept, self.grid, shared=True
+        )
+        if name == "masked_queries":
+            return lambda config: tuple(queries(config=config))
+        keys = (self.q, self.k, self.v, self.dout, kept.members, queries(), self.grid)
+        return lambda config: key_gradients(*keys, selected=True, windowed=True, config=config)
 
 
 def main() -> None:
@@ -200,11 +235,12 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--length", type=int, default=65536)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--heads", type=int, default=64)
     parser.add_argument("--kv-heads", type=int, default=4)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--value-dim", type=int)
-    parser.add_argument("--stages", default=",".join(MODULES))
+    parser.add_argument("--stages", default=",".join(x for x in MODULES if "masked" not in x))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--show", type=int, default=6, help="candidates to print of each stage")
     parser.add_argument("--workers", type=int, help="processes that compile; default: one a core")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsa_eval._counting import CountingStore, Workload
+from nsa_eval._looking import look_at, looks_missing
 from nsa_eval.config import EngineSpec, ModelSpec, RunConfig, Variant
 from nsa_eval.config.marks import Effect, own_values
 from nsa_eval.errors import UserError
@@ -17,6 +18,9 @@ from nsa_eval.plan import Job
 from nsa_eval.progress import Progress
 from nsa_eval.rundir import RunDirectory, write_json
 from nsa_eval.store import AuditEvent
+
+_MOST_LENGTHS = 64
+"""More lengths than that are no axis."""
 
 if TYPE_CHECKING:
     from nsa_eval._tasks import LoadedTasks
@@ -203,11 +207,17 @@ def _evaluate_variant(
             results["config"]["method_weights"] = weights
         events = (*prepared.imported, *tasks.events, *engine.audit, *_task_cuts(results["samples"]))
         audit = [event.model_dump(mode="json") for event in events]
-        sheet = engine.cost_sheet(conditions_of(facts, config.engine))
+        lengths = {task: _lengths(rows) for task, rows in results["samples"].items()}
+        sheet = engine.cost_sheet(conditions_of(facts, config.engine), lengths)
         _stage(results, variant, engine, directory, audit, sheet.model_dump(mode="json"))
     for message in heard.messages:
         progress.note(f"{variant.name}: {message}")
     directory.publish(variant.name)
+    if looks_missing(variant, config, directory):
+        known = (facts, fingerprint.total)
+        look_at(
+            variant, config, known, directory=directory, store=store, executor=executor, progress=progress
+        )
 
 
 def _task_cuts(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[AuditEvent]:
@@ -224,6 +234,16 @@ def _task_cuts(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Audit
                 )
                 found.setdefault((task, row["doc_id"]), event)
     return list(found.values())
+
+
+def _lengths(rows: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+    """The context length of each document; none where each has one of its own, as LongBench's records."""
+    found = {
+        row["doc_id"]: row["doc"]["length"]
+        for row in rows
+        if isinstance(row.get("doc"), Mapping) and type(row["doc"].get("length")) is int
+    }
+    return found if len(set(found.values())) <= _MOST_LENGTHS else {}
 
 
 def conditions_of(facts: VariantFacts, engine: EngineSpec) -> Conditions:

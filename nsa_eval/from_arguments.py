@@ -130,7 +130,8 @@ def with_variants(
 
     Args:
         models: One checkpoint or several.
-        methods: `NAME:BUDGET[,BUDGET...][,OPTION=VALUE...]`, any number.
+        methods: `NAME:BUDGET[,BUDGET...][,OPTION=VALUE...]`, any number; a budget is tokens (2k) or a share
+            of each prompt (10%).
         sweeps: `FIELD=VALUE[,VALUE...]`, any number.
 
     Raises:
@@ -154,19 +155,25 @@ def with_variants(
 
 def _method(text: str) -> dict[str, Any]:
     """`quest:1k,2k,page=16` as a config writes it: `parse_method`'s form, with one budget or several."""
-    from nsa_models.methods import MethodError, parse_method
+    from nsa_models.methods import MethodError, is_share, method_at, parse_method
 
     name, _, rest = text.partition(":")
     parts = [part.strip() for part in rest.split(",")]
     budgets = [part for part in parts if "=" not in part] or [""]
     options = [part for part in parts if "=" in part]
     try:
-        found = [parse_method(f"{name}:{','.join([budget, *options])}") for budget in budgets]
+        # A share's other parts are read as those of any budget.
+        tokens = ["1m" if is_share(budget) else budget for budget in budgets]
+        found = [parse_method(f"{name}:{','.join([budget, *options])}") for budget in tokens]
+        for budget in filter(is_share, budgets):
+            method_at(name, budget)
     except MethodError as error:
         raise UserError(f"--method {text}: {error}") from None
     given = {option.partition("=")[0].strip() for option in options}
     plain = {key: _plain(value) for key, value in found[0].parameters().items() if key in given}
-    listed = [method.budget for method in found]
+    listed = [
+        budget if is_share(budget) else method.budget for budget, method in zip(budgets, found, strict=True)
+    ]
     return {"name": found[0].name, "budget": listed if len(listed) > 1 else listed[0], **plain}
 
 
@@ -216,6 +223,7 @@ def needle(
     name: str | None = None,
     engine: Mapping[str, Any] | None = None,
     limit: float | None = None,
+    looks: int = 0,
     dry_run: bool = False,
     overwrite: bool = False,
     progress: bool | None = None,
@@ -230,6 +238,7 @@ def needle(
         name: Name of the run.
         engine: Keys of a config's `engine`.
         limit: Only so many samples, spread evenly over the grid.
+        looks: Documents of each cell of which the report shows whether the chosen blocks hold the answer.
         dry_run: Only plan.
         overwrite: Replace another run's results in `output`.
         progress: Show progress. Default: yes.
@@ -247,6 +256,8 @@ def needle(
     data = family_config("needle", models, task=task, name=name, **params)
     if engine:
         data["engine"] = dict(engine)
+    if looks:
+        data["report"] = {"looks": looks}
     return run(data, output=output, limit=limit, dry_run=dry_run, overwrite=overwrite, progress=progress)
 
 

@@ -21,9 +21,9 @@ def render_report(
     """Writes the HTML report of a run directory.
 
     The page needs nothing else to be read. A run's own report, report.html in its directory, has figures for
-    papers beside it, in `figures`, and in `tables` every score and the tables that its config lays out; one
-    that is written elsewhere is that one file. Models that can't be compared are shown without differences,
-    and the page says why. Example:
+    papers beside it, in `figures`, and in `tables` every score, the figures of its sweeps, and the tables
+    that its config lays out; one that is written elsewhere is that one file. Models that can't be compared
+    are shown without differences, and the page says why. Example:
 
         render_report("runs/quickstart", out="page.html")
 
@@ -44,6 +44,7 @@ def render_report(
     """
     # Charting libraries take a second to import: not needed to say that a path is wrong.
     run = load_run(directory) if run is None else run
+    from nsa_eval.budgets import study_of, write_budgets
     from nsa_eval.material import Material
     from nsa_eval.sections import build_page
     from nsa_eval.tables import fill_tables, write_scores, write_table
@@ -64,6 +65,9 @@ def render_report(
     try:
         if figures_in is not None:
             write_scores(material, figures_in / "tables")
+            study = study_of(material)
+            if study is not None:
+                write_budgets(study, figures_in / "tables")
             for table in fill_tables(material):
                 write_table(table, figures_in / "tables")
         return render(page, out=target, figures_in=figures_in)

@@ -4,6 +4,7 @@
     env.json                   machine, versions, command line
     store/responses*.jsonl     every finished response; a file for each process that answers
     MODEL/results_DATE.json, samples_TASK_DATE.jsonl, audit.json     one folder per finished model
+    MODEL/looks.json           where it looked, if that was asked for; written afterwards
     audit.json, comparison.json, comparison.md, report.html, figures/
 
 A model's folder is written under `.partial/` and moved into place in one step, so it is there as a whole or
@@ -185,7 +186,7 @@ class RunDirectory:
     def _remove_models(self, names: Collection[str]) -> None:
         for name in names:
             folder = self.path / name
-            for pattern in ("results_*.json", "samples_*.jsonl", "audit.json", "costs.json"):
+            for pattern in ("results_*.json", "samples_*.jsonl", "audit.json", "costs.json", "looks.json"):
                 for file in folder.glob(pattern):
                     file.unlink()
             if folder.is_dir() and not any(folder.iterdir()):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsa_eval._json import read_json, read_mapping
+from nsa_eval._looking import look_at_finished, looks_missing
 from nsa_eval._profiles import leave_profiles
 from nsa_eval.audit import terminal_notes
 from nsa_eval.config import ConfigLike, RunConfig, Variant, all_variants, load_config
@@ -216,12 +217,13 @@ def _run_locked(
     for variant in variants:
         _check_sources(variant, config, plan, directory, overwrite=overwrite)
     waiting = [variant for variant in variants if directory.results_file(variant.name) is None]
+    unseen = [v for v in variants if v not in waiting and looks_missing(v, config, directory)]
     once: list[str] = []
-    if waiting:
-        _evaluate(waiting, config, plan, directory, lock, progress)
+    if waiting or unseen:
+        _evaluate(waiting, unseen, config, plan, directory, lock, progress)
         once = leave_profiles(waiting, directory)
     _write_audit(variants, directory)
-    fresh = changed or bool(waiting)
+    fresh = changed or bool(waiting) or bool(unseen)
     progress.say("comparing and writing the report")
     results = functools.cache(lambda: _results(config, directory))
     compared = _compare(config, directory, results, fresh=fresh)
@@ -245,13 +247,14 @@ def _run_locked(
 
 def _evaluate(
     waiting: list[Variant],
+    unseen: list[Variant],
     config: RunConfig,
     plan: Plan,
     directory: RunDirectory,
     lock: BaseFileLock,
     progress: Progress,
 ) -> None:
-    """Run the variants that have no results yet, those of one checkpoint together."""
+    """Run the variants that have no results yet, those of one checkpoint together; look at unseen ones."""
     from nsa_eval._counting import CountingStore, Workload
     from nsa_eval._evaluate import evaluate_checkpoint
     from nsa_eval.executors import LmEvalExecutor, make_executor
@@ -264,9 +267,9 @@ def _evaluate(
         _write_env(config, directory)
         with contextlib.ExitStack() as stack:
             executors: dict[bool, Executor] = {}
-            for _, grouped in itertools.groupby(waiting, key=lambda variant: variant.checkpoint.name):
-                together = list(grouped)
-                foreign = together[0].checkpoint.lm is not None
+
+            def executor_for(variants: list[Variant]) -> Executor:
+                foreign = variants[0].checkpoint.lm is not None
                 if foreign not in executors:  # no cluster is started for models that need none
                     executors[foreign] = (
                         LmEvalExecutor(config.engine, store)
@@ -274,15 +277,24 @@ def _evaluate(
                         else make_executor(config.executor, settings=config.engine, store=store)
                     )
                     stack.enter_context(contextlib.closing(executors[foreign]))
+                return executors[foreign]
+
+            shared: dict[str, Any] = {"directory": directory, "store": store, "progress": progress}
+            for together in _by_checkpoint(waiting):
                 evaluate_checkpoint(
                     [(variant, plan.of(variant.name)) for variant in together],
                     config,
-                    directory=directory,
-                    store=store,
-                    executor=executors[foreign],
+                    executor=executor_for(together),
                     workload=workload,
-                    progress=progress,
+                    **shared,
                 )
+            for together in _by_checkpoint(unseen):
+                look_at_finished(together, config, executor=executor_for(together), **shared)
+
+
+def _by_checkpoint(variants: list[Variant]) -> list[list[Variant]]:
+    groups = itertools.groupby(variants, key=lambda variant: variant.checkpoint.name)
+    return [list(together) for _, together in groups]
 
 
 def _check_variants(variants: Iterable[Variant]) -> None:

@@ -180,7 +180,12 @@ class BlockCompression(nn.Module):
 
 
 class NSAAttention(nn.Module):
-    """Native Sparse Attention (arXiv 2502.11089): compressed, selected and window branches, gated."""
+    """Native Sparse Attention (arXiv 2502.11089): compressed, selected and window branches, gated.
+
+    Attributes:
+        on_blocks: Receives the blocks that the kernel chose in each forward, int32 [B, N, H_kv, n], rows
+            padded on the right (`nsa_models.looking`); None: nobody asks, and kernels don't write them.
+    """
 
     def __init__(self, config: NSADecoderConfig, rotary: RotaryEmbedding) -> None:
         """Projections of `config`'s shape; `rotary` gives the compressed keys their positions."""
@@ -201,6 +206,7 @@ class NSAAttention(nn.Module):
         )
         self.k_compress = BlockCompression(config, d_k)
         self.v_compress = BlockCompression(config, d_v)
+        self.on_blocks: Callable[[Tensor], None] | None = None
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, batch: RaggedBatch, cache: NSACacheLayer | None
@@ -244,17 +250,19 @@ class NSAAttention(nn.Module):
         tensors = (k_cmp, v_cmp, *slc, *(win or slc))
         if cache is not None and x.shape[1] == 1 and batch.full:
             decode = nsa_decode if config.nsa_backend == "torch" else _untraced_decode
-            out = decode(
+            found = decode(
                 q[:, 0],
                 *tensors,
                 gates[:, 0],
                 geometry=config.geometry,
                 lengths=batch.tensor("ends"),
                 backend=config.nsa_backend,
-            ).out[:, None]
+                return_blocks=self.on_blocks is not None,
+            )
+            out, blocks = found.out[:, None], None if found.blocks is None else found.blocks[:, None]
         else:
             attend = nsa_attention if config.nsa_backend == "torch" else _untraced_attention
-            out = attend(
+            out, blocks = attend(
                 q,
                 *tensors,
                 gates,
@@ -262,7 +270,10 @@ class NSAAttention(nn.Module):
                 start=batch.start if batch.start is not None else batch.tensor("starts"),
                 lengths=None if batch.full and batch.start is not None else batch.tensor("ends"),
                 backend=config.nsa_backend,
-            ).out
+                return_blocks=self.on_blocks is not None,
+            )
+        if self.on_blocks is not None and blocks is not None:
+            self.on_blocks(blocks)
         projected: Tensor = self.o_proj(out.flatten(-2))
         return projected
 

@@ -1,9 +1,10 @@
-"""How many cached tokens a model's attention reads and keeps, and their bytes: what a decode step costs."""
+"""How many cached tokens a model's attention reads and keeps, and their bytes: what a query costs."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -11,6 +12,9 @@ from nsa_kernels import num_blocks
 from nsa_models.configuration import NSADecoderConfig
 from nsa_models.methods import Attached, attached_to
 from nsa_models.trained import TrainedSparsity, trained_sparsity
+
+# Tokens of a prompt whose end isn't near.
+_FAR = 2**40
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,45 +31,99 @@ class KVCost:
     the config doesn't tell their width."""
     kept_bytes: float | None = None
     """Of keys and values that the cache holds, an indexer's keys among them, over all layers and heads."""
+    least: float | None = None
+    """As `read`, of the head that reads least; None where all read alike."""
+    index: float = 0.0
+    """Vectors of a key's width that a method reads besides, to choose (`Method.index_reads`)."""
 
 
-def kv_cost(model: PreTrainedModel, tokens: int, prompt: int | None = None) -> KVCost:
+class KVCosts(Protocol):
+    """What queries of one model cost."""
+
+    def __call__(self, tokens: int, prompt: int | None = None, /) -> KVCost:
+        """As `kv_cost`."""
+        ...
+
+
+def kv_cost(
+    model: PreTrainedModel,
+    tokens: int,
+    prompt: int | None = None,
+    *,
+    phase: Literal["prefill", "decode"] = "decode",
+) -> KVCost:
     """What the query at position tokens - 1 reads and what is kept, with the method that is attached.
 
     Args:
         model: Any causal language model. Layers whose kind its config doesn't name count as full attention.
         tokens: Tokens of the row, the query's own among them.
-        prompt: Those of its prompt, which some methods cut once; default: all but the query's own.
+        prompt: Those of its prompt, which some methods cut once. Default: all but the query's own; in prefill
+            the query's end isn't near.
+        phase: What the query is part of: a decode step, or a prompt that is read. A method may act in one of
+            the two alone.
     """
+    return kv_costs(model, phase=phase)(tokens, prompt)
+
+
+def kv_costs(model: PreTrainedModel, *, phase: Literal["prefill", "decode"] = "decode") -> KVCosts:
+    """`kv_cost` of a model as it is now, as a function of the tokens: for sums over many positions."""
     config = model.config
     itemsize = int(model.dtype.itemsize)
     if isinstance(config, NSADecoderConfig) and config.attention == "nsa":
-        cost, layers = _nsa(config, tokens), int(config.num_hidden_layers)
-        width = layers * (token_width(config) or 0) * itemsize
-        # With one key for all branches the one before RoPE is held too, which is what gets compressed.
-        held = cost.kept + (tokens / 2 if config.nsa_share_kv else 0)
-        return replace(cost, read_bytes=cost.read * width, kept_bytes=held * width)
+        width = int(config.num_hidden_layers) * (token_width(config) or 0) * itemsize
+
+        def of_nsa(tokens: int, prompt: int | None = None, /) -> KVCost:
+            cost = _nsa(config, tokens)
+            # With one key for all branches the one before RoPE is held too, which is what gets compressed.
+            held = cost.kept + (tokens / 2 if config.nsa_share_kv else 0)
+            return replace(cost, read_bytes=cost.read * width, kept_bytes=held * width)
+
+        return of_nsa
     trained = trained_sparsity(config)
     if trained is not None:
-        return _trained(trained, config.get_text_config(decoder=True), tokens, itemsize)
+        text = config.get_text_config(decoder=True)
+
+        def of_trained(tokens: int, prompt: int | None = None, /) -> KVCost:
+            return _trained(trained, text, tokens, itemsize)
+
+        return of_trained
     attached = attached_to(model)
     text = config.get_text_config(decoder=True)
     window = getattr(text, "sliding_window", None)
-    before = tokens - 1 if prompt is None else prompt
-    costs = [
-        _layer(kind, index, window, attached, tokens, before)
-        for index, kind in enumerate(_kinds(text, window))
-    ]
-    read, kept = sum(c.read for c in costs), sum(c.kept for c in costs)
-    one = token_width(text)
-    if one is None:
-        return KVCost(read / len(costs), kept / len(costs))
-    shares = [_share(index, attached, tokens, text) for index in range(len(costs))]
-    sizes = [
-        sum(getattr(cost, what) * share for cost, share in zip(costs, shares, strict=True)) * one * itemsize
-        for what in ("read", "kept")
-    ]
-    return KVCost(read / len(costs), kept / len(costs), *sizes)
+    # Layers of one kind cost alike, unless a method that takes a row at a time tells them apart.
+    dense = () if attached is None else attached.dense_layers
+    apart = attached is not None and attached.method.rowwise
+    kinds = Counter(
+        (kind, index in dense, index if apart else -1) for index, kind in enumerate(_kinds(text, window))
+    )
+    layers, one = kinds.total(), token_width(text)
+
+    def of_layers(tokens: int, prompt: int | None = None, /) -> KVCost:
+        if prompt is None:
+            prompt = tokens - 1 if phase == "decode" else _FAR
+        costs = [
+            (count, _layer(kind, index, window, None if left else attached, tokens, prompt, phase))
+            for (kind, left, index), count in kinds.items()
+        ]
+        sizes: tuple[float | None, float | None] = (None, None)
+        if one is not None:
+            parts = [1.0 if left else _part(attached, tokens, text) for _, left, _ in kinds]
+            whole = [(count * part, cost) for (count, cost), part in zip(costs, parts, strict=True)]
+            sizes = (
+                sum(n * c.read for n, c in whole) * one * itemsize,
+                sum(n * c.kept for n, c in whole) * one * itemsize,
+            )
+        read, kept = (sum(n * c.read for n, c in costs), sum(n * c.kept for n, c in costs))
+        least = sum(n * (c.read if c.least is None else c.least) for n, c in costs)
+        return KVCost(
+            read / layers,
+            kept / layers,
+            *sizes,
+            least=None if least == read else least / layers,
+            index=sum(n * c.index for n, c in costs) / layers,
+        )
+
+    return of_layers
 
 
 def token_width(config: PreTrainedConfig) -> int | None:
@@ -107,26 +165,41 @@ def _kinds(text: PreTrainedConfig, window: int | None) -> list[str]:
     )
 
 
-def _share(index: int, attached: Attached | None, tokens: int, text: PreTrainedConfig) -> float:
-    """Part of each vector's elements that are read and kept in a layer."""
-    if attached is None or index in attached.dense_layers:
+def _part(attached: Attached | None, tokens: int, text: PreTrainedConfig) -> float:
+    """Part of each vector's elements that are read and kept."""
+    if attached is None:
         return 1.0
     heads, hidden = _field(text, "num_attention_heads"), _field(text, "hidden_size")
-    return attached.method.vector_share(tokens, int(_field(text, "head_dim") or hidden // heads))
+    width = _field(text, "head_dim") or (hidden // heads if heads and hidden else 1)
+    return attached.method.vector_share(tokens, int(width))
 
 
 def _layer(
-    kind: str, index: int, window: int | None, attached: Attached | None, tokens: int, prompt: int
+    kind: str,
+    index: int,
+    window: int | None,
+    attached: Attached | None,
+    tokens: int,
+    prompt: int,
+    phase: Literal["prefill", "decode"],
 ) -> KVCost:
     if kind == "linear_attention":
         return KVCost(0, 0)  # a state of fixed size, no keys
     if kind in ("sliding_attention", "chunked_attention") and window:
         return KVCost(min(window, tokens), min(window, tokens))
-    if attached is None or index in attached.dense_layers:
+    if attached is None:
         return KVCost(tokens, tokens)
     method = attached.method
-    read = tokens if method.phase == "prefill" else method.mean_reads(tokens, prompt=prompt, layer=index)
-    return KVCost(read, method.stated_kept(tokens, prompt=prompt))
+    kept = method.stated_kept(tokens, prompt=min(prompt, tokens))
+    if method.phase not in ("both", phase):
+        return KVCost(tokens, kept)
+    least, _ = method.stated_reads(tokens, prompt=prompt, layer=index)
+    return KVCost(
+        method.mean_reads(tokens, prompt=prompt, layer=index),
+        kept,
+        least=least,
+        index=method.index_reads(tokens),
+    )
 
 
 def _nsa(config: NSADecoderConfig, tokens: int) -> KVCost:

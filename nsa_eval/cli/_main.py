@@ -47,21 +47,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def as_lm_eval(arguments: Sequence[str]) -> list[str]:
-    """Read `eval`'s flags as lm-eval does: lists with blanks, a chat template with or without a name."""
-    if not arguments or arguments[0] != "eval":
-        return list(arguments)
+    """Read `eval`'s flags as lm-eval does: lists with blanks, a chat template with or without a name.
+
+    Of every command, `--looks` goes with or without a number.
+    """
+    of_eval = arguments[:1] == ["eval"]
     read: list[str] = []
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
-        if word in _LISTS and rest and not rest[0].startswith("-"):
+        if of_eval and word in _LISTS and rest and not rest[0].startswith("-"):
             values = []
             while rest and not rest[0].startswith("-"):
                 values.append(rest.pop(0).strip(","))
             read += [word, ",".join(values)]
-        elif word in _OPTIONAL_VALUE:
+        elif of_eval and word in _OPTIONAL_VALUE:
             given = rest.pop(0) if rest and not rest[0].startswith("-") else _OPTIONAL_VALUE[word]
             read += [word, given]
+        elif word == "--looks" and not (rest and _is_number(rest[0])):
+            from nsa_eval.cli._options import DEFAULT_LOOKS
+
+            read += [word, str(DEFAULT_LOOKS)]
         else:
             read.append(word)
     return read
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()

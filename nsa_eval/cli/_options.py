@@ -10,6 +10,8 @@ import typer
 from nsa_eval.cli._lm_eval_flags import refuse_model_args
 from nsa_eval.errors import UserError
 
+DEFAULT_LOOKS = 2
+"""Documents of a cell that `--looks` without a number means."""
 CONFIG = typer.Argument(
     help="A YAML file, a folder of an earlier run, or the name of a bundled config.", show_default=False
 )
@@ -68,6 +70,17 @@ LimitOption = Annotated[
         "--limit",
         "-L",
         help="Only so many samples of each task: a count, or a fraction below 1; of a grid evenly.",
+        show_default=False,
+    ),
+]
+LooksOption = Annotated[
+    int | None,
+    typer.Option(
+        "--looks",
+        metavar="[N]",
+        min=0,
+        help="Show whether the blocks that models with NSA choose hold the answer: N documents of each cell "
+        f"of a needle task are read once more (without a number: {DEFAULT_LOOKS}).",
         show_default=False,
     ),
 ]
@@ -134,7 +147,7 @@ MethodOption = Annotated[
         "--method",
         metavar="NAME:BUDGET",
         help="Evaluate the dense models under a sparse-attention method too (nsa-eval ls methods): "
-        "quest:2560, or with more budgets and options quest:1k,2k,reading=kernel.",
+        "quest:2560, or with more budgets and options quest:1k,2k,reading=kernel; quest:5%,10% of a prompt.",
         show_default=False,
     ),
 ]

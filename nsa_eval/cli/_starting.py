@@ -18,6 +18,7 @@ def start(
     overrides: list[str] | None,
     *,
     limit: float | None,
+    looks: int | None,
     executor: str | None,
     dry_run: bool,
     measure: bool,
@@ -38,6 +39,7 @@ def start(
         raise UserError("--measure and --profile: an estimate is from one of them; leave one out")
 
     flags = [f"executor.kind={executor}"] if executor else []
+    flags += [f"report.looks={looks}"] if looks is not None else []
     flags += ["confirm_run_unsafe_code=true"] if unsafe_code else []
     result = run(
         config,

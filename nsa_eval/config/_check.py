@@ -117,10 +117,10 @@ def _check_variants(config: RunConfig) -> Iterator[Problem]:
 
 
 def _check_method(method: MethodSpec) -> Iterator[Problem]:
-    from nsa_models.methods import MethodError, make_method
+    from nsa_models.methods import MethodError, method_at
 
     try:
-        make_method(method.name, method.single_budget, **method.options)
+        method_at(method.name, method.single_budget, **method.options)
     except MethodError as error:
         yield (), str(error)
 

@@ -22,7 +22,7 @@ def check_tables(config: RunConfig, models: Sequence[str]) -> Iterator[Problem]:
         config: The config.
         models: Names of its variants.
     """
-    seen = {"scores"}  # every run's own
+    seen = {"scores", "budgets"}  # every run's own
     for i, table in enumerate(config.report.tables):
         where: Path_ = ("report", "tables", i)
         if table.name.casefold() in seen:

@@ -17,6 +17,7 @@ from nsa_tasks import closest, read_token_count
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@,-]*")
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _LONGEST_NAME = 80
 _MOST_SAMPLES = 1_000_000_000
 """More than any data set has."""
@@ -52,12 +53,25 @@ def _name(value: object) -> str:
     )
 
 
-def _budget(value: object) -> Any:  # noqa: ANN401  (int | list[int])
+def _budget(value: object) -> Any:  # noqa: ANN401  (int | str | list[int | str])
     if not isinstance(value, list):
+        return _one_budget(value)
+    budgets = [_one_budget(item) for item in value]
+    if not budgets or len(set(budgets)) < len(budgets):
+        raise ValueError(
+            f"expected a budget in tokens or in % of each prompt, or a list of them, each once, got {value!r}"
+        )
+    return budgets
+
+
+def _one_budget(value: object) -> int | str:
+    """Tokens; or a share of each prompt, in one spelling: 10.0 % is "10%"."""
+    match = _SHARE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
         return parse_length(value)
-    if not value or len({parse_length(item) for item in value}) < len(value):
-        raise ValueError(f"expected a budget in tokens, or a list of them, each once, got {value!r}")
-    return [parse_length(item) for item in value]
+    if not 0 < float(match[1]) <= 100:
+        raise ValueError(f"expected a share above 0 and up to 100 % of each prompt, got {value!r}")
+    return f"{float(match[1]):g}%"
 
 
 def variant_name(value: object) -> str:
@@ -161,8 +175,8 @@ DocumentLength = Annotated[int, BeforeValidator(_document_length)]
 """The same of a document's context, which may be none: BABILong's 0k."""
 Name = Annotated[str, BeforeValidator(_name)]
 """A name that may become part of a file name."""
-Budget = Annotated[int | list[int], BeforeValidator(_budget)]
-"""KV tokens: one budget, or a list of them."""
+Budget = Annotated[int | str | list[int | str], BeforeValidator(_budget)]
+"""KV tokens, or a share of each prompt such as 10%: one budget, or a list of them."""
 VariantName = Annotated[str, BeforeValidator(variant_name)]
 """A variant's name, which may become part of a file name."""
 Limit = Annotated[int | float, BeforeValidator(_limit)]

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_origin
 
 from nsa_eval.config._types import variant_name
 from nsa_eval.config.schema import MethodSpec, ModelSpec, RunConfig, VariantSpec
@@ -65,8 +65,8 @@ def all_variants(config: RunConfig) -> tuple[Variant, ...]:
 
 def _written_out(model: ModelSpec, spec: VariantSpec) -> Iterator[Variant]:
     lists = [value if isinstance(value, list) else [value] for value in spec.set.values()]
-    budgets = spec.method.budget if spec.method is not None else 0
-    count = math.prod(map(len, lists)) * (len(budgets) if isinstance(budgets, list) else 1)
+    swept = {} if spec.method is None else _swept(spec.method)
+    count = math.prod(map(len, [*lists, *swept.values()]))
     if count > _MOST_VARIANTS:
         raise ValueError(f"{count:,} variants, at most {_MOST_VARIANTS:,}: shorten the lists")
     for values in itertools.product(*lists):
@@ -76,17 +76,43 @@ def _written_out(model: ModelSpec, spec: VariantSpec) -> Iterator[Variant]:
             yield Variant(name=variant_name(name), checkpoint=model, changes=changes, method=method)
 
 
-def _methods(method: MethodSpec | None) -> list[MethodSpec | None]:
-    if method is None or not isinstance(method.budget, list):
-        return [method]
-    return [method.model_copy(update={"budget": budget}) for budget in method.budget]
+def _methods(method: MethodSpec | None) -> Iterator[MethodSpec | None]:
+    """A method at each of its budgets, and at each value of its other parameters that are lists."""
+    swept = {} if method is None else _swept(method)
+    if method is None or not swept:
+        yield method
+        return
+    for values in itertools.product(*swept.values()):
+        yield method.model_copy(update=dict(zip(swept, values, strict=True)))
+
+
+def _swept(method: MethodSpec) -> dict[str, list[Any]]:
+    """The parameters that are given as lists of values, the budget first.
+
+    A list is one value of a parameter that is itself a list (`dense_layers: [0, 1]`); of such a one, a list
+    of lists is several.
+    """
+    found: dict[str, list[Any]] = {"budget": method.budget} if isinstance(method.budget, list) else {}
+    listed = {key: value for key, value in method.options.items() if isinstance(value, list)}
+    if not listed:
+        return found
+    from nsa_models.methods import field_types, methods  # torch takes seconds
+
+    if method.name not in methods():
+        return found  # said by the config's check
+    kinds = field_types(methods()[method.name])
+    for key, values in listed.items():
+        is_list = get_origin(kinds.get(key)) is tuple
+        if values and key in kinds and (not is_list or all(isinstance(value, list) for value in values)):
+            found[key] = values
+    return found
 
 
 def _parts(changes: Mapping[str, Any], method: MethodSpec | None) -> Iterator[str]:
     for key, value in changes.items():
         yield f"+{_SYMBOLS.get(key, key)}={_short(value)}"
     if method is not None:
-        yield f"+{method.name}@{method.budget}"
+        yield f"+{method.name}@{str(method.budget).replace('%', 'pct')}"
         yield from (f",{key}={_short(value)}" for key, value in method.options.items())
 
 

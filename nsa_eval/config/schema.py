@@ -36,17 +36,19 @@ class _Section(BaseModel):
 
 
 class MethodSpec(_Section):
-    """A sparse-attention method on a dense checkpoint. Keys that aren't listed are the method's own."""
+    """A sparse-attention method on a dense checkpoint. Keys that aren't listed are the method's own; a list
+    of values makes one variant of each, as it does of the budget."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstrings=True)
 
     name: str = Field(min_length=1)
     """Which method: `nsa-eval ls methods` lists them."""
     budget: Budget
-    """KV tokens that a query reads (the method says what counts); a list makes one variant of each."""
+    """KV tokens that a query reads (the method says what counts), or a share of each prompt such as 10%, in
+    whole multiples of 16 tokens; a list makes one variant of each."""
 
     @property
-    def single_budget(self) -> int:
+    def single_budget(self) -> int | str:
         """The budget of a variant, in which lists are written out.
 
         Raises:
@@ -284,6 +286,13 @@ class ReportSpec(_Section):
     """Heading of the page. Default: the run's name."""
     tables: list[TableSpec] = []
     """Tables in a paper's layout, on the page and as files."""
+    looks: int = Field(default=0, ge=0, le=100_000)
+    """Of each cell of a needle task, so many documents are read once more by models with NSA, after they were
+    answered, to show whether the blocks that were chosen hold the answer. No response changes. Default: 0,
+    none."""
+    margin: float = Field(default=2.0, gt=0, le=100)
+    """How much worse than full attention a budget may be and still count as not worse, in points of 100; of
+    metrics that are no shares of 1 in percent of full attention's mean."""
 
 
 class ExecutorSpec(_Section):

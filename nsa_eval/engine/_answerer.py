@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, resolve_max_length
@@ -16,23 +16,26 @@ from nsa_eval.config import EngineSpec
 from nsa_eval.engine._batching import Limits
 from nsa_eval.engine._generating import Replier
 from nsa_eval.engine._lines import Reply, ReplyRequest
+from nsa_eval.engine._looking import look_all
 from nsa_eval.engine._meter import Meter
 from nsa_eval.engine._prompts import Prompt, PromptEncoder, Windows, split_spaces
 from nsa_eval.engine._reader import NonFiniteLogitsError, Reader
 from nsa_eval.engine._requests import Request
 from nsa_eval.engine._sampling import GenerationSettings
 from nsa_eval.engine._scoring import LogLikelihood, Scorer, units_of
+from nsa_eval.engine._shares import by_budget, method_at
 from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent, Cost, Response
 from nsa_models import Compilations, trained_sparsity, warm_up
 from nsa_models.dma import settle_ties
-from nsa_models.families import Restrictions, check_fits, family_of
-from nsa_models.methods import Attached, Method, MethodError, attach
+from nsa_models.families import Family, Restrictions, check_fits, family_of
+from nsa_models.methods import Attached, Method, MethodError, MethodShare, attach
 from nsa_models.once import once
 
 # Requests whose texts are encoded together: some megabytes of them, for all cores to have some.
 _FORESEEN = 64
 
+T = TypeVar("T")
 Emit = Callable[[Mapping[str, Response]], None]
 """Receives finished responses by key, a batch at a time."""
 
@@ -68,7 +71,7 @@ class Answerer:
         *,
         max_length: int | None,
         settings: EngineSpec,
-        method: Method | None = None,
+        method: Method | MethodShare | None = None,
     ) -> None:
         """Take a model that is on its device; set to eval mode here.
 
@@ -77,7 +80,8 @@ class Answerer:
             tokenizer: Its tokenizer.
             max_length: Most tokens of prompt and reply together; None: what config or tokenizer say.
             settings: The engine's settings.
-            method: A sparse-attention method, put on the model until `close`.
+            method: A sparse-attention method, put on the model until `close`; at a share of each prompt it is
+                put on anew for each budget that comes of it.
 
         Raises:
             UserError: A max_length below 2, or a method that the model can't take.
@@ -106,7 +110,12 @@ class Answerer:
         self._warmed: set[tuple[frozenset[int], int, int]] = set()
         self.compiled = Compilations()
         """Kernels that were compiled before they were needed, and the seconds that it took."""
-        self._attached = self._attach(method) if method is not None else None
+        self._family: Family | None = None
+        self._share = method if isinstance(method, MethodShare) else None
+        first = method
+        if isinstance(method, MethodShare):
+            first = method_at(method, method.budget(self.max_length))
+        self._attached = self._attach(first) if isinstance(first, Method) else None
 
     def close(self) -> None:
         """Take the method off the model."""
@@ -149,6 +158,7 @@ class Answerer:
             "loglikelihood": self._score,
             "loglikelihood_rolling": self._score_windows,
             "generate_until": self._generate,
+            "look": self._look,
         }[requests[0].kind]
         try:
             work(requests, missing, emit)
@@ -182,7 +192,8 @@ class Answerer:
         """Find out how the model is fed, then put the method on it, and obey what it declares."""
         check_fits(self.model, self.tokenizer, self.max_length)
         with once(self.model.device):
-            family = family_of(self.model, own_attention=True)
+            family = self._family or family_of(self.model, own_attention=True)
+        self._family = family
         if not family.caches:
             acts = "acts on prompts alone, not" if method.phase == "prefill" else "acts"
             raise UserError(
@@ -204,7 +215,8 @@ class Answerer:
             said.append("its choice for a token sees later ones: log-likelihoods aren't a language model's")
         if method.simulated:
             said.append("quality only: the full cache is kept and masked, so no time or memory is saved")
-        self._events += [AuditEvent(kind="method", detail=f"{method.label}: {remark}") for remark in said]
+        label = method.label if self._share is None else self._share.label
+        self._events += [AuditEvent(kind="method", detail=f"{label}: {remark}") for remark in said]
         restrictions = Restrictions(
             continuable=method.chunked_prefill,
             shared=method.shared_prefixes,
@@ -219,6 +231,22 @@ class Answerer:
             family=family,
         )
         return attached
+
+    def _by_budget(self, items: Sequence[T], length: Callable[[T], int]) -> Iterator[tuple[list[T], int]]:
+        """Items with the method as it is for them: all, or those of each budget; and tokens of the longest.
+
+        Args:
+            items: Texts of any kind.
+            length: Tokens of one.
+        """
+        groups = by_budget(self._share, items, length) if self._share else [(None, [*items])]
+        for method, some in groups:
+            if method is not None and self._attached is not None and self._attached.method != method:
+                self._attached.detach()
+                said = len(self._events)
+                self._attached = self._attach(method)
+                del self._events[said:]  # the same of every budget
+            yield some, max(map(length, some), default=0)
 
     def _default_max_length(self) -> int:
         found = int(resolve_max_length(self.model.config, self.tokenizer, default=0))
@@ -265,9 +293,10 @@ class Answerer:
 
         asked = [(name, prompt.context, prompt.continuation) for name, prompt in enumerate(prompts)]
         self._warm_up([len(p.context) + len(p.continuation) - 1 for p in prompts], rows=len(missing))
-        scorer = self.scorer()
-        self._meter.start()  # texts were encoded until here
-        scorer.run(units_of(asked), wanted=lambda name: requests[name].key in missing, emit=scored)
+        for group, longest in self._by_budget(asked, lambda one: len(one[1]) + len(one[2])):
+            scorer = self.scorer()
+            self._meter.start(longest)  # texts were encoded until here
+            scorer.run(units_of(group), wanted=lambda name: requests[name].key in missing, emit=scored)
 
     def _score_windows(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
         windows: list[Windows] = []
@@ -308,9 +337,12 @@ class Answerer:
         answer([i for i, found in enumerate(windows) if not found.pairs and requests[i].key in missing])
         pairs = [(name, context, tail) for name, (_, (context, tail)) in enumerate(owners)]
         self._warm_up([len(head) + len(tail) - 1 for _, head, tail in pairs], rows=len(missing))
-        scorer = self.scorer()
-        self._meter.start()  # texts were encoded until here
-        scorer.run(units_of(pairs), wanted=lambda name: requests[owners[name][0]].key in missing, emit=scored)
+        for group, longest in self._by_budget(pairs, lambda one: len(one[1]) + len(one[2])):
+            scorer = self.scorer()
+            self._meter.start(longest)  # texts were encoded until here
+            scorer.run(
+                units_of(group), wanted=lambda name: requests[owners[name][0]].key in missing, emit=scored
+            )
 
     def _generate(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
         asked: list[ReplyRequest] = []
@@ -355,16 +387,22 @@ class Answerer:
                 }
             )
 
-        replier = Replier(
-            reader,
-            self.tokenizer,
-            limits,
-            share_prefixes=self.settings.share_prefixes,
-            cuda_graphs=self.settings.cuda_graphs == "auto" and reader.graphs,
-            meter=self._meter,
-        )
-        self._meter.start()  # prompts were encoded until here
-        replier.run(asked, wanted=lambda name: requests[name].key in missing, emit=replied)
+        for group, longest in self._by_budget(asked, lambda one: len(one.tokens)):
+            reader, limits = self.prepared()
+            replier = Replier(
+                reader,
+                self.tokenizer,
+                limits,
+                share_prefixes=self.settings.share_prefixes,
+                cuda_graphs=self.settings.cuda_graphs == "auto" and reader.graphs,
+                meter=self._meter,
+            )
+            self._meter.start(longest)  # prompts were encoded until here
+            replier.run(group, wanted=lambda name: requests[name].key in missing, emit=replied)
+
+    def _look(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
+        wanted = [request for request in requests if request.key in missing]
+        look_all(self.model, self.prompts, wanted, emit, chunk=self.prepared()[0].prefill_chunk)
 
     def _warm_up(self, prompts: Sequence[int], *, rows: int, new_tokens: int = 0) -> None:
         """Compile what such prompts and replies will launch, in parallel and before the clock starts."""

@@ -212,9 +212,11 @@ class Engine(TemplateLM):
         """What the answers of each task took, stored ones included."""
         return self._tally.tasks
 
-    def cost_sheet(self, conditions: Conditions) -> CostSheet:
-        """The same, also by length, with what it was measured on."""
-        return self._tally.sheet(conditions)
+    def cost_sheet(
+        self, conditions: Conditions, lengths: Mapping[str, Mapping[int, int]] | None = None
+    ) -> CostSheet:
+        """The same, also by length, with what it was measured on; `lengths` are those of documents."""
+        return self._tally.sheet(conditions, lengths)
 
     # --- what lm-eval asks of a model
     # ------------------------------------------------------------------------
@@ -351,9 +353,9 @@ class Engine(TemplateLM):
 
             self._answer(distinct, call.missing, finish)
         answers = call.responses()
-        tasks = {request.key: request.origin.task for request in requests}
+        origins = {request.key: request.origin for request in requests}
         for key, answer in {r.key: answer for r, answer in zip(requests, answers, strict=True)}.items():
-            self._tally.add(tasks[key], kind, answer)
+            self._tally.add(origins[key].task, kind, answer, document=origins[key].doc_id)
         return answers
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from nsa_eval.engine._cells import Phase
 from nsa_eval.engine._prefixes import Tokens
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.engine._reader import Reader
 from nsa_eval.engine._sampling import GenerationSettings, Sampler
-from nsa_eval.store import Cost
+from nsa_eval.store import Cells, Cost
 
 # Tokens looked at beyond a stop string's own length: text can be cut into tokens in more ways than one.
 _LOOK_BACK = 2
@@ -72,6 +73,8 @@ class Line:
     """Its share of the seconds in which prompts were read."""
     decode: float = 0.0
     """Its share of the seconds of decode steps."""
+    counted: tuple[Cells | None, Cells | None] = (None, None)
+    """Its share of the cells that a method counted, of prompts and of decode steps."""
 
     @classmethod
     def of(cls, request: ReplyRequest) -> Line:
@@ -88,6 +91,14 @@ class Line:
     def left(self) -> int:
         """Tokens that may still be chosen."""
         return self.request.settings.budget - self.picked
+
+    def count(self, phase: Phase, cells: Cells) -> None:
+        """Add cells that a method counted."""
+        prefill, decode = self.counted
+        if phase == "prefill":
+            self.counted = (cells if prefill is None else prefill + cells, decode)
+        else:
+            self.counted = (prefill, cells if decode is None else decode + cells)
 
     def rewind(self, *, keep: bool) -> None:
         """Forget what was chosen and never arrived: its last forward failed.

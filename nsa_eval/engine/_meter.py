@@ -6,7 +6,6 @@ Seconds are those of a model that has run before: what is done once (the probe, 
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence
 
@@ -14,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from nsa_eval._devices import device_name
-from nsa_eval.store import Cost
-from nsa_models.kv import kv_cost
+from nsa_eval.engine._cells import CellMeter
+from nsa_eval.store import Cells, Cost
 from nsa_models.once import seconds_once, watch_compiler
 
 
@@ -31,13 +30,17 @@ class Meter:
         if self._cuda:
             watch_compiler()
         self._once = self._told = seconds_once()
-        # Replies to prompts of one length range over the same positions: each is worked out once.
-        self._kv = functools.lru_cache(maxsize=2**18)(functools.partial(kv_cost, model))
+        self.cells = CellMeter(model)
 
-    def start(self) -> None:
-        """Forget the time and the peak so far, but not what was done once: a new piece of work begins."""
+    def start(self, longest: int = 0) -> None:
+        """Forget the time and the peak so far, but not what was done once: a new piece of work begins.
+
+        Args:
+            longest: Tokens of its longest text.
+        """
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(self._model.device)
+        self.cells.start(longest)
         self._last, self._once = time.perf_counter(), seconds_once()
 
     def lap(self) -> float:
@@ -61,6 +64,9 @@ class Meter:
         seconds, warm_up, peak = self.lap(), self.warm_up(), self.peak()
         sizes = [a + b for a, b in zip(prompt_tokens, new_tokens, strict=True)]
         whole = sum(sizes) or 1
+        # A text's last token is predicted and not read.
+        stated = [self.cells.prompt(max(0, size - 1)) for size in sizes]
+        counted = self.cells.counted("prefill", stated)
         return [
             Cost(
                 prefill_seconds=seconds * size / whole,
@@ -69,18 +75,28 @@ class Meter:
                 new_tokens=new,
                 peak_bytes=peak,
                 device=self._device,
+                prefill_stated=stated[i],
+                prefill_counted=counted[i] if counted else None,
             )
-            for size, prompt, new in zip(sizes, prompt_tokens, new_tokens, strict=True)
+            for i, (size, prompt, new) in enumerate(zip(sizes, prompt_tokens, new_tokens, strict=True))
         ]
 
-    def replied(self, prompt_tokens: int, new_tokens: int, prefill: float, decode: float) -> Cost:
-        """The cost of one reply, whose seconds the caller has shared out.
+    def replied(
+        self,
+        prompt_tokens: int,
+        new_tokens: int,
+        prefill: float,
+        decode: float,
+        *,
+        counted: tuple[Cells | None, Cells | None] = (None, None),
+    ) -> Cost:
+        """The cost of one reply, whose seconds and counted cells the caller has shared out.
 
         A reply's first token comes from its prompt's logits: new_tokens - 1 steps read the cache.
         """
         steps = range(prompt_tokens + 1, prompt_tokens + new_tokens)
-        end = self._kv(max(1, prompt_tokens + new_tokens - 1), prompt_tokens)
-        reads = [self._kv(tokens, prompt_tokens) for tokens in steps]
+        end = self.cells.step(max(1, prompt_tokens + new_tokens - 1), prompt_tokens)
+        reads = [self.cells.step(tokens, prompt_tokens) for tokens in steps]
         return Cost(
             prefill_seconds=prefill,
             decode_seconds=decode,
@@ -96,6 +112,10 @@ class Meter:
             kv_kept_bytes=None if end.kept_bytes is None else round(end.kept_bytes),
             warm_up_seconds=self.warm_up(),
             device=self._device,
+            prefill_stated=self.cells.prompt(prompt_tokens),
+            decode_stated=self.cells.steps(steps.start, steps.stop - 1, prompt_tokens) if steps else None,
+            prefill_counted=counted[0],
+            decode_counted=counted[1],
         )
 
     def peak(self) -> int | None:

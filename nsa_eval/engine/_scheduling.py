@@ -247,6 +247,10 @@ class Scheduler:
         read = sum(entry.line.length - entry.depth for entry in entries)
         for entry in entries:
             entry.line.prefill += seconds * (entry.line.length - entry.depth) / read
+        if self.meter.cells.counts:
+            cells = [self.meter.cells.prompt(entry.line.length, after=entry.depth) for entry in entries]
+            for entry, counted in zip(entries, self.meter.cells.counted("prefill", cells), strict=True):
+                entry.line.count("prefill", counted)
         going: list[int] = []
         finished: list[Reply] = []
         for number, (line, token, top) in enumerate(found):
@@ -343,6 +347,13 @@ class Scheduler:
         found = [(line, token, top) for line, token, top in picked.wait() if not line.ended]
         seconds = self.meter.lap()
         finished: list[Reply] = []
+        if self.meter.cells.counts:
+            cells = [
+                self.meter.cells.steps(line.length, line.length, len(line.request.tokens))
+                for line, _, _ in found
+            ]
+            for (line, _, _), counted in zip(found, self.meter.cells.counted("decode", cells), strict=True):
+                line.count("decode", counted)
         for line, token, top in found:
             line.decode += seconds / len(found)
             self._append(line, token, top)
@@ -404,5 +415,5 @@ class Scheduler:
         self._ended += 1
         self._made += len(line.tokens)
         prompt, new = len(line.request.tokens), len(line.tokens)
-        cost = self.meter.replied(prompt, new, line.prefill, line.decode)
+        cost = self.meter.replied(prompt, new, line.prefill, line.decode, counted=line.counted)
         return Reply(line.request.name, self.endings.text(line), new, line.finished, cost)

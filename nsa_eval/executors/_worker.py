@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from nsa_eval.engine import Answerer, Emit, ModelFacts, Request
     from nsa_models import RunningBackend
-    from nsa_models.methods import Method
+    from nsa_models.methods import Method, MethodShare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,19 +138,19 @@ class Worker:
             self._answerer = None
 
 
-def _method(variant: Variant) -> Method | None:
+def _method(variant: Variant) -> Method | MethodShare | None:
     """A variant's method.
 
     Raises:
         UserError: There is none of that name, or it can't have such a budget or option.
     """
-    from nsa_models.methods import MethodError, make_method
+    from nsa_models.methods import MethodError, method_at
 
     method = variant.method
     if method is None:
         return None
     try:
-        return make_method(method.name, method.single_budget, **method.options)
+        return method_at(method.name, method.single_budget, **method.options)
     except MethodError as error:
         raise UserError(f"{variant.name}: {error}") from None
 

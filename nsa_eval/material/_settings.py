@@ -8,7 +8,7 @@ from typing import Any
 from nsa_eval.results import ModelRun
 
 # Which checkpoint it is, not how it was run.
-_IDENTITY = frozenset({"name", "path", "revision"})
+_IDENTITY = frozenset({"name", "checkpoint", "path", "revision"})
 # Keys of a model's entry that make it a variant of its checkpoint; what is in them goes by its own name.
 _VARIANT = ("set", "method", "variant")
 # Where a results file records what a setting came to: run.yaml may say "auto".

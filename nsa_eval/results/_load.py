@@ -10,6 +10,8 @@ from nsa_eval._json import read_json, read_mapping
 from nsa_eval._paths import is_file, is_folder, user_path
 from nsa_eval.config import ModelSpec, YamlError, parse_yaml, variants_of
 from nsa_eval.errors import UserError
+from nsa_eval.looks import FILE as LOOKS
+from nsa_eval.looks import read_looks
 from nsa_eval.results._groups import groups_of
 from nsa_eval.results._samples import read_samples
 from nsa_eval.results._types import ModelRun, Run, Sample, TaskResult
@@ -100,7 +102,9 @@ def load_run(path: str | Path) -> Run:
                 env=env,
                 audit=[event for event in audit if event.get("model") in (name, None)],
                 costs=sheet.tasks,
+                costs_by_length=sheet.by_length,
                 conditions=sheet.conditions,
+                looks=read_looks(named[name] / LOOKS) if (named[name] / LOOKS).is_file() else None,
             )
     return Run(directory=home, models=models, config=config, env=env)
 
@@ -252,7 +256,9 @@ def _model_configs(config: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
             found |= {str(entry["name"]): entry} if "name" in entry else {}
             continue
         written = {key: value for key, value in entry.items() if key != "variants"}
-        found |= {variant.name: {**written, **variant.settings, "name": variant.name} for variant in variants}
+        for variant in variants:
+            own = {"name": variant.name, "checkpoint": variant.checkpoint.name}
+            found[variant.name] = {**written, **variant.settings, **own}
     return found
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from nsa_eval.looks import LooksSheet
 from nsa_eval.store import Conditions, Cost
 
 
@@ -171,8 +172,12 @@ class ModelRun(BaseModel):
     """What was recorded about this model's requests: truncated prompts, doubled BOS and the like."""
     costs: dict[str, Cost] = {}
     """What the answers of each task took, where nsa-eval recorded it."""
+    costs_by_length: dict[str, dict[int, Cost]] = {}
+    """The same by the documents' lengths, where a task has some."""
     conditions: Conditions | None = None
     """On what that was measured; None where it isn't known, and then it compares with nothing."""
+    looks: LooksSheet | None = None
+    """Where it looked, if the run asked for that."""
 
 
 class Run(BaseModel):

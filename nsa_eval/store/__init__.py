@@ -3,12 +3,13 @@
 from nsa_eval.store._cost_sheet import Conditions, CostKind, CostSheet, LengthCost, Tally
 from nsa_eval.store._keys import request_key
 from nsa_eval.store._lock import lock_store
-from nsa_eval.store._records import AuditEvent, Cost, RequestKind, Response
+from nsa_eval.store._records import AuditEvent, Cells, Cost, RequestKind, Response
 from nsa_eval.store._shard import Shard, StoreError
 from nsa_eval.store._store import ResponseStore
 
 __all__ = [
     "AuditEvent",
+    "Cells",
     "Conditions",
     "Cost",
     "CostKind",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -65,6 +66,8 @@ class CostSheet(BaseModel):
     """None where an older version wrote it."""
     tasks: dict[str, Cost] = {}
     lengths: tuple[LengthCost, ...] = ()
+    by_length: dict[str, dict[int, Cost]] = {}
+    """Of each task whose documents have lengths (a grid's, a suite's), by that length in tokens."""
 
 
 class Tally:
@@ -74,13 +77,16 @@ class Tally:
         """Nothing yet."""
         self._tasks: dict[str, Cost] = {}
         self._lengths: dict[tuple[CostKind, int], tuple[int, Cost]] = {}
+        self._documents: dict[tuple[str, int], Cost] = {}
 
-    def add(self, task: str, kind: RequestKind, response: Response) -> None:
-        """Count one response; nothing where its cost isn't known."""
+    def add(self, task: str, kind: RequestKind, response: Response, *, document: int | None = None) -> None:
+        """Count one response, to a document of its task; nothing where its cost isn't known."""
         if response.cost is None:
             return
         cost = response.cost.model_copy(update={"responses": 1})
         self._tasks[task] = self._tasks.get(task, Cost()) + cost
+        if document is not None:
+            self._documents[task, document] = self._documents.get((task, document), Cost()) + cost
         which: CostKind = "reply" if kind == "generate_until" else "scored"
         read = cost.prompt_tokens + (cost.new_tokens if which == "scored" else 0)
         place = (which, 1 << max(0, read - 1).bit_length())
@@ -92,10 +98,16 @@ class Tally:
         """By task, in the order in which they were asked."""
         return dict(self._tasks)
 
-    def sheet(self, conditions: Conditions) -> CostSheet:
+    def sheet(
+        self, conditions: Conditions, lengths: Mapping[str, Mapping[int, int]] | None = None
+    ) -> CostSheet:
         """All of it.
 
         A run that was continued on another device has the names of both: its costs are those of neither.
+
+        Args:
+            conditions: On what costs were measured.
+            lengths: Length of each document, by task and number, for the costs by length.
         """
         devices = sum(self._tasks.values(), start=Cost()).device
         if devices:
@@ -104,4 +116,12 @@ class Tally:
             LengthCost(kind=kind, up_to=up_to, longest=longest, cost=cost)
             for (kind, up_to), (longest, cost) in sorted(self._lengths.items())
         ]
-        return CostSheet(conditions=conditions, tasks=self.tasks, lengths=tuple(rows))
+        by_length: dict[str, dict[int, Cost]] = {}
+        for task, of_documents in (lengths or {}).items():
+            found: dict[int, Cost] = {}
+            for document, length in sorted(of_documents.items(), key=lambda item: item[1]):
+                cost = self._documents.get((task, document))
+                if cost is not None:
+                    found[length] = found.get(length, Cost()) + cost
+            by_length |= {task: found} if found else {}
+        return CostSheet(conditions=conditions, tasks=self.tasks, lengths=tuple(rows), by_length=by_length)

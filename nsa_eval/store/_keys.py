@@ -28,7 +28,7 @@ def request_key(
 
     Args:
         context: Model fingerprint, dtype, backend and engine settings, as one string.
-        request_type: "loglikelihood", "loglikelihood_rolling" or "generate_until".
+        request_type: "loglikelihood", "loglikelihood_rolling", "generate_until" or "look".
         task: Name of the task.
         doc: The document that the request was made from.
         arguments: The request itself: (context, continuation), (text,) or (prompt, generation settings).

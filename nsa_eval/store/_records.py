@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nsa_eval.audit import KINDS
 
-RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
-"""How lm-eval asks."""
+RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until", "look"]
+"""How lm-eval asks; and where the model looks in a prompt (`nsa_eval.looks`), which a run asks for itself."""
 _ANSWERS: dict[RequestKind, type] = {
     "loglikelihood": tuple,
     "loglikelihood_rolling": float,
     "generate_until": str,
+    "look": str,
 }
 
-
 _AND = " and "
+T = TypeVar("T")
 
 
 class AuditEvent(BaseModel):
@@ -45,6 +46,48 @@ class AuditEvent(BaseModel):
         if kind not in KINDS:
             raise ValueError(f"unknown kind of event {kind!r}: it needs an entry in nsa_eval/audit.py")
         return kind
+
+
+class Cells(BaseModel):
+    """Cells of an attention matrix: pairs of a query and a key that it attends to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    read: int
+    """Cells that are computed; where heads differ and a method's declaration is the source, at most."""
+    least: int
+    """The same at least."""
+    dense: int
+    """Cells that dense causal attention computes: n (n + 1) / 2 of a prompt of n tokens."""
+    index: int = 0
+    """Vectors of a key's width that are read besides, to choose; 0 in counts."""
+    heads: int = 1
+    """Heads, those of all layers, that the figures are summed over; 1: an average one."""
+
+    def __add__(self, other: Cells) -> Cells:
+        """The two together."""
+        return Cells(
+            read=self.read + other.read,
+            least=self.least + other.least,
+            dense=self.dense + other.dense,
+            index=self.index + other.index,
+            heads=max(self.heads, other.heads),
+        )
+
+    def __sub__(self, other: Cells) -> Cells:
+        """What is left without a part of them."""
+        return Cells(
+            read=self.read - other.read,
+            least=self.least - other.least,
+            dense=self.dense - other.dense,
+            index=self.index - other.index,
+            heads=self.heads,
+        )
+
+    @property
+    def density(self) -> float | None:
+        """Share of the dense cells that are computed; None without any."""
+        return self.read / self.dense if self.dense else None
 
 
 class Cost(BaseModel):
@@ -80,6 +123,17 @@ class Cost(BaseModel):
     warm_up_seconds: float = 0.0
     """What was paid once while this was answered, beside the other seconds: the probe of the model, kernels
     compiled, CUDA graphs captured."""
+    prefill_stated: Cells | None = None
+    """Cells of the texts that were read, each by itself, a layer and head: by the method's declaration or the
+    model's config."""
+    decode_stated: Cells | None = None
+    """The same of the decode steps."""
+    prefill_counted: Cells | None = None
+    """Cells that were counted as a method computed them, over all layers and heads; what prompts share is
+    read, and counted, once. A batch's are shared among its requests by their dense cells. None without a
+    method."""
+    decode_counted: Cells | None = None
+    """The same of the decode steps."""
     responses: int = 0
     """Responses behind these figures; 0 in the cost of a single one."""
     device: str = ""
@@ -99,6 +153,10 @@ class Cost(BaseModel):
             kv_read_bytes=_either(int.__add__, self.kv_read_bytes, other.kv_read_bytes),
             kv_kept_bytes=_either(max, self.kv_kept_bytes, other.kv_kept_bytes),
             warm_up_seconds=self.warm_up_seconds + other.warm_up_seconds,
+            prefill_stated=_either(Cells.__add__, self.prefill_stated, other.prefill_stated),
+            decode_stated=_either(Cells.__add__, self.decode_stated, other.decode_stated),
+            prefill_counted=_either(Cells.__add__, self.prefill_counted, other.prefill_counted),
+            decode_counted=_either(Cells.__add__, self.decode_counted, other.decode_counted),
             responses=self.responses + other.responses,
             device=_AND.join(sorted({*self.device.split(_AND), *other.device.split(_AND)} - {""})),
         )
@@ -111,7 +169,7 @@ class Response(BaseModel):
 
     value: str | tuple[float, bool] | float
     """Reply of `generate_until`; (log-likelihood in nats, is greedy) of `loglikelihood`; nats of the whole
-    text for `loglikelihood_rolling`."""
+    text for `loglikelihood_rolling`; JSON of a look."""
     prompt_tokens: int = Field(ge=0)
     """Tokens that the model read as given, after any cut."""
     new_tokens: int = Field(ge=0)
@@ -142,7 +200,7 @@ class Response(BaseModel):
     __hash__ = None  # type: ignore[assignment]  # as pydantic's own models with list fields
 
 
-def _either(join: Callable[[int, int], int], a: int | None, b: int | None) -> int | None:
+def _either(join: Callable[[T, T], T], a: T | None, b: T | None) -> T | None:
     if a is None or b is None:
         return a if b is None else b
     return join(a, b)

@@ -1,11 +1,13 @@
 """HTML reports and paper figures from plain data; knows nothing of how the data was made."""
 
 from nsa_reports.charts import Chart, charts_of
+from nsa_reports.choices import ChoicePicture, choice_picture, shades_in_words
+from nsa_reports.frontier import CostCurve, Frontier, Spot, frontier_of
 from nsa_reports.page import ALL, Anchor, Page, SectionData, SectionView
 from nsa_reports.panels import Panel, difference_limit, panels_of
 from nsa_reports.render import render, to_html
 from nsa_reports.samples import SampleLimits
-from nsa_reports.scatter import CostPoint, Scatter, scatter_of
+from nsa_reports.scatter import CostPoint, Scatter, figure, scatter_of
 from nsa_reports.view import (
     Cell,
     CurveGroup,
@@ -29,12 +31,15 @@ __all__ = [
     "Anchor",
     "Cell",
     "Chart",
+    "ChoicePicture",
+    "CostCurve",
     "CostPoint",
     "CurveGroup",
     "CurvePoint",
     "DifferenceCurve",
     "DifferenceMap",
     "Extract",
+    "Frontier",
     "HeatmapGroup",
     "LengthRow",
     "ModelCurve",
@@ -50,10 +55,15 @@ __all__ = [
     "ShownDifference",
     "ShownSample",
     "ShownScore",
+    "Spot",
     "charts_of",
+    "choice_picture",
     "difference_limit",
+    "figure",
+    "frontier_of",
     "panels_of",
     "render",
     "scatter_of",
+    "shades_in_words",
     "to_html",
 ]

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from nsa_reports import _format as fmt
 from nsa_reports.charts import HEIGHT, STYLES, WIDTH, Tick, nice_ticks
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 18.0, 12.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 18.0, 12.0, 44.0
+"""Margins of a chart over costs, in pixels."""
 _LOGARITHMIC = 20
 """Costs that are so many times apart stand on a logarithmic axis."""
 _LABEL = 26.0
@@ -56,10 +57,10 @@ class Scatter:
     y_ticks: tuple[Tick, ...]
     width: float = WIDTH
     height: float = HEIGHT
-    left: float = _LEFT
-    right: float = WIDTH - _RIGHT
-    top: float = _TOP
-    bottom: float = HEIGHT - _BOTTOM
+    left: float = LEFT
+    right: float = WIDTH - RIGHT
+    top: float = TOP
+    bottom: float = HEIGHT - BOTTOM
 
 
 def scatter_of(
@@ -88,14 +89,14 @@ def scatter_of(
     """
     if not points or not all(math.isfinite(point.cost) and point.cost >= 0 for point in points):
         raise ValueError(f"{title}: costs must be finite and from 0 on, got {[p.cost for p in points]}")
-    place, x_ticks = _costs([point.cost for point in points])
+    place, x_ticks = cost_axis([point.cost for point in points])
     heights = (fmt.finite(value) for point in points for value in (point.score, point.low, point.high))
     known = [value for value in heights if value is not None]
     ticks = nice_ticks(min(known), max(known)) if known else [0.0, 1.0]
 
     def y(value: float) -> float:
         share = (value - ticks[0]) / (ticks[-1] - ticks[0])
-        return round(HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM), 1)
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
     short = fmt.short_names(list(models))
     dots = []
@@ -138,17 +139,17 @@ def figure(value: float) -> str:
     return f"{rounded:,.0f}" if digits <= 0 else f"{rounded:,.{digits}f}".rstrip("0").rstrip(".")
 
 
-def _costs(costs: Sequence[float]) -> tuple[Callable[[float], float], list[float]]:
+def cost_axis(costs: Sequence[float]) -> tuple[Callable[[float], float], list[float]]:
     """Where a cost stands, and the ticks."""
-    width = WIDTH - _LEFT - _RIGHT
+    width = WIDTH - LEFT - RIGHT
     least, most = min(costs), max(costs)
     if least > 0 and most / least > _LOGARITHMIC:
         ticks = _steps(least, most)
         low, high = math.log10(ticks[0]), math.log10(ticks[-1])
         shown = [tick for tick in ticks if _power(tick)] if len(ticks) * _LABEL > width else ticks
-        return lambda cost: round(_LEFT + (math.log10(cost) - low) / (high - low) * width, 1), shown
+        return lambda cost: round(LEFT + (math.log10(cost) - low) / (high - low) * width, 1), shown
     ticks = nice_ticks(0.0, most or 1.0)
-    return lambda cost: round(_LEFT + cost / ticks[-1] * width, 1), ticks
+    return lambda cost: round(LEFT + cost / ticks[-1] * width, 1), ticks
 
 
 def _steps(least: float, most: float) -> list[float]:

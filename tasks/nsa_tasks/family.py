@@ -175,6 +175,20 @@ class TaskFamily(ABC):
         """What a document is known by: unlike any other of its task, and alike in every run."""
         return str(document["id"])
 
+    def evidence(self, document: Mapping[str, Any], prompt: str) -> tuple[tuple[int, int], ...]:
+        """Where a prompt says what a right reply consists of: runs can then tell whether a model looked
+        there.
+
+        Args:
+            document: As it stands in a sample.
+            prompt: Its request's text, chat template included.
+
+        Returns:
+            For each answer its (first character, character after the last) in the prompt; none where there
+            are no such places, or where they can't be told.
+        """
+        return ()
+
     def grid(self, params: Params) -> tuple[int, ...] | None:
         """How the documents are arranged, where they are the cells of a grid.
 

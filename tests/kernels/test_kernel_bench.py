@@ -142,6 +142,7 @@ class TestSettings:
             ({"kv_heads": 3}, "64 is no multiple of 3"),
             ({"lengths": (16,)}, "at least one block of 32, got 16"),
             ({"decode_batches": ()}, "decode_batches must be one or more"),
+            ({"tokens": -1}, "tokens must be 0"),
             ({"repeats": 0}, "repeats must be at least 1"),
         ],
     )
@@ -207,6 +208,14 @@ class TestRun:
         assert all(result.ratio(*situation) for situation in result.situations())
         assert seen == sorted(seen)
         assert not [note for note in result.notes if "not measured" in note]
+
+    def test_batches_fill_so_many_tokens(self) -> None:
+        settings = replace(SMALL, parts=("fwd", "bwd"), lengths=(32, 48), tokens=100)
+        result = measure(settings, device=CPU, ceilings=Ceilings())
+        assert {(length, batch) for _, length, batch in result.situations()} == {(32, 3), (48, 2)}
+        one = Counts(32, settings).nsa("fwd")
+        assert [row.work for row in result.find("fwd", 32, "nsa", 3)] == [Work(3 * one.flops, 3 * one.bytes)]
+        assert [row[1] for row in sheets(result)[0].rows[:2]] == ["3 x 32", "2 x 48"]
 
     def test_what_fails_is_a_note_and_the_rest_is_measured(self) -> None:
         settings = replace(SMALL, parts=("fwd", "bwd"), backend="none")

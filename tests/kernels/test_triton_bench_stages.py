@@ -1,6 +1,7 @@
 """The benchmark's stages fit the kernels: each runs, and is counted."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from nsa_kernels.bench import Settings
 from nsa_kernels.bench.counts import Counts
 from nsa_kernels.bench.sparse import Attention
 from nsa_kernels.bench.stages import Stages
+from nsa_kernels.triton import configs
+from nsa_kernels.triton.masked import conditions
 
 SETTINGS = Settings(
     lengths=(16,),
@@ -35,6 +38,21 @@ def test_every_stage_runs_and_has_its_counts() -> None:
     counts = Counts(16, SETTINGS)
     assert {name for part, name in ran if part == "fwd"} == set(counts.fwd_stages())
     assert {name for part, name in ran if part == "bwd"} == set(counts.bwd_stages())
+
+
+@pytest.mark.parametrize("tokens", [12, 16], ids=["everything is chosen", "some are"])
+def test_the_masked_stages_run_and_have_their_counts(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    monkeypatch.setattr(conditions, "ANY_DTYPE", True)
+    rates = {"GATHER_TBS": 1, "FORWARD_TFLOPS": 1000, "BACKWARD_TFLOPS": 1000, "LISTS_TFLOPS": 1}
+    monkeypatch.setattr(configs, "MASKED", {configs.table_name(DEVICE): rates})
+    geometry = BlockGeometry(block=4, stride=2, select_block=16, select_count=4, window=6)
+    settings = replace(SETTINGS, lengths=(5 * tokens,), tokens=10 * tokens, geometry=geometry)
+    stages = Stages(Attention(5 * tokens, settings, DEVICE))
+    ran = [(part, name) for part, name, _ in stages]
+    assert not stages.notes
+    counts = Counts(5 * tokens, settings)
+    assert {name for part, name in ran if part == "fwd"} == set(counts.masked_fwd_stages())
+    assert {name for part, name in ran if part == "bwd"} - {"compression"} == set(counts.masked_bwd_stages())
 
 
 def test_a_stage_that_fails_takes_only_those_that_need_it_along(monkeypatch) -> None:

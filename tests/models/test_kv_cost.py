@@ -4,7 +4,7 @@ import pytest
 
 from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
 from nsa_models.kv import kv_cost
-from nsa_models.methods import attach, make_method
+from nsa_models.methods import Method, attach, make_method
 
 SHAPE = {
     "vocab_size": 32,
@@ -73,3 +73,34 @@ def test_layers_of_a_method_are_counted_apart() -> None:
     model = NSADecoderForCausalLM(NSADecoderConfig(**{**SHAPE, "num_hidden_layers": 4}, attention="full"))
     with attach(model, make_method("tidal-decode", 20, choosing=[1], dense_layers=[0])):
         assert kv_cost(model, 110, 100).read == (110 + 110 + 20 + 20) / 4
+
+
+@pytest.mark.parametrize(
+    ("method", "prefill", "decode"),
+    [
+        # Two of three layers are sparse. Quest reads prompts dense; a step takes three pages of five, the
+        # last one of 11 tokens among them or not, and both extremes of all.
+        (
+            make_method("quest", 48, page=16, dense_layers=[0]),
+            (75, None, 0),
+            ((75 + 2 * 48) / 3, (75 + 2 * 43) / 3, 2 * 10 / 3),
+        ),
+        (
+            make_method("exact-top", 32, first=4, local=8, dense_layers=[0]),
+            ((75 + 2 * 32) / 3, None, 2 * 75 / 3),
+            ((75 + 2 * 32) / 3, None, 2 * 75 / 3),
+        ),
+    ],
+    ids=["quest", "exact-top"],
+)
+def test_a_method_costs_what_it_states_in_the_phase_in_which_it_acts(
+    method: Method, prefill: tuple[float | None, ...], decode: tuple[float | None, ...]
+) -> None:
+    model = NSADecoderForCausalLM(NSADecoderConfig(**{**SHAPE, "num_hidden_layers": 3}, attention="full"))
+    with attach(model, method):
+        found = kv_cost(model, 75, phase="prefill"), kv_cost(model, 75)
+    for cost, (read, least, index) in zip(found, (prefill, decode), strict=True):
+        assert cost.read == pytest.approx(read)
+        assert cost.least == (None if least is None else pytest.approx(least))
+        assert cost.index == pytest.approx(index)
+    assert kv_cost(model, 75).index == 0

@@ -66,6 +66,8 @@ OTHER = {
     "compare.resamples": 123,
     "compare.seed": 9,
     "report.title": "Title",
+    "report.looks": 2,
+    "report.margin": 5.0,
     "confirm_run_unsafe_code": True,
     "report.tables.name": "other",
     "report.tables.title": "Title",

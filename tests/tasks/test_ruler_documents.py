@@ -292,6 +292,24 @@ class TestNeedles:
                 assert doc["gen_prefix"].endswith("text are")
 
 
+@pytest.mark.parametrize("task", [task for task in TASKS if "_qa_" not in task])
+def test_evidence_is_where_a_needle_says_each_answer_and_other_tasks_have_none(task, word_tokenizer):
+    family = families()["ruler"]
+    for doc in made(task, RequestTokens.load(word_tokenizer), lengths=[2048]):
+        prompt = f"{doc['input']} {doc['gen_prefix']}"
+        places = family.evidence(doc, prompt)
+        if "niah" not in task:
+            assert places == ()
+            continue
+        assert [prompt[start:end] for start, end in places] == doc["outputs"]
+        for start, end in places:
+            assert re.search(r"One of the special magic \w+ for \S+ is: $", prompt[:start])
+            assert prompt[end] == "."
+        assert family.evidence(doc, f"{prompt} {prompt}") == (), (
+            "said twice, so it can't be told which is read"
+        )
+
+
 def test_variables_are_traced_through_one_chain(word_tokenizer):
     docs = made("ruler_vt", RequestTokens.load(word_tokenizer), samples=6)
     examples = set()

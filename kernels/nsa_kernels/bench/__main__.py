@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(flag, help=text, default=getattr(default, name), **kwargs)  # type: ignore[arg-type]
 
     option("lengths", "tokens of prefill and training, with commas; k = 1024", type=_read(parse_lengths))
+    option("tokens", "of a batch of them, 64k say: as many sequences as fit; 0 = one", type=_read(_tokens))
     option("decode_lengths", "tokens in decode's caches", type=_read(parse_lengths))
     option("decode_batches", "rows of decode", type=_read(parse_counts))
     option("parts", f"out of {','.join(PARTS)}", type=_read(parse_names))
@@ -97,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peak-tbs", type=float, help="ceiling; with --peak-tflops instead of measuring it")
     parser.add_argument("--output", "-o", type=Path, help="JSON file, written anew after each measurement")
     return parser
+
+
+def _tokens(text: str) -> int:
+    tokens = parse_lengths(text)
+    if len(tokens) != 1:
+        raise ValueError(f"expected one number of tokens, got {text!r}")
+    return tokens[0]
 
 
 def _read(parse: Callable[[str], _T]) -> Callable[[str], _T]:

@@ -22,6 +22,10 @@ class Work:
     flops: float
     bytes: float
 
+    def __mul__(self, times: int) -> Work:
+        """The same for so many sequences."""
+        return Work(self.flops * times, self.bytes * times)
+
     def __add__(self, other: Work) -> Work:
         """One after the other."""
         return Work(self.flops + other.flops, self.bytes + other.bytes)
@@ -96,7 +100,7 @@ def count_pairs(length: int, settings: Settings) -> Pairs:
 
 
 class Counts:
-    """Work of every part for one length, batch 1."""
+    """Work of every part for one sequence of a length (decode: for its rows)."""
 
     def __init__(self, length: int, settings: Settings) -> None:
         """Counts the pairs once."""
@@ -162,6 +166,38 @@ class Counts:
             "window attention": self._branch("bwd", pairs.window, raw),
             # The gradient of the inputs, and again as much for that of the weights.
             "compression": Work((1 if s.phi == "mean" else 2) * self._phi_flops(), raw + compressed),
+        }
+
+    def masked_fwd_stages(self) -> dict[str, Work]:
+        """Of the masked kernels; what they compute for queries that did not choose a block does not count."""
+        stages = self.fwd_stages()
+        made = {"compression": stages["compression"]}
+        pairs = self.pairs.selected + self.pairs.window
+        kept = self._rows(self.settings.value_dim) + self._rows(3)
+        if self.length <= self.settings.geometry.reach:
+            pairs, kept = pairs + self.pairs.compressed, self._keys(self.blocks) + self._rows(3)
+        else:
+            made |= {name: stages[name] for name in ("compressed attention", "scores + top-n")}
+        made["masked attention"] = self._branch("fwd", pairs, self._keys(self.length), extra=kept)
+        return made
+
+    def masked_bwd_stages(self) -> dict[str, Work]:
+        """The products of each branch, dealt to the passes: both have scores and dP.
+
+        Where window and selected branch share K/V, one product serves both: the larger counts.
+        """
+        s, pairs = self.settings, self.pairs
+        near = max(pairs.selected, pairs.window) if s.shared_kv else pairs.selected + pairs.window
+        raw, values = self._keys(self.length), self._rows(s.value_dim)
+        dq = 2.0 * s.heads * (2 * s.head_dim + s.value_dim)
+        dkv = 4.0 * s.heads * (s.head_dim + s.value_dim)  # scores, dP, dV and dK
+        read = self._rows(s.head_dim) + values
+        return {
+            "queries, masked": Work(
+                dq * (near + pairs.compressed), read + 3 * values + raw + self._rows(s.head_dim)
+            ),
+            "compressed keys, masked": Work(dkv * pairs.compressed, read + 2 * self._keys(self.blocks)),
+            "keys, masked": Work(dkv * near, read + 2 * raw),
         }
 
     # ---- decode

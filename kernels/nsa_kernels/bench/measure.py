@@ -110,6 +110,7 @@ class _Bench:
 
     def _prefill(self, length: int) -> None:
         s, counts = self.settings, Counts(length, self.settings)
+        batch = s.batch(length)
         x = Attention(length, s, self.device)
         q, k, v = (dense.heads_first(t) for t in (x.q, x.k, x.v))
         dense_dout = dense.heads_first(x.dout)
@@ -124,7 +125,8 @@ class _Bench:
             for name, timings in self._turns(f"fwd {length_name(length)}", runs).items():
                 contender, variant = name.split(" ", 1)
                 peak = self.clock.peak_bytes(sides[name].infer)
-                self._add("fwd", length, contender, variant, timings[0], work[contender]("fwd"), peak=peak)
+                done = work[contender]("fwd") * batch
+                self._add("fwd", length, contender, variant, timings[0], done, batch, peak)
         if "bwd" in s.parts:
             for side in sides.values():
                 side.require_grad()
@@ -136,7 +138,8 @@ class _Bench:
                 peak = self.clock.peak_bytes(sides[name].train)
                 for part, timing in (("bwd", timings[1]), ("fwd+bwd", timings[2])):
                     kept = peak if part == "fwd+bwd" else None
-                    self._add(part, length, contender, variant, timing, work[contender](part), peak=kept)
+                    done = work[contender](part) * batch
+                    self._add(part, length, contender, variant, timing, done, batch, kept)
 
     def _turns(self, where: str, runs: Mapping[str, list[Run]]) -> dict[str, list[Timing]]:
         """Times all that run at all; of the dense backends, those near the fastest of them."""
@@ -208,12 +211,16 @@ class _Bench:
 
     def _stages(self, length: int) -> None:
         counts, s = Counts(length, self.settings), self.settings
-        work = {"fwd": counts.fwd_stages(), "bwd": counts.bwd_stages()}
+        batch = s.batch(length)
         stages = Stages(Attention(length, s, self.device))
+        work = {"fwd": counts.fwd_stages(), "bwd": counts.bwd_stages()}
+        if stages.masked:
+            work = {"fwd": counts.masked_fwd_stages(), "bwd": counts.masked_bwd_stages() | work["bwd"]}
         try:
             for part, name, run in stages:
                 timing = self.clock.take_turns({name: [run]}, repeats=s.repeats, seconds=s.seconds)[name][0]
-                self._add(f"stage {part}", length, name, "triton", timing, work[part][name])
+                done = work[part][name] * batch
+                self._add(f"stage {part}", length, name, "triton", timing, done, batch)
         finally:
             self._note(*(f"{length_name(length)}: {note}" for note in stages.notes))
 

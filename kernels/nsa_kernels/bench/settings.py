@@ -27,7 +27,9 @@ class Settings:
     """
 
     lengths: tuple[int, ...] = (8192, 16384, 32768, 65536, 131072)
-    """Tokens of the sequences of fwd, bwd and the stages; batch 1."""
+    """Tokens of the sequences of fwd, bwd and the stages."""
+    tokens: int = 0
+    """Tokens of their batches: as many sequences as fit, at least one; 0 = one."""
     decode_lengths: tuple[int, ...] = (8192, 65536, 131072)
     """Tokens in the caches of decode."""
     decode_batches: tuple[int, ...] = (1, 16)
@@ -65,11 +67,17 @@ class Settings:
             values = getattr(self, name)
             if not values or (name != "parts" and min(values) < 1):
                 raise ValueError(f"{name} must be one or more positive numbers, got {list(values)}")
+        if self.tokens < 0:
+            raise ValueError(f"tokens must be 0 (one sequence) or more, got {self.tokens}")
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads must divide heads: {self.heads} is no multiple of {self.kv_heads}")
         shortest = min(self.lengths + self.decode_lengths)
         if shortest < self.geometry.block:
             raise ValueError(f"lengths must be at least one block of {self.geometry.block}, got {shortest}")
+
+    def batch(self, length: int) -> int:
+        """Sequences of a length that are computed at once in fwd, bwd and the stages."""
+        return max(1, self.tokens // length)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -58,21 +58,22 @@ class Phi:
 
 
 class Attention:
-    """The whole attention of one sequence: what a model's layer computes between its projections."""
+    """The whole attention of a batch of sequences: what a model's layer computes between its projections."""
 
     def __init__(self, length: int, settings: Settings, device: torch.device) -> None:
-        """Fresh random inputs, batch 1."""
+        """Fresh random inputs; the settings say how many sequences."""
         s = self.settings = settings
-        keys = (1, length, s.kv_heads)
-        self.q = _randn(1, length, s.heads, s.head_dim, settings=s, device=device)
+        rows = s.batch(length)
+        keys = (rows, length, s.kv_heads)
+        self.q = _randn(rows, length, s.heads, s.head_dim, settings=s, device=device)
         self.k = _randn(*keys, s.head_dim, settings=s, device=device)
         self.v = _randn(*keys, s.value_dim, settings=s, device=device)
         self.k_win, self.v_win = self.k, self.v
         if not s.shared_kv:
             self.k_win = _randn(*keys, s.head_dim, settings=s, device=device)
             self.v_win = _randn(*keys, s.value_dim, settings=s, device=device)
-        self.gates = _randn(1, length, s.heads, 3, settings=s, device=device).sigmoid()
-        self.dout = _randn(1, length, s.heads, s.value_dim, settings=s, device=device)
+        self.gates = _randn(rows, length, s.heads, 3, settings=s, device=device).sigmoid()
+        self.dout = _randn(rows, length, s.heads, s.value_dim, settings=s, device=device)
         self.phi_k = Phi.random(s.head_dim, s, device)
         self.phi_v = Phi.random(s.value_dim, s, device)
 
@@ -82,7 +83,7 @@ class Attention:
         return tensors if self.settings.shared_kv else [*tensors, self.k_win, self.v_win]
 
     def forward(self) -> Tensor:
-        """[1, N, H, D_v]."""
+        """[B, N, H, D_v]."""
         return nsa_attention(
             self.q,
             self.phi_k(self.k),

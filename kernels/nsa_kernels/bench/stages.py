@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,17 @@ from nsa_kernels.bench.sparse import Attention
 from nsa_kernels.types import Caches
 
 WINDOW_AND_FORCED = "window + forced blocks"
+MASKED = "masked attention"
 
 Stage = tuple[str, str, Callable[[], object]]
 """fwd or bwd, name as in `counts`, what to time."""
+
+
+class _Masked(NamedTuple):
+    everything: bool
+    """All blocks are chosen: compressed attention is in the launch, and nothing is ranked."""
+    backward: bool
+    """They have the backward as well."""
 
 
 class _MissingError(Exception):
@@ -39,21 +47,11 @@ class Stages:
         self.inputs = attention
         self.notes: list[str] = []
         self._made = _Results()
+        self.masked = self._masked()
 
     def __iter__(self) -> Iterator[Stage]:
         """The stages that can run, in the order of the computation."""
-        for part, name, make in (
-            ("fwd", "compression", self._compression),
-            ("fwd", "compressed attention", self._compressed),
-            ("fwd", "scores + top-n", self._select),
-            ("fwd", WINDOW_AND_FORCED, self._window_and_forced),
-            ("fwd", "selected attention", self._selected),
-            ("bwd", "gates", self._gates_backward),
-            ("bwd", "compressed attention", self._compressed_backward),
-            ("bwd", "selected attention", self._selected_backward),
-            ("bwd", "window attention", self._window_backward),
-            ("bwd", "compression", self._compression_backward),
-        ):
+        for part, name, make in self._in_order():
             try:
                 run = make()
                 self._made[f"{part} {name}"] = run()
@@ -67,6 +65,39 @@ class Stages:
                 )
             else:
                 yield part, name, run
+
+    def _in_order(self) -> list[tuple[str, str, Callable[[], Callable[[], object]]]]:
+        chosen: list[tuple[str, str, Callable[[], Callable[[], object]]]] = [
+            ("fwd", "compressed attention", self._compressed),
+            ("fwd", "scores + top-n", self._select),
+        ]
+        if self.masked is None:
+            forward = [
+                *chosen,
+                ("fwd", WINDOW_AND_FORCED, self._window_and_forced),
+                ("fwd", "selected attention", self._selected),
+            ]
+        else:
+            forward = [*([] if self.masked.everything else chosen), ("fwd", MASKED, self._masked_forward)]
+        if self.masked is None or not self.masked.backward:
+            backward = [
+                ("bwd", "gates", self._gates_backward),
+                ("bwd", "compressed attention", self._compressed_backward),
+                ("bwd", "selected attention", self._selected_backward),
+                ("bwd", "window attention", self._window_backward),
+            ]
+        else:
+            backward = [
+                ("bwd", "queries, masked", self._masked_queries),
+                ("bwd", "compressed keys, masked", self._masked_compressed),
+                ("bwd", "keys, masked", self._masked_keys),
+            ]
+        return [
+            ("fwd", "compression", self._compression),
+            *forward,
+            *backward,
+            ("bwd", "compression", self._compression_backward),
+        ]
 
     # ---- forward
 
@@ -105,10 +136,14 @@ class Stages:
         return lambda: stage(*before, self._grid(), save=save)
 
     def _other_outputs(self) -> tuple[Tensor, Tensor]:
+        if self.masked is not None:
+            return self._kept().o_cmp, self._kept().o_win
         return self._made["fwd compressed attention"][0], self._made[f"fwd {WINDOW_AND_FORCED}"][0][0]
 
     def _selected_for_backward(self) -> tuple[Tensor, Tensor]:
         """The branch's own output and log-sum-exp, which only a training forward keeps."""
+        if self.masked is not None:
+            return self._kept().o_slc, self._kept().lse_slc
         if "selected for backward" not in self._made:
             self._made["selected for backward"] = self._selected(save=True)()[1:]
         own, lse = self._made["selected for backward"]
@@ -128,7 +163,7 @@ class Stages:
 
     def _window_backward(self) -> Callable[[], object]:
         stage = _stage("backward.window", "window_backward")
-        lse = self._made[f"fwd {WINDOW_AND_FORCED}"][0][1]
+        lse = self._made[f"fwd {WINDOW_AND_FORCED}"][0][1] if self.masked is None else self._kept().lse_win
         return self._branch_backward(stage, lse, self.inputs.k_win, self.inputs.v_win)
 
     def _selected_backward(self) -> Callable[[], object]:
@@ -151,6 +186,55 @@ class Stages:
         compressed = [phi(t) for phi, t in zip(phis, tokens, strict=True)]
         upstream = [torch.randn_like(y) for y in compressed]
         return lambda: torch.autograd.grad(compressed, leaves, upstream, retain_graph=True)
+
+    # ---- the masked kernels
+
+    def _masked(self) -> _Masked | None:
+        """What of the call they take."""
+        x, s = self.inputs, self.inputs.settings
+        try:
+            conditions = importlib.import_module("nsa_kernels.triton.masked.conditions")
+        except ImportError:
+            return None
+        if not conditions.serves_forward(self._grid(), s.head_dim, s.value_dim, x.q.dtype):
+            return None
+        return _Masked(
+            conditions.all_chosen(self._grid()), conditions.serves_backward(self._grid(), shared=s.shared_kv)
+        )
+
+    def _caches(self) -> Caches:
+        x, (k_cmp, v_cmp) = self.inputs, self._made["fwd compression"]
+        return Caches(k_cmp, v_cmp, x.k, x.v, x.k_win, x.v_win)
+
+    def _masked_forward(self, *, save: bool = False) -> Callable[[], Any]:
+        stage, x, caches = _stage("masked.forward", "masked_forward"), self.inputs, self._caches()
+        before: tuple[Any, Any] = (None, None)
+        if self.masked is not None and not self.masked.everything:
+            before = self._made["fwd compressed attention"], self._made["fwd scores + top-n"]
+        shared = x.settings.shared_kv
+        return lambda: stage(x.q, caches, x.gates, *before, self._grid(), shared=shared, save=save)
+
+    def _kept(self) -> Any:  # noqa: ANN401
+        """What a training forward keeps."""
+        if "kept" not in self._made:
+            self._made["kept"] = self._masked_forward(save=True)()[1]
+        return self._made["kept"]
+
+    def _masked_queries(self) -> Callable[[], object]:
+        stage, x, caches = _stage("masked.queries", "query_gradients"), self.inputs, self._caches()
+        before = (x.q, caches, x.gates, x.dout, self._kept(), self._grid())
+        return lambda: stage(*before, shared=x.settings.shared_kv)
+
+    def _masked_compressed(self) -> Callable[[], object]:
+        stage, x = _stage("masked.backward", "compressed_key_gradients"), self.inputs
+        before = (x.q, self._caches(), x.dout, self._made["bwd queries, masked"], self._grid())
+        return lambda: stage(*before)
+
+    def _masked_keys(self) -> Callable[[], object]:
+        stage, x = _stage("masked.backward", "token_key_gradients"), self.inputs
+        rows = self._made["bwd queries, masked"]
+        before = (x.q, self._caches(), x.dout, self._kept().members, rows, self._grid())
+        return lambda: stage(*before, shared=x.settings.shared_kv)
 
     # ---- what they share
 

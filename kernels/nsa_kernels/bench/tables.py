@@ -59,37 +59,37 @@ def to_text(sheet: Sheet) -> str:
 def _attention(result: Measurement) -> Sheet:
     rows = []
     for part in ("fwd", "bwd", "fwd+bwd"):
-        for length in _lengths(result, part):
-            dense, nsa = result.best(part, length, "dense"), result.best(part, length, "nsa")
+        for length, batch in _shapes(result, part):
+            dense, nsa = (result.best(part, length, name, batch) for name in ("dense", "nsa"))
             rows.append(
                 (
                     part,
-                    length_name(length),
+                    _shape(length, batch),
                     dense.variant if dense else "-",
                     *_times(dense),
                     _rate(dense),
                     *_times(nsa),
                     _rate(nsa),
                     _number(nsa.floor_ms if nsa else None),
-                    _ratio(result.ratio(part, length)),
+                    _ratio(result.ratio(part, length, batch)),
                 )
             )
     columns = (
         "", "tokens", "dense by", "dense ms", "10-90 %", "TFLOP/s", "NSA ms", "10-90 %", "TFLOP/s",
         "NSA floor ms", "dense / NSA",
     )  # fmt: skip
-    return Sheet("Whole attention, batch 1", columns, tuple(rows))
+    return Sheet(f"Whole attention{_batch(result)}", columns, tuple(rows))
 
 
 def _memory(result: Measurement) -> Sheet:
     rows = []
     for part in ("fwd", "fwd+bwd"):
-        for length in _lengths(result, part):
-            dense, nsa = result.best(part, length, "dense"), result.best(part, length, "nsa")
+        for length, batch in _shapes(result, part):
+            dense, nsa = (result.best(part, length, name, batch) for name in ("dense", "nsa"))
             peaks = [row.peak_bytes if row else None for row in (dense, nsa)]
             if any(peak is not None for peak in peaks):
                 cells = ["-" if peak is None else f"{peak / MIB:,.0f}" for peak in peaks]
-                rows.append((part, length_name(length), *cells))
+                rows.append((part, _shape(length, batch), *cells))
     title = "Memory at the peak beyond the inputs, results included"
     return Sheet(title, ("", "tokens", "dense MiB", "NSA MiB"), tuple(rows))
 
@@ -128,8 +128,9 @@ def _stages(result: Measurement) -> Sheet:
             bound = "arithmetic" if c.arithmetic_ms(row.work) >= c.bytes_ms(row.work) else "bytes"
             times = _times(row)
             cells = (
-                row.part.removeprefix("stage "), row.contender, length_name(row.length), *times, _rate(row),
-                f"{row.tbs or 0:.2f}", _number(row.floor_ms), bound, f"{row.time.median / row.floor_ms:.1f}",
+                row.part.removeprefix("stage "), row.contender, _shape(row.length, row.batch), *times,
+                _rate(row), f"{row.tbs or 0:.2f}", _number(row.floor_ms), bound,
+                f"{row.time.median / row.floor_ms:.1f}",
             )  # fmt: skip
             rows.append(cells)
     columns = (
@@ -144,11 +145,21 @@ def _stages(result: Measurement) -> Sheet:
         "floor by",
         "ms / floor",
     )
-    return Sheet("NSA's stages, batch 1", columns, tuple(rows), words=2)
+    return Sheet(f"NSA's stages{_batch(result)}", columns, tuple(rows), words=2)
 
 
-def _lengths(result: Measurement, part: str) -> list[int]:
-    return [length for found, length, _ in result.situations() if found == part]
+def _shapes(result: Measurement, part: str) -> list[tuple[int, int]]:
+    """Lengths and batches of a part."""
+    return [(length, batch) for found, length, batch in result.situations() if found == part]
+
+
+def _shape(length: int, batch: int) -> str:
+    """8k, or 4 x 8k."""
+    return length_name(length) if batch == 1 else f"{batch} x {length_name(length)}"
+
+
+def _batch(result: Measurement) -> str:
+    return "" if result.settings.tokens else ", batch 1"
 
 
 def _times(row: Row | None, factor: float = 1.0) -> tuple[str, str]:

@@ -2,10 +2,12 @@
 
 Each stage names its parameters itself. BM: rows of queries to a tile. BN: keys to a tile. TMA: whether tiles
 come (in the backward of compressed attention and window: dQ goes) in bulk copies. CHUNK: queries to a chunk,
-PIECE: to a program. OCCUPANCY: programs to a multiprocessor. HALVES: keys in halves. num_warps, num_stages,
-maxnreg: as Triton has them. compress_linear: BM blocks, BN outputs, BK elements of a token at a time (of 16
-bits each; half as many of 32); compress_mlp the same with BN hidden units; compress_mean: PIECES blocks to a
-program, ROWS tokens read at once. The kernel for Hopper: BN, and the slots of its rings.
+PIECE: to a program. OCCUPANCY: programs to a multiprocessor. HALVES: keys in halves. SKIP: blocks that no
+query of a tile chose are passed over (masked_forward; masked_everything is the same kernel where all are
+chosen). num_warps, num_stages, maxnreg: as Triton has them. compress_linear: BM blocks, BN outputs, BK
+elements of a token at a time (of 16 bits each; half as many of 32); compress_mlp the same with BN hidden
+units; compress_mean: PIECES blocks to a program, ROWS tokens read at once. The kernel for Hopper: BN, and the
+slots of its rings.
 
 Candidates are measured by `benchmarks/tune_kernels.py` and `tune_decode.py` on the machine that they run on;
 what wins goes into these tables.
@@ -43,6 +45,11 @@ def shipped(stage: str, width: int, device: torch.device) -> Config:
 def table_name(device: torch.device) -> str:
     """The table for a device: "h200" (Hopper), "a100", "interpreter" (a CPU), else "default"."""
     return _table_name(real_device(device))
+
+
+def masked_rates(device: torch.device) -> Config | None:
+    """What `masked.conditions` counts with on a device; None where the masked kernels were never measured."""
+    return MASKED.get(table_name(device))
 
 
 @functools.cache
@@ -101,6 +108,11 @@ DEFAULT: Table = {
         64: {"BM": 32, "BN": 64, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, **_SMALL},
         256: {"BM": 32, "BN": 32, "CHUNK": 2048, "PIECE": 128, "HALVES": 0, "num_warps": 8, "num_stages": 2},
     },
+    "masked_everything": {128: {"BM": 64, "BN": 64, **_SMALL}},
+    "masked_forward": {128: {"BM": 64, "BN": 64, **_SMALL}},
+    "masked_queries": {128: {"BM": 64, "BN": 64, **_SMALL}},
+    "masked_keys": {128: {"BM": 64, "BN": 64, **_SMALL}},
+    "masked_compressed": {128: {"BM": 64, "BN": 64, "CHUNK": 2048, **_SMALL}},
     "compress_mean": {128: {"PIECES": 8, "ROWS": 16, "num_warps": 1, "num_stages": 1}},
     "compress_linear": {128: {"BM": 64, "BN": 64, "BK": 32, **_SMALL}},
     "compress_mlp": {128: {"BM": 64, "BN": 64, "BK": 32, **_SMALL}},
@@ -151,6 +163,11 @@ H200: Table = {
         128: {"BM": 64, "BN": 128, "TMA": 1, "num_warps": 8, "num_stages": 3},
         256: {"BM": 32, "BN": 64, "num_warps": 8, "num_stages": 2},
     },
+    "masked_everything": {128: {"BM": 64, "BN": 64, "num_warps": 4, "num_stages": 2}},
+    "masked_forward": {128: {"BM": 64, "BN": 64, "SKIP": 1, "num_warps": 4, "num_stages": 2, "maxnreg": 168}},
+    "masked_queries": {128: {"BM": 64, "BN": 64, "num_warps": 4, "num_stages": 2}},
+    "masked_keys": {128: {"BM": 32, "BN": 64, "num_warps": 4, "num_stages": 2}},
+    "masked_compressed": {128: {"BM": 64, "BN": 64, "CHUNK": 2048, "num_warps": 4, "num_stages": 2}},
     "decode": {128: _FEW, 256: _WIDE},
     "decode_many": {128: {**_FEW, "stream": 1, "keys": 64, "score_stages": 3}, 256: _WIDE},
 }
@@ -178,6 +195,11 @@ INTERPRETER: Table = {
     "window_backward": {128: {"BM": 16, "BN": 16, "TMA": 0, **_SMALL}},
     "gate_backward": {128: {"BM": 16, "num_warps": 4, "num_stages": 1}},
     "selected_backward": {128: {"BM": 16, "BN": 16, "CHUNK": 16, "PIECE": 6, "HALVES": 0, **_SMALL}},
+    "masked_everything": {128: {"BM": 32, "BN": 16, **_SMALL}},
+    "masked_forward": {128: {"BM": 32, "BN": 16, "SKIP": 1, **_SMALL}},
+    "masked_queries": {128: {"BM": 32, "BN": 16, **_SMALL}},
+    "masked_keys": {128: {"BM": 32, "BN": 16, **_SMALL}},
+    "masked_compressed": {128: {"BM": 32, "BN": 16, "CHUNK": 32, **_SMALL}},
     "compress_mean": {128: {"PIECES": 4, "ROWS": 4, "num_warps": 4, "num_stages": 1}},
     "compress_linear": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
     "compress_mlp": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
@@ -186,3 +208,16 @@ INTERPRETER: Table = {
 }
 
 TABLES: Mapping[str, Table] = {"h200": H200, "a100": A100, "default": DEFAULT, "interpreter": INTERPRETER}
+
+H200_MASKED: Config = {
+    "GATHER_TBS": 10,
+    "FORWARD_TFLOPS": 390,
+    "BACKWARD_TFLOPS": 250,
+    "LISTS_TFLOPS": 250,
+}
+"""Rates of `masked.conditions` on an H200. GATHER_TBS: out of the L2 cache, 10^12 bytes a second. The others:
+10^12 operations a second of masked tiles, forward and backward, and of the backward by lists; those of the
+kernels for 64 heads of 128, window and forced blocks forward (NOTES.md: 390), selected backward (250)."""
+
+MASKED: Mapping[str, Config] = {}
+"""Rates by device, where the masked kernels serve. None yet: their tests for a GPU have passed on no card."""

@@ -20,6 +20,7 @@ from nsa_models.methods._memory import Memories
 from nsa_models.methods._reads import LayerReads, ReadCounts, Reads
 from nsa_models.methods._registry import make_method, methods, parse_method
 from nsa_models.methods._rowmethod import RowMethod
+from nsa_models.methods._share import MethodShare, is_share, method_at
 
 __all__ = [
     "DECLARATIONS",
@@ -28,6 +29,7 @@ __all__ = [
     "Memories",
     "Method",
     "MethodError",
+    "MethodShare",
     "Phase",
     "QueryBlock",
     "ReadCounts",
@@ -36,8 +38,10 @@ __all__ = [
     "attach",
     "attached_to",
     "field_types",
+    "is_share",
     "keep_top",
     "make_method",
+    "method_at",
     "methods",
     "parse_method",
 ]

@@ -31,6 +31,7 @@ class NeedleFamily(TaskFamily):
             "nsa-eval needle --model ./ckpt --lengths 4k,64k --depths 0,50,100 --haystack noise "
             "-o runs/noise",
             "nsa-eval needle --model ./ckpt --task needle_multikey --lengths 8k --dry-run",
+            "nsa-eval needle --model zoo:twin-nsa-v0 --sweep nsa_select_count=8 --lengths 2k --looks",
         ),
     )
 
@@ -67,6 +68,16 @@ class NeedleFamily(TaskFamily):
         own = cast("NeedleParams", params)
         cells = len(own.depths) * own.samples
         return Size(len(own.lengths) * cells, sum(own.lengths) * cells)
+
+    def evidence(self, document: Mapping[str, Any], prompt: str) -> tuple[tuple[int, int], ...]:
+        """The values that are asked for, as their needles say them: a document lists those needles first."""
+        found = []
+        for needle, answer in zip(document["needles"], document["outputs"], strict=False):
+            start, inside = prompt.find(needle), needle.rfind(answer)
+            if start < 0 or inside < 0:
+                return ()
+            found.append((start + inside, start + inside + len(answer)))
+        return tuple(found)
 
     def grid(self, params: Params) -> tuple[int, int, int]:
         """Lengths, depths, and the samples of a cell."""

@@ -9,7 +9,7 @@ from nsa_tasks._parameters import Parameter
 from nsa_tasks.data import DataSource
 from nsa_tasks.family import Params, Size, TaskFamily
 from nsa_tasks.ruler.parameters import RulerParams, parameters
-from nsa_tasks.ruler.settings import TASKS, Cwe, Qa
+from nsa_tasks.ruler.settings import TASKS, Cwe, Niah, Qa
 from nsa_tasks.ruler.sources import ENGLISH, ESSAYS, SOURCES, is_official_text
 
 
@@ -57,6 +57,22 @@ class RulerFamily(TaskFamily):
             found.append(SOURCES[own.setting.dataset])
         if isinstance(own.setting, Cwe) and own.official:
             found.append(ENGLISH)
+        return tuple(found)
+
+    def evidence(self, document: Mapping[str, Any], prompt: str) -> tuple[tuple[int, int], ...]:
+        """The values of the needle tasks, each where one needle alone says it; the others copy nothing."""
+        if not isinstance(TASKS.get(str(document["id"]).partition(":")[0]), Niah):
+            return ()
+        from nsa_tasks.ruler import wording  # parses lm-eval's files
+
+        before, after = wording.needle().partition("{key}")[2].split("{value}")
+        found = []
+        for answer in document["outputs"]:
+            said = f"{before}{answer}{after}"
+            if prompt.count(said) != 1:
+                return ()
+            start = prompt.index(said) + len(before)
+            found.append((start, start + len(answer)))
         return tuple(found)
 
     def grid(self, params: Params) -> tuple[int, int]:

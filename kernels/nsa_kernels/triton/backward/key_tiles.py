@@ -41,9 +41,9 @@ def launch_key_tiles(
     v: Tensor,
     dout: Tensor,
     lse: Tensor,
-    gate: Tensor,
+    gate: Tensor | None,
     delta: Tensor,
-    dq: Tensor,
+    dq: Tensor | None,
     dk: Tensor,
     dv: Tensor,
     grid: Grid,
@@ -60,9 +60,9 @@ def launch_key_tiles(
         v: Values [B, S or C, H_kv, D_v].
         dout: Gradient of the gated sum [B, N, H, D_v].
         lse: Logarithm (base 2) of the sums of the softmax, float32 [B, N, H], contiguous; inf for no keys.
-        gate: Gate of this branch [B, N, H], not negative.
+        gate: Gate of this branch [B, N, H], not negative; None = `lse` has its logarithm taken off already.
         delta: Its gradient, float32 [B, N, H].
-        dq: float32 [B, N, H, D_k], without the factor `scale`.
+        dq: float32 [B, N, H, D_k], without the factor `scale`; None = it is not wanted.
         dk: Contiguous [B, S or C, H_kv, D_k]; float32 without a window.
         dv: Contiguous [B, S or C, H_kv, D_v]; float32 without a window.
         grid: The call.
@@ -79,9 +79,11 @@ def launch_key_tiles(
     chunk = _chunk(launch.get("CHUNK", 0), per_tile, tiles * grid.kv_heads * grid.batch, grid)
     chunks = triton.cdiv(grid.queries, chunk)
     # p' = g * exp2(s - lse) = exp2(s - (lse - log2(g))): one operand less in the loop.
-    lse = lse - gate.float().log2()
+    if gate is not None:
+        lse = lse - gate.float().log2()
     delta = delta.contiguous()
-    bulk = bool(launch.get("TMA", 0)) and not rest and padded == grid.group and bulk_additions(dq)
+    bulk = bool(launch.get("TMA", 0)) and not rest and padded == grid.group
+    bulk = bulk and dq is not None and bulk_additions(dq)
     _key_tile_backward_kernel[(tiles * grid.kv_heads * grid.batch * chunks,)](
         q,
         k,
@@ -92,14 +94,14 @@ def launch_key_tiles(
         dq,
         dk,
         dv,
-        TensorDescriptor.from_tensor(dq, [1, per_tile, padded, main]) if bulk else None,
+        TensorDescriptor.from_tensor(dq, [1, per_tile, padded, main]) if bulk and dq is not None else None,
         grid.starts,
         grid.ends,
         *q.stride()[:3],
         *k.stride()[:3],
         *v.stride()[:3],
         *dout.stride()[:3],
-        *dq.stride()[:3],
+        *((0, 0, 0) if dq is None else dq.stride()[:3]),
         grid.queries,
         k.shape[1],
         grid.batch,
@@ -120,6 +122,7 @@ def launch_key_tiles(
         BLOCK=grid.geometry.block,
         STRIDE=grid.geometry.stride,
         BULK=bulk,
+        DQ=dq is not None,
         PRECISION=precision(q),
         **launch_options(launch),
     )
@@ -158,7 +161,7 @@ def _key_tile_backward_kernel(
     stride_dob, stride_don, stride_doh, stride_dqb, stride_dqn, stride_dqh, queries, keys, batches, kv_heads,
     tiles, chunks, chunk, scale, scale_log2, G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr,
     BN: tl.constexpr, DK: tl.constexpr, DR: tl.constexpr, DV: tl.constexpr, WINDOW: tl.constexpr,
-    BLOCK: tl.constexpr, STRIDE: tl.constexpr, BULK: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, STRIDE: tl.constexpr, BULK: tl.constexpr, DQ: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program: BN keys of one KV head, one chunk of the queries.
 
@@ -220,7 +223,8 @@ def _key_tile_backward_kernel(
     first_head = kv_head * G
     Q += batch * stride_qb + first_head.to(tl.int64) * stride_qh
     Dout += batch * stride_dob + first_head.to(tl.int64) * stride_doh
-    Dq += batch * stride_dqb + first_head.to(tl.int64) * stride_dqh
+    if DQ:
+        Dq += batch * stride_dqb + first_head.to(tl.int64) * stride_dqh
     Lse += batch * queries * kv_heads * G + first_head
     Delta += batch * queries * kv_heads * G + first_head
 
@@ -238,7 +242,7 @@ def _key_tile_backward_kernel(
             number, Q, Dout, Lse, Delta, Dq, Dq_box, batch, first_head,
             stride_qn, stride_qh, stride_don, stride_doh, stride_dqn, stride_dqh, kv_heads * G, real_queries,
             seen_from, k, k_rest, v, dk, dk_rest, dv, scale_log2, G, GP, BQ, DK, DR, DV, WINDOW, BULK,
-            PRECISION,
+            DQ, PRECISION,
         )  # fmt: skip
 
     row = ((batch * keys + offset) * kv_heads + kv_head) + local * kv_heads
@@ -265,7 +269,7 @@ def _query_tile(
     stride_qn, stride_qh, stride_don, stride_doh, stride_dqn, stride_dqh, heads, real_queries, seen_from, k,
     k_rest, v, dk, dk_rest, dv, scale_log2, G: tl.constexpr, GP: tl.constexpr, BQ: tl.constexpr,
     DK: tl.constexpr, DR: tl.constexpr, DV: tl.constexpr, WINDOW: tl.constexpr, BULK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    DQ: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The query tile `number` against a tile of keys.
 
@@ -297,14 +301,16 @@ def _query_tile(
     dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
     ds = (p * (dp - delta[None, :])).to(q.dtype)
     dk = tl.dot(ds, q, dk, input_precision=PRECISION)
-    dq = tl.trans(tl.dot(tl.trans(k), ds, input_precision=PRECISION))
-    if BULK:
-        Dq_box.atomic_add([batch.to(tl.int32), number * BQ, first_head, 0], dq.reshape(1, BQ, GP, DK))
-    else:
-        dq_rows = row_pointers(Dq, number, row, stride_dqn, stride_dqh, BQ, GP)[:, None]
-        tl.atomic_add(dq_rows + column, dq, real[:, None], sem="relaxed")
+    if DQ:
+        dq = tl.trans(tl.dot(tl.trans(k), ds, input_precision=PRECISION))
+        if BULK:
+            Dq_box.atomic_add([batch.to(tl.int32), number * BQ, first_head, 0], dq.reshape(1, BQ, GP, DK))
+        else:
+            dq_rows = row_pointers(Dq, number, row, stride_dqn, stride_dqh, BQ, GP)[:, None]
+            tl.atomic_add(dq_rows + column, dq, real[:, None], sem="relaxed")
     if DR:
         dk_rest = tl.dot(ds, q_rest, dk_rest, input_precision=PRECISION)
+    if DR and DQ:
         dq_rest = tl.trans(tl.dot(tl.trans(k_rest), ds, input_precision=PRECISION))
         dq_rows = row_pointers(Dq, number, row, stride_dqn, stride_dqh, BQ, GP)[:, None]
         tl.atomic_add(dq_rows + DK + tl.arange(0, DR)[None, :], dq_rest, real[:, None], sem="relaxed")
