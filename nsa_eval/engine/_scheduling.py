@@ -348,7 +348,10 @@ class Scheduler:
         seconds = self.meter.lap()
         finished: list[Reply] = []
         if self.meter.cells.counts:
-            cells = [self.meter.cells.steps(line.length, line.length) for line, _, _ in found]
+            cells = [
+                self.meter.cells.steps(line.length, line.length, len(line.request.tokens))
+                for line, _, _ in found
+            ]
             for (line, _, _), counted in zip(found, self.meter.cells.counted("decode", cells), strict=True):
                 line.count("decode", counted)
         for line, token, top in found:

@@ -131,3 +131,30 @@ def test_replies_that_ran_out_of_memory_begin_anew(name, model, tokenizer, asked
     assert engine.generate_until(asked) == expected
     assert len(steps) > 4
     answerer.close()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_steps_read_is_what_is_stated_of_prompt_and_reply(name, toys, tokenizer, asked):
+    model = toys.make_model("llama")
+    spec = EngineSpec(batch_size=1)
+    answerer = Answerer(model, tokenizer, max_length=None, settings=spec, method=METHODS[name])
+    costs = []
+
+    def answer(requests, missing, emit):
+        def kept(responses):
+            costs.extend(response.cost for response in responses.values())
+            emit(responses)
+
+        answerer.answer(requests, missing=missing, emit=kept)
+
+    engine = Engine.over(tokenizer, answerer.facts, answer, settings=spec)
+    engine.generate_until(asked)
+    answerer.close()
+    heads = model.config.num_attention_heads * model.config.num_hidden_layers
+    assert len(costs) == len(asked)
+    for cost in costs:
+        stated, counted = cost.decode_stated, cost.decode_counted
+        assert counted.dense == heads * stated.dense
+        # What is stated is a mean over layers, rounded: half a token of TidalDecode's two, over all heads.
+        assert abs(counted.read - heads * stated.read) <= (heads / 2 if name == "tidal-decode" else 0)
+    assert sum(cost.decode_counted.read for cost in costs) < sum(cost.decode_counted.dense for cost in costs)
