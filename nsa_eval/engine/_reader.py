@@ -145,7 +145,7 @@ class Reader:
             if rows is not None and final and end == width:
                 rows.kept = False
             places = [(row, start + column) for row, column in marked.nonzero().tolist()]
-            self._forward(tokens[:, start:end], part, rows, marked, places, on_logits, continued=continued)
+            self._forward(tokens[:, start:end], part, rows, marked, places, on_logits, continued)
 
     def step(self, tokens: Sequence[int], rows: Rows) -> Tensor:
         """Feed one token to every row; logits [B, V] of the next."""
@@ -233,10 +233,12 @@ class Reader:
         wanted: Tensor,
         places: list[Place],
         on_logits: OnLogits,
-        *,
         continued: bool = True,
     ) -> None:
-        """One forward; logits [T, V] of the wanted places, which are `places` in row-major order."""
+        """One forward; logits [T, V] of the wanted places, which are `places` in row-major order.
+
+        Without `continued` nothing goes on from the rows, and a method needn't remember them.
+        """
         given = self.family.inputs(tokens, counts, rows)
         wanted = self.family.places(wanted, counts, rows)
         columns = wanted.any(0).nonzero()[:, 0]
