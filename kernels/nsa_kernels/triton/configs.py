@@ -3,7 +3,8 @@
 Each stage names its parameters itself. BM: rows of queries to a tile. BN: keys to a tile. TMA: whether tiles
 come (in the backward of compressed attention and window: dQ goes) in bulk copies. CHUNK: queries to a chunk,
 PIECE: to a program. OCCUPANCY: programs to a multiprocessor. HALVES: keys in halves. num_warps, num_stages,
-maxnreg: as Triton has them. compress_linear: BM blocks, BN outputs, BK elements of a token at a time (of 16
+maxnreg: as Triton has them. block_prefill: of tiles of up to 64 queries, block_prefill_128 of more, BM at most
+(heads share a tile); block_decode: keys to a step, programs to a multiprocessor. compress_linear: BM blocks, BN outputs, BK elements of a token at a time (of 16
 bits each; half as many of 32); compress_mlp the same with BN hidden units; compress_mean: PIECES blocks to a
 program, ROWS tokens read at once. The kernel for Hopper: BN, and the slots of its rings.
 
@@ -106,6 +107,13 @@ DEFAULT: Table = {
     "compress_mlp": {128: {"BM": 64, "BN": 64, "BK": 32, **_SMALL}},
     "decode": {128: _DECODE},
     "decode_many": {128: _DECODE},
+    "block_prefill": {128: {"BM": 64, "BN": 64, **_SMALL}, 256: {"BM": 64, "BN": 32, **_SMALL}},
+    "block_prefill_128": {
+        128: {"BM": 128, "BN": 64, "num_warps": 8, "num_stages": 2},
+        256: {"BM": 128, "BN": 32, "num_warps": 8, "num_stages": 2},
+    },
+    "block_decode": {128: {"keys": 64, "programs": 4, "num_warps": 4}, 256: {"keys": 32, "programs": 4, "num_warps": 4}},
+    "page_scores": {128: {"pages": 64, "num_warps": 4}},
 }
 
 _FEW = {**_DECODE, "keys": 128, "columns": 16, "overlap": 1, "attend_warps": 4}
@@ -151,6 +159,15 @@ H200: Table = {
         128: {"BM": 64, "BN": 128, "TMA": 1, "num_warps": 8, "num_stages": 3},
         256: {"BM": 32, "BN": 64, "num_warps": 8, "num_stages": 2},
     },
+    # Not measured yet: what compressed attention, the nearest to it, was fastest with.
+    "block_prefill": {
+        128: {"BM": 64, "BN": 64, "TMA": 1, "num_warps": 4, "num_stages": 1, "maxnreg": 168},
+        256: {"BM": 64, "BN": 32, "TMA": 1, "num_warps": 4, "num_stages": 2},
+    },
+    "block_prefill_128": {
+        128: {"BM": 128, "BN": 64, "TMA": 1, "num_warps": 8, "num_stages": 2},
+        256: {"BM": 128, "BN": 64, "TMA": 1, "num_warps": 8, "num_stages": 1},
+    },
     "decode": {128: _FEW, 256: _WIDE},
     "decode_many": {128: {**_FEW, "stream": 1, "keys": 64, "score_stages": 3}, 256: _WIDE},
 }
@@ -183,6 +200,10 @@ INTERPRETER: Table = {
     "compress_mlp": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
     "decode": {128: _FINE},
     "decode_many": {128: {**_FINE, "stream": 1}},
+    "block_prefill": {128: {"BM": 64, "BN": 16, "TMA": 1, **_SMALL}},
+    "block_prefill_128": {128: {"BM": 128, "BN": 16, **_SMALL}},
+    "block_decode": {128: {"keys": 32, "programs": 3, "num_warps": 4}},
+    "page_scores": {128: {"pages": 16, "num_warps": 4}},
 }
 
 TABLES: Mapping[str, Table] = {"h200": H200, "a100": A100, "default": DEFAULT, "interpreter": INTERPRETER}
