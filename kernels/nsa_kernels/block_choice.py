@@ -216,7 +216,7 @@ def _slash_lists_plainly(
     lists = BlockLists(firsts=firsts, counts=counts, query_block=block, key_block=block)
     every = columns[:, :, None].expand(-1, -1, tiles, -1)
     beside = ~lists.covers(every) & (every < bottom[:, None])
-    order = (~beside).byte().argsort(-1, stable=True)
+    order = (~beside).byte().argsort(dim=-1, stable=True)
     return firsts, counts, every.gather(-1, order), beside.sum(-1, dtype=torch.int32)
 
 

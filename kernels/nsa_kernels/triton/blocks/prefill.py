@@ -258,7 +258,7 @@ def block_prefill_kernel(
             block = at // KEY_BLOCK
             word = ((wide(batch) * heads + head) * queries + query) * words + block // 32
             word = tl.load(Members + word, mask=real, other=0)
-            upto = tl.where((word >> (block % 32)) & 1, high, 0)
+            upto = tl.where((word >> (block % 32)) & 1 != 0, high, 0)
         acc, top, total = attend(
             acc, top, total, q, q, k_tiles, v_tiles, stride_ks, stride_vs, batch, kv_head, at, limit, low,
             upto, scale_log2, BN, DK, 0, DV, True, LOW, TMA, PRECISION,
