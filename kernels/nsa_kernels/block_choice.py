@@ -14,8 +14,8 @@ from torch import Tensor
 from nsa_kernels.ahead import real_device
 from nsa_kernels.block_lists import BlockLists
 
-_PAIRS = 2**26
-"""Scores of queries against blocks that are held at a time."""
+_CELLS = 2**26
+"""Numbers of queries, or of their scores against blocks, that are held at a time."""
 _MOST_INDEX = 2**31 - 1
 
 
@@ -90,11 +90,11 @@ def moba(
         top: Chunks of each query, its own among them.
         query_block: Queries to a tile.
     """
-    batch, count, heads, _ = q.shape
+    batch, count, heads, width = q.shape
     means = block_means(k, chunk)
     chunks = means.shape[1]
     parts = []
-    step = max(query_block, _PAIRS // max(1, batch * heads * chunks) // query_block * query_block)
+    step = max(query_block, _CELLS // (batch * heads * max(width, chunks)) // query_block * query_block)
     for begin in range(0, count, step):
         some = q[:, begin : begin + step].float()
         scores = _grouped(some, means)  # [B, H, n, C]

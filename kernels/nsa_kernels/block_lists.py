@@ -129,10 +129,10 @@ class BlockLists:
         """
         words = -(-chosen.shape[-1] // _WORD)
         padded = torch.nn.functional.pad(chosen, (0, words * _WORD - chosen.shape[-1]))
-        bits = torch.arange(_WORD, device=chosen.device)
-        # Bit 31 is an int32's sign: the sum wraps to it.
-        packed = (padded.unflatten(-1, (words, _WORD)).long() << bits).sum(-1)
-        return replace(self, members=torch.where(packed >= 2**31, packed - 2**32, packed).int())
+        bits = torch.arange(_WORD, dtype=torch.int32, device=chosen.device)
+        # Bit 31 is the sign: a sum of bits, each once, is their union all the same.
+        packed = (padded.unflatten(-1, (words, _WORD)).int() << bits).sum(-1, dtype=torch.int32)
+        return replace(self, members=packed)
 
     def check(self) -> None:
         """Looks through the lists, which makes a GPU wait.

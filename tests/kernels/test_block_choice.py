@@ -72,7 +72,7 @@ def test_block_sparse_takes_the_best_blocks_up_to_a_tile_s_own(tokens):
 
 @pytest.mark.parametrize(("chunk", "top", "tokens"), [(16, 3, 120), (32, 2, 120), (16, 20, 70)])
 def test_moba_is_each_query_s_own_choice(chunk, top, tokens, monkeypatch):
-    monkeypatch.setattr("nsa_kernels.block_choice._PAIRS", 700)
+    monkeypatch.setattr("nsa_kernels.block_choice._CELLS", 4000)
     q, k = heads_of(tokens)
     v = drawn(2, tokens, 2, 16, seed=2)
     lists = moba(q, k, chunk=chunk, top=top, query_block=16)
@@ -221,7 +221,7 @@ def test_extremes_kept_token_by_token_are_those_of_the_whole():
 def test_quest_decodes_as_its_method_does(reading, budget):
     """Pages and outputs of `nsa_models.methods.quest`, rows of unequal length."""
     quest = pytest.importorskip("nsa_models.methods.quest")
-    q, k, v = drawn(3, 4, 16), drawn(3, 150, 2, 16, seed=1), drawn(3, 150, 2, 16, seed=2)
+    q, k, v = drawn(3, 2, 16), drawn(3, 150, 1, 16, seed=1), drawn(3, 150, 1, 16, seed=2)
     k[1, 16:32] = k[1, 32:48]  # equal pages: a tie
     lengths = torch.tensor([150, 97, 5], device=DEVICE)
     keep = quest.select(
@@ -236,7 +236,7 @@ def test_quest_decodes_as_its_method_does(reading, budget):
         index = lists.firsts[..., None] + torch.arange(16, device=DEVICE)
         used = torch.arange(lists.firsts.shape[-1], device=DEVICE) < lists.counts[..., None]
         used = used[..., None] & (index < lengths[:, None, None, None])
-        seen = torch.zeros(3, 4, 160, dtype=torch.bool, device=DEVICE)
+        seen = torch.zeros(3, 2, 160, dtype=torch.bool, device=DEVICE)
         seen.scatter_(-1, torch.where(used, index, 159).flatten(2).long(), True)
         assert torch.equal(seen[..., :150], keep)
         weights = (product(q[:, None], k)[:, :, 0] / 4).masked_fill(~keep, -torch.inf).softmax(-1)

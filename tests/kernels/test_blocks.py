@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.importorskip("triton")
 
+from nsa_kernels.ahead import rehearsal
 from nsa_kernels.blocks import BlockLists, PageLists, block_attention, page_decode
 from nsa_kernels.spans import Merger, Part
 
@@ -66,11 +67,13 @@ def one_softmax(q, k, v, keep):
 @pytest.mark.parametrize("listed", ["query heads", "KV heads", "all"])
 @pytest.mark.parametrize("group", [1, 4, 8])
 def test_a_tile_reads_its_list_and_nothing_else(listed, group):
-    q, k, v = heads_of(53, 53, group=group)
+    # Rows of the batch are another test's where there are many heads: programs are slow to interpret.
+    batch = 2 if group == 1 else 1
+    q, k, v = heads_of(53, 53, batch=batch, group=group)
     count = {"query heads": 2 * group, "KV heads": 2, "all": 1}[listed]
-    lists = lists_for(53, 53, count)
+    lists = lists_for(53, 53, count, batch=batch)
     found = both(q, k, v, lists)
-    keep = random_mask(2, count, 4, 4).repeat_interleave(16, 2)[:, :, :53].repeat_interleave(16, 3)[..., :53]
+    keep = random_mask(batch, count, 4, 4).repeat_interleave(16, 2)[:, :, :53].repeat_interleave(16, 3)[..., :53]
     keep = keep.repeat_interleave(2 * group // count, 1)
     keep = keep & torch.ones(53, 53, dtype=torch.bool, device=DEVICE).tril()
     expected = one_softmax(q, k, v, keep)
@@ -100,13 +103,10 @@ def test_heads_that_share_a_list_share_a_tile(monkeypatch):
         return lambda *given, **constants: (packs.append(constants["PACK"]), plain(kernel, grid)(*given, **constants))
 
     monkeypatch.setattr(prefill_module, "launch", spied)
-    q, k, v = heads_of(40, 40, kv_heads=1, group=8)
-    for listed, pack in ((8, 1), (1, 4)):
-        both(q, k, v, lists_for(40, 40, listed))
+    for listed, group, pack in ((8, 8, 1), (1, 8, 4), (1, 6, 2)):
+        q, k, v = heads_of(20, 20, batch=1, kv_heads=1, group=group)
+        both(q, k, v, lists_for(20, 20, listed, batch=1))
         assert packs.pop() == pack
-    q, k, v = heads_of(40, 40, kv_heads=2, group=6)
-    both(q, k, v, lists_for(40, 40, 1))
-    assert packs.pop() == 2
 
 
 @pytest.mark.parametrize("listed", [1, 4])
@@ -124,8 +124,8 @@ def test_rows_of_unequal_length_that_continue_a_cache(listed):
 
 
 def test_a_chunk_gives_what_the_whole_prompt_gives():
-    q, k, v = heads_of(64, 64)
-    lists = lists_for(64, 64, 4)
+    q, k, v = heads_of(64, 64, batch=1)
+    lists = lists_for(64, 64, 4, batch=1)
     whole = both(q, k, v, lists)
     late = replace(lists, firsts=lists.firsts[:, :, 2:], counts=lists.counts[:, :, 2:])
     chunk = both(q[:, 32:], k, v, late, start=32)
@@ -205,16 +205,16 @@ def test_columns_are_many_and_bounded_from_below_and_by_the_row_s_end():
 
 @pytest.mark.parametrize("key_block", [16, 64])
 def test_each_query_of_a_tile_sees_what_it_chose_itself(key_block):
-    q, k, v = heads_of(70, 700 if key_block == 16 else 70)
-    tokens = k.shape[1]
+    tokens = 560 if key_block == 16 else 70
+    q, k, v = heads_of(30, tokens, batch=1)
     blocks = -(-tokens // key_block)
-    chosen = random_mask(2, 4, 70, blocks, density=0.3)  # 44 blocks are two words, and bit 31 is among them
+    chosen = random_mask(1, 4, 30, blocks, density=0.3)  # 35 blocks are two words, and bit 31 is among them
     chosen[:, :, :, min(31, blocks - 1)] = True
-    tiles = torch.nn.functional.pad(chosen, (0, 0, 0, 10)).unflatten(2, (5, 16)).any(3)
+    tiles = torch.nn.functional.pad(chosen, (0, 0, 0, 2)).unflatten(2, (2, 16)).any(3)
     lists = BlockLists.from_mask(tiles, query_block=16, key_block=key_block).with_members(chosen)
-    found = both(q, k, v, lists, start=tokens - 70)
+    found = both(q, k, v, lists, start=tokens - 30)
     keep = chosen.repeat_interleave(key_block, -1)[..., :tokens]
-    keep = keep & (torch.arange(tokens, device=DEVICE) <= torch.arange(tokens - 70, tokens, device=DEVICE)[:, None])
+    keep = keep & (torch.arange(tokens, device=DEVICE) <= torch.arange(tokens - 30, tokens, device=DEVICE)[:, None])
     expected = one_softmax(q, k, v, keep)
     torch.testing.assert_close(found.out.double(), expected, rtol=2e-5, atol=2e-5)
 
@@ -296,10 +296,9 @@ def pages_for(batch, listed, pages, page, *, most=5, seed=5):
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("page", [16, 64, 24])
-@pytest.mark.parametrize("group", [1, 4, 8])
+@pytest.mark.parametrize(("group", "page"), [(1, 16), (4, 64), (8, 24)])
 def test_a_decoded_query_reads_its_pages(group, page, dtype):
-    for listed in {2 * group, 2, 1}:
+    for listed in sorted({2 * group, 2, 1}):
         q, k, v = heads_of(1, 300, batch=3, group=group, width=32, value_width=16, dtype=dtype)
         lengths = torch.tensor([300, 131, 7], device=DEVICE)
         for row, length in enumerate(lengths.tolist()):
@@ -339,6 +338,26 @@ def test_pages_that_overlap_are_refused():
     for wrong in ((0, 15, 99), (16, 16, 0), (-16, 0, 0)):
         with pytest.raises(ValueError, match="apart"):
             lists(*wrong).check()
+
+
+# ---- without a device
+
+
+def test_a_rehearsal_notes_what_would_be_launched():
+    def meta(*shape):
+        return torch.zeros(*shape, dtype=torch.float16, device="meta")
+
+    mask = torch.ones(1, 4, 3, 3, dtype=torch.bool, device="meta")
+    lists = BlockLists.from_mask(mask, query_block=64, key_block=64)
+    pages = PageLists(firsts=lists.firsts[:, :, 0], counts=lists.counts[:, :, 0], page=16)
+    with rehearsal(torch.device("cpu")) as launches:
+        found = block_attention(meta(1, 150, 4, 64), *[meta(1, 150, 2, 64)] * 2, lists, backend="triton")
+        out = page_decode(
+            meta(1, 4, 64), *[meta(1, 150, 2, 64)] * 2, pages, lengths=pages.counts[0, :1], backend="triton"
+        )
+    assert (found.out.shape, found.lse.shape, out.shape) == ((1, 150, 4, 64), (1, 150, 4), (1, 4, 64))
+    names = [launch.kernel.fn.__name__ for launch in launches]
+    assert names == ["block_prefill_kernel", "page_partial_kernel", "merge_splits_kernel"]
 
 
 # ---- what is refused

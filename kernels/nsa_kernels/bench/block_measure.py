@@ -84,7 +84,8 @@ class _BlockBench:
         s = self.settings
         parts = {"prefill": self._prefill, "decode": self._decode, "masks": self._masks, "tune": self._tune}
         for table in s.tables:
-            for length in s.mask_lengths if table == "masks" else s.lengths:
+            # Long ones first: where time runs out, the cheap ones are left.
+            for length in sorted(s.mask_lengths if table == "masks" else s.lengths, reverse=True):
                 self._try(f"{table} {length_name(length)}", partial(parts[table], length))
         if "prefill" in s.tables:
             for name, why in SIMULATED.items():
@@ -142,12 +143,11 @@ class _BlockBench:
                     self._try(f"decode {length_name(length)} rows {batch} dense {name}{form}", graph)
 
     def _quest(self, length: int, budget: int, sets: list[QuestSet]) -> None:
+        choice = self._graph([x.choose for x in sets])
         for x in sets:
-            x.choose()
-        choice, attention, total = (
-            self._graph(list(calls))
-            for calls in ([x.choose for x in sets], [x.attend for x in sets], [x.both for x in sets])
-        )
+            x.choose()  # what a graph made belongs to it
+        attention = self._graph([x.attend for x in sets])
+        total = self._graph([x.both for x in sets])
         batch = sets[0].q.shape[0]
         pairs = batch * self.settings.heads * min(length, budget // _PAGE * _PAGE)
         self._add(
@@ -268,7 +268,8 @@ class _BlockBench:
         except Exception as error:  # Triton's own errors have no common base but this
             line = (str(error).splitlines() or [""])[0][:300]
             self._note(f"{where}: not measured: {type(error).__name__}: {line}")
-        finally:
-            gc.collect()
-            if self.clock.cuda:
-                torch.cuda.empty_cache()
+        else:
+            return
+        gc.collect()  # the frames that failed hold tensors
+        if self.clock.cuda:
+            torch.cuda.empty_cache()

@@ -224,7 +224,7 @@ def block_prefill_kernel(
         head_steps = tl.minimum(tl.sum(front, 0) * SUB, whole)
 
     q_at = Q + wide(batch) * stride_qb + wide(tile) * BQ * stride_qn
-    q_at += ((row % BQ) * stride_qn + head * stride_qh)[:, None] + tl.arange(0, DK)[None, :]
+    q_at += ((row % BQ) * stride_qn + head.to(tl.int64) * stride_qh)[:, None] + tl.arange(0, DK)[None, :]
     q = tl.load(q_at, mask=real[:, None], other=0.0)
     k = K_rows + wide(batch) * stride_kb + wide(kv_head) * stride_kh
     v = V_rows + wide(batch) * stride_vb + wide(kv_head) * stride_vh
