@@ -1,8 +1,8 @@
-"""Lists of blocks from queries and keys, as the methods choose them: plain torch on whatever device they are on.
+"""Lists of blocks from queries and keys, as the methods choose them: plain torch, on any device.
 
 Nothing here makes a GPU wait. Each function is one published way to choose (what it scores, what it always
-keeps), with the sizes as arguments; `nsa_kernels.blocks` attends to what comes out. Prompts are whole: query i
-stands at position i.
+keeps), with the sizes as arguments; `nsa_kernels.blocks` attends to what comes out. Prompts are whole: query
+i stands at position i.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MOST_INDEX = 2**31 - 1
 
 
 def top_indices(scores: Tensor, count: int) -> Tensor:
-    """Indices of the `count` highest scores of the last axis, best first; of equal ones the lower index first.
+    """Indices of the `count` highest scores of the last axis, best first; of equal ones the lower index.
 
     Args:
         scores: float32 [..., X]; -inf for what can't be chosen.
@@ -53,7 +53,7 @@ def block_means(x: Tensor, block: int) -> Tensor:
 
 
 def block_sparse(q: Tensor, k: Tensor, *, top: int = 100, block: int = 64) -> BlockLists:
-    """The block-sparse heads of MInference (arXiv 2407.02490): mean query of a block with mean key of a block.
+    """The block-sparse heads of MInference (arXiv 2407.02490): mean query with mean key of a block.
 
     Each query head takes for each block of queries the `top` blocks of highest score among those that begin
     at or before it; nothing is forced.
@@ -74,9 +74,7 @@ def block_sparse(q: Tensor, k: Tensor, *, top: int = 100, block: int = 64) -> Bl
     return BlockLists.from_blocks(chosen, query_block=block, key_block=block, distinct=True)
 
 
-def moba(
-    q: Tensor, k: Tensor, *, chunk: int = 4096, top: int = 12, query_block: int = 128
-) -> BlockLists:
+def moba(q: Tensor, k: Tensor, *, chunk: int = 4096, top: int = 12, query_block: int = 128) -> BlockLists:
     """MoBA (arXiv 2502.13189): each query of each head reads the chunks whose mean key it scores highest.
 
     The gate is q . mean(k of a chunk) in float32; chunks that end after the query are out, and its own is

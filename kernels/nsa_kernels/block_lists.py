@@ -1,8 +1,8 @@
 """Which keys a tile of queries reads, as lists: the common form of block-sparse attention.
 
 Methods choose in many ways (scores of block means, gates, pages, diagonals) and all end in this: neighbouring
-queries share a list of blocks of keys, each block read whole under a causal mask. `nsa_kernels.blocks` attends
-by such lists and knows no method.
+queries share a list of blocks of keys, each block read whole under a causal mask. `nsa_kernels.blocks`
+attends by such lists and knows no method.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class BlockLists:
     column_counts: Tensor | None = None
     """[B, L, T] int32: single keys of each list."""
     members: Tensor | None = None
-    """[B, H, N, words] int32: bit j % 32 of word j // 32 says whether a query sees block j of the grid, that is
-    the keys from j * key_block on. None: a tile's queries all see what their list holds."""
+    """[B, H, N, words] int32: bit j % 32 of word j // 32 says whether a query sees block j of the grid, that
+    is the keys from j * key_block on. None: a tile's queries all see what their list holds."""
 
     def __post_init__(self) -> None:
         """Checks shapes; nothing of the device is read.
@@ -117,9 +117,7 @@ class BlockLists:
             again[..., 1:] = numbers[..., 1:] == numbers[..., :-1]
             numbers = numbers.masked_fill(again, behind).sort(-1).values
         counts = (numbers < behind).sum(-1, dtype=torch.int32)
-        return cls(
-            firsts=numbers * key_block, counts=counts, query_block=query_block, key_block=key_block
-        )
+        return cls(firsts=numbers * key_block, counts=counts, query_block=query_block, key_block=key_block)
 
     def with_members(self, chosen: Tensor) -> BlockLists:
         """The same lists, of whose blocks each query sees those that it chose itself.
@@ -148,8 +146,8 @@ class BlockLists:
             (self.counts > self.firsts.shape[-1]).any()
         ):
             raise ValueError(
-                f"the blocks of a list must be ascending and {self.key_block} keys apart at least, from 0 on, "
-                f"and no more than its {self.firsts.shape[-1]} slots; BlockLists.from_blocks puts them in order"
+                f"the blocks of a list must be ascending and {self.key_block} keys apart at least, from 0 on, and "
+                f"no more than its {self.firsts.shape[-1]} slots; BlockLists.from_blocks orders them"
             )
         if self.members is not None and bool((self.firsts % self.key_block != 0)[used].any()):
             raise ValueError(f"with members, blocks must begin at multiples of {self.key_block}")

@@ -34,8 +34,8 @@ class BlockOutput(NamedTuple):
     out: Tensor
     """[B, N, H, D_v] in the dtype of q; 0 where a query sees nothing, and at padding."""
     lse: Tensor
-    """[B, N, H] float32: log of the sum of the exponentiated scores, -inf where nothing is seen: from it parts
-    of an attention add up (`nsa_kernels.spans.Merger`)."""
+    """[B, N, H] float32: log of the sum of the exponentiated scores, -inf where nothing is seen: from it
+    parts of an attention add up (`nsa_kernels.spans.Merger`)."""
 
 
 def block_attention(
@@ -77,8 +77,8 @@ def block_attention(
     batch, count, heads, _ = q.shape
     if lists.firsts.shape[2] != -(-count // lists.query_block):
         raise ValueError(
-            f"{count} queries are {-(-count // lists.query_block)} tiles of {lists.query_block}, and the lists "
-            f"have {lists.firsts.shape[2]}"
+            f"{count} queries are {-(-count // lists.query_block)} tiles of {lists.query_block}, and the "
+            f"lists have {lists.firsts.shape[2]}"
         )
     members = lists.members
     if members is not None and tuple(members.shape[:3]) != (batch, heads, count):
@@ -152,16 +152,16 @@ def _check(q: Tensor, k: Tensor, v: Tensor, lists: tuple[Tensor, Tensor], *, ran
         raise ValueError("q holds no queries: N must be at least 1")
     if k.shape[0] != batch or k.shape[3] != width or v.shape[:3] != k.shape[:3]:
         raise ValueError(
-            f"k must be [{batch}, S, H_kv, {width}] and v the same but for its width, got {list(k.shape)} and "
-            f"{list(v.shape)}"
+            f"k must be [{batch}, S, H_kv, {width}] and v the same but for its width, got {list(k.shape)} "
+            f"and {list(v.shape)}"
         )
     if any(x.device != q.device for x in (k, v, *lists)):
         raise ValueError(f"q is on {q.device}: keys, values and lists must be there too")
     found = lists[0].shape[1]
     if lists[0].shape[0] != batch or found not in (1, kv_heads, heads):
         raise ValueError(
-            f"lists must be [B, L, ...] with B = {batch} and one of L = {heads} (query heads), {kv_heads} (KV "
-            f"heads) or 1, got {list(lists[0].shape[: rank - 1])}"
+            f"lists must be [B, L, ...] with B = {batch} and one of L = {heads} (query heads), {kv_heads} "
+            f"(KV heads) or 1, got {list(lists[0].shape[: rank - 1])}"
         )
 
 

@@ -93,13 +93,15 @@ class PageExtremes:
             from nsa_kernels.triton.blocks import page_scores
 
             with torch.cuda.device_of(q):
-                return page_scores(q, self.high, self.low)
+                found: Tensor = page_scores(q, self.high, self.low)
+                return found
         wide = torch.promote_types(q.dtype, torch.float32)
         kv_heads = self.high.shape[2]
         grouped = q.to(wide).unflatten(1, (kv_heads, q.shape[1] // kv_heads))  # [B, H_kv, G, D]
         high, low = (x.to(wide).permute(0, 2, 3, 1) for x in (self.high, self.low))
         # max(q max, q min) is q max where q > 0, and q min elsewhere.
-        return (grouped.clamp(min=0) @ high + grouped.clamp(max=0) @ low).flatten(1, 2)
+        bound: Tensor = grouped.clamp(min=0) @ high + grouped.clamp(max=0) @ low
+        return bound.flatten(1, 2)
 
 
 def quest_pages(

@@ -1,8 +1,8 @@
 """Context parallelism of NSA's prefill: the sequence is split over processes, keys and values are gathered.
 
 An experiment in what a split costs. NSA reads few keys a query, but nobody knows beforehand which, so every
-process needs all keys: K and V are gathered whole, which for grouped heads is little (4 KV heads of 128 at 64k
-tokens: 134 MB), and each process attends with its own queries. Compressed keys are made where their blocks
+process needs all keys: K and V are gathered whole, which for grouped heads is little (4 KV heads of 128 at
+64k tokens: 134 MB), and each process attends with its own queries. Compressed keys are made where their blocks
 begin and are gathered too.
 
 Queries of later tokens cost more than those of earlier ones, so the sequence is cut into 2 R pieces and
@@ -24,7 +24,7 @@ from nsa_kernels.dispatch import nsa_attention
 from nsa_kernels.geometry import BlockGeometry, num_blocks
 
 Compress = Callable[[Tensor], Tensor]
-"""Compresses keys or values [B, S, H_kv, D], whose first token stands on the block grid, to [B, C, H_kv, D]."""
+"""Compresses keys or values [B, S, H_kv, D], whose first token is on the block grid, to [B, C, H_kv, D]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,11 @@ def gather(x: Tensor, split: Split, group: dist.ProcessGroup | None = None) -> T
 
 
 def gather_compressed(
-    x: Tensor, compress: Compress, split: Split, geometry: BlockGeometry, group: dist.ProcessGroup | None = None
+    x: Tensor,
+    compress: Compress,
+    split: Split,
+    geometry: BlockGeometry,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Compressed keys (or values) of the whole sequence, each block made by the process it begins at.
 
@@ -144,9 +148,9 @@ def gather_compressed(
     received = [torch.empty_like(sent) for _ in range(split.ranks)]
     dist.all_gather(received, sent, group=group)
     parts: dict[int, Tensor] = {}
-    for blocks, share in zip(places, received, strict=True):
+    for held, share in zip(places, received, strict=True):
         at = 0
-        for part in blocks:
+        for part in held:
             if len(part):
                 parts[part.start] = share[:, at : at + len(part)]
             at += len(part)
@@ -223,8 +227,8 @@ def nsa_prefill(
         outs.append(
             nsa_attention(
                 q[:, own], k_cmp[:, :blocks], v_cmp[:, :blocks], keys[:, :seen], values[:, :seen],
-                near_keys[:, :seen], near_values[:, :seen], gates[:, own], geometry=geometry, start=part.start,
-                scale=scale, backend=backend,
+                near_keys[:, :seen], near_values[:, :seen], gates[:, own], geometry=geometry,
+                start=part.start, scale=scale, backend=backend,
             ).out
         )  # fmt: skip
     return torch.cat(outs, 1) if outs else q.new_empty(*q.shape[:3], v.shape[-1])

@@ -1,4 +1,4 @@
-"""The benchmark of lists: that its contenders compute the same, and a whole run with a wall clock on a CPU."""
+"""The benchmark of lists: its contenders compute the same; a whole run with a wall clock on a CPU."""
 
 import json
 import subprocess
@@ -15,8 +15,8 @@ from nsa_kernels.bench.timing import Timing
 
 CPU = torch.device("cpu")
 SMALL = BlockSettings(
-    lengths=(128,), mask_lengths=(96,), heads=4, kv_heads=2, head_dim=16, dtype="float32", densities=(0.5, 1.0),
-    block=16, window=24, batches=(2,), case_seconds=0.0, repeats=1,
+    lengths=(128,), mask_lengths=(96,), heads=4, kv_heads=2, head_dim=16, dtype="float32",
+    densities=(0.5, 1.0), block=16, window=24, batches=(2,), case_seconds=0.0, repeats=1,
 )  # fmt: skip
 
 
@@ -137,7 +137,11 @@ def test_ratios_are_to_the_fastest_dense_attention_of_the_same_situation():
     def row(what, by, ms, **more):
         return BlockRow(table="prefill", length=1024, what=what, by=by, time=Timing(ms, ms, ms, 3), **more)
 
-    rows = [row("dense", "a", 9.0), row("dense", "b", 8.0), row("it", "lists", 1.0, total=Timing(2.0, 2, 2, 3))]
+    rows = [
+        row("dense", "a", 9.0),
+        row("dense", "b", 8.0),
+        row("it", "lists", 1.0, total=Timing(2.0, 2, 2, 3)),
+    ]
     environment = {"device": "d", "torch": "t", "triton": "r", "cuda": "c"}
     result = BlockMeasurement(BlockSettings(), environment, rows)
     assert result.dense(rows[2]) is rows[1]
@@ -155,7 +159,9 @@ def test_what_cannot_be_measured_is_refused(wrong):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would run")
 def test_without_a_gpu_the_command_says_so():
     done = subprocess.run(
-        [sys.executable, "-m", "nsa_kernels.bench.blocks", "--tables", "masks"], capture_output=True, text=True
+        [sys.executable, "-m", "nsa_kernels.bench.blocks", "--tables", "masks"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert "needs a CUDA GPU" in done.stderr

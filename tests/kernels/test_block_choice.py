@@ -21,7 +21,7 @@ from nsa_kernels.block_choice import (
 )
 from nsa_kernels.blocks import block_attention, page_decode
 from nsa_kernels.pages import PageExtremes, quest_pages
-from nsa_kernels.triton.blocks import page_scores, slash_lists
+from nsa_kernels.triton.blocks import slash_lists
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -82,7 +82,9 @@ def test_moba_is_each_query_s_own_choice(chunk, top, tokens, monkeypatch):
     for t in range(tokens):
         own = t // chunk
         best = gates[:, :, t, :own].topk(min(top - 1, own), -1).indices
-        keep[:, :, t].scatter_(-1, (best[..., None] * chunk + torch.arange(chunk, device=DEVICE)).flatten(2), True)
+        keep[:, :, t].scatter_(
+            -1, (best[..., None] * chunk + torch.arange(chunk, device=DEVICE)).flatten(2), True
+        )
         keep[:, :, t, own * chunk : t + 1] = True
     out = block_attention(q, k, v, lists).out
     weights = (product(q, k) / 4).masked_fill(~keep, -torch.inf).softmax(-1)

@@ -73,7 +73,9 @@ def test_a_tile_reads_its_list_and_nothing_else(listed, group):
     count = {"query heads": 2 * group, "KV heads": 2, "all": 1}[listed]
     lists = lists_for(53, 53, count, batch=batch)
     found = both(q, k, v, lists)
-    keep = random_mask(batch, count, 4, 4).repeat_interleave(16, 2)[:, :, :53].repeat_interleave(16, 3)[..., :53]
+    keep = (
+        random_mask(batch, count, 4, 4).repeat_interleave(16, 2)[:, :, :53].repeat_interleave(16, 3)[..., :53]
+    )
     keep = keep.repeat_interleave(2 * group // count, 1)
     keep = keep & torch.ones(53, 53, dtype=torch.bool, device=DEVICE).tril()
     expected = one_softmax(q, k, v, keep)
@@ -100,7 +102,10 @@ def test_heads_that_share_a_list_share_a_tile(monkeypatch):
     plain = prefill_module.launch
 
     def spied(kernel, grid):
-        return lambda *given, **constants: (packs.append(constants["PACK"]), plain(kernel, grid)(*given, **constants))
+        return lambda *given, **constants: (
+            packs.append(constants["PACK"]),
+            plain(kernel, grid)(*given, **constants),
+        )
 
     monkeypatch.setattr(prefill_module, "launch", spied)
     for listed, group, pack in ((8, 8, 1), (1, 8, 4), (1, 6, 2)):
@@ -214,7 +219,9 @@ def test_each_query_of_a_tile_sees_what_it_chose_itself(key_block):
     lists = BlockLists.from_mask(tiles, query_block=16, key_block=key_block).with_members(chosen)
     found = both(q, k, v, lists, start=tokens - 30)
     keep = chosen.repeat_interleave(key_block, -1)[..., :tokens]
-    keep = keep & (torch.arange(tokens, device=DEVICE) <= torch.arange(tokens - 30, tokens, device=DEVICE)[:, None])
+    keep = keep & (
+        torch.arange(tokens, device=DEVICE) <= torch.arange(tokens - 30, tokens, device=DEVICE)[:, None]
+    )
     expected = one_softmax(q, k, v, keep)
     torch.testing.assert_close(found.out.double(), expected, rtol=2e-5, atol=2e-5)
 
@@ -276,9 +283,7 @@ def test_a_column_within_a_block_is_refused():
 def test_pairs_are_those_that_a_tile_computes():
     lists = by_hand([[0], [5], [0, 30]], [[], [2, 25], []])
     seen = torch.zeros(40, 40, dtype=torch.bool)
-    for tile, keys in enumerate(
-        [range(16), {2, 25, *range(5, 21)}, {*range(16), *range(30, 46)}]
-    ):
+    for tile, keys in enumerate([range(16), {2, 25, *range(5, 21)}, {*range(16), *range(30, 46)}]):
         for t in range(16 * tile, min(40, 16 * tile + 16)):
             seen[t, [s for s in keys if s <= t]] = True
     assert lists.pairs(40) == int(seen.sum())

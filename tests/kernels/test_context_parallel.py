@@ -55,12 +55,11 @@ x = torch.load(folder + "/given.pt")
 geometry = BlockGeometry(**x.pop("geometry"))
 split = Split(length=length, ranks=ranks, grid=geometry.stride)
 phi = lambda x: compress_mean(x, geometry)
-out = nsa_prefill(**{name: split.take(value, rank) for name, value in x.items()}, split=split, geometry=geometry,
-                  compress_k=phi, compress_v=phi, backend="torch")
+more = dict(split=split, geometry=geometry, compress_k=phi, compress_v=phi, backend="torch")
+out = nsa_prefill(**{name: split.take(value, rank) for name, value in x.items()}, **more)
 torch.save(out, f"{folder}/out{rank}.pt")
 try:
-    nsa_prefill(*(x[n][:, :3] for n in "qkv"), x["gates"][:, :3], split=split, geometry=geometry, compress_k=phi,
-                compress_v=phi)
+    nsa_prefill(*(x[name][:, :3] for name in ("q", "k", "v", "gates")), **more)
 except ValueError as error:
     assert f"process {rank} holds" in str(error)
 else:

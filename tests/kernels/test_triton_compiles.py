@@ -87,8 +87,9 @@ def shipped():
     out, _ = function.attention(x(2048, 64), rows, x(2048, 64, 3), **paper)
     out.backward(torch.zeros_like(out))
     with torch.no_grad():
+        low = torch.zeros(1, 2048, dtype=torch.int32)
         for query_block, found, more in ((64, 8, {}), (64, 8, {"columns": True}), (64, 2, {}), (128, 8, {}),
-                                         (128, 8, {"members": True}), (128, 2, {"low": torch.zeros(1, 2048).int()})):
+                                         (128, 8, {"members": True}), (128, 2, {"low": low})):
             listed(torch.bfloat16, 128, query_block, listed=found, tokens=2048, **more)
 
 def one_token():
@@ -156,7 +157,8 @@ def lists():
         for width, query_block in ((64, 64), (128, 128)):
             listed(kind, width, query_block)
     low = torch.zeros(1, 300, dtype=torch.int32)
-    for more in (dict(columns=True), dict(members=True), dict(low=low), dict(low=low, columns=True, causal=False)):
+    for more in (dict(columns=True), dict(members=True), dict(low=low),
+                 dict(low=low, columns=True, causal=False)):
         listed(torch.float16, 64, 64, listed=8, **more)
     for kind in (torch.float16, torch.float32):
         for found in (8, 2, 1):
@@ -190,6 +192,7 @@ SPILLED = {
     "_key_tile_backward_kernel": 32,
     "_select_kernel": 192,
     "_window_forward_kernel": 16,
+    "block_prefill_kernel": 48,
 }
 """Bytes a thread, by the assembler's count, where any are. Shared memory leaves these kernels a small L1
 cache, so that what their loops spill comes from L2: at 356 the first took a fifth longer."""

@@ -191,8 +191,11 @@ class _BlockBench:
         from nsa_kernels.triton.blocks import prefill
 
         start = torch.zeros(1, dtype=torch.int32, device=self.device)
-        given = {"start": start, "ends": start + k.shape[1], "low": None, "causal": True}
-        out: Tensor = prefill(q, k, v, lists, **given, scale=q.shape[-1] ** -0.5, config=config)[0]
+        out: Tensor
+        out, _ = prefill(
+            q, k, v, lists, start=start, ends=start + k.shape[1], low=None, causal=True,
+            scale=q.shape[-1] ** -0.5, config=config,
+        )  # fmt: skip
         return out
 
     # ---- what they share

@@ -193,7 +193,9 @@ class BlockMeasurement:
             for row in self.rows
             if row.table == table
         ]
-        return Sheet(title, ("", "by", "tokens", "density", "ms", "10-90 %", "TFLOP/s", "MiB"), tuple(rows), 2)
+        return Sheet(
+            title, ("", "by", "tokens", "density", "ms", "10-90 %", "TFLOP/s", "MiB"), tuple(rows), 2
+        )
 
 
 def _number(value: float | None, unit: float = 1.0, digits: int = 3) -> str:

@@ -1,7 +1,7 @@
 """`python -m nsa_kernels.bench.blocks`: attention by lists beside dense attention, in one run on one GPU.
 
-Three tables: methods that choose while a prompt is read (`prefill`), while decoding (`decode`), and kernels by
-mask and length (`masks`). `tune` measures launch configurations. What can't run is a note, and what would
+Three tables: methods that choose while a prompt is read (`prefill`), while decoding (`decode`), and kernels
+by mask and length (`masks`). `tune` measures launch configurations. What can't run is a note, and what would
 begin after `--seconds` is left out with one.
 """
 

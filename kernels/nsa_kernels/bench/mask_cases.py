@@ -7,9 +7,10 @@ random share of all blocks in each row of blocks, without causality.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def masks(length: int, settings: BlockSettings, device: torch.device) -> Iterato
     edges = _documents(length, settings.seed)
     begins = torch.tensor(edges, dtype=torch.int32, device=device)
     own = begins[torch.searchsorted(begins, at, right=True) - 1]
-    pairs = sum((b - a) * (b - a + 1) // 2 for a, b in zip(edges, edges[1:], strict=False))
+    pairs = sum((b - a) * (b - a + 1) // 2 for a, b in pairwise(edges))
     yield Mask(name=f"document {len(edges) - 1}", pairs=pairs, low=own, high=at + 1, edges=begins)
     window = min(settings.window, length)
     yield Mask(
@@ -98,7 +99,7 @@ def contenders(mask: Mask, x: Inputs, *, flex: bool) -> dict[str, Callable[[], A
     q, k, v = x.first
     if mask.name in ("full", "causal"):
         for name, backend in dense.sdpa_backends(q.device).items():
-            made[f"sdpa {name}"] = lambda backend=backend: _sdpa(q, k, v, backend, mask.name == "causal")
+            made[f"sdpa {name}"] = functools.partial(_sdpa, q, k, v, backend, mask.name == "causal")
     elif q.is_cuda and mask.blocks is None:
         made["flash"] = lambda: _flash(mask, x)
     made["lists"] = lambda: by_lists(mask, x)
@@ -133,7 +134,7 @@ def by_flex(mask: Mask, x: Inputs) -> Attend:
 
 
 def flex_mask(mask: Mask, block: int, length: int) -> Any:  # noqa: ANN401 - torch's BlockMask
-    """A mask as FlexAttention takes it: blocks seen in part, blocks seen whole, and what decides in the former.
+    """A mask as FlexAttention takes it: blocks seen in part, blocks seen whole, what decides in the former.
 
     The same function for all intervals, so that it is compiled once.
     """
@@ -162,12 +163,11 @@ def flex_mask(mask: Mask, block: int, length: int) -> Any:  # noqa: ANN401 - tor
     )
 
 
-@cache
-def _flex(compiled: bool) -> Callable[..., Any]:
+@functools.cache
+def _flex(compiled: bool) -> Any:  # noqa: ANN401 - one of two functions of torch
     from torch.nn.attention.flex_attention import flex_attention
 
-    made: Callable[..., Any] = torch.compile(flex_attention) if compiled else flex_attention
-    return made
+    return torch.compile(flex_attention) if compiled else flex_attention
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend, causal: bool) -> Attend:

@@ -1,4 +1,4 @@
-"""Methods on dense checkpoints whose choice can be run by the kernels over lists: their sizes, on random data.
+"""Methods on dense checkpoints that the kernels over lists can run: their sizes, on random data.
 
 A case is a choice (queries and keys in, lists out) and an attention (lists in, output out), timed apart.
 """
@@ -27,7 +27,7 @@ SIMULATED = {
 }
 """Methods that stay references here, and why: their rows say "quality only"."""
 _INIT, _LOCAL, _EXEC, _BLOCK, _TOP, _REPRESENTATIVES = 128, 4096, 512, 128, 16, 4
-"""InfLLM's sizes: first tokens, window, queries to a unit, tokens to a block, blocks of a unit, keys of each."""
+"""InfLLM's sizes: first tokens, window, queries to a unit, tokens to a block, a unit's blocks, keys of each."""
 
 
 @dataclass(slots=True)
@@ -80,7 +80,11 @@ def prefill_cases(q: Tensor, k: Tensor, v: Tensor, settings: BlockSettings) -> I
         ("block-sparse 100", partial(block_sparse, q, k), "")
     ]
     choices += [
-        (f"block-sparse {density:g} of all", partial(block_sparse, q, k, top=max(1, int(density * tiles))), "")
+        (
+            f"block-sparse {density:g} of all",
+            partial(block_sparse, q, k, top=max(1, int(density * tiles))),
+            "",
+        )
         for density in settings.densities
         if density in (0.1, 0.2, 0.5)
     ]
@@ -88,7 +92,11 @@ def prefill_cases(q: Tensor, k: Tensor, v: Tensor, settings: BlockSettings) -> I
         ("vertical-slash 1000/6096", partial(vertical_slash, q, k), "every head at the fallback sizes"),
         ("vertical-slash 30/800", partial(vertical_slash, q, k, vertical=30, slash=800), ""),
         ("moba 4096 x 12", partial(moba, q, k), "a tile reads the union of its queries' chunks"),
-        ("moba 512 x 8", partial(moba, q, k, chunk=512, top=8), "a tile reads the union of its queries' chunks"),
+        (
+            "moba 512 x 8",
+            partial(moba, q, k, chunk=512, top=8),
+            "a tile reads the union of its queries' chunks",
+        ),
     ]
     for name, choose, note in choices:
         chosen = _Chosen(choose, q, k, v)

@@ -22,7 +22,7 @@ def prefill(
 ) -> tuple[Tensor, Tensor]:
     """Arguments of `nsa_kernels.blocks.block_attention`, positions as int32 [B] each."""
     lists.check()
-    (batch, queries, heads, _), tokens = q.shape, k.shape[1]
+    (_, queries, heads, _), tokens = q.shape, k.shape[1]
     keys = torch.arange(tokens, device=q.device)
     outs, sums = [], []
     seen = lists.seen(tokens)

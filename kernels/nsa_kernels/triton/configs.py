@@ -3,10 +3,11 @@
 Each stage names its parameters itself. BM: rows of queries to a tile. BN: keys to a tile. TMA: whether tiles
 come (in the backward of compressed attention and window: dQ goes) in bulk copies. CHUNK: queries to a chunk,
 PIECE: to a program. OCCUPANCY: programs to a multiprocessor. HALVES: keys in halves. num_warps, num_stages,
-maxnreg: as Triton has them. block_prefill: of tiles of up to 64 queries, block_prefill_128 of more, BM at most
-(heads share a tile); block_decode: keys to a step, programs to a multiprocessor. compress_linear: BM blocks, BN outputs, BK elements of a token at a time (of 16
+maxnreg: as Triton has them. compress_linear: BM blocks, BN outputs, BK elements of a token at a time (of 16
 bits each; half as many of 32); compress_mlp the same with BN hidden units; compress_mean: PIECES blocks to a
-program, ROWS tokens read at once. The kernel for Hopper: BN, and the slots of its rings.
+program, ROWS tokens read at once. block_prefill: for tiles of up to 64 queries, block_prefill_128 for larger
+ones; heads share a tile of up to BM rows. block_decode: keys to a step, programs to a multiprocessor.
+page_scores: pages to a program. The kernel for Hopper: BN, and the slots of its rings.
 
 Candidates are measured by `benchmarks/tune_kernels.py` and `tune_decode.py` on the machine that they run on;
 what wins goes into these tables.
@@ -112,7 +113,10 @@ DEFAULT: Table = {
         128: {"BM": 128, "BN": 64, "num_warps": 8, "num_stages": 2},
         256: {"BM": 128, "BN": 32, "num_warps": 8, "num_stages": 2},
     },
-    "block_decode": {128: {"keys": 64, "programs": 4, "num_warps": 4}, 256: {"keys": 32, "programs": 4, "num_warps": 4}},
+    "block_decode": {
+        128: {"keys": 64, "programs": 4, "num_warps": 4},
+        256: {"keys": 32, "programs": 4, "num_warps": 4},
+    },
     "page_scores": {128: {"pages": 64, "num_warps": 4}},
 }
 
