@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 benchmarks/context_parallel.py --lengths 32k,64k,128k --json parallel.json
 
 Each process holds its tokens of a sequence of random data; keys and values are gathered whole, compressed
-keys too (`nsa_kernels.parallel`). One GPU alone does the same work on the whole sequence, with nothing to gather.
-A time is the slowest process's, between two barriers; the split's output is held to the whole one's.
+keys too (`nsa_kernels.parallel`). One GPU alone does the same work on the whole sequence, with nothing to
+gather. A time is the slowest process's, between two barriers; the split's output is held to the whole one's.
 """
 
 from __future__ import annotations
@@ -111,8 +111,9 @@ def show(row: Row) -> None:
     """One line."""
     print(
         f"{length_name(row.tokens):>6}: one {row.one_ms:.3f} ms, {row.processes} processes "
-        f"{row.split_ms:.3f} ms ({row.one_ms / row.split_ms:.2f}x), of which gathering {row.gather_ms:.3f} ms; relative difference "
-        f"{row.error:.2e}, largest {row.largest:.2e}, {'equal' if row.equal else 'not equal'} to the bit",
+        f"{row.split_ms:.3f} ms ({row.one_ms / row.split_ms:.2f}x), of which gathering "
+        f"{row.gather_ms:.3f} ms; relative difference {row.error:.2e}, largest {row.largest:.2e}, "
+        f"{'equal' if row.equal else 'not equal'} to the bit",
         flush=True,
     )
 

@@ -146,8 +146,8 @@ class BlockLists:
             (self.counts > self.firsts.shape[-1]).any()
         ):
             raise ValueError(
-                f"the blocks of a list must be ascending and {self.key_block} keys apart at least, from 0 on, and "
-                f"no more than its {self.firsts.shape[-1]} slots; BlockLists.from_blocks orders them"
+                f"the blocks of a list must be ascending and {self.key_block} keys apart at least, from 0 "
+                f"on, and no more than its {self.firsts.shape[-1]} slots; BlockLists.from_blocks orders them"
             )
         if self.members is not None and bool((self.firsts % self.key_block != 0)[used].any()):
             raise ValueError(f"with members, blocks must begin at multiples of {self.key_block}")

@@ -2,8 +2,8 @@
 
 An experiment in what a split costs. NSA reads few keys a query, but nobody knows beforehand which, so every
 process needs all keys: K and V are gathered whole, which for grouped heads is little (4 KV heads of 128 at
-64k tokens: 134 MB), and each process attends with its own queries. Compressed keys are made where their blocks
-begin and are gathered too.
+64k tokens: 134 MB), and each process attends with its own queries. Compressed keys are made where their
+blocks begin, and are gathered too.
 
 Queries of later tokens cost more than those of earlier ones, so the sequence is cut into 2 R pieces and
 process r of R gets the pieces r and 2 R - 1 - r. The result of a token doesn't depend on the split, but for

@@ -153,15 +153,14 @@ def lists():
     from nsa_kernels.blocks import PageLists
     from nsa_kernels.triton import blocks
 
-    for kind in (torch.float32, torch.float16, torch.bfloat16):
-        for width, query_block in ((64, 64), (128, 128)):
-            listed(kind, width, query_block)
+    for kind, width, query_block in ((torch.float32, 64, 64), (torch.float16, 64, 128),
+                                     (torch.bfloat16, 128, 64)):
+        listed(kind, width, query_block)
     low = torch.zeros(1, 300, dtype=torch.int32)
-    for more in (dict(columns=True), dict(members=True), dict(low=low),
-                 dict(low=low, columns=True, causal=False)):
+    for more in (dict(members=True), dict(low=low, columns=True), dict(causal=False)):
         listed(torch.float16, 64, 64, listed=8, **more)
-    for kind in (torch.float16, torch.float32):
-        for found in (8, 2, 1):
+    for kind, sizes in ((torch.float16, (8, 2)), (torch.float32, (1,))):
+        for found in sizes:
             pages = PageLists(firsts=torch.zeros(3, found, 9, dtype=torch.int32),
                               counts=torch.ones(3, found, dtype=torch.int32), page=16)
             q, k = torch.zeros(3, 8, 64, dtype=kind), torch.zeros(3, 200, 2, 64, dtype=kind)
