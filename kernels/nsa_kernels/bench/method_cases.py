@@ -27,7 +27,7 @@ SIMULATED = {
 }
 """Methods that stay references here, and why: their rows say "quality only"."""
 _INIT, _LOCAL, _EXEC, _BLOCK, _TOP, _REPRESENTATIVES = 128, 4096, 512, 128, 16, 4
-"""InfLLM's sizes: first tokens, window, queries to a unit, tokens to a block, a unit's blocks, keys of one."""
+"""InfLLM: first tokens, window, queries to a unit, tokens to a block, a unit's blocks, keys of one."""
 
 
 @dataclass(slots=True)
