@@ -17,23 +17,39 @@ from nsa_kernels.block_lists import BlockLists
 _CELLS = 2**26
 """Numbers of queries, or of their scores against blocks, that are held at a time."""
 _MOST_INDEX = 2**31 - 1
+_SHORT = 512
+"""Blocks to a row that is sorted whole."""
 
 
-def top_indices(scores: Tensor, count: int) -> Tensor:
-    """Indices of the `count` highest scores of the last axis, best first; of equal ones the lower index.
+def top_indices(scores: Tensor, count: int, *, ordered: bool = True) -> Tensor:
+    """Indices of the `count` highest scores of the last axis; of equal ones the lower index.
 
     Args:
         scores: float32 [..., X]; -inf for what can't be chosen.
         count: At most X.
+        ordered: The best come first; else in any order, which is quicker.
 
     Returns:
         int64 [..., count].
     """
+    best = _unique(scores).topk(count, dim=-1, sorted=ordered).values
+    return _MOST_INDEX - (best & _MOST_INDEX)
+
+
+def top_mask(scores: Tensor, count: int) -> Tensor:
+    """The same as booleans [..., X]: quick where X is small."""
+    keys = _unique(scores)
+    # Short rows are sorted several to a program; `topk` has a program for each.
+    ranked = keys.sort(dim=-1, descending=True) if keys.shape[-1] <= _SHORT else keys.topk(count, dim=-1)
+    return keys >= ranked.values[..., count - 1 : count]
+
+
+def _unique(scores: Tensor) -> Tensor:
+    """int64 keys in the order of the scores, of equal ones the lower index higher; no two are the same."""
     bits = (scores.float() + 0.0).view(torch.int32).long()  # + 0.0: one zero, not two
     rising = torch.where(bits >= 0, bits, bits ^ _MOST_INDEX)  # ordered as the scores are
     index = torch.arange(scores.shape[-1], device=scores.device)
-    keys = (rising << 32) | (_MOST_INDEX - index)
-    return _MOST_INDEX - (keys.topk(count, dim=-1).values & _MOST_INDEX)
+    return (rising << 32) | (_MOST_INDEX - index)
 
 
 def block_means(x: Tensor, block: int) -> Tensor:
@@ -68,7 +84,7 @@ def block_sparse(q: Tensor, k: Tensor, *, top: int = 100, block: int = 64) -> Bl
     tiles = scores.shape[-1]
     scores.masked_fill_(_later(tiles, scores.device), -torch.inf)
     count = max(1, min(top, q.shape[1] // block))
-    chosen = top_indices(scores, count)
+    chosen = top_indices(scores, count, ordered=False)
     own = torch.arange(tiles, device=q.device)[:, None]
     chosen = torch.where(chosen <= own, chosen, -1)
     return BlockLists.from_blocks(chosen, query_block=block, key_block=block, distinct=True)
@@ -99,9 +115,7 @@ def moba(q: Tensor, k: Tensor, *, chunk: int = 4096, top: int = 12, query_block:
         own = torch.arange(begin, begin + some.shape[1], device=q.device)[:, None] // chunk
         number = torch.arange(chunks, device=q.device)
         scores = scores.masked_fill(number > own, -torch.inf).masked_fill(number == own, torch.inf)
-        best = top_indices(scores, min(top, chunks))
-        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
-        parts.append(chosen & (number <= own))
+        parts.append(top_mask(scores, min(top, chunks)) & (number <= own))
     chosen = torch.cat(parts, 2)
     tiles = -(-count // query_block)
     padded = F.pad(chosen, (0, 0, 0, tiles * query_block - count))
@@ -125,13 +139,28 @@ def vertical_slash(
         last: Queries whose weights are summed.
         block: Queries to a tile and keys to a run.
     """
-    tokens = q.shape[1]
-    last = min(last, tokens)
+    last = min(last, q.shape[1])
     columns, offsets = column_and_diagonal_sums(q[:, -last:], k)
+    return best_slashes(columns, offsets, vertical=vertical, slash=slash, block=block)
+
+
+def best_slashes(
+    columns: Tensor, offsets: Tensor, *, vertical: int, slash: int, block: int = 64
+) -> BlockLists:
+    """Lists of the columns and diagonals of highest sums, with those that are always chosen.
+
+    Args:
+        columns: float32 [B, H, N], sums by key; changed in place.
+        offsets: float32 [B, H, N], sums by offset; changed in place.
+        vertical: Columns of each head, 30 at least.
+        slash: Diagonals of each head, 50 at least.
+        block: Queries to a tile and keys to a run.
+    """
+    tokens = columns.shape[-1]
     columns[..., :30] = torch.inf
     offsets[..., :100] = torch.inf
-    chosen = top_indices(columns, min(tokens, max(vertical, 30))).sort(-1).values
-    slashes = top_indices(offsets, min(tokens, max(slash, 50)))
+    chosen = top_indices(columns, min(tokens, max(vertical, 30)), ordered=False).sort(-1).values
+    slashes = top_indices(offsets, min(tokens, max(slash, 50)), ordered=False)
     return lists_of_slashes(chosen, slashes, tokens=tokens, block=block)
 
 

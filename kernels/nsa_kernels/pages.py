@@ -69,6 +69,12 @@ class PageExtremes:
             k: [B, H_kv, D].
             positions: Where it stands, integers [B]: behind all that the row has.
         """
+        if real_device(k.device).type == "cuda" and self.high.dtype == k.dtype:
+            from nsa_kernels.triton.blocks import append
+
+            with torch.cuda.device_of(k):
+                append(self.high, self.low, k, positions.int(), page=self.page)
+            return
         row = torch.arange(k.shape[0], device=k.device)
         number = positions.long() // self.page
         begins = (positions % self.page == 0)[:, None, None]
@@ -111,6 +117,7 @@ def quest_pages(
     page: int,
     budget: int,
     reading: Literal["eval", "kernel"] = "eval",
+    backend: str = "auto",
 ) -> PageLists:
     """The pages that each query head reads, as `nsa_models.methods.quest` defines both readings.
 
@@ -121,20 +128,37 @@ def quest_pages(
         budget: KV tokens.
         reading: "eval": max(3, min(budget, N) // page) of all pages. "kernel": budget // page pages, of which
             the last is always one and isn't scored.
+        backend: "auto" (the kernel on a GPU), "torch" or "triton".
+
+    Returns:
+        The pages in any order; of equal scores the lower page.
 
     Raises:
         ValueError: A budget of fewer pages than the reading takes.
     """
-    most = max(LEAST_PAGES if reading == "eval" else 1, budget // page)
-    if budget < page * (LEAST_PAGES if reading == "eval" else 1):
+    least = LEAST_PAGES if reading == "eval" else 1
+    if budget < page * least:
         raise ValueError(f"the {reading} reading of Quest takes more than {budget} tokens in pages of {page}")
+    if backend == "auto":
+        backend = "triton" if real_device(scores.device).type == "cuda" else "torch"
+    if backend == "triton":
+        from nsa_kernels.triton.blocks import MOST_PAGES, best_pages
+
+        if scores.shape[-1] <= MOST_PAGES:
+            with torch.cuda.device_of(scores):
+                firsts, counts = best_pages(
+                    scores, lengths.int(), page=page, budget=budget, least=least, forced=reading == "kernel"
+                )
+            return PageLists(firsts=firsts, counts=counts, page=page)
+    most = max(least, budget // page)
     index = torch.arange(scores.shape[-1], device=scores.device)
     pages = ((lengths + page - 1) // page)[:, None, None]  # [B, 1, 1]
     ranked = scores.float().masked_fill(index >= pages, -torch.inf)
     if reading == "eval":
-        count = (lengths.clamp(max=budget) // page).clamp(min=LEAST_PAGES)[:, None]
+        count = (lengths.clamp(max=budget) // page).clamp(min=least)[:, None]
     else:
-        ranked = ranked.masked_fill(index == pages - 1, torch.inf)
+        # Above all that is scored, if that be infinite.
+        ranked = ranked.clamp(max=torch.finfo(torch.float32).max).masked_fill(index == pages - 1, torch.inf)
         count = torch.full_like(lengths, most)[:, None]
     best = top_indices(ranked, min(most, scores.shape[-1]))
     count = torch.minimum(count, pages[..., 0]).expand(scores.shape[:2])

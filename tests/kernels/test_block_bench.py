@@ -129,7 +129,7 @@ def test_what_fails_is_a_note_and_the_rest_goes_on(monkeypatch):
     )
     assert [note.split(": ", 1)[1] for note in result.notes] == [
         "not measured: RuntimeError: no such kernel"
-    ] * 2
+    ] * 3
     assert any(row.what.startswith("infllm") for row in result.rows)
 
 

@@ -17,11 +17,12 @@ from nsa_kernels.block_choice import (
     lists_of_slashes,
     moba,
     top_indices,
+    top_mask,
     vertical_slash,
 )
 from nsa_kernels.blocks import block_attention, page_decode
 from nsa_kernels.pages import PageExtremes, quest_pages
-from nsa_kernels.triton.blocks import slash_lists
+from nsa_kernels.triton.blocks import append, slash_lists
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -39,12 +40,17 @@ def product(q, k):
     return torch.einsum("bnhd,bshd->bhns", q, k.repeat_interleave(q.shape[2] // k.shape[2], 2))
 
 
-def test_the_best_come_first_and_of_equal_ones_the_lower_index():
+def test_the_best_come_first_and_of_equal_ones_the_lower_index(monkeypatch):
     scores = torch.tensor([0.5, -0.0, 0.0, -2.0, 0.5, -torch.inf, torch.inf, -1.0], device=DEVICE)
     assert top_indices(scores, 8).tolist() == [6, 0, 4, 1, 2, 7, 3, 5]
     many = (drawn(3, 200, seed=4) * 3).round()
     expected = many.sort(dim=-1, descending=True, stable=True).indices[:, :50]
     assert torch.equal(top_indices(many, 50), expected)
+    assert torch.equal(top_indices(many, 50, ordered=False).sort(-1).values, expected.sort(-1).values)
+    mask = torch.zeros(3, 200, dtype=torch.bool, device=DEVICE).scatter_(-1, expected, True)
+    assert torch.equal(top_mask(many, 50), mask)
+    monkeypatch.setattr("nsa_kernels.block_choice._SHORT", 100)
+    assert torch.equal(top_mask(many, 50), mask)
 
 
 def test_means_of_blocks_end_with_what_is_there():
@@ -204,13 +210,18 @@ def test_extremes_bound_a_page_whatever_stands_behind_the_row(way, group):
             assert bool((products[:, page * 16 : page * 16 + 16] <= expected[:, page, None] + 1e-5).all())
 
 
-def test_extremes_kept_token_by_token_are_those_of_the_whole():
+@pytest.mark.parametrize("way", ["torch", "triton"])
+def test_extremes_kept_token_by_token_are_those_of_the_whole(way):
     k = drawn(2, 60, 2, 16)
     starts = torch.tensor([20, 31], device=DEVICE)
     kept = PageExtremes.of(k[:, :31], page=16, lengths=starts, capacity=60)
     row = torch.arange(2, device=DEVICE)
     for step in range(25):
-        kept.append(k[row, starts + step], starts + step)
+        new = k[row, starts + step], starts + step
+        if way == "triton":
+            append(kept.high, kept.low, new[0], new[1].int(), page=16)
+        else:
+            kept.append(*new)
     for i, length in enumerate((starts + 25).tolist()):
         whole = PageExtremes.of(k[i : i + 1, :length], page=16)
         pages = -(-length // 16)
@@ -232,7 +243,7 @@ def test_quest_decodes_as_its_method_does(reading, budget):
     kept = PageExtremes.of(k, page=16, lengths=lengths)
     for way in ("torch", "triton"):
         scores = kept.scores(q, backend=way)
-        lists = quest_pages(scores, lengths, page=16, budget=budget, reading=reading)
+        lists = quest_pages(scores, lengths, page=16, budget=budget, reading=reading, backend=way)
         lists.check()
         found = page_decode(q, k, v, lists, lengths=lengths, backend="triton")
         index = lists.firsts[..., None] + torch.arange(16, device=DEVICE)
@@ -244,6 +255,27 @@ def test_quest_decodes_as_its_method_does(reading, budget):
         weights = (product(q[:, None], k)[:, :, 0] / 4).masked_fill(~keep, -torch.inf).softmax(-1)
         expected = torch.einsum("bhs,bshd->bhd", weights, v.repeat_interleave(2, 2))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("reading", ["eval", "kernel"])
+def test_the_best_pages_are_found_without_sorting(reading):
+    """Ties, both zeros, numbers of either sign, infinities, and rows from empty to longer than the budget."""
+    scores = (drawn(6, 3, 70, seed=7) * 2).round()
+    scores[0, 0] = 0.0
+    scores[0, 1] = -torch.inf
+    scores[1] = -scores[1].abs() - 1e-30
+    scores[2, 0, ::3], scores[2, 1, 5] = torch.inf, -0.0
+    lengths = torch.tensor([1120, 1120, 1117, 300, 33, 1], device=DEVICE)
+    for budget in (48, 320, 5000):
+        given = {"page": 16, "budget": budget, "reading": reading}
+        found, expected = (quest_pages(scores, lengths, **given, backend=way) for way in ("triton", "torch"))
+        found.check()
+        assert torch.equal(found.counts, expected.counts)
+        for row in range(6):
+            for head in range(3):
+                count = int(found.counts[row, head])
+                pages = found.firsts[row, head, :count].tolist()
+                assert pages == sorted(expected.firsts[row, head, :count].tolist())
 
 
 def test_a_budget_below_what_a_reading_takes_is_refused():

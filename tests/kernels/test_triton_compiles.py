@@ -165,7 +165,10 @@ def lists():
                               counts=torch.ones(3, found, dtype=torch.int32), page=16)
             q, k = torch.zeros(3, 8, 64, dtype=kind), torch.zeros(3, 200, 2, 64, dtype=kind)
             blocks.decode(q, k, k, pages, lengths=torch.ones(3, dtype=torch.int32), scale=0.1)
-        blocks.page_scores(q, k, k)
+        blocks.append(k, k, k[:, 0], pages.counts[:, 0], page=16)
+        scores = blocks.page_scores(q, k, k)
+        for forced in (True, False):
+            blocks.best_pages(scores, pages.counts[:, 0], page=16, budget=99, least=3, forced=forced)
     below, columns = torch.zeros(1, 2, 365, dtype=torch.int32), torch.zeros(1, 2, 40, dtype=torch.int32)
     blocks.slash_lists(below, columns, tiles=5, block=64)
 
@@ -180,8 +183,8 @@ KERNELS = {
     "phi": "linear_forward_kernel mean_backward_kernel mean_forward_kernel mlp_forward_kernel",
     "one_token": "attend_kernel merge_kernel score_kernel",
     "dense": "merge_kernel merge_splits_kernel norm_rotate_kernel nucleus_kernel partial_kernel place_kernel",
-    "lists": "block_prefill_kernel columns_kernel merge_splits_kernel page_partial_kernel page_scores_kernel "
-    "runs_kernel",
+    "lists": "append_kernel best_pages_kernel block_prefill_kernel columns_kernel merge_splits_kernel "
+    "page_partial_kernel page_scores_kernel runs_kernel",
     "many": "attend_kernel bulk merge_kernel pointers score_kernel",
 }
 

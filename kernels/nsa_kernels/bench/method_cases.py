@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.bench.block_result import BlockSettings
-from nsa_kernels.block_choice import block_means, block_sparse, moba, top_indices, vertical_slash
+from nsa_kernels.block_choice import (
+    best_slashes,
+    block_means,
+    block_sparse,
+    column_and_diagonal_sums,
+    moba,
+    top_mask,
+    vertical_slash,
+)
 from nsa_kernels.blocks import BlockLists, PageLists, block_attention, page_decode
 from nsa_kernels.pages import PageExtremes, quest_pages
 from nsa_kernels.spans import Merger, Part
@@ -88,14 +96,17 @@ def prefill_cases(q: Tensor, k: Tensor, v: Tensor, settings: BlockSettings) -> I
         for density in settings.densities
         if density in (0.1, 0.2, 0.5)
     ]
+    alike = _alike(q)
     choices += [
-        ("vertical-slash 1000/6096", partial(vertical_slash, q, k), "every head at the fallback sizes"),
-        ("vertical-slash 30/800", partial(vertical_slash, q, k, vertical=30, slash=800), ""),
+        ("vertical-slash 1000/6096", partial(vertical_slash, q, k), "diagonals anywhere: nearly all is read"),
+        ("vertical-slash 1000/6096, near", partial(_near_slashes, q, k, 1000, 6096), _NEAR),
+        ("vertical-slash 30/800, near", partial(_near_slashes, q, k, 30, 800), _NEAR),
         ("moba 4096 x 12", partial(moba, q, k), "a tile reads the union of its queries' chunks"),
+        ("moba 512 x 8", partial(moba, q, k, chunk=512, top=8), "a tile reads its queries' union: all"),
         (
-            "moba 512 x 8",
-            partial(moba, q, k, chunk=512, top=8),
-            "a tile reads the union of its queries' chunks",
+            "moba 512 x 8, alike",
+            partial(moba, alike, k, chunk=512, top=8),
+            f"queries alike in stretches of {_STRETCH}",
         ),
     ]
     for name, choose, note in choices:
@@ -110,6 +121,27 @@ def prefill_cases(q: Tensor, k: Tensor, v: Tensor, settings: BlockSettings) -> I
         infllm.pairs,
         "retrieval and attention; scoring representatives and moving positions are left out",
     )
+
+
+_STRETCH = 512
+_NEAR = "half of the diagonals next to the main one, the others in bands of 64"
+
+
+def _alike(q: Tensor) -> Tensor:
+    """Queries that agree with their neighbours more than they differ."""
+    tokens = q.shape[1]
+    common = q[:, ::_STRETCH].repeat_interleave(_STRETCH, 1)[:, :tokens]
+    return q + 4 * common
+
+
+def _near_slashes(q: Tensor, k: Tensor, vertical: int, slash: int) -> BlockLists:
+    """`vertical_slash` with its whole cost, led to diagonals that lie as a trained model's do."""
+    columns, offsets = column_and_diagonal_sums(q[:, -64:], k)
+    offset = torch.arange(offsets.shape[-1], device=q.device)
+    bands = max(1, offset.numel() // 64)
+    stride = max(1, bands // max(1, slash // 2 // 64))
+    offsets += torch.where(offset < slash // 2, 1e6, torch.where(offset // 64 % stride == 0, 1e3, 0.0))
+    return best_slashes(columns, offsets, vertical=vertical, slash=slash)
 
 
 class InfLLM:
@@ -148,8 +180,7 @@ class InfLLM:
         older = (block + 1) * _BLOCK <= unit - _LOCAL + 1
         first = block < _INIT // _BLOCK
         ranked = scores.masked_fill(~older | first, -torch.inf)
-        best = top_indices(ranked, min(_TOP, scores.shape[1]))
-        chosen = torch.zeros_like(older).scatter_(1, best, True) & older | (first & older)
+        chosen = (top_mask(ranked, min(_TOP, scores.shape[1])) | first) & older
         tiles = chosen.repeat_interleave(_EXEC // 64, 0)[: self.window.counts.shape[2]]
         self.far = BlockLists.from_mask(tiles[None, None], query_block=64, key_block=_BLOCK)
 
@@ -180,14 +211,16 @@ class QuestSet:
     v: Tensor
     pages: PageExtremes
     lengths: Tensor
+    new: Tensor
+    """The last key of each row [B, H_kv, D], which a model has at hand."""
+    last: Tensor
+    """Where it stands, [B]."""
     budget: int
     lists: PageLists | None = None
 
     def choose(self) -> None:
         """The new token's page, every page's bound, the best pages."""
-        row = torch.arange(self.k.shape[0], device=self.k.device)
-        last = self.lengths - 1
-        self.pages.append(self.k[row, last.long()], last)
+        self.pages.append(self.new, self.last)
         scores = self.pages.scores(self.q)
         self.lists = quest_pages(scores, self.lengths, page=self.pages.page, budget=self.budget)
 
@@ -212,11 +245,14 @@ def quest_set(
     """Random caches of `length` tokens in `batch` rows, in pages of `page`."""
     shape = (batch, length, settings.kv_heads, settings.head_dim)
     q, k, v = draw(batch, settings.heads, settings.head_dim), draw(*shape), draw(*shape)
+    lengths = torch.full((batch,), length, dtype=torch.int32, device=q.device)
     return QuestSet(
+        new=k[:, -1].contiguous(),
+        last=lengths - 1,
         q=q,
         k=k,
         v=v,
         pages=PageExtremes.of(k, page=page),
-        lengths=torch.full((batch,), length, dtype=torch.int32, device=q.device),
+        lengths=lengths,
         budget=0,
     )
