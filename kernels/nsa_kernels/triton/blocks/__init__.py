@@ -1,7 +1,7 @@
 """Attention by lists of key blocks (`prefill`) and pages (`decode`), and what makes such lists on the device.
 
-`pages` keeps, scores and picks Quest's pages, `slashes` turns diagonals and columns into lists. Steps of online
-softmax are those of `prefill`, splits are merged by the kernel of `spans`.
+`pages` keeps, scores and picks Quest's pages, `slashes` turns diagonals and columns into lists. Steps of
+online softmax are those of `prefill`, splits are merged by the kernel of `spans`.
 """
 
 from nsa_kernels.triton.blocks.decode import decode
