@@ -77,14 +77,13 @@ def block_sparse(q: Tensor, k: Tensor, *, top: int = 100, block: int = 64) -> Bl
     Args:
         q: [B, N, H, D].
         k: [B, N, H_kv, D].
-        top: Blocks of each tile, at most N // block of them (one at least).
+        top: Blocks of each tile.
         block: Queries to a tile, and keys to a block.
     """
     scores = _grouped(block_means(q, block), block_means(k, block))  # [B, H, T, T]
     tiles = scores.shape[-1]
     scores.masked_fill_(_later(tiles, scores.device), -torch.inf)
-    count = max(1, min(top, q.shape[1] // block))
-    chosen = top_indices(scores, count, ordered=False)
+    chosen = top_indices(scores, min(top, tiles), ordered=False)
     own = torch.arange(tiles, device=q.device)[:, None]
     chosen = torch.where(chosen <= own, chosen, -1)
     return BlockLists.from_blocks(chosen, query_block=block, key_block=block, distinct=True)
