@@ -3,11 +3,16 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
+from nsa_kernels.ahead import rehearsal
 from nsa_kernels.bench.block_measure import measure_blocks
+from nsa_kernels.bench.block_rehearsal import rehearse
 from nsa_kernels.bench.block_result import BlockMeasurement, BlockRow, BlockSettings
 from nsa_kernels.bench.mask_cases import Inputs, by_flex, by_lists, contenders, flex_mask, masks
 from nsa_kernels.bench.method_cases import InfLLM, prefill_cases
@@ -108,6 +113,26 @@ def test_a_run_on_a_cpu_fills_every_table(monkeypatch):
     data = json.loads(result.dumps())
     assert data["settings"]["window"] == 24
     assert len(data["rows"]) == len(result.rows)
+
+
+def test_kernels_are_known_before_they_are_launched(monkeypatch):
+    """Every call goes through on tensors without memory, as on a GPU that need not be there."""
+    import nsa_kernels.triton
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(multi_processor_count=132)
+    )
+    monkeypatch.setattr(nsa_kernels.triton, "unavailable", lambda: None)
+    small = BlockSettings(lengths=(4096,), mask_lengths=(4096,), densities=(0.5,), batches=(2,))
+    # A device that no other test asks for: what is found out about one is remembered.
+    with torch.no_grad(), rehearsal(torch.device("cuda", 7)) as launches:
+        rehearse(small, budgets=(64,), page=16)
+    names = {launch.kernel.fn.__name__ for launch in launches}
+    assert names >= {
+        *("block_prefill_kernel", "runs_kernel", "columns_kernel", "append_kernel", "page_scores_kernel"),
+        *("best_pages_kernel", "page_partial_kernel", "merge_splits_kernel", "_window_forward_kernel"),
+    }
 
 
 def test_what_would_begin_too_late_is_left_out_and_said():

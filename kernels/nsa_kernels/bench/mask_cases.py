@@ -104,9 +104,9 @@ def contenders(mask: Mask, x: Inputs, *, flex: bool) -> dict[str, Callable[[], A
         made["flash"] = lambda: _flash(mask, x)
     made["lists"] = lambda: by_lists(mask, x)
     if mask.name.startswith("sliding") and q.is_cuda:
-        made["window"] = lambda: _window(x)
+        made["window"] = lambda: window(x)
     if mask.name == "causal":
-        made["nsa"] = lambda: _nsa(x)
+        made["nsa"] = lambda: nsa(x)
     if flex:
         made["flex"] = lambda: by_flex(mask, x)
     return made
@@ -203,7 +203,7 @@ def _flash(mask: Mask, x: Inputs) -> Attend:
     return attend
 
 
-def _window(x: Inputs) -> Attend:
+def window(x: Inputs) -> Attend:
     """The window branch of this package's NSA alone."""
     from nsa_kernels.triton.function import make_grid
     from nsa_kernels.triton.prefill.window import window_forward
@@ -216,7 +216,7 @@ def _window(x: Inputs) -> Attend:
     return lambda: window_forward(x.q, x.k, x.v, grid)[0]
 
 
-def _nsa(x: Inputs) -> Attend:
+def nsa(x: Inputs) -> Attend:
     """NSA with the paper's blocks, compression and gates included."""
     geometry = BlockGeometry()
     gates = torch.full((*x.q.shape[:3], 3), 0.5, dtype=x.q.dtype, device=x.q.device)
