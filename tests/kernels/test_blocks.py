@@ -273,6 +273,16 @@ def test_a_list_that_would_count_a_key_twice_is_refused_and_looks_like_no_answer
     assert found.out[0, :16].isfinite().all()
 
 
+def test_long_lists_are_looked_through_piece_by_piece(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("nsa_kernels.triton.blocks.prefill"), "_SCAN", 4)
+    q, k, v = heads_of(16, 200, batch=1, kv_heads=1)
+    firsts = [0, 17, 40, 56, 80, 96, 120, 136, 160, 180]
+    both(q, k, v, by_hand([firsts]), start=150)
+    firsts[4] = 70  # it overlaps the one before, across the seam
+    found = block_attention(q, k, v, by_hand([firsts]), start=150, backend="triton")
+    assert found.out.isnan().all()
+
+
 def test_a_column_within_a_block_is_refused():
     lists = by_hand([[0], [0], [4]], [[], [], [3, 19]])
     with pytest.raises(ValueError, match="count twice"):

@@ -28,7 +28,7 @@ from nsa_kernels.triton.tiles import (
     wide,
 )
 
-_SCAN = 128
+_SCAN = 512
 """Entries of a list that are looked at together."""
 
 
