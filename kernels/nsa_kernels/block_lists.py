@@ -149,10 +149,18 @@ class BlockLists:
                 f"the blocks of a list must be ascending and {self.key_block} keys apart at least, from 0 "
                 f"on, and no more than its {self.firsts.shape[-1]} slots; BlockLists.from_blocks orders them"
             )
-        if self.members is not None and bool((self.firsts % self.key_block != 0)[used].any()):
-            raise ValueError(f"with members, blocks must begin at multiples of {self.key_block}")
+        if self.members is not None:
+            known = self.members.shape[-1] * _WORD * self.key_block
+            outside = (self.firsts % self.key_block != 0) | (self.firsts >= known)
+            if bool((outside & used).any()):
+                raise ValueError(
+                    f"with members, blocks must begin at multiples of {self.key_block} and before {known}, "
+                    "where there are bits"
+                )
         if self.columns is None or self.column_counts is None:
             return
+        if bool((self.column_counts > self.columns.shape[-1]).any()):
+            raise ValueError(f"a list has more columns than its {self.columns.shape[-1]} slots")
         width = torch.arange(self.columns.shape[-1], device=self.columns.device)
         single = width < self.column_counts[..., None]
         before = torch.full_like(self.columns, -1)

@@ -290,6 +290,19 @@ def test_a_column_within_a_block_is_refused():
     by_hand([[0], [0], [4]], [[], [], [3, 20]]).check()
 
 
+def test_members_without_a_bit_for_a_block_are_refused_and_see_nothing_of_it():
+    q, k, v = heads_of(16, 700, batch=1, kv_heads=1)
+    lists = by_hand([[0, 640]])
+    short = lists.with_members(torch.ones(1, 2, 16, 32, dtype=torch.bool, device=DEVICE))
+    with pytest.raises(ValueError, match="where there are bits"):
+        short.check()
+    found = block_attention(q, k, v, short, start=680, backend="triton")
+    expected = block_attention(q, k, v, by_hand([[0]]), start=680, backend="torch")
+    torch.testing.assert_close(found.out, expected.out, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        by_hand([[8]]).with_members(torch.ones(1, 2, 16, 40, dtype=torch.bool)).check()
+
+
 def test_pairs_are_those_that_a_tile_computes():
     lists = by_hand([[0], [5], [0, 30]], [[], [2, 25], []])
     seen = torch.zeros(40, 40, dtype=torch.bool)

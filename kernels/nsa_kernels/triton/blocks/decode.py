@@ -109,7 +109,7 @@ def page_partial_kernel(
     listed = wide(batch) * lists + unit // (units // lists)
     kv_head = unit // (units // kv_heads)
     list_at = Firsts + listed * pages
-    count = tl.load(Counts + listed)
+    count = tl.minimum(tl.load(Counts + listed), pages)
     length = tl.load(Lengths + batch)
     steps = tl.cdiv(count * PAGE, KEYS)
     run = tl.cdiv(steps, splits)

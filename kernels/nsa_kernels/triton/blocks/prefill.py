@@ -199,7 +199,7 @@ def block_prefill_kernel(
 
     # The list: how much of it counts, how much of that may need `low`, and whether it is in order.
     listed = (wide(batch) * lists + first_head // SHARED) * tiles + tile
-    count = tl.load(Counts + listed)
+    count = tl.minimum(tl.load(Counts + listed), width)
     list_at = Firsts + listed * width
     entry = tl.arange(0, SCAN)
     used = tl.zeros([SCAN], tl.int32)
@@ -257,7 +257,7 @@ def block_prefill_kernel(
         if MEMBERS:
             block = at // KEY_BLOCK
             word = ((wide(batch) * heads + head) * queries + query) * words + block // 32
-            word = tl.load(Members + word, mask=real, other=0)
+            word = tl.load(Members + word, mask=real & (block // 32 < words), other=0)
             upto = tl.where((word >> (block % 32)) & 1 != 0, high, 0)
         acc, top, total = attend(
             acc, top, total, q, q, k_tiles, v_tiles, stride_ks, stride_vs, batch, kv_head, at, limit, low,
@@ -266,7 +266,7 @@ def block_prefill_kernel(
         at = following
 
     if COLUMNS:
-        singles = tl.load(Column_counts + listed)
+        singles = tl.minimum(tl.load(Column_counts + listed), column_width)
         single_at = Columns + listed * column_width
         column = tl.arange(0, BN)
         for at_column in tl.range(0, singles, BN):
