@@ -130,8 +130,8 @@ def with_variants(
 
     Args:
         models: One checkpoint or several.
-        methods: `NAME:BUDGET[,BUDGET...][,OPTION=VALUE...]`, any number; a budget is tokens (2k) or a share
-            of each prompt (10%).
+        methods: `NAME:BUDGET[,BUDGET...][,OPTION=VALUE...]`, budgets in tokens or percent of each prompt, or
+            `NAME[:OPTION=VALUE...]` for a method without a budget; any number.
         sweeps: `FIELD=VALUE[,VALUE...]`, any number.
 
     Raises:
@@ -154,25 +154,30 @@ def with_variants(
 
 
 def _method(text: str) -> dict[str, Any]:
-    """`quest:1k,2k,page=16` as a config writes it: `parse_method`'s form, with one budget or several."""
-    from nsa_models.methods import MethodError, is_share, method_at, parse_method
+    """`quest:1k,2k,page=16` as a config writes it: `parse_method`'s form, with any number of budgets."""
+    from nsa_models.methods import Budgeted, MethodError, is_share, method_at, parse_method
 
-    name, _, rest = text.partition(":")
-    parts = [part.strip() for part in rest.split(",")]
-    budgets = [part for part in parts if "=" not in part] or [""]
+    name, colon, rest = text.partition(":")
+    parts = [part.strip() for part in rest.split(",")] if colon else []
+    budgets = [part for part in parts if "=" not in part]
     options = [part for part in parts if "=" in part]
     try:
         # A share's other parts are read as those of any budget.
         tokens = ["1m" if is_share(budget) else budget for budget in budgets]
-        found = [parse_method(f"{name}:{','.join([budget, *options])}") for budget in tokens]
+        single = [f"{name}:{','.join([budget, *options])}" for budget in tokens]
         for budget in filter(is_share, budgets):
             method_at(name, budget)
+        found = [parse_method(each) for each in single or [text]]
     except MethodError as error:
         raise UserError(f"--method {text}: {error}") from None
     given = {option.partition("=")[0].strip() for option in options}
     plain = {key: _plain(value) for key, value in found[0].parameters().items() if key in given}
+    if not isinstance(found[0], Budgeted):
+        return {"name": found[0].name, **plain}
     listed = [
-        budget if is_share(budget) else method.budget for budget, method in zip(budgets, found, strict=True)
+        budget if is_share(budget) else method.budget
+        for budget, method in zip(budgets, found, strict=True)
+        if isinstance(method, Budgeted)
     ]
     return {"name": found[0].name, "budget": listed if len(listed) > 1 else listed[0], **plain}
 

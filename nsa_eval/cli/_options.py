@@ -147,7 +147,8 @@ MethodOption = Annotated[
         "--method",
         metavar="NAME:BUDGET",
         help="Evaluate the dense models under a sparse-attention method too (nsa-eval ls methods): "
-        "quest:2560, or with more budgets and options quest:1k,2k,reading=kernel; quest:5%,10% of a prompt.",
+        "quest:2560, or with more budgets and options quest:1k,2k,reading=kernel; quest:5%,10% of a prompt; "
+        "xattention:tau=0.9 where there is no budget.",
         show_default=False,
     ),
 ]

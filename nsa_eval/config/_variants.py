@@ -36,7 +36,7 @@ class Variant:
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the checkpoint's config, with their new values."""
     method: MethodSpec | None = None
-    """A sparse method with one budget, or None."""
+    """A sparse method with one budget, or without; or no method."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -112,7 +112,8 @@ def _parts(changes: Mapping[str, Any], method: MethodSpec | None) -> Iterator[st
     for key, value in changes.items():
         yield f"+{_SYMBOLS.get(key, key)}={_short(value)}"
     if method is not None:
-        yield f"+{method.name}@{str(method.budget).replace('%', 'pct')}"
+        budget = "" if method.budget is None else f"@{str(method.budget).replace('%', 'pct')}"
+        yield f"+{method.name}{budget}"
         yield from (f",{key}={_short(value)}" for key, value in method.options.items())
 
 

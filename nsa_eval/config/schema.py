@@ -43,13 +43,14 @@ class MethodSpec(_Section):
 
     name: str = Field(min_length=1)
     """Which method: `nsa-eval ls methods` lists them."""
-    budget: Budget
+    budget: Budget | None = None
     """KV tokens that a query reads (the method says what counts), or a share of each prompt such as 10%, in
-    whole multiples of 16 tokens; a list makes one variant of each."""
+    whole multiples of 16 tokens; a list makes one variant of each. Left out for a method without a budget,
+    such as `xattention`: keys of its own decide."""
 
     @property
-    def single_budget(self) -> int | str:
-        """The budget of a variant, in which lists are written out.
+    def single_budget(self) -> int | str | None:
+        """The budget of a variant, in which lists are written out; None for a method without one.
 
         Raises:
             ValueError: A list.

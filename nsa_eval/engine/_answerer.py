@@ -194,9 +194,10 @@ class Answerer:
         with once(self.model.device):
             family = self._family or family_of(self.model, own_attention=True)
         self._family = family
-        if method.phase != "prefill" and not family.caches:
+        if not family.caches:
+            acts = "acts on prompts alone, not" if method.phase == "prefill" else "acts"
             raise UserError(
-                f"{method.label} acts while decoding from a cache, and models of type "
+                f"{method.label} {acts} while decoding from a cache, and models of type "
                 f"{self.model.config.model_type!r} are run without one"
             )
         try:
@@ -204,6 +205,10 @@ class Answerer:
         except MethodError as error:
             raise UserError(str(error)) from None
         said = [*attached.notes]
+        if method.phase == "prefill":
+            said.append("decode steps are dense")
+        if not method.chunked_prefill:
+            said.append("each prompt is read in one forward, whatever prefill_chunk says")
         if method.phase == "decode":
             said.append("prompts are read dense: log-likelihoods are those of the dense model")
         if not method.lm_scores:
@@ -213,7 +218,10 @@ class Answerer:
         label = method.label if self._share is None else self._share.label
         self._events += [AuditEvent(kind="method", detail=f"{label}: {remark}") for remark in said]
         restrictions = Restrictions(
-            continuable=method.chunked_prefill, shared=method.shared_prefixes, graphs=False
+            continuable=method.chunked_prefill,
+            shared=method.shared_prefixes,
+            graphs=False,
+            either_phase=method.phase == "both" and method.chunked_prefill,
         )
         self._reader = Reader(
             self.model,

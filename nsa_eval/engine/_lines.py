@@ -100,8 +100,14 @@ class Line:
         else:
             self.counted = (prefill, cells if decode is None else decode + cells)
 
-    def rewind(self) -> None:
-        """Forget what was chosen and never arrived: its last forward failed."""
+    def rewind(self, *, keep: bool) -> None:
+        """Forget what was chosen and never arrived: its last forward failed.
+
+        Args:
+            keep: Go on from the tokens that arrived; otherwise the reply begins anew.
+        """
+        if not keep:
+            self.tokens.clear()
         self.picked = len(self.tokens)
         if self.sampler is not None:
             self.sampler = Sampler(self.sampler.sampling, self.request.seed)

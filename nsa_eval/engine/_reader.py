@@ -78,10 +78,11 @@ class Reader:
         self.name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self.family = family or family_of(model)
         allowed = restrictions or Restrictions()
-        # The one place where the two meet: the rest of the engine asks for these three.
+        # The one place where the two meet: the rest of the engine asks for these four.
         self.continuable = self.family.continuable and allowed.continuable
         self.shared = self.family.shared and self.continuable and allowed.shared
         self.graphs = allowed.graphs
+        self.either_phase = allowed.either_phase
         self._method = attached_to(model)
         self.device = model.device
         self.worth = _FORWARD_TOKENS_CUDA if self.device.type == "cuda" else 0

@@ -3,7 +3,8 @@
 Where a family's rows can't join others, a batch ends before the next begins. A reply that grows across a
 border of the model's frequencies (nsa_models/families/_frequencies.py) leaves its batch there: its prompt and
 what it has so far are read again, as the prompt of the rest. So are rows that were taken out for want of
-memory.
+memory. Under a sparse method that reads prompts and steps differently (`Reader.either_phase`) the former is
+an error, and the latter begin anew.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from nsa_eval.engine._prefixes import Node
 from nsa_eval.engine._reader import NonFiniteLogitsError, Place, Reader
 from nsa_eval.engine._steps import Decoding, FixedSlots, RowSlots
 from nsa_eval.engine._traversal import Member, Traversal
+from nsa_eval.errors import UserError
 from nsa_models.families import Rows
 
 # Decode steps that reading a few prompts takes as long as: all other rows wait meanwhile.
@@ -177,7 +179,7 @@ class Scheduler:
             entries: Lines without a slot; no more than there are free ones.
             rows: Who has read the prefixes; None: nobody.
         """
-        if rows is not None and isinstance(self._slots(), FixedSlots):
+        if rows is not None and self.reader.either_phase and isinstance(self._slots(), FixedSlots):
             # Of several replies to one prompt all but its last token is read: a step reads that as well.
             read = [entry for entry in entries if entry.line.length - entry.depth == 1]
             if read:
@@ -200,7 +202,7 @@ class Scheduler:
             # Some may have got their token before: they go on from it.
             left = [entry for entry in entries if not (entry.line.ended or entry.line in self._parked)]
             for entry in left:
-                entry.line.rewind()
+                entry.line.rewind(keep=self.reader.either_phase)
             middle = (len(left) + 1) // 2 if alone else len(left)
             for part in (left[:middle], left[middle:]):
                 self._in_turn(part, rows)
@@ -369,6 +371,12 @@ class Scheduler:
         # The next forward, which feeds the token just chosen, has as many tokens as the line.
         if self.reader.regime(line.length) == self.reader.regime(line.length - 1):
             return False
+        if not self.reader.either_phase:
+            raise UserError(
+                f"{line.request.origin}: at {line.length} tokens the positional frequencies of "
+                f"{self.reader.name} change, so that its reply would be read again as a prompt, which isn't "
+                "what the method does to replies; set a max_length that keeps replies on one side"
+            )
         self._parked.append(line)
         return True
 
@@ -392,7 +400,7 @@ class Scheduler:
             raise torch.OutOfMemoryError("one row at a time doesn't fit")
         for line in lines:
             line.slot = None
-            line.rewind()
+            line.rewind(keep=self.reader.either_phase)
         self._parked += lines
         self._most = max(1, min(count, max(1, len(lines))) // 2)
         torch.cuda.empty_cache()

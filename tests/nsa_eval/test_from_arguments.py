@@ -28,6 +28,18 @@ def test_text_and_config_give_the_same_variant():
     assert written == {"method": {"name": "quest", "budget": 512, "reading": "kernel", "dense_layers": []}}
 
 
+def test_a_method_without_a_budget_is_told_by_its_options():
+    listed = {"name": "xattention", "tau": [0.8, 0.9]}
+    swept = [{"name": "one", "path": DENSE, "variants": [{"method": listed}]}]
+    assert names(swept) == ["one+xattention,tau=0.8", "one+xattention,tau=0.9"]
+    [entry] = with_variants(DENSE, methods=["xattention:tau=.8,stride=8"])
+    assert entry["variants"][1] == {"method": {"name": "xattention", "tau": 0.8, "stride": 8}}
+    models = with_variants([DENSE], methods=["xattention", "xattention:tau=.8", "power-attention:window=3"])
+    assert names(models)[1:] == [
+        "twin-full-v0+xattention", "twin-full-v0+xattention,tau=0.8", "twin-full-v0+power-attention,window=3",
+    ]  # fmt: skip
+
+
 def test_without_flags_nothing_changes():
     assert with_variants([DENSE]) == [{"name": "twin-full-v0", "path": DENSE}]
 
@@ -43,6 +55,8 @@ def test_a_model_that_is_not_here_yet_takes_both(tmp_path):
         ([NSA], ["quest:512"], [], "--method quest:512: the models are sparse already: zoo:twin-nsa-v0"),
         ([DENSE], [], ["nsa_window=4"], "--sweep nsa_window=4: the models have no such field"),
         ([DENSE], ["quest"], [], "--method quest: a method is written NAME:BUDGET"),
+        ([DENSE], ["xattention:512"], [], "--method xattention:512: xattention has no budget, got '512'"),
+        ([DENSE], ["quest:"], [], "--method quest:: a method is written NAME:BUDGET"),
         ([DENSE], ["qest:512"], [], "--method qest:512: unknown method 'qest', did you mean quest?"),
         ([DENSE], ["quest:512,pages=2"], [], "unknown option 'pages', did you mean page?"),
         ([NSA], [], ["nsa_window"], "--sweep nsa_window: expected KEY=V1,V2"),
@@ -62,7 +76,10 @@ def test_texts_that_fit_nothing_are_refused(models, methods, sweeps, message):
         ([{"name": "x", "set": {"nsa_window": [1, 2]}}], "'x' would name 2 variants"),
         ([{}, {"set": {}}], "is the name of another variant already"),
         ([{"name": "store"}], "is what a file of the run's own is called"),
-        ([{"method": {"name": "quest"}}], "budget: this key is required"),
+        ([{"method": {"name": "quest"}}], "quest: a budget is missing: KV tokens read"),
+        ([{"method": {"name": "xattention", "budget": 512}}], "xattention has no budget, got 512"),
+        ([{"method": {"name": "xattention", "budget": "10%"}}], "xattention has no budget, got '10%'"),
+        ([{"method": {"name": "xattention", "tau": 0}}], "xattention: tau must be above 0"),
         ([{"method": {"name": "quest", "budget": 0}}], "expected a length in tokens"),
         ([{"method": {"name": "quest", "budget": [512, 512]}}], "each once"),
         ([{"method": {"name": "quest", "budget": 512, "page": 0}}], "page must be at least 1"),

@@ -42,6 +42,9 @@ class Restrictions:
     """The cache of a prefix may be copied for several prompts."""
     graphs: bool = True
     """Decode steps may be replayed from a CUDA graph."""
+    either_phase: bool = True
+    """A token is the same whether a prompt or a step reads it. Otherwise no step may read the end of a
+    prompt, and a reply that was taken out begins anew: what it had isn't a prompt."""
 
 
 @dataclass(slots=True, kw_only=True)

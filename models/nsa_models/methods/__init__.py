@@ -13,9 +13,10 @@ Example:
 """
 
 from nsa_models.methods._attach import attach
-from nsa_models.methods._base import DECLARATIONS, Method, MethodError, Phase, field_types
+from nsa_models.methods._base import DECLARATIONS, Budgeted, Method, MethodError, Phase, field_types
 from nsa_models.methods._block import QueryBlock, keep_top
 from nsa_models.methods._handle import Attached, attached_to
+from nsa_models.methods._prompt import PromptRow
 from nsa_models.methods._reads import LayerReads, ReadCounts, Reads
 from nsa_models.methods._registry import make_method, methods, parse_method
 from nsa_models.methods._share import MethodShare, is_share, method_at
@@ -23,11 +24,13 @@ from nsa_models.methods._share import MethodShare, is_share, method_at
 __all__ = [
     "DECLARATIONS",
     "Attached",
+    "Budgeted",
     "LayerReads",
     "Method",
     "MethodError",
     "MethodShare",
     "Phase",
+    "PromptRow",
     "QueryBlock",
     "ReadCounts",
     "Reads",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, Union, get_args, get_origi
 from torch import Tensor
 
 from nsa_models.methods._block import QueryBlock
+from nsa_models.methods._prompt import PromptRow
 
 Phase: TypeAlias = Literal["prefill", "decode", "both"]
 
@@ -26,13 +28,13 @@ class Method(ABC):
 
     A subclass is one public module of this package: a frozen, keyword-only dataclass whose docstring says
     what the method is, its paper, and each parameter with unit and default. It sets the class variables
-    below, `select`, `kv_reads`, and whatever else differs from a method that keeps the whole cache.
+    below, `select`, `kv_reads`, and whatever else differs from a method that keeps the whole cache. How much
+    a query reads is a budget (`Budgeted`), or follows from parameters of another kind, named in `stated`.
 
     House rules, where papers are silent: ties go to the lower index, a key counts once in the softmax,
     page and block grids begin at a sequence's own first token.
 
     Attributes:
-        budget: KV tokens that a query reads per layer and head; `budget_unit` says what else it means.
         dense_layers: Layers that are left dense, by index from 0.
     """
 
@@ -45,11 +47,14 @@ class Method(ABC):
     phase: ClassVar[Phase]
     """Where it acts: "decode" leaves prompts dense, "prefill" leaves decode steps dense."""
     budget_unit: ClassVar[str]
-    """What one unit of the budget is."""
+    """What one unit of the budget is; of a method without one, what decides how much is read."""
+    stated: ClassVar[tuple[str, ...]]
+    """Fields that a label always tells: what decides how much is read."""
     per: ClassVar[Literal["query head", "KV head", "layer"]]
     """Who shares one selection: each query head has its own, a KV head's group one, or all heads one."""
     chunked_prefill: ClassVar[bool]
-    """A prompt read in pieces gives what it gives as a whole."""
+    """A prompt read in pieces gives what it gives as a whole. Where False, pieces are refused, and `plan`
+    sees each prompt whole before its queries choose."""
     shared_prefixes: ClassVar[bool]
     """What was read of a prefix holds whatever follows it, so that prompts may share it."""
     lm_scores: ClassVar[bool]
@@ -63,7 +68,6 @@ class Method(ABC):
     version: ClassVar[int] = 1
     """Raise it when the same parameters can give another response than before."""
 
-    budget: int
     dense_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -76,8 +80,6 @@ class Method(ABC):
         for field in dataclasses.fields(self):
             if not _fits(getattr(self, field.name), hints[field.name]):
                 self.refuse(field.name, f"must be {_wanted(hints[field.name])}")
-        if self.budget < 1:
-            self.refuse("budget", "must be at least 1 KV token")
         if list(self.dense_layers) != sorted(set(self.dense_layers)) or min(self.dense_layers, default=0) < 0:
             self.refuse("dense_layers", "must be rising layer numbers from 0")
 
@@ -90,6 +92,16 @@ class Method(ABC):
         raise MethodError(f"{self.name}: {field} {what}, got {getattr(self, field)!r}")
 
     # --- what a query reads ---
+
+    def plan(self, row: PromptRow) -> Any:  # noqa: ANN401 - a method's own
+        """What is decided once for a prompt, layer by layer; `block.plans` hands it to `select`.
+
+        Only methods that declare `chunked_prefill=False` are asked, in prefill.
+
+        Args:
+            row: All queries and keys of the prompt, at least one.
+        """
+        return None
 
     @abstractmethod
     def select(self, block: QueryBlock) -> Tensor:
@@ -128,21 +140,25 @@ class Method(ABC):
     # --- names and records ---
 
     def parameters(self) -> dict[str, Any]:
-        """All fields by name, with the budget first."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """All fields by name, with the budget first, where there is one."""
+        return {name: getattr(self, name) for name in field_types(type(self))}
 
     @property
     def label(self) -> str:
         """`quest@2560`, with every parameter that isn't at its default: `quest@2560-reading=kernel`.
 
-        Letters, digits and `. _ - @ + =` only, so that it can name a file.
+        Without a budget, what decides in its place: `xattention@tau=0.9`. Letters, digits and `. _ - @ + =`
+        only, so that it can name a file.
         """
-        parts = [f"{self.name}@{self.budget}"]
+        parts = [f"{self.name}@{self._stated()}"]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "budget" and value != field.default:
+            if field.name not in self.stated and value != field.default:
                 parts.append(f"{field.name}={_written(value)}")
         return "-".join(parts)
+
+    def _stated(self) -> str:
+        return "+".join(f"{name}={_written(getattr(self, name))}" for name in self.stated)
 
     def describe(self) -> dict[str, Any]:
         """Every parameter and declaration as plain JSON: what a stored response depends on."""
@@ -157,6 +173,32 @@ class Method(ABC):
             "parameters": parameters,
             "declarations": declarations,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgeted(Method):
+    """A method that reads a fixed number of KV tokens.
+
+    Attributes:
+        budget: KV tokens that a query reads per layer and head; `budget_unit` says what else it means.
+    """
+
+    stated: ClassVar[tuple[str, ...]] = ("budget",)
+
+    budget: int
+
+    def __post_init__(self) -> None:
+        """Check the fields that all methods share.
+
+        Raises:
+            MethodError: A field is of another type or out of its range.
+        """
+        super().__post_init__()
+        if self.budget < 1:
+            self.refuse("budget", "must be at least 1 KV token")
+
+    def _stated(self) -> str:
+        return str(self.budget)
 
 
 DECLARATIONS = (
@@ -175,9 +217,10 @@ DECLARATIONS = (
 
 
 def field_types(method: type[Method]) -> Mapping[str, Any]:
-    """A method's fields and their types, in the order in which they are shown."""
+    """A method's fields and their types, in the order in which they are shown: the budget first."""
     hints = get_type_hints(method)
-    return MappingProxyType({field.name: hints[field.name] for field in dataclasses.fields(method)})
+    names = sorted((field.name for field in dataclasses.fields(method)), key=lambda name: name != "budget")
+    return MappingProxyType({name: hints[name] for name in names})
 
 
 def _fits(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type, or a form of `typing`
@@ -188,7 +231,7 @@ def _fits(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type, or a form
     if get_origin(kind) is Union:
         return any(_fits(value, one) for one in get_args(kind))
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
@@ -197,7 +240,7 @@ def _wanted(kind: Any) -> str:  # noqa: ANN401 - as in `_fits`
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
         return "a tuple of whole numbers"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
+    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}.get(
         kind, str(kind)
     )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,9 @@ class QueryBlock:
     """Index of the layer."""
     rotate: Rotate | None = None
     """Moves queries to other positions; given to methods that declare `needs_rotary`."""
+    plans: Sequence[Any] | None = None
+    """What `Method.plan` decided for each row's prompt, None for a row without tokens; None for methods that
+    take prompts in pieces, and in decode."""
 
     @cached_property
     def visible(self) -> Tensor:
@@ -125,6 +128,7 @@ def attend(
     scaling: float,
     layer: int,
     rotate: Rotate | None,
+    plans: Sequence[Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention over the keys that `method` selects: the reference, which keeps all keys.
 
@@ -137,6 +141,7 @@ def attend(
         scaling: Factor of q.k.
         layer: Index of the layer.
         rotate: See `QueryBlock`.
+        plans: See `QueryBlock`.
 
     Returns:
         [B, H, n, d_v] in q's dtype, 0 for a query that sees nothing; and the KV tokens read by all real
@@ -162,6 +167,7 @@ def attend(
             scaling=scaling,
             layer=layer,
             rotate=rotate,
+            plans=plans,
         )
         keep = method.select(block) & block.visible
         logits = method.logits(block).masked_fill(~keep, float("-inf"))

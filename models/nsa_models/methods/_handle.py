@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from nsa_models.methods._base import Method, MethodError
 from nsa_models.methods._block import Rotate, attend
 from nsa_models.methods._placement import Placement
+from nsa_models.methods._prompt import prompt_rows
 from nsa_models.methods._reads import Now, Reads
 
 _attached: weakref.WeakKeyDictionary[PreTrainedModel, Attached] = weakref.WeakKeyDictionary()
@@ -186,10 +187,36 @@ class Attached(ABC):
     ) -> Tensor:
         """Attend by the method and count; q [B, H, n, d], k and v in order of positions."""
         out, read = attend(
-            self.method, q, k, v, place, scaling=scaling, layer=layer, rotate=self._rotations.get(layer)
+            self.method,
+            q,
+            k,
+            v,
+            place,
+            scaling=scaling,
+            layer=layer,
+            rotate=self._rotations.get(layer),
+            plans=self._plans(q, k, place, scaling=scaling, layer=layer, phase=phase),
         )
         self._count(q, place, read, layer=layer, phase=phase, sparse=True)
         return out
+
+    def _plans(
+        self, q: Tensor, k: Tensor, place: Placement, *, scaling: float, layer: int, phase: Now
+    ) -> list[Any] | None:
+        """What the method decides for whole prompts; None if it takes them in pieces, and in decode.
+
+        Raises:
+            MethodError: A piece of a prompt arrived.
+        """
+        if phase == "decode" or self.method.chunked_prefill:
+            return None
+        rows = prompt_rows(q, k, place, scaling=scaling, layer=layer)
+        if rows is None:
+            raise MethodError(
+                f"{self.method.name}: it needs a prompt whole, and this one came in pieces; read it in one "
+                "forward with an empty cache, and wrap decode steps in decoding()"
+            )
+        return [None if row is None else self.method.plan(row) for row in rows]
 
     def _count(
         self, q: Tensor, place: Placement, read: Tensor | None, *, layer: int, phase: Now, sparse: bool

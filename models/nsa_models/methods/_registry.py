@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -13,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
 import nsa_models.methods as package
-from nsa_models.methods._base import Method, MethodError, field_types
+from nsa_models.methods._base import Budgeted, Method, MethodError, field_types
 
 _TOKENS = re.compile(r"(\d+)\s*([km]?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}
@@ -47,26 +48,41 @@ def methods() -> Mapping[str, type[Method]]:
     return MappingProxyType(dict(sorted(found.items())))
 
 
-def make_method(name: str, budget: int | str, **options: Any) -> Method:  # noqa: ANN401 - any field's value
+def make_method(
+    name: str,
+    budget: int | str | None = None,
+    **options: Any,  # noqa: ANN401 - any field's value
+) -> Method:
     """Make a method.
 
     Args:
         name: One of `methods()`.
-        budget: KV tokens, or a text such as "2560" or "4k" (k = 1024).
+        budget: KV tokens, or a text such as "2560" or "4k" (k = 1024); None for a method without a budget.
         options: Further fields; texts are read by the field's type.
 
     Raises:
-        MethodError: An unknown name or option, or a value that isn't allowed.
+        MethodError: An unknown name or option, a value that isn't allowed, no budget or one too many.
 
     Example:
         >>> make_method("quest", "4k", reading="kernel").label
         'quest@4096-reading=kernel'
+        >>> make_method("xattention", tau=0.8).label
+        'xattention@tau=0.8'
     """
     if name not in methods():
         raise MethodError(f"unknown method {name!r}{_hint(name, methods())}")
     chosen = methods()[name]
     kinds = field_types(chosen)
-    values: dict[str, Any] = {"budget": budget, **options}
+    values: dict[str, Any] = dict(options)
+    if issubclass(chosen, Budgeted):
+        if budget is None:
+            raise MethodError(f"{name}: a budget is missing: {chosen.budget_unit}")
+        values["budget"] = budget
+    elif budget is not None:
+        raise MethodError(
+            f"{name} has no budget, got {budget!r}: how much it reads follows from {_and(chosen.stated)}; "
+            f"write {_without_budget(chosen)}"
+        )
     for key, value in values.items():
         if key not in kinds:
             raise MethodError(
@@ -76,33 +92,56 @@ def make_method(name: str, budget: int | str, **options: Any) -> Method:  # noqa
             values[key] = _read(name, key, value, kinds[key])
         elif isinstance(value, list):
             values[key] = tuple(value)
+        elif kinds[key] is float and type(value) is int:
+            values[key] = float(value)  # one text for one value, in labels and stored keys
     return chosen(**values)
 
 
 def parse_method(text: str) -> Method:
     """Read `NAME:BUDGET` or `NAME:BUDGET,OPTION=VALUE,...`, such as `quest:2560` or `quest:4k,page=32`.
 
-    A list of layers is written with plus signs, `dense_layers=0+1`, and an empty one `none`.
+    A method without a budget is `NAME` or `NAME:OPTION=VALUE,...`, such as `xattention:tau=0.9`. A list of
+    layers is written with plus signs, `dense_layers=0+1`, and an empty one `none`.
 
     Raises:
         MethodError: A text of another form, or what `make_method` refuses.
     """
     name, colon, rest = text.strip().partition(":")
-    budget, *options = (part.strip() for part in rest.split(","))
-    form = f"a method is written NAME:BUDGET[,OPTION=VALUE...], such as quest:2560,page=16; got {text!r}"
+    parts = [part.strip() for part in rest.split(",")] if colon else []
     if name and name not in methods():
         raise MethodError(f"unknown method {name!r}{_hint(name, methods())}")
-    if not (name and colon and budget) or "=" in budget:
+    chosen = methods().get(name)
+    budgeted = chosen is None or issubclass(chosen, Budgeted)
+    has_budget = bool(parts) and bool(parts[0]) and "=" not in parts[0]
+    form = "a method is written NAME:BUDGET[,OPTION=VALUE...], such as quest:2560,page=16"
+    if chosen is not None and not budgeted:
+        form = f"{name} is written NAME[:OPTION=VALUE...], such as {_without_budget(chosen)}"
+    form += f"; got {text!r}"
+    if chosen is None or (colon and not parts[0]) or (budgeted and not has_budget):
         raise MethodError(form)
+    budget = parts.pop(0) if has_budget else None
     values: dict[str, str] = {}
-    for option in options:
+    for option in parts:
         key, equals, value = (part.strip() for part in option.partition("="))
         if not (key and equals and value):
             raise MethodError(f"{form}: {option!r} isn't OPTION=VALUE")
-        if key == "budget" or key in values:
+        if key in values or (key == "budget" and budget is not None):
             raise MethodError(f"{name}: {key} is given twice in {text!r}")
-        values[key] = value
+        if key == "budget":
+            budget = value
+        else:
+            values[key] = value
     return make_method(name, budget, **values)
+
+
+def _without_budget(method: type[Method]) -> str:
+    """How a method without a budget is written, with what it always states at its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(method)}
+    return f"{method.name}:{','.join(f'{name}={defaults[name]}' for name in method.stated)}"
+
+
+def _and(names: Iterable[str]) -> str:
+    return " and ".join(names)
 
 
 def _read(name: str, field: str, text: str, kind: Any) -> object:  # noqa: ANN401 - a type, or a form of `typing`

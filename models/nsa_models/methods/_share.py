@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from nsa_models.methods._base import Method, MethodError
-from nsa_models.methods._registry import make_method
+from nsa_models.methods._base import Budgeted, Method, MethodError
+from nsa_models.methods._registry import make_method, methods
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 # Budgets are whole pages of Quest's, as Sparse Frontier rounds them; prompts of about one length then share a
@@ -69,18 +69,22 @@ def is_share(budget: object) -> bool:
     return isinstance(budget, str) and _PERCENT.fullmatch(budget.strip()) is not None
 
 
-def method_at(name: str, budget: int | str, **options: Any) -> Method | MethodShare:  # noqa: ANN401
-    """A method at a budget in tokens, or at one that is a share of each prompt.
+def method_at(
+    name: str,
+    budget: int | str | None = None,
+    **options: Any,  # noqa: ANN401
+) -> Method | MethodShare:
+    """A method at a budget in tokens, or at one that is a share of each prompt; or one without a budget.
 
     Args:
         name: One of `methods()`.
-        budget: KV tokens, as `make_method` takes them, or a share such as "10%".
+        budget: KV tokens, as `make_method` takes them, or a share such as "10%"; None for one without.
         options: Further fields.
 
     Raises:
         MethodError: What `make_method` refuses, or a share outside of 0 to 100 %.
     """
-    if not is_share(budget):
+    if not is_share(budget) or not (name in methods() and issubclass(methods()[name], Budgeted)):
         return make_method(name, budget, **options)
     match = _PERCENT.fullmatch(str(budget).strip())
     assert match is not None

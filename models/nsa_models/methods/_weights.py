@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nsa_models.methods._base import Method, MethodError
+from nsa_models.methods._base import Budgeted, MethodError
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighted(Method):
+class Weighted(Budgeted):
     """A method whose choice has weights.
 
     A stored response depends on their contents, and not on where they lie: records and labels carry a hash.

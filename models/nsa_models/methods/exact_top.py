@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nsa_models.methods._base import Method, Phase
+from nsa_models.methods._base import Budgeted, Phase
 from nsa_models.methods._block import QueryBlock, keep_top
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExactTop(Method):
+class ExactTop(Budgeted):
     """Exact-Top: full attention scores choose, sparse attention reads (a baseline of
     arXiv 2502.11089, Table 2).
 

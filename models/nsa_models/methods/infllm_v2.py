@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nsa_models.methods._base import Method, Phase
+from nsa_models.methods._base import Budgeted, Phase
 from nsa_models.methods._block import QueryBlock, keep_top
 from nsa_models.methods._pooled import (
     always_read,
@@ -21,7 +21,7 @@ from nsa_models.methods._pooled import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfLLMV2(Method):
+class InfLLMV2(Budgeted):
     """InfLLM-V2: a dense model switched to blocks of keys, as MiniCPM4 is trained to be (arXiv 2509.24663).
 
     Keys after RoPE are averaged over stretches of `kernel` tokens, one every `stride`. Each query head takes

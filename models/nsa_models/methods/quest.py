@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nsa_models.methods._base import Method, Phase
+from nsa_models.methods._base import Budgeted, Phase
 from nsa_models.methods._block import QueryBlock, grouped, keep_top
 
 Reading = Literal["eval", "kernel"]
@@ -18,7 +18,7 @@ _LEAST_PAGES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quest(Method):
+class Quest(Budgeted):
     """Quest: query-aware choice of KV pages while decoding (arXiv 2406.10774).
 
     Keys stand in pages of `page` tokens, the last one incomplete. Over its keys after RoPE, a page

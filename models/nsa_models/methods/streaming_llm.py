@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nsa_models.methods._base import Method, Phase
+from nsa_models.methods._base import Budgeted, Phase
 from nsa_models.methods._block import QueryBlock
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamingLLM(Method):
+class StreamingLLM(Budgeted):
     """StreamingLLM: the first tokens and the latest, whatever they say (arXiv 2309.17453).
 
     Token by token, query t reads the first `first` keys, the `budget - first` keys before it and its own;

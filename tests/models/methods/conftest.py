@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
-from nsa_models.methods import Attached, Method, make_method
+from nsa_models.methods import Attached, Method, PromptRow, QueryBlock, make_method
+from nsa_models.methods._rotary import Rotation
 
 VOCAB = 61
 
@@ -71,13 +72,24 @@ def weights_folder() -> str:
     return folder
 
 
-# A method is tested by standing here: options under which a row of 40 tokens has far more than it reads. The
-# same options with a large budget must read everything.
+# A method is tested by standing here: options under which a row of 40 tokens has far more than it reads.
 LISTED: dict[str, list[dict[str, Any]]] = {
+    "anchor-attention": [
+        {"theta": 0.1, "block": 2, "step": 2},
+        {"theta": 0.5, "block": 3, "step": 2, "dense_layers": (1,)},
+    ],
+    "block-sparse": [{"budget": 8, "block": 4}, {"budget": 9, "block": 3, "dense_layers": (0,)}],
     "exact-top": [
         {"budget": 9, "first": 2, "local": 3},
         {"budget": 6, "first": 0, "local": 0, "dense_layers": (1,)},
     ],
+    "flexprefill": [
+        {"gamma": 0.5, "tau": 0.0, "least": 7, "block": 4},
+        {"gamma": 0.4, "tau": 1.0, "least": 3, "block": 4},
+    ],
+    "moba": [{"budget": 8, "chunk": 4}, {"budget": 9, "chunk": 3, "dense_layers": (2,)}],
+    "pbs-attn": [{"tau": 0.5, "block": 2, "segment": 4}, {"tau": 0.3, "block": 3, "segment": 3}],
+    "power-attention": [{"window": 1, "block": 2}, {"window": 3, "block": 1, "dense_layers": (0,)}],
     "infllm-v2": [
         {"budget": 12, "kernel": 4, "stride": 2, "block": 4, "window": 4, "dense_length": 0},
         {
@@ -105,11 +117,27 @@ LISTED: dict[str, list[dict[str, Any]]] = {
         {"budget": 12, "page": 4, "dense_layers": (0,)},
         {"budget": 12, "page": 4, "dense_layers": (), "reading": "kernel"},
     ],
+    "s2-attention": [{"local": 2, "stride": 4, "block": 2}, {"local": 1, "stride": 3, "block": 4}],
     "seer-attention": [
         {"budget": 12, "block": 4, "weights": weights_folder()},
         {"budget": 8, "block": 4, "weights": weights_folder(), "rope": False, "dense_layers": (1,)},
     ],
     "streaming-llm": [{"budget": 9, "first": 2}, {"budget": 7, "first": 0}],
+    "vertical-slash": [
+        {"budget": 8, "vertical": 4, "first": 1, "local": 2, "last": 5},
+        {"budget": 4, "vertical": 2, "first": 1, "local": 1, "last": 5, "reading": "kernel", "block": 4},
+    ],
+    "xattention": [{"tau": 0.6, "stride": 2, "block": 4}, {"tau": 0.3, "stride": 4, "block": 4}],
+}
+
+# What makes a method without a budget read everything; of the others a large budget must.
+FULL: dict[str, dict[str, Any]] = {
+    "anchor-attention": {"theta": 1e9},
+    "flexprefill": {"least": 400},
+    "pbs-attn": {"tau": 1.0},
+    "power-attention": {"window": 400},
+    "s2-attention": {"local": 400},
+    "xattention": {"tau": 1.1},
 }
 
 
@@ -139,6 +167,35 @@ def make_model() -> Callable[..., PreTrainedModel]:
 def model(request: pytest.FixtureRequest, make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
     """Each kind of model in turn."""
     return make_model(request.param)
+
+
+def whole_prompt(q: Tensor, k: Tensor, method: Method, *, scaling: float = 0.5) -> QueryBlock:
+    """All queries [1, H, n, d] of one prompt with its keys [1, H_kv, n, d], planned where it is planned."""
+    row = PromptRow(q=q[0], k=k[0], scaling=scaling, layer=0)
+    return QueryBlock(
+        q=q,
+        k=k,
+        v=torch.randn(k.shape, generator=torch.Generator().manual_seed(7), dtype=k.dtype),
+        positions=torch.arange(q.shape[2])[None],
+        scaling=scaling,
+        layer=0,
+        rotate=Rotation(inv_freq=torch.tensor([1.0, 0.3, 0.1, 0.03]), interleaved=False, at_end=False),
+        plans=None if method.chunked_prefill else [method.plan(row)],
+    )
+
+
+def prompt_sets(method: Method, q: Tensor, k: Tensor) -> list[list[set[int]]]:
+    """The keys that each head's queries of one prompt read: [head][position]."""
+    block = whole_prompt(q, k, method)
+    keep = (method.select(block) & block.visible).expand(1, q.shape[1], -1, -1)[0]
+    return [[set(query.nonzero().flatten().tolist()) for query in head] for head in keep]
+
+
+def random_row(count: int, *, seed: int = 0, heads: int = 4, groups: int = 2) -> tuple[Tensor, Tensor]:
+    """Queries [1, H, count, 8] and keys [1, H_kv, count, 8]."""
+    maker = torch.Generator().manual_seed(seed)
+    q = torch.randn(1, heads, count, 8, generator=maker, dtype=torch.float64)
+    return q, torch.randn(1, groups, count, 8, generator=maker, dtype=torch.float64)
 
 
 def tokens(count: int, seed: int = 1) -> Tensor:

@@ -6,17 +6,36 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from nsa_models.methods import Method, QueryBlock, attach, make_method, methods, parse_method
-from nsa_models.methods._rotary import Rotation
+from nsa_models.methods import (
+    Budgeted,
+    Method,
+    MethodError,
+    attach,
+    make_method,
+    methods,
+    parse_method,
+)
 
-from .conftest import LISTED, Rows, read_alone, tokens
+from .conftest import FULL, LISTED, Rows, random_row, read_alone, tokens, whole_prompt
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+
+# Methods whose choices see later tokens: those of a query's own block alone, of this many queries, or all.
+ROW_BLOCK: dict[str, Callable[[Method], int]] = {
+    "anchor-attention": lambda method: method.block * method.step,
+    "block-sparse": lambda method: method.block,
+    "xattention": lambda method: method.block,
+}
+LOOKS_AHEAD = {"flexprefill", "pbs-attn", "vertical-slash"}
+
+# Methods whose choices go by how weights are spread, which the scale of queries changes.
+BY_WEIGHTS = {"anchor-attention", "flexprefill", "pbs-attn", "vertical-slash", "xattention"}
 
 
 def per_token(method: Method, start: int, end: int) -> tuple[int, int]:
@@ -39,11 +58,13 @@ def test_declarations_are_complete(method: Method) -> None:
 
 
 def test_label_tells_parameters_apart(method: Method) -> None:
-    assert method.label == f"{method.name}@{method.budget}" or "=" in method.label
+    budget = 49_152 if isinstance(method, Budgeted) else None
     weights = {name: value for name, value in method.parameters().items() if name == "weights"}
-    default = make_method(method.name, 2560, **weights)
-    assert default.label.startswith(f"{method.name}@2560")
-    assert weights or default.label == f"{method.name}@2560"
+    default = make_method(method.name, budget, **weights)
+    stated = "+".join(f"{field}={getattr(default, field)}" for field in default.stated)
+    stated = f"{method.name}@{stated}".replace("budget=", "")
+    assert default.label.startswith(stated)
+    assert weights or default.label == stated
     assert (method.label == default.label) == (method == default)
 
 
@@ -53,19 +74,24 @@ def test_text_gives_the_same_method(method: Method) -> None:
         for key, value in method.parameters().items()
         if key != "budget"
     ]
-    assert parse_method(f"{method.name}:{','.join([str(method.budget), *options])}") == method
+    budget = [str(method.budget)] if isinstance(method, Budgeted) else []
+    assert parse_method(f"{method.name}:{','.join([*budget, *options])}") == method
 
 
 def test_full_budget_is_dense(model: PreTrainedModel, method: Method) -> None:
-    row, steps = tokens(40), 1
-    full = dataclasses.replace(method, budget=400)
-    # Prompts are sparse from the first query on, decode-only methods from the first step on.
-    first = len(row) - steps if method.phase == "decode" else 0
-    assert all(full.kv_reads_least(t + 1) == t + 1 for t in range(first, len(row)))
-    dense = read_alone(model, None, row, steps)
+    row = tokens(40)
+    full = dataclasses.replace(method, **FULL.get(method.name, {"budget": 400}))
+    dense = read_alone(model, None, row, 1)
     with attach(model, full) as attached:
-        torch.testing.assert_close(read_alone(model, attached, row, steps), dense, **CLOSE)
-        assert any(layer.sparse for layer in attached.reads.last)
+        rows = Rows(model, 1, attached)
+        found, chose = [], []
+        for piece, decode in ((row[:-1], False), (row[-1:], True)):
+            found += rows.feed([piece], decode=decode)
+            last = attached.reads.last
+            assert all(layer.counts.read == layer.counts.dense for layer in last)
+            chose += [layer.phase for layer in last if layer.sparse]
+    torch.testing.assert_close(torch.cat(found), dense, **CLOSE)
+    assert {*chose} == ({"prefill", "decode"} if method.phase == "both" else {method.phase})
 
 
 def test_small_budget_is_not_dense(model: PreTrainedModel, method: Method) -> None:
@@ -76,34 +102,69 @@ def test_small_budget_is_not_dense(model: PreTrainedModel, method: Method) -> No
     assert (sparse[-1] - dense[-1]).abs().max() > 1e-3
 
 
-def test_selection_is_causal(model: PreTrainedModel, method: Method) -> None:
-    assert method.lm_scores, "a method whose choices look ahead needs a test that shows it"
-    row, other = tokens(40), tokens(40, seed=9)
-    changed = torch.cat([row[:25], other[25:]])
+def changed_rows(model: PreTrainedModel, method: Method, first: int, seed: int) -> torch.Tensor:
+    """Whether each position's logits move, [40], when the tokens from `first` on are others."""
+    row, other = tokens(40), tokens(40, seed=seed)
+    changed = torch.cat([row[:first], other[first:]])
     with attach(model, method) as attached:
         one, two = (read_alone(model, attached, ids, 0) for ids in (row, changed))
-    torch.testing.assert_close(one[:25], two[:25], **CLOSE)
-    assert (one[25:] - two[25:]).abs().max() > 1e-3
+    return (one - two).abs().amax(-1) > 1e-9
 
 
-def test_pieces_equal_the_whole_prompt(model: PreTrainedModel, method: Method) -> None:
-    assert method.chunked_prefill, (
-        "a method that needs the whole prompt must refuse pieces, which nothing tests yet"
+def test_selection_is_causal(model: PreTrainedModel, method: Method) -> None:
+    assert method.lm_scores == (method.name not in {*ROW_BLOCK, *LOOKS_AHEAD})
+    # Causal after a query's own block of queries; that of a causal method is itself.
+    block = ROW_BLOCK.get(method.name, lambda _: 1)(method)
+    first = 25 // block * block
+    changed = changed_rows(model, method, first, 9)
+    assert changed[first:].any()
+    if method.name not in LOOKS_AHEAD:
+        assert not changed[:first].any()
+    if method.lm_scores:
+        return
+    # The tokens changed are all behind these queries, and yet they choose other keys.
+    begin, laters = (first, [first + block - 1]) if method.name in ROW_BLOCK else (0, [38, 34, 28])
+    assert any(
+        changed_rows(model, method, later, seed)[begin:later].any()
+        for later in laters
+        for seed in range(9, 15)
     )
+
+
+def test_pieces_equal_the_whole_prompt_or_are_refused(model: PreTrainedModel, method: Method) -> None:
     row = tokens(40)
     with attach(model, method) as attached:
         whole = read_alone(model, attached, row, 6)
         rows = Rows(model, 1, attached)
         # A last piece of one token is still prefill.
-        parts = [logits for piece in row[:34].split([13, 20, 1]) for logits in rows.feed([piece])]
+        pieces = row[:34].split([13, 20, 1])
+        if not method.chunked_prefill:
+            rows.feed(pieces[:1])
+            for piece in (pieces[1], pieces[2]):
+                with pytest.raises(MethodError, match=f"{method.name}: it needs a prompt whole"):
+                    rows.feed([piece])
+            return
+        parts = [logits for piece in pieces for logits in rows.feed([piece])]
         for token in row[34:]:
             parts += rows.feed([token[None]], decode=True)
     torch.testing.assert_close(torch.cat(parts), whole, **CLOSE)
 
 
+def test_blocks_of_the_attention_change_nothing(
+    model: PreTrainedModel, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = tokens(40)
+    with attach(model, method) as attached:
+        whole, read = read_alone(model, attached, row, 3), attached.reads.prefill
+        attached.reads.reset()
+        monkeypatch.setattr("nsa_models.methods._block._CELLS_CPU", 4 * 40 * 7)  # 7 queries
+        torch.testing.assert_close(read_alone(model, attached, row, 3), whole, **CLOSE)
+        assert attached.reads.prefill == read
+
+
 def test_padded_rows_equal_rows_alone(model: PreTrainedModel, method: Method) -> None:
     many = [tokens(40, seed=2), tokens(23, seed=3), tokens(31, seed=4)]
-    pieces = [[13, 20, 1], [13, 4, 0], [9, 16, 0]]
+    pieces = [[13, 20, 1], [13, 4, 0], [9, 16, 0]] if method.chunked_prefill else [[34], [17], [25]]
     with attach(model, method) as attached:
         alone = [read_alone(model, attached, row, 6) for row in many]
         totals = {"prefill": attached.reads.prefill, "decode": attached.reads.decode}
@@ -111,8 +172,8 @@ def test_padded_rows_equal_rows_alone(model: PreTrainedModel, method: Method) ->
         rows = Rows(model, 3, attached)
         parts: list[list[torch.Tensor]] = [[], [], []]
         splits = [row[:-6].split(sizes) for row, sizes in zip(many, pieces, strict=True)]
-        for step in range(3):
-            for row, logits in enumerate(rows.feed([split[step] for split in splits])):
+        for given in zip(*splits, strict=True):
+            for row, logits in enumerate(rows.feed(list(given))):
                 parts[row].append(logits)
         for step in range(6):
             given = [row[len(row) - 6 + step][None] for row in many]
@@ -160,7 +221,10 @@ def test_reads_are_as_stated(model: PreTrainedModel, method: Method) -> None:
                 assert layer.counts.queries == heads * sum(map(len, pieces))
                 assert layer.counts.dense == dense
                 if layer.sparse:
-                    assert least <= layer.counts.read <= most < dense
+                    assert least <= layer.counts.read <= most <= dense
+                    assert layer.counts.read < dense
+                    if isinstance(method, Budgeted):
+                        assert most < dense
                 else:
                     assert layer.counts.read == dense
             seen = ends
@@ -204,6 +268,14 @@ def test_two_models_do_not_mix(
         assert attached.reads.decode.read == 2 * counted.read
 
 
+def chosen(method: Method, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """What a prompt's queries read, [1, H, n, n]; of a decode-only method its last query as a step."""
+    block = whole_prompt(q, k, method)
+    if method.phase == "decode":
+        block = dataclasses.replace(block, q=q[:, :, -1:], positions=block.positions[:, -1:])
+    return method.select(block).expand(1, q.shape[1], -1, -1)
+
+
 SCALE_COUNTS = {
     "infllm-v2": "it adds up softmaxes of several heads, whose shares depend on their scale",
     "nosa": "it adds up softmaxes of several heads, whose shares depend on their scale",
@@ -211,52 +283,66 @@ SCALE_COUNTS = {
 }
 
 
-def random_block(positions: int, seed: int = 0) -> QueryBlock:
-    """One query behind 24 keys, two heads a group."""
-    maker = torch.Generator().manual_seed(seed)
-    q = torch.randn(1, 4, 1, 8, generator=maker, dtype=torch.float64)
-    k = torch.randn(1, 2, 24, 8, generator=maker, dtype=torch.float64)
-    v = torch.randn(1, 2, 24, 8, generator=maker, dtype=torch.float64)
-    return QueryBlock(
-        q=q,
-        k=k,
-        positions=torch.tensor([[positions]]),
-        scaling=0.5,
-        layer=0,
-        rotate=Rotation(inv_freq=torch.tensor([1.0, 0.3, 0.1, 0.03]), interleaved=False, at_end=False),
-        v=v,
-    )
-
-
 def test_heads_share_a_selection_as_declared(method: Method) -> None:
-    block = random_block(23)
-    q = block.q.clone()
-    q[:, 0] = -q[:, 0]
-    changed = dataclasses.replace(block, q=q)
-    one, two = (method.select(each).expand(1, 4, 1, 24) for each in (block, changed))
-    assert torch.equal(one[:, 2:], two[:, 2:])
-    if method.per == "query head":
-        assert torch.equal(one[:, 1], two[:, 1])
-        assert not torch.equal(one[:, 0], two[:, 0])
-    elif method.per == "layer":
-        assert (one == one[:, :1]).all()
-    else:
-        assert torch.equal(one[:, 0], one[:, 1])
+    moved = False
+    for seed in range(3):
+        q, k = random_row(24, seed=seed)
+        changed = q.clone()
+        changed[:, 0] = -q[:, 0]
+        one, two = chosen(method, q, k), chosen(method, changed, k)
+        moved |= not torch.equal(one[:, 0], two[:, 0])
+        assert torch.equal(one[:, 2:], two[:, 2:])
+        if method.per == "query head":
+            assert torch.equal(one[:, 1], two[:, 1])
+        elif method.per == "layer":
+            assert (one == one[:, :1]).all()
+        else:
+            assert torch.equal(one[:, 0], one[:, 1])
+            assert torch.equal(two[:, 0], two[:, 1])
+    assert moved or method.per != "query head"
 
 
-def test_selection_ignores_the_scale_of_queries(method: Method) -> None:
+def test_selection_ignores_the_scale_of_queries_unless_it_goes_by_weights(method: Method) -> None:
     if method.name in SCALE_COUNTS:
         pytest.skip(SCALE_COUNTS[method.name])
-    block = random_block(22)
-    for factor in (0.01, 7.0):
-        assert torch.equal(
-            method.select(dataclasses.replace(block, q=factor * block.q)), method.select(block)
-        )
+    same = []
+    for seed in range(4):
+        q, k = random_row(23, seed=seed)
+        same += [torch.equal(chosen(method, factor * q, k), chosen(method, q, k)) for factor in (0.01, 7.0)]
+    assert all(same) == (method.name not in BY_WEIGHTS)
 
 
-@pytest.mark.parametrize("position", [0, 1, 5, 11, 12, 23])
-def test_selection_of_one_query_has_the_stated_size(method: Method, position: int) -> None:
-    keep = method.select(random_block(position))
-    assert not keep[..., position + 1 :].any()
-    for size in keep.sum(-1).flatten().tolist():
-        assert method.kv_reads_least(position + 1) <= size <= method.kv_reads(position + 1) <= position + 1
+@pytest.mark.parametrize("count", [1, 2, 6, 12, 13, 24])
+def test_selection_of_one_query_has_the_stated_size(method: Method, count: int) -> None:
+    keep = chosen(method, *random_row(count))
+    for row, position in enumerate(range(count - keep.shape[2], count)):
+        assert not keep[:, :, row, position + 1 :].any()
+        for size in keep[:, :, row].sum(-1).flatten().tolist():
+            assert (
+                method.kv_reads_least(position + 1) <= size <= method.kv_reads(position + 1) <= position + 1
+            )
+    assert method.index_reads(count) >= 0
+
+
+# Keys and mean keys read to choose, by the query at position 9999: of what a block of queries or a whole
+# prompt reads together, its share, rounded up.
+INDEX_READS: dict[str, tuple[dict[str, Any], int]] = {
+    "anchor-attention": ({}, 3 * 2048 // 128),
+    "block-sparse": ({"budget": 6400}, 3),
+    "exact-top": ({"budget": 2560}, 10_000),
+    "flexprefill": ({}, 128 + 1),
+    "moba": ({"budget": 49_152}, 2),
+    "pbs-attn": ({}, 128 + 1),
+    "power-attention": ({}, 0),
+    "quest": ({"budget": 2560}, 2 * 625),
+    "s2-attention": ({}, 0),
+    "streaming-llm": ({"budget": 512}, 0),
+    "vertical-slash": ({"budget": 7096}, 64),
+    "xattention": ({}, 625),
+}
+
+
+@pytest.mark.parametrize("name", list(INDEX_READS))
+def test_choosing_costs_as_stated(name: str) -> None:
+    options, expected = INDEX_READS[name]
+    assert make_method(name, **options).index_reads(10_000) == expected

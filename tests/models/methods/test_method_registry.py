@@ -16,11 +16,11 @@ NEW_METHOD = '''
 from dataclasses import dataclass
 from typing import Literal
 
-from nsa_models.methods import Method
+from nsa_models.methods import Budgeted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nearest(Method):
+class Nearest(Budgeted):
     """Reads the last keys."""
 
     name = "nearest"
@@ -95,7 +95,7 @@ def test_texts_are_read() -> None:
     [
         (
             "quset:2560",
-            r"unknown method 'quset', did you mean quest\? \(known: exact-top, .*streaming-llm\)",
+            r"unknown method 'quset', did you mean quest\? \(known: .*exact-top, .*streaming-llm, .*\)",
         ),
         ("zzzz:1", r"unknown method 'zzzz' \(known: "),
         ("quest", r"NAME:BUDGET\[,OPTION=VALUE...\], such as quest:2560,page=16; got 'quest'"),
@@ -116,11 +116,44 @@ def test_texts_are_read() -> None:
         ),
         ("quest:2560,reading=Eval", "quest: reading must be one of eval, kernel, got 'Eval'"),
         ("exact-top:0,first=0,local=0", "exact-top: budget must be at least 1 KV token, got 0"),
+        ("quest:", "NAME:BUDGET"),
+        (
+            "xattention:2560",
+            "xattention has no budget, got '2560': how much it reads follows from tau; "
+            r"write xattention:tau=0\.9",
+        ),
+        ("xattention:2560,tau=0.8", "xattention has no budget"),
+        ("xattention:budget=8", "xattention has no budget, got '8'"),
+        ("xattention:", r"xattention is written NAME\[:OPTION=VALUE...\], such as xattention:tau=0\.9; got"),
+        ("xattention:tau=0.9,tau=0.8", "xattention: tau is given twice"),
+        ("xattention:tau=inf", "xattention: tau must be a finite number, got inf"),
+        ("xattention:tau=nan", "xattention: tau must be a finite number, got nan"),
+        ("xattention:tau=much", "xattention: tau must be a number, got 'much'"),
+        (
+            "flexprefill:4k",
+            r"follows from gamma and least; write flexprefill:gamma=0\.9,least=1024",
+        ),
     ],
 )
 def test_unreadable_texts_are_refused(text: str, message: str) -> None:
     with pytest.raises(MethodError, match=message):
         parse_method(text)
+
+
+def test_methods_without_a_budget_are_read() -> None:
+    assert parse_method("xattention") == make_method("xattention")
+    assert parse_method(" xattention:tau=.8, stride=8") == make_method("xattention", tau=0.8, stride=8)
+    assert parse_method("xattention:tau=.8,stride=8").label == "xattention@tau=0.8-stride=8"
+    # One label and one record, however a number is written.
+    whole, text = make_method("xattention", tau=1), parse_method("xattention:tau=1")
+    assert whole.label == text.label == "xattention@tau=1.0"
+    assert whole.describe() == text.describe()
+    assert "budget" not in whole.describe()["parameters"]
+
+
+def test_a_budget_is_asked_for_where_there_is_one() -> None:
+    with pytest.raises(MethodError, match="quest: a budget is missing: KV tokens read per decoded query"):
+        make_method("quest")
 
 
 @pytest.mark.parametrize(

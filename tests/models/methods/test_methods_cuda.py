@@ -19,12 +19,12 @@ pytestmark = [
 
 
 def padded_logits(model: PreTrainedModel, method: Method) -> tuple[list[torch.Tensor], list[int]]:
-    """Logits of two rows of different lengths, read in two pieces and decoded; and what was read."""
+    """Logits of two rows of different lengths, read in pieces if they may be, and decoded; what was read."""
     many = [tokens(40, seed=2), tokens(29, seed=3)]
     with attach(model, method) as attached:
         rows, parts = Rows(model, 2, attached), []
-        for start, end in ((0, 13), (13, 20)):
-            parts += rows.feed([row[start:end] if end < 20 else row[start:-4] for row in many])
+        for start, end in ((0, 13), (13, -4)) if method.chunked_prefill else ((0, -4),):
+            parts += rows.feed([row[start:end] for row in many])
         for step in range(4):
             parts += rows.feed([row[len(row) - 4 + step][None] for row in many], decode=True)
         return [part.cpu() for part in parts], [attached.reads.prefill.read, attached.reads.decode.read]

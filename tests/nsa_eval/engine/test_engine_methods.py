@@ -1,10 +1,13 @@
 """Sparse methods under the engine: decode steps are told apart, batches and pieces change nothing."""
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 from nsa_eval.config import EngineSpec
-from nsa_eval.engine import Answerer, Engine
+from nsa_eval.engine import Answerer, Engine, _answerer, _steps
 from nsa_eval.errors import UserError
+from nsa_models.families.uncached import UncachedFamily
 from nsa_models.methods import attached_to, make_method
 
 METHODS = {
@@ -12,6 +15,11 @@ METHODS = {
     "quest:eval": make_method("quest", 16, page=4, dense_layers=[]),
     "quest:kernel": make_method("quest", 16, page=4, reading="kernel", dense_layers=[]),
     "streaming-llm": make_method("streaming-llm", 20, first=4),
+    "power-attention": make_method("power-attention", window=1, block=4),
+    "moba": make_method("moba", 16, chunk=8),
+    "block-sparse": make_method("block-sparse", 16, block=4),
+    "vertical-slash": make_method("vertical-slash", 12, vertical=6, first=2, local=2, last=8),
+    "xattention": make_method("xattention", tau=0.5, stride=2, block=4),
 }
 SETTINGS = {
     "alone": {"batch_size": 1, "share_prefixes": False},
@@ -129,3 +137,74 @@ def test_a_method_that_declares_less_is_obeyed(toys, tokenizer):
     same, other = engine_of(model, tokenizer, METHODS["exact-top"])
     assert same.generate_until(toys.reply_requests()) == replies
     other.close()
+
+
+@pytest.mark.parametrize("name", ["quest:eval", "moba", "vertical-slash", "streaming-llm"])
+def test_a_reply_that_ran_out_of_memory_is_what_it_is_alone(name, toys, tokenizer, monkeypatch):
+    """Where steps read other keys than prompts do, what a reply has so far isn't read again as a prompt."""
+    model, requests = toys.make_model("llama"), toys.reply_requests()[3:6]
+    engine, answerer = engine_of(model, tokenizer, METHODS[name], batch_size=1)
+    alone = engine.generate_until(requests)
+    answerer.close()
+    steps = []
+    real = _steps.RowSlots.step
+
+    def failing(self):
+        steps.append(1)
+        if len(steps) == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(self)
+
+    monkeypatch.setattr(_steps.RowSlots, "step", failing)
+    engine, answerer = engine_of(model, tokenizer, METHODS[name], batch_size=3)
+    assert engine.generate_until(requests) == alone
+    assert len(steps) > 6
+    answerer.close()
+
+
+def test_a_reply_that_would_be_read_again_as_a_prompt_is_refused(toys, tokenizer):
+    """Behind a border of the frequencies a reply is read again: prompts aren't read as steps are."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 64,
+        "short_factor": [1.0] * 4,
+        "long_factor": [8.0, 12.0, 18.0, 28.0],
+    }
+    config = toys.make_model("llama").config
+    config.rope_parameters = rope
+    model = LlamaForCausalLM(config).eval()
+    prompt = tokenizer.decode(tokenizer.encode(toys.make_text(5, 60))[1:60])
+    request = toys.request_of("generate_until", (prompt, {"until": [], "max_gen_toks": 12}))
+    engine, answerer = engine_of(model, tokenizer, METHODS["moba"], batch_size=1)
+    with pytest.raises(UserError, match=r"frequencies of .* change, so that its reply would be read again"):
+        engine.generate_until([request])
+    answerer.close()
+    engine, answerer = engine_of(model, tokenizer, METHODS["power-attention"], batch_size=1)
+    assert len(engine.generate_until([request])) == 1  # the same for prompts and steps
+    answerer.close()
+
+
+def test_the_audit_says_how_a_method_of_prompts_is_run(toys, tokenizer):
+    engine, answerer = engine_of(toys.make_model("llama"), tokenizer, METHODS["vertical-slash"])
+    said = " ".join(event.detail for event in engine.audit)
+    for remark in (
+        "decode steps are dense",
+        "each prompt is read in one forward",
+        "aren't a language model's",
+    ):
+        assert remark in said
+    reader, _ = answerer.prepared()
+    assert (reader.continuable, reader.shared, reader.either_phase) == (False, False, False)
+    answerer.close()
+
+
+@pytest.mark.parametrize(("name", "what"), [("quest:eval", "acts"), ("moba", "acts on prompts alone, not")])
+def test_a_model_without_a_cache_takes_no_method(name, what, toys, tokenizer, monkeypatch):
+    model = toys.make_model("llama")
+    monkeypatch.setattr(_answerer, "family_of", lambda model, **_: UncachedFamily(model))
+    with pytest.raises(
+        UserError, match=f"{METHODS[name].label} {what} while decoding from a cache, and models of type"
+    ):
+        engine_of(model, tokenizer, METHODS[name])
+    assert attached_to(model) is None

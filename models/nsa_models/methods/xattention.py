@@ -1,0 +1,134 @@
+"""XAttention: blocks whose antidiagonals carry a share of the attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nsa_models.methods._planned import Planned, keys_of_blocks
+from nsa_models.methods._prompt import PromptRow
+
+# Cells [H, rows, S / stride] of estimated attention that are there at once.
+_CELLS = 2**24
+
+
+@dataclass(frozen=True, kw_only=True)
+class XAttention(Planned):
+    """XAttention: block-sparse prefill scored by antidiagonals (arXiv 2503.16428).
+
+    `stride` tokens make one row of estimated attention: the logit of rows a and b is the mean of q . k over
+    an antidiagonal, whose queries run backwards while its keys run forwards. The softmax over earlier rows,
+    summed over a block, is the block's mass. A block of queries reads the first block and its own, and others
+    by falling mass until what it reads is at least `tau` of all. Decode steps are dense.
+
+    It has no budget: tau decides, block by block. The authors tune a tau for each head of Llama 3.1 and
+    take 0.8 or 0.9 for others; here all heads have the same. Their code reads one block more in its first
+    chunk of a prompt (all of up to 16k tokens), where the first block isn't forced and each block is judged
+    by what was read before the last one; here every block follows the rule.
+
+    Attributes:
+        tau: Share of the mass that is read, above 0. Above 1 everything is read; at 1 blocks without mass
+            aren't. Default 0.9 (the authors').
+        stride: Tokens of an antidiagonal. Default 16 (the authors').
+        block: Tokens of a block, whole strides. Default 128 (the authors').
+        dense_layers: Layers left dense. Default none.
+    """
+
+    name: ClassVar[str] = "xattention"
+    title: ClassVar[str] = "XAttention: blocks by the attention of their antidiagonals, in prefill"
+    paper: ClassVar[str] = "2503.16428"
+    budget_unit: ClassVar[str] = "none: tau, the share of estimated attention that is read"
+    stated: ClassVar[tuple[str, ...]] = ("tau",)
+    per: ClassVar[Literal["query head", "KV head", "layer"]] = "query head"
+
+    tau: float = 0.9
+    stride: int = 16
+    block: int = 128
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            MethodError: No share, or a block that isn't whole strides.
+        """
+        super().__post_init__()
+        if self.tau <= 0:
+            self.refuse("tau", "must be above 0")
+        if self.stride < 1:
+            self.refuse("stride", "must be at least 1 token")
+        if self.block < 1 or self.block % self.stride:
+            self.refuse("block", f"must be a multiple of stride = {self.stride} tokens")
+
+    def plan(self, row: PromptRow) -> Tensor:
+        """Chosen blocks, booleans [H, blocks, blocks]."""
+        return choose(masses(row, self.stride, self.block // self.stride), self.tau)
+
+    def reads(self, plan: Tensor, positions: Tensor, width: int) -> Tensor:
+        """[H, n, S]."""
+        return keys_of_blocks(plan, positions, rows=self.block, columns=self.block, width=width)
+
+    def kv_reads(self, tokens: int) -> int:
+        """Everything, where attention is spread evenly."""
+        return tokens
+
+    def kv_reads_least(self, tokens: int) -> int:
+        """The first block and the query's own."""
+        before, own = divmod(tokens - 1, self.block)
+        return min(before, 1) * self.block + own + 1
+
+    def index_reads(self, tokens: int) -> int:
+        """All keys by each row of `stride` queries, shared by them."""
+        return -(-tokens // self.stride)
+
+
+def masses(row: PromptRow, stride: int, per_block: int) -> Tensor:
+    """Estimated attention of blocks, [H, blocks of queries, blocks of keys]; 0 where it isn't causal.
+
+    Args:
+        row: The prompt; an incomplete last stride is filled with zeros.
+        stride: Tokens of an antidiagonal.
+        per_block: Strides of a block.
+    """
+    strides = -(-row.length // stride)
+    blocks = -(-strides // per_block)
+    filled = (0, 0, 0, strides * stride - row.length)
+    queries = pad(row.q, filled).unflatten(1, (strides, stride)).flip(2).flatten(2)
+    keys = pad(row.k, filled).unflatten(1, (strides, stride)).flatten(2)
+    at = torch.arange(strides, device=keys.device)
+    rows = max(1, _CELLS // (row.q.shape[0] * strides * per_block)) * per_block
+    found = []
+    for begin in range(0, strides, rows):
+        part = queries[:, begin : begin + rows]
+        logits = row.dot(part, keys) * (row.scaling / stride)
+        weights = logits.masked_fill(at > at[begin : begin + rows, None], float("-inf")).softmax(-1)
+        missing = -part.shape[1] % per_block
+        weights = pad(weights, (0, blocks * per_block - strides, 0, missing))
+        found.append(weights.unflatten(2, (blocks, per_block)).sum(3).unflatten(1, (-1, per_block)).sum(2))
+    return torch.cat(found, dim=1)
+
+
+def choose(masses: Tensor, tau: float) -> Tensor:
+    """The blocks that each block of queries reads.
+
+    Args:
+        masses: [H, blocks, blocks], causal.
+        tau: Share of a row's mass.
+
+    Returns:
+        Booleans [H, blocks, blocks].
+    """
+    masses = masses.double()
+    index = torch.arange(masses.shape[-1], device=masses.device)
+    forced = (index == 0) | (index == index[:, None])
+    causal = index <= index[:, None]
+    # Forced ones first, then by falling mass; blocks behind the queries have none and come last.
+    others = masses.masked_fill(forced, -1).masked_fill(~causal, -2)
+    ordered, order = others.sort(dim=-1, descending=True, stable=True)
+    before = ordered.clamp(min=0).cumsum(-1) - ordered.clamp(min=0)
+    read = (masses * forced).sum(-1, keepdim=True) + before
+    added = read < tau * masses.sum(-1, keepdim=True)
+    return (torch.zeros_like(added).scatter(-1, order, added) | forced) & causal
