@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 COMPILE = """
 import re, subprocess, sys, tempfile
+from dataclasses import replace
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -54,7 +55,7 @@ JITFunction.run = compile_only
 
 import nsa_kernels.compression as compress
 from nsa_kernels import BlockGeometry, num_blocks
-from nsa_kernels.triton import function
+from nsa_kernels.triton import configs, function
 from nsa_kernels.triton.configs import H200
 from nsa_kernels.triton.decode import decode
 from nsa_kernels.types import Caches
@@ -83,10 +84,16 @@ def shipped():
     paper = dict(geometry=BlockGeometry(), start=0, lengths=None, scale=0.1, return_blocks=False)
     out, _ = function.attention(x(2048, 64), rows, x(2048, 64, 3), **paper)
     out.backward(torch.zeros_like(out))
+    with torch.no_grad():
+        low = torch.zeros(1, 2048, dtype=torch.int32)
+        for query_block, found, more in ((64, 8, {}), (64, 8, {"columns": True}), (64, 2, {}), (128, 8, {}),
+                                         (128, 8, {"members": True}), (128, 2, {"low": low})):
+            listed(torch.bfloat16, 128, query_block, listed=found, tokens=2048, **more)
 
 def masked():
     # A group of 4, 64 wide: where all is chosen, where it is not, and the window's own keys and values.
     shipped_for_hopper()
+    configs.MASKED = {"h200": configs.H200_MASKED}
     for size, shared in ((1024, True), (1024, False), (2048, True), (2048, False)):
         blocks = num_blocks(size, BlockGeometry())
         def x(count, heads, width=64):
@@ -144,6 +151,45 @@ def dense():
         heads.place(torch.zeros(3, 9, 2, 64, dtype=kind), queries[:, None, :2], table.lengths.long())
     nucleus.nucleus(torch.zeros(3, 5000), torch.zeros(3))
 
+def listed(kind, width, query_block, listed=4, tokens=300, **more):
+    from nsa_kernels.blocks import BlockLists
+    from nsa_kernels.triton import blocks
+
+    tiles = -(-tokens // query_block)
+    lists = BlockLists.from_mask(torch.ones(1, listed, tiles, 5, dtype=torch.bool), query_block=query_block,
+                                 key_block=64)
+    if more.pop("columns", False):
+        single = torch.zeros(1, listed, tiles, 9, dtype=torch.int32)
+        lists = replace(lists, columns=single, column_counts=lists.counts)
+    if more.pop("members", False):
+        lists = lists.with_members(torch.ones(1, 8, tokens, 5, dtype=torch.bool))
+    q, k = torch.zeros(1, tokens, 8, width, dtype=kind), torch.zeros(1, tokens, 2, width, dtype=kind)
+    rows = dict(start=torch.zeros(1, dtype=torch.int32), ends=torch.ones(1, dtype=torch.int32))
+    blocks.prefill(q, k, k, lists, **rows, **{"low": None, "causal": True, "scale": 0.1} | more)
+
+def lists():
+    from nsa_kernels.blocks import PageLists
+    from nsa_kernels.triton import blocks
+
+    for kind, width, query_block in ((torch.float32, 64, 64), (torch.float16, 64, 128),
+                                     (torch.bfloat16, 128, 64)):
+        listed(kind, width, query_block)
+    low = torch.zeros(1, 300, dtype=torch.int32)
+    for more in (dict(members=True), dict(low=low, columns=True), dict(causal=False)):
+        listed(torch.float16, 64, 64, listed=8, **more)
+    for kind, sizes in ((torch.float16, (8, 2)), (torch.float32, (1,))):
+        for found in sizes:
+            pages = PageLists(firsts=torch.zeros(3, found, 9, dtype=torch.int32),
+                              counts=torch.ones(3, found, dtype=torch.int32), page=16)
+            q, k = torch.zeros(3, 8, 64, dtype=kind), torch.zeros(3, 200, 2, 64, dtype=kind)
+            blocks.decode(q, k, k, pages, lengths=torch.ones(3, dtype=torch.int32), scale=0.1)
+        blocks.append(k, k, k[:, 0], pages.counts[:, 0], page=16)
+        scores = blocks.page_scores(q, k, k)
+        for forced in (True, False):
+            blocks.best_pages(scores, pages.counts[:, 0], page=16, budget=99, least=3, forced=forced)
+    below, columns = torch.zeros(1, 2, 365, dtype=torch.int32), torch.zeros(1, 2, 40, dtype=torch.int32)
+    blocks.slash_lists(below, columns, tiles=5, block=64)
+
 torch.set_grad_enabled(sys.argv[1] in ("attention", "masked", "phi", "shipped"))
 globals()[sys.argv[1]]()
 print(*sorted(names))
@@ -155,6 +201,8 @@ KERNELS = {
     "phi": "linear_forward_kernel mean_backward_kernel mean_forward_kernel mlp_forward_kernel",
     "one_token": "attend_kernel merge_kernel score_kernel",
     "dense": "merge_kernel merge_splits_kernel norm_rotate_kernel nucleus_kernel partial_kernel place_kernel",
+    "lists": "append_kernel best_pages_kernel block_prefill_kernel columns_kernel merge_splits_kernel "
+    "page_partial_kernel page_scores_kernel runs_kernel",
     "many": "attend_kernel bulk merge_kernel pointers score_kernel",
 }
 
@@ -165,6 +213,7 @@ SPILLED = {
     "_key_tile_backward_kernel": 32,
     "_select_kernel": 192,
     "_window_forward_kernel": 16,
+    "block_prefill_kernel": 48,
 }
 """Bytes a thread, by the assembler's count, where any are. Shared memory leaves these kernels a small L1
 cache, so that what their loops spill comes from L2: at 356 the first took a fifth longer."""

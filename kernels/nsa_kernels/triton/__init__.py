@@ -1,10 +1,11 @@
 """The `triton` backend: NSA kernels for CUDA GPUs; with TRITON_INTERPRET=1 they run on a CPU, for tests.
 
 Rooms: `prefill` (forward of many queries), `backward` (its gradients), `decode` (one token a row against a
-cache), `phi` (block compression), `hopper` (what replaces parts of prefill on that card). `function` puts the
-first two together for autograd. `tiles` is what all kernels share, `configs` the launches that are shipped. A
-room imports `tiles` and `configs`; prefill imports hopper too. Forwards are launched through
-`ahead.launch`, so that a rehearsal can note them.
+cache), `phi` (block compression), `hopper` (what replaces parts of prefill on that card), `spans`, `blocks`
+(other attentions, see `nsa_kernels.spans` and `nsa_kernels.blocks`). `function` puts the first two together
+for autograd. `tiles` is what all kernels share, `configs` the launches that are shipped. A room imports
+`tiles` and `configs`; prefill imports hopper too, blocks parts of prefill and spans. Forwards are launched
+through `ahead.launch`, so that a rehearsal can note them.
 """
 
 import os

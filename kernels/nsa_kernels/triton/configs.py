@@ -6,8 +6,10 @@ PIECE: to a program. OCCUPANCY: programs to a multiprocessor. HALVES: keys in ha
 query of a tile chose are passed over (masked_forward; masked_everything is the same kernel where all are
 chosen). num_warps, num_stages, maxnreg: as Triton has them. compress_linear: BM blocks, BN outputs, BK
 elements of a token at a time (of 16 bits each; half as many of 32); compress_mlp the same with BN hidden
-units; compress_mean: PIECES blocks to a program, ROWS tokens read at once. The kernel for Hopper: BN, and the
-slots of its rings.
+units; compress_mean: PIECES blocks to a program, ROWS tokens read at once. block_prefill: for tiles of up to
+64 queries, block_prefill_128 for larger ones; heads share a tile of up to BM rows. block_decode: keys to a
+step, programs to a multiprocessor. page_scores: pages to a program. The kernel for Hopper: BN, and the slots
+of its rings.
 
 Candidates are measured by `benchmarks/tune_kernels.py` and `tune_decode.py` on the machine that they run on;
 what wins goes into these tables.
@@ -118,6 +120,16 @@ DEFAULT: Table = {
     "compress_mlp": {128: {"BM": 64, "BN": 64, "BK": 32, **_SMALL}},
     "decode": {128: _DECODE},
     "decode_many": {128: _DECODE},
+    "block_prefill": {128: {"BM": 64, "BN": 64, **_SMALL}, 256: {"BM": 64, "BN": 32, **_SMALL}},
+    "block_prefill_128": {
+        128: {"BM": 128, "BN": 64, "num_warps": 8, "num_stages": 2},
+        256: {"BM": 128, "BN": 32, "num_warps": 8, "num_stages": 2},
+    },
+    "block_decode": {
+        128: {"keys": 64, "programs": 4, "num_warps": 4},
+        256: {"keys": 32, "programs": 4, "num_warps": 4},
+    },
+    "page_scores": {128: {"pages": 64, "num_warps": 4}},
 }
 
 _FEW = {**_DECODE, "keys": 128, "columns": 16, "overlap": 1, "attend_warps": 4}
@@ -168,6 +180,15 @@ H200: Table = {
     "masked_queries": {128: {"BM": 64, "BN": 64, "num_warps": 4, "num_stages": 2}},
     "masked_keys": {128: {"BM": 32, "BN": 64, "num_warps": 4, "num_stages": 2}},
     "masked_compressed": {128: {"BM": 64, "BN": 64, "CHUNK": 2048, "num_warps": 4, "num_stages": 2}},
+    # Not measured yet: what compressed attention, the nearest to it, was fastest with.
+    "block_prefill": {
+        128: {"BM": 64, "BN": 64, "TMA": 1, "num_warps": 4, "num_stages": 1, "maxnreg": 168},
+        256: {"BM": 64, "BN": 32, "TMA": 1, "num_warps": 4, "num_stages": 2},
+    },
+    "block_prefill_128": {
+        128: {"BM": 128, "BN": 64, "TMA": 1, "num_warps": 8, "num_stages": 2},
+        256: {"BM": 128, "BN": 64, "TMA": 1, "num_warps": 8, "num_stages": 1},
+    },
     "decode": {128: _FEW, 256: _WIDE},
     "decode_many": {128: {**_FEW, "stream": 1, "keys": 64, "score_stages": 3}, 256: _WIDE},
 }
@@ -205,6 +226,10 @@ INTERPRETER: Table = {
     "compress_mlp": {128: {"BM": 16, "BN": 16, "BK": 16, **_SMALL}},
     "decode": {128: _FINE},
     "decode_many": {128: {**_FINE, "stream": 1}},
+    "block_prefill": {128: {"BM": 64, "BN": 16, "TMA": 1, **_SMALL}},
+    "block_prefill_128": {128: {"BM": 128, "BN": 16, **_SMALL}},
+    "block_decode": {128: {"keys": 32, "programs": 3, "num_warps": 4}},
+    "page_scores": {128: {"pages": 16, "num_warps": 4}},
 }
 
 TABLES: Mapping[str, Table] = {"h200": H200, "a100": A100, "default": DEFAULT, "interpreter": INTERPRETER}
