@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -13,6 +12,9 @@ from nsa_kernels import num_blocks
 from nsa_models.configuration import NSADecoderConfig
 from nsa_models.methods import Attached, attached_to
 from nsa_models.trained import TrainedSparsity, trained_sparsity
+
+# Tokens of a prompt whose end isn't near.
+_FAR = 2**40
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +37,42 @@ class KVCost:
     """Vectors of a key's width that a method reads besides, to choose (`Method.index_reads`)."""
 
 
-def kv_cost(model: PreTrainedModel, tokens: int, *, phase: Literal["prefill", "decode"] = "decode") -> KVCost:
+class KVCosts(Protocol):
+    """What queries of one model cost."""
+
+    def __call__(self, tokens: int, prompt: int | None = None, /) -> KVCost:
+        """As `kv_cost`."""
+        ...
+
+
+def kv_cost(
+    model: PreTrainedModel,
+    tokens: int,
+    prompt: int | None = None,
+    *,
+    phase: Literal["prefill", "decode"] = "decode",
+) -> KVCost:
     """What the query at position tokens - 1 reads and what is kept, with the method that is attached.
 
     Args:
         model: Any causal language model. Layers whose kind its config doesn't name count as full attention.
         tokens: Tokens of the row, the query's own among them.
+        prompt: Those of its prompt, which some methods cut once. Default: all but the query's own; in prefill
+            the query's end isn't near.
         phase: What the query is part of: a decode step, or a prompt that is read. A method may act in one of
             the two alone.
     """
-    return kv_costs(model, phase=phase)(tokens)
+    return kv_costs(model, phase=phase)(tokens, prompt)
 
 
-def kv_costs(
-    model: PreTrainedModel, *, phase: Literal["prefill", "decode"] = "decode"
-) -> Callable[[int], KVCost]:
+def kv_costs(model: PreTrainedModel, *, phase: Literal["prefill", "decode"] = "decode") -> KVCosts:
     """`kv_cost` of a model as it is now, as a function of the tokens: for sums over many positions."""
     config = model.config
     itemsize = int(model.dtype.itemsize)
     if isinstance(config, NSADecoderConfig) and config.attention == "nsa":
         width = int(config.num_hidden_layers) * (token_width(config) or 0) * itemsize
 
-        def of_nsa(tokens: int) -> KVCost:
+        def of_nsa(tokens: int, prompt: int | None = None, /) -> KVCost:
             cost = _nsa(config, tokens)
             # With one key for all branches the one before RoPE is held too, which is what gets compressed.
             held = cost.kept + (tokens / 2 if config.nsa_share_kv else 0)
@@ -66,27 +82,43 @@ def kv_costs(
     trained = trained_sparsity(config)
     if trained is not None:
         text = config.get_text_config(decoder=True)
-        return lambda tokens: _trained(trained, text, tokens, itemsize)
+
+        def of_trained(tokens: int, prompt: int | None = None, /) -> KVCost:
+            return _trained(trained, text, tokens, itemsize)
+
+        return of_trained
     attached = attached_to(model)
     text = config.get_text_config(decoder=True)
     window = getattr(text, "sliding_window", None)
-    # Layers of one kind cost alike.
+    # Layers of one kind cost alike, unless a method that takes a row at a time tells them apart.
     dense = () if attached is None else attached.dense_layers
-    kinds = Counter((kind, index in dense) for index, kind in enumerate(_kinds(text, window)))
+    apart = attached is not None and attached.method.rowwise
+    kinds = Counter(
+        (kind, index in dense, index if apart else -1) for index, kind in enumerate(_kinds(text, window))
+    )
     layers, one = kinds.total(), token_width(text)
 
-    def of_layers(tokens: int) -> KVCost:
+    def of_layers(tokens: int, prompt: int | None = None, /) -> KVCost:
+        if prompt is None:
+            prompt = tokens - 1 if phase == "decode" else _FAR
         costs = [
-            (count, _layer(kind, window, None if left else attached, tokens, phase))
-            for (kind, left), count in kinds.items()
+            (count, _layer(kind, index, window, None if left else attached, tokens, prompt, phase))
+            for (kind, left, index), count in kinds.items()
         ]
+        sizes: tuple[float | None, float | None] = (None, None)
+        if one is not None:
+            parts = [1.0 if left else _part(attached, tokens, text) for _, left, _ in kinds]
+            whole = [(count * part, cost) for (count, cost), part in zip(costs, parts, strict=True)]
+            sizes = (
+                sum(n * c.read for n, c in whole) * one * itemsize,
+                sum(n * c.kept for n, c in whole) * one * itemsize,
+            )
         read, kept = (sum(n * c.read for n, c in costs), sum(n * c.kept for n, c in costs))
         least = sum(n * (c.read if c.least is None else c.least) for n, c in costs)
         return KVCost(
             read / layers,
             kept / layers,
-            None if one is None else read * one * itemsize,
-            None if one is None else kept * one * itemsize,
+            *sizes,
             least=None if least == read else least / layers,
             index=sum(n * c.index for n, c in costs) / layers,
         )
@@ -133,8 +165,23 @@ def _kinds(text: PreTrainedConfig, window: int | None) -> list[str]:
     )
 
 
+def _part(attached: Attached | None, tokens: int, text: PreTrainedConfig) -> float:
+    """Part of each vector's elements that are read and kept."""
+    if attached is None:
+        return 1.0
+    heads, hidden = _field(text, "num_attention_heads"), _field(text, "hidden_size")
+    width = _field(text, "head_dim") or (hidden // heads if heads and hidden else 1)
+    return attached.method.vector_share(tokens, int(width))
+
+
 def _layer(
-    kind: str, window: int | None, attached: Attached | None, tokens: int, phase: Literal["prefill", "decode"]
+    kind: str,
+    index: int,
+    window: int | None,
+    attached: Attached | None,
+    tokens: int,
+    prompt: int,
+    phase: Literal["prefill", "decode"],
 ) -> KVCost:
     if kind == "linear_attention":
         return KVCost(0, 0)  # a state of fixed size, no keys
@@ -143,13 +190,14 @@ def _layer(
     if attached is None:
         return KVCost(tokens, tokens)
     method = attached.method
-    kept = method.kv_kept(tokens)
+    kept = method.stated_kept(tokens, prompt=min(prompt, tokens))
     if method.phase not in ("both", phase):
         return KVCost(tokens, kept)
+    least, _ = method.stated_reads(tokens, prompt=prompt, layer=index)
     return KVCost(
-        method.kv_reads(tokens),
+        method.mean_reads(tokens, prompt=prompt, layer=index),
         kept,
-        least=method.kv_reads_least(tokens),
+        least=least,
         index=method.index_reads(tokens),
     )
 

@@ -222,6 +222,7 @@ class Answerer:
             shared=method.shared_prefixes,
             graphs=False,
             either_phase=method.phase == "both" and method.chunked_prefill,
+            slots=not method.rowwise,
         )
         self._reader = Reader(
             self.model,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from transformers import PreTrainedModel
 
 from nsa_eval.store import Cells
-from nsa_models.kv import KVCost, kv_costs
+from nsa_models.kv import KVCost, KVCosts, kv_costs
 from nsa_models.methods import Attached, attached_to
 
 Phase = Literal["prefill", "decode"]
@@ -43,7 +43,8 @@ class CellMeter:
         heads = getattr(text, "num_attention_heads", None)
         self._heads = heads * int(text.num_hidden_layers) if self._attached and isinstance(heads, int) else 1
         # Replies of one length range over the same positions: each is worked out once.
-        self.step = functools.lru_cache(maxsize=2**18)(kv_costs(self._model))
+        self._step = functools.lru_cache(maxsize=2**18)(kv_costs(self._model))
+        self._by_prompt = self._attached is not None and self._attached.method.rowwise
         self._prompts = _Sums(kv_costs(self._model, phase="prefill"))
         self._seen = {}
 
@@ -56,9 +57,13 @@ class CellMeter:
         """Stated cells of a text that is read, a layer and head, without its first `after` tokens."""
         return self._prompts.until(tokens) - self._prompts.until(after)
 
-    def steps(self, first: int, last: int) -> Cells:
+    def step(self, tokens: int, prompt: int) -> KVCost:
+        """What a decode step costs at so many tokens, its own among them, behind a prompt."""
+        return self._step(tokens, prompt if self._by_prompt else None)
+
+    def steps(self, first: int, last: int, prompt: int) -> Cells:
         """Stated cells of decode steps: queries at tokens first to last, each counting itself, from 1."""
-        costs = [self.step(tokens) for tokens in range(first, last + 1)]
+        costs = [self.step(tokens, prompt) for tokens in range(first, last + 1)]
         return Cells(
             read=round(sum(one.read for one in costs)),
             least=round(sum(_least(one) for one in costs)),
@@ -96,7 +101,7 @@ class CellMeter:
 class _Sums:
     """Sums over the positions of a text, grown as longer texts come."""
 
-    def __init__(self, cost: Callable[[int], KVCost]) -> None:
+    def __init__(self, cost: KVCosts) -> None:
         self._cost = cost
         self._read, self._least, self._index = [0.0], [0.0], [0.0]
 

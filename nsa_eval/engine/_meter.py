@@ -95,8 +95,8 @@ class Meter:
         A reply's first token comes from its prompt's logits: new_tokens - 1 steps read the cache.
         """
         steps = range(prompt_tokens + 1, prompt_tokens + new_tokens)
-        end = self.cells.step(max(1, prompt_tokens + new_tokens - 1))
-        reads = [self.cells.step(tokens) for tokens in steps]
+        end = self.cells.step(max(1, prompt_tokens + new_tokens - 1), prompt_tokens)
+        reads = [self.cells.step(tokens, prompt_tokens) for tokens in steps]
         return Cost(
             prefill_seconds=prefill,
             decode_seconds=decode,
@@ -113,7 +113,7 @@ class Meter:
             warm_up_seconds=self.warm_up(),
             device=self._device,
             prefill_stated=self.cells.prompt(prompt_tokens),
-            decode_stated=self.cells.steps(steps.start, steps.stop - 1) if steps else None,
+            decode_stated=self.cells.steps(steps.start, steps.stop - 1, prompt_tokens) if steps else None,
             prefill_counted=counted[0],
             decode_counted=counted[1],
         )

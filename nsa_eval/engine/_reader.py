@@ -17,7 +17,7 @@ from nsa_eval.engine._prefixes import Tokens
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.errors import UserError
 from nsa_models.families import Family, Restrictions, Rows, accepts, family_of
-from nsa_models.methods import attached_to
+from nsa_models.methods import Memories, attached_to
 
 # Cells of logits [positions, vocabulary] made at a time: 128 MiB in float32.
 _LOGIT_CELLS = 2**25
@@ -78,11 +78,12 @@ class Reader:
         self.name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self.family = family or family_of(model)
         allowed = restrictions or Restrictions()
-        # The one place where the two meet: the rest of the engine asks for these four.
+        # The one place where the two meet: the rest of the engine asks for these.
         self.continuable = self.family.continuable and allowed.continuable
         self.shared = self.family.shared and self.continuable and allowed.shared
         self.graphs = allowed.graphs
         self.either_phase = allowed.either_phase
+        self.slots = allowed.slots
         self._method = attached_to(model)
         self.device = model.device
         self.worth = _FORWARD_TOKENS_CUDA if self.device.type == "cuda" else 0
@@ -132,6 +133,7 @@ class Reader:
             (columns >= np.array(first)[:, None]) & (columns < np.array(counts)[:, None])
         )
         fresh = rows is None or not any(rows.lengths)
+        continued = rows is not None and not final
         edges = self._edges(wanted, self.first_forward(counts) if fresh else 1)
         if rows is None and len(edges) > 2:
             rows = self.family.empty(len(pieces))
@@ -143,7 +145,7 @@ class Reader:
             if rows is not None and final and end == width:
                 rows.kept = False
             places = [(row, start + column) for row, column in marked.nonzero().tolist()]
-            self._forward(tokens[:, start:end], part, rows, marked, places, on_logits)
+            self._forward(tokens[:, start:end], part, rows, marked, places, on_logits, continued)
 
     def step(self, tokens: Sequence[int], rows: Rows) -> Tensor:
         """Feed one token to every row; logits [B, V] of the next."""
@@ -164,11 +166,24 @@ class Reader:
         given = self.family.inputs(ids, counts, rows)
         if self.route != "all":
             given["logits_to_keep"] = 1
-        with self._phase("decode", counts):
+        with self._phase("decode", counts, rows):
             output = self.family.forward(given)
         self.family.absorb(output, ids, counts, rows)
         last: Tensor = output.logits[:, -1]
         return last
+
+    def select(self, rows: Rows, indices: list[int]) -> Rows:
+        """Rows `indices` (repeats allowed) as new rows, with what a method remembers of them."""
+        new = self.family.select(rows, indices)
+        new.memories = None if rows.memories is None else rows.memories.select(indices)
+        return new
+
+    def join(self, parts: list[Rows]) -> Rows:
+        """All rows as one batch, in order, with what a method remembers of them. The parts are used up."""
+        memories = [part.memories for part in parts]
+        new = self.family.join(parts)
+        new.memories = None if None in memories else Memories.join([one for one in memories if one])
+        return new
 
     def regime(self, length: int) -> tuple[int, int]:
         """What rows of `length` tokens have in common with those that may share a batch with them."""
@@ -218,8 +233,12 @@ class Reader:
         wanted: Tensor,
         places: list[Place],
         on_logits: OnLogits,
+        continued: bool = True,
     ) -> None:
-        """One forward; logits [T, V] of the wanted places, which are `places` in row-major order."""
+        """One forward; logits [T, V] of the wanted places, which are `places` in row-major order.
+
+        Without `continued` nothing goes on from the rows, and a method needn't remember them.
+        """
         given = self.family.inputs(tokens, counts, rows)
         wanted = self.family.places(wanted, counts, rows)
         columns = wanted.any(0).nonzero()[:, 0]
@@ -230,7 +249,7 @@ class Reader:
             given["logits_to_keep"] = columns.to(self.device)
         elif self.route in ("mask", "columns"):
             given["logits_to_keep"] = 1  # 0 would mean all of them
-        with self._phase("prefill", counts):
+        with self._phase("prefill", counts, rows, continued=continued):
             output = self.family.forward(given, module=self._decoder)
         if rows is not None:
             self.family.absorb(output, tokens, counts, rows)
@@ -253,12 +272,24 @@ class Reader:
         on_logits(logits, places)
 
     def _phase(
-        self, phase: Literal["prefill", "decode"], counts: list[int]
+        self,
+        phase: Literal["prefill", "decode"],
+        counts: list[int],
+        rows: Rows | None,
+        *,
+        continued: bool = True,
     ) -> AbstractContextManager[object]:
-        """Tell a sparse method what a forward is: neither its width nor the cache's says so."""
+        """Tell a sparse method what a forward is and of which rows: its shapes and the cache's don't say."""
         if self._method is None:
             return nullcontext()
-        return self._method.prefilling(counts) if phase == "prefill" else self._method.decoding(counts)
+        memories = rows.memories if rows is not None else None
+        if memories is None and (rows is None or not any(rows.lengths)):
+            memories = self._method.fresh(len(counts))
+        if rows is not None:
+            rows.memories = memories
+        if phase == "decode":
+            return self._method.decoding(counts, memories)
+        return self._method.prefilling(counts, memories, continued=continued)
 
     @torch.inference_mode()
     def _probe(self) -> int:

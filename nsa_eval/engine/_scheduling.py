@@ -27,7 +27,7 @@ from nsa_eval.engine._reader import NonFiniteLogitsError, Place, Reader
 from nsa_eval.engine._steps import Decoding, FixedSlots, RowSlots
 from nsa_eval.engine._traversal import Member, Traversal
 from nsa_eval.errors import UserError
-from nsa_models.families import Rows
+from nsa_models.families import Rows, Slots
 
 # Decode steps that reading a few prompts takes as long as: all other rows wait meanwhile.
 _ENTRY_STEPS = 16
@@ -183,7 +183,7 @@ class Scheduler:
             # Of several replies to one prompt all but its last token is read: a step reads that as well.
             read = [entry for entry in entries if entry.line.length - entry.depth == 1]
             if read:
-                self._occupy(read, self.family.select(rows, [entry.row for entry in read]))
+                self._occupy(read, self.reader.select(rows, [entry.row for entry in read]))
                 entries = [entry for entry in entries if entry not in read]
                 if self._decoding is None:  # it failed, and there will be fewer slots
                     self._in_turn(entries, rows)
@@ -228,7 +228,7 @@ class Scheduler:
             widest=self.reader.widest,
         ):
             places = [entry.row for entry in batch]
-            new = family.empty(len(batch)) if rows is None else family.select(rows, places)
+            new = family.empty(len(batch)) if rows is None else self.reader.select(rows, places)
             pieces = [entry.line.read()[entry.depth :] for entry in batch]
             last: dict[int, Tensor] = {}
 
@@ -238,7 +238,7 @@ class Scheduler:
             self.reader.read(pieces, new, first=[len(piece) - 1 for piece in pieces], on_logits=collect)
             parts.append(new)
             logits.extend(last[row] for row in range(len(batch)))
-        return (family.join(parts) if len(parts) > 1 else parts[0]), torch.stack(logits)
+        return (self.reader.join(parts) if len(parts) > 1 else parts[0]), torch.stack(logits)
 
     def _start(self, entries: list[_Entry], rows: Rows, logits: Tensor) -> None:
         """Choose first tokens; lines that go on get slots."""
@@ -262,7 +262,7 @@ class Scheduler:
         if finished:
             self.emit(finished)
         if going:
-            some = rows if len(going) == len(entries) else self.family.select(rows, going)
+            some = rows if len(going) == len(entries) else self.reader.select(rows, going)
             self._occupy([entries[number] for number in going], some)
 
     def _occupy(self, entries: list[_Entry], rows: Rows) -> None:
@@ -292,12 +292,7 @@ class Scheduler:
                 count = max(1, min(count, (self.limits.cache_tokens - once) // each))
             while self._decoding is None:
                 try:
-                    slots = self.family.slots(
-                        count,
-                        longest=self._longest,
-                        room=self._room,
-                        graphs=self.graphs and self.reader.graphs,
-                    )
+                    slots = self._fixed(count)
                 except torch.OutOfMemoryError:
                     if count == 1:
                         raise
@@ -310,6 +305,14 @@ class Scheduler:
                     else FixedSlots(slots, count, self.reader.device)
                 )
         return self._decoding
+
+    def _fixed(self, count: int) -> Slots | None:
+        """The family's own slots, where the reader allows any."""
+        if not self.reader.slots:
+            return None
+        return self.family.slots(
+            count, longest=self._longest, room=self._room, graphs=self.graphs and self.reader.graphs
+        )
 
     def _drain(self) -> bool:
         """Let all rows decode to their end; whether there were any."""
@@ -345,7 +348,10 @@ class Scheduler:
         seconds = self.meter.lap()
         finished: list[Reply] = []
         if self.meter.cells.counts:
-            cells = [self.meter.cells.steps(line.length, line.length) for line, _, _ in found]
+            cells = [
+                self.meter.cells.steps(line.length, line.length, len(line.request.tokens))
+                for line, _, _ in found
+            ]
             for (line, _, _), counted in zip(found, self.meter.cells.counted("decode", cells), strict=True):
                 line.count("decode", counted)
         for line, token, top in found:

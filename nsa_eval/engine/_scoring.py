@@ -179,7 +179,7 @@ class _Work:
         depths = [member.depth for member in members]
         tally = _Tally(units, depths)
         try:
-            new = None if rows is None else self.reader.family.select(rows, [one.row for one in members])
+            new = None if rows is None else self.reader.select(rows, [one.row for one in members])
             self.reader.read(
                 [unit.tokens[depth:] for unit, depth in zip(units, depths, strict=True)],
                 new,

@@ -98,7 +98,7 @@ class RowSlots:
     def admit(self, slots: Sequence[int], rows: Rows, tokens: Sequence[int]) -> None:
         """As `Decoding` has it."""
         self._drop()
-        self._rows = rows if self._rows is None else self._reader.family.join([self._rows, rows])
+        self._rows = rows if self._rows is None else self._reader.join([self._rows, rows])
         self._order += slots
         self._tokens += tokens
 
@@ -124,7 +124,7 @@ class RowSlots:
         if not self._left or self._rows is None:
             return
         kept = [place for place, slot in enumerate(self._order) if slot not in self._left]
-        self._rows = self._reader.family.select(self._rows, kept) if kept else None
+        self._rows = self._reader.select(self._rows, kept) if kept else None
         self._order = [self._order[place] for place in kept]
         self._tokens = [self._tokens[place] for place in kept]
         self._left = set()

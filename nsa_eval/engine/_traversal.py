@@ -126,7 +126,7 @@ class Traversal:
 
     def _visit_contexts(self, parts: list[tuple[list[Node], Rows]]) -> None:
         nodes = [node for some, _ in parts for node in some]
-        rows = parts[0][1] if len(parts) == 1 else self.reader.family.join([read for _, read in parts])
+        rows = parts[0][1] if len(parts) == 1 else self.reader.join([read for _, read in parts])
         self.visit(
             [Member(node.depth, row, index) for row, node in enumerate(nodes) for index in node.members], rows
         )
@@ -134,7 +134,7 @@ class Traversal:
     def _read(self, nodes: list[Node], depth: int, rows: Rows | None) -> Rows:
         """One row for each node, having read its prefix; `rows` has read the first `depth` tokens of all."""
         family = self.reader.family
-        new = family.empty(len(nodes)) if rows is None else family.select(rows, [0] * len(nodes))
+        new = family.empty(len(nodes)) if rows is None else self.reader.select(rows, [0] * len(nodes))
         pieces = [self.sequences[node.all_members()[0]][depth : node.depth] for node in nodes]
         self.reader.read(
             pieces,

@@ -44,6 +44,38 @@ def test_branches_are_named(branches: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "options", "read", "kept", "share"),
+    [
+        ("h2o", {"budget": 20, "recent": 8}, 21, 20, 1),
+        ("h2o", {"budget": 20, "recent": 8, "variant": "mask"}, 20, 110, 1),
+        ("snapkv", {"budget": 20, "window": 4}, 30, 30, 1),
+        ("ada-snapkv", {"budget": 20, "window": 4, "local": 4, "first": 0}, 30, 30, 1),
+        # every token of a block read, and of 32 tokens and its own the whole vectors
+        ("mustafar", {"budget": 2}, 110, 110, (33 + 77 * 2 / 8) / 110),
+        ("infllm", {"budget": 30, "first": 2, "local": 16, "block": 4, "unit": 8}, 16 + 2 + 12 + 4, 110, 1),
+        ("dhsa-fixed", {"budget": 300}, 110, 110, 1),
+    ],
+)
+def test_methods_are_counted_by_prompt_and_reply(
+    name: str, options: dict[str, object], read: int, kept: int, share: float
+) -> None:
+    """The 10th token of a reply to a prompt of 100."""
+    model = NSADecoderForCausalLM(NSADecoderConfig(**SHAPE, attention="full"))
+    with attach(model, make_method(name, **options)):  # type: ignore[arg-type]
+        cost = kv_cost(model, 110, 100)
+    assert (cost.read, cost.kept) == (read, kept)
+    width = 2 * 8 * model.dtype.itemsize
+    assert cost.read_bytes == pytest.approx(read * share * width)
+    assert cost.kept_bytes == pytest.approx(kept * share * width)
+
+
+def test_layers_of_a_method_are_counted_apart() -> None:
+    model = NSADecoderForCausalLM(NSADecoderConfig(**{**SHAPE, "num_hidden_layers": 4}, attention="full"))
+    with attach(model, make_method("tidal-decode", 20, choosing=[1], dense_layers=[0])):
+        assert kv_cost(model, 110, 100).read == (110 + 110 + 20 + 20) / 4
+
+
+@pytest.mark.parametrize(
     ("method", "prefill", "decode"),
     [
         # Two of three layers are sparse. Quest reads prompts dense; a step takes three pages of five, the

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from nsa_models.checkpoints import ModelLoadError
 from nsa_models.families._frequencies import Frequencies
+from nsa_models.methods import Memories
 
 
 class FamilyError(ModelLoadError):
@@ -45,6 +46,8 @@ class Restrictions:
     either_phase: bool = True
     """A token is the same whether a prompt or a step reads it. Otherwise no step may read the end of a
     prompt, and a reply that was taken out begins anew: what it had isn't a prompt."""
+    slots: bool = True
+    """Rows may decode in slots of fixed shapes."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,6 +64,8 @@ class Rows:
     """The tokens read of each row, [lengths[b]], where no cache remembers them."""
     room: int = 0
     """Tokens that a row will get at least, where that is known before the first forward."""
+    memories: Memories | None = None
+    """What a sparse method remembers of the rows, where it does; whoever feeds them copies and joins it."""
     kept: bool = True
     """Whether anything goes on from these rows: without, a family may leave out of their cache what the next
     forward reads."""

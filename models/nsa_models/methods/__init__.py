@@ -16,9 +16,11 @@ from nsa_models.methods._attach import attach
 from nsa_models.methods._base import DECLARATIONS, Budgeted, Method, MethodError, Phase, field_types
 from nsa_models.methods._block import QueryBlock, keep_top
 from nsa_models.methods._handle import Attached, attached_to
+from nsa_models.methods._memory import Memories
 from nsa_models.methods._prompt import PromptRow
 from nsa_models.methods._reads import LayerReads, ReadCounts, Reads
 from nsa_models.methods._registry import make_method, methods, parse_method
+from nsa_models.methods._rowmethod import RowMethod
 from nsa_models.methods._share import MethodShare, is_share, method_at
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Attached",
     "Budgeted",
     "LayerReads",
+    "Memories",
     "Method",
     "MethodError",
     "MethodShare",
@@ -34,6 +37,7 @@ __all__ = [
     "QueryBlock",
     "ReadCounts",
     "Reads",
+    "RowMethod",
     "attach",
     "attached_to",
     "field_types",

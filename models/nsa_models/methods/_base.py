@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -65,6 +65,8 @@ class Method(ABC):
     """It needs queries and keys as they are before RoPE, so the rotary embedding may not scale them."""
     needs_rotary: ClassVar[bool] = False
     """It moves queries to other positions, so the model must have a rotary embedding that is understood."""
+    rowwise: ClassVar[bool] = False
+    """It takes one row at a time, and may remember what the row has read (`RowMethod`)."""
     version: ClassVar[int] = 1
     """Raise it when the same parameters can give another response than before."""
 
@@ -90,6 +92,20 @@ class Method(ABC):
             MethodError: Always: "quest: page must be at least 1, got 0".
         """
         raise MethodError(f"{self.name}: {field} {what}, got {getattr(self, field)!r}")
+
+    def redeclare(self, **declared: object) -> None:
+        """Declare otherwise than the class does, for these parameters; called from `__post_init__` alone."""
+        for name, value in declared.items():
+            assert name in DECLARATIONS, name
+            object.__setattr__(self, name, value)  # frozen; class variables are no fields
+
+    def check_layers(self, layers: int, dense: Sequence[int]) -> None:
+        """Refuse a model of so many layers, of which `dense` stay dense, where parameters don't fit it.
+
+        Raises:
+            MethodError: They don't.
+        """
+        return
 
     # --- what a query reads ---
 
@@ -118,6 +134,10 @@ class Method(ABC):
         """Logits [B, H, n, S] of the softmax; only those of selected keys count."""
         return block.logits
 
+    def values(self, block: QueryBlock, v: Tensor) -> Tensor:
+        """Values [B, H_kv, S, d_v] that the block's weights are put on: v, unless the method changes them."""
+        return v
+
     @abstractmethod
     def kv_reads(self, tokens: int) -> int:
         """KV tokens that the query at position tokens - 1 reads, per head and layer.
@@ -129,9 +149,31 @@ class Method(ABC):
         """As `kv_reads`, for the head that reads least; the same number unless the method says otherwise."""
         return self.kv_reads(tokens)
 
+    def stated_reads(self, tokens: int, *, prompt: int, layer: int) -> tuple[int, int]:
+        """Least and most KV tokens that the query at position tokens - 1 reads in one head of a layer.
+
+        Args:
+            tokens: The query's position + 1.
+            prompt: Tokens that were read before the first decode step; a query before is a prompt's.
+            layer: Index of the layer, one in which the method acts.
+        """
+        return self.kv_reads_least(tokens), self.kv_reads(tokens)
+
+    def mean_reads(self, tokens: int, *, prompt: int, layer: int) -> float:
+        """As `stated_reads`, on average over the heads: the most, unless the method knows better."""
+        return self.stated_reads(tokens, prompt=prompt, layer=layer)[1]
+
+    def vector_share(self, tokens: int, width: int) -> float:
+        """Part of the elements of keys and values that tokens read or kept have left; width is a head's."""
+        return 1.0
+
     def kv_kept(self, tokens: int) -> int:
         """KV tokens that the method keeps after `tokens` tokens, per KV head and layer. All by default."""
         return tokens
+
+    def stated_kept(self, tokens: int, *, prompt: int) -> int:
+        """As `kv_kept`, where the first `prompt` tokens were the prompt."""
+        return self.kv_kept(tokens)
 
     def index_reads(self, tokens: int) -> int:
         """What choosing costs besides: vectors of a key's width, read by the query at position tokens - 1."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nsa_models.methods._memory import Memory
 from nsa_models.methods._placement import Placement
 
 # Cells [B, H, queries, S] of one block: some four tensors of so many float32 are alive at once, 64 MiB each
@@ -42,6 +43,8 @@ class QueryBlock:
     """Index of the layer."""
     rotate: Rotate | None = None
     """Moves queries to other positions; given to methods that declare `needs_rotary`."""
+    memory: Memory | None = None
+    """What is remembered of the row; given to methods that take one row at a time, as blocks of one row."""
     plans: Sequence[Any] | None = None
     """What `Method.plan` decided for each row's prompt, None for a row without tokens; None for methods that
     take prompts in pieces, and in decode."""
@@ -117,6 +120,16 @@ class Selector(Protocol):
         """Logits of the softmax (see `Method.logits`)."""
         ...
 
+    def values(self, block: QueryBlock, v: Tensor) -> Tensor:
+        """Values of the keys (see `Method.values`)."""
+        ...
+
+
+def block_rows(q: Tensor, keys: int) -> int:
+    """Queries of q [B, H, n, d] that go into one block, for its cells with so many keys to fit."""
+    cells = _CELLS_CUDA if q.is_cuda else _CELLS_CPU
+    return max(1, cells // (q.shape[0] * q.shape[1] * keys))
+
 
 def attend(
     method: Selector,
@@ -149,9 +162,8 @@ def attend(
     """
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     k, v = k.to(dtype), v.to(dtype)
-    batch, heads, length = q.shape[:3]
-    cells = _CELLS_CUDA if q.is_cuda else _CELLS_CPU
-    rows = max(1, cells // (batch * heads * k.shape[2]))
+    heads, length = q.shape[1:3]
+    rows = block_rows(q, k.shape[2])
     if method.phase == "decode":
         rows = 1  # a step chooses for one token: page statistics end at it
     out, read = [], torch.zeros((), dtype=torch.long, device=q.device)
@@ -173,7 +185,7 @@ def attend(
         logits = method.logits(block).masked_fill(~keep, float("-inf"))
         # A row without keys is NaN after the softmax, and 0 after the second mask.
         weights = logits.softmax(-1).masked_fill(~keep, 0.0)
-        out.append(grouped(weights, v[:, :, :extent]).to(q.dtype))
+        out.append(grouped(weights, method.values(block, v[:, :, :extent])).to(q.dtype))
         counts = keep.sum(-1)  # [B, H or 1, n]
         if place.real is not None:
             counts = counts * place.real[:, None, part]

@@ -14,9 +14,12 @@ from transformers import PreTrainedModel
 
 from nsa_models.methods._base import Method, MethodError
 from nsa_models.methods._block import Rotate, attend
+from nsa_models.methods._memory import Memories
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._prompt import prompt_rows
 from nsa_models.methods._reads import Now, Reads
+from nsa_models.methods._rowmethod import RowMethod
+from nsa_models.methods._rowwise import attend_rows, observe_rows
 
 _attached: weakref.WeakKeyDictionary[PreTrainedModel, Attached] = weakref.WeakKeyDictionary()
 
@@ -27,6 +30,12 @@ class Attached(ABC):
     **The phase has to be told.** A prompt's last piece may be one token and a step may follow a piece of any
     length, so neither shapes nor the cache say whether a forward reads a prompt or decodes. It is "prefill"
     until `decoding()` says otherwise; whoever decodes wraps each step in it.
+
+    **What a method remembers of rows goes with their cache.** A method that takes one row at a time
+    (`Method.rowwise`) remembers what each has read. Whoever copies, joins or drops rows of a cache asks for
+    `fresh` memories, hands them to `prefilling` and `decoding`, and does to them what is done to the cache.
+    Without, the handle keeps those of one batch, anew when its rows begin, which is enough for `generate()`.
+    A row that doesn't go on where its memory ends is an error.
 
     Attributes:
         method: The method.
@@ -96,6 +105,10 @@ class Attached(ABC):
         self._phase: Now = "prefill"
         self._counts: list[int] | None = None
         self._rotations: dict[int, Rotate] = {}
+        method.check_layers(num_layers, self.dense_layers)
+        self._told_memories: Memories | None = None
+        self._memories = Memories.fresh(0)
+        self._continued = True
 
     @property
     def model(self) -> PreTrainedModel:
@@ -120,31 +133,47 @@ class Attached(ABC):
         """What the next forward is, as told."""
         return self._phase
 
+    def fresh(self, rows: int) -> Memories | None:
+        """Memories of rows that have read nothing, where the method keeps any."""
+        return Memories.fresh(rows) if self.method.rowwise else None
+
     @contextmanager
-    def decoding(self, counts: list[int] | None = None) -> Iterator[Attached]:
-        """Say that forwards inside are decode steps; `counts` as in `prefilling`."""
-        with self._told("decode", counts):
+    def decoding(
+        self, counts: list[int] | None = None, memories: Memories | None = None
+    ) -> Iterator[Attached]:
+        """Say that forwards inside are decode steps; args as in `prefilling`."""
+        with self._told("decode", counts, memories):
             yield self
 
     @contextmanager
-    def prefilling(self, counts: list[int] | None = None) -> Iterator[Attached]:
+    def prefilling(
+        self,
+        counts: list[int] | None = None,
+        memories: Memories | None = None,
+        *,
+        continued: bool = True,
+    ) -> Iterator[Attached]:
         """Say that the forward inside reads a piece of the prompts.
 
         Args:
             counts: Tokens of each row in this forward, where right padding follows them that the mask doesn't
                 show. Only the counts of reads depend on it: no token sees the padding behind it.
+            memories: What is remembered of the rows, in their order.
+            continued: Whether anything goes on from the rows: without, nothing is taken note of.
         """
-        with self._told("prefill", counts):
+        with self._told("prefill", counts, memories, continued=continued):
             yield self
 
     @contextmanager
-    def _told(self, phase: Now, counts: list[int] | None) -> Iterator[None]:
-        before = self._phase, self._counts
-        self._phase, self._counts = phase, counts
+    def _told(
+        self, phase: Now, counts: list[int] | None, memories: Memories | None, *, continued: bool = True
+    ) -> Iterator[None]:
+        before = self._phase, self._counts, self._told_memories, self._continued
+        self._phase, self._counts, self._told_memories, self._continued = phase, counts, memories, continued
         try:
             yield
         finally:
-            self._phase, self._counts = before
+            self._phase, self._counts, self._told_memories, self._continued = before
 
     def detach(self) -> None:
         """Take the method off; the model then works exactly as before. Doing it twice does nothing."""
@@ -186,19 +215,50 @@ class Attached(ABC):
         self, q: Tensor, k: Tensor, v: Tensor, place: Placement, *, scaling: float, layer: int, phase: Now
     ) -> Tensor:
         """Attend by the method and count; q [B, H, n, d], k and v in order of positions."""
-        out, read = attend(
-            self.method,
-            q,
-            k,
-            v,
-            place,
-            scaling=scaling,
-            layer=layer,
-            rotate=self._rotations.get(layer),
-            plans=self._plans(q, k, place, scaling=scaling, layer=layer, phase=phase),
-        )
+        rotate = self._rotations.get(layer)
+        if isinstance(self.method, RowMethod):
+            memories = self._memories_of(q.shape[0])
+            out, read = attend_rows(
+                self.method, q, k, v, place, memories,
+                scaling=scaling, layer=layer, rotate=rotate, phase=phase,
+            )  # fmt: skip
+        else:
+            out, read = attend(
+                self.method,
+                q,
+                k,
+                v,
+                place,
+                scaling=scaling,
+                layer=layer,
+                rotate=rotate,
+                plans=self._plans(q, k, place, scaling=scaling, layer=layer, phase=phase),
+            )
         self._count(q, place, read, layer=layer, phase=phase, sparse=True)
         return out
+
+    def _watches(self, layer: int) -> bool:
+        """Whether the method wants to see a prompt's queries in this layer, which it leaves dense."""
+        acts_later = isinstance(self.method, RowMethod) and self.method.phase == "decode"
+        return acts_later and layer in self.layers and self._continued
+
+    def _watch(
+        self, q: Tensor, k: Tensor, place: Placement, *, scaling: float, layer: int, phase: Now
+    ) -> None:
+        """Show the method a piece of the prompts that stays dense; k in order of positions."""
+        assert isinstance(self.method, RowMethod)
+        observe_rows(
+            self.method, q, k, place, self._memories_of(q.shape[0]),
+            scaling=scaling, layer=layer, rotate=self._rotations.get(layer), phase=phase,
+        )  # fmt: skip
+
+    def _memories_of(self, rows: int) -> Memories:
+        """What was told, or the handle's own."""
+        if self._told_memories is not None:
+            return self._told_memories
+        if len(self._memories.rows) != rows:
+            self._memories = Memories.fresh(rows)
+        return self._memories
 
     def _plans(
         self, q: Tensor, k: Tensor, place: Placement, *, scaling: float, layer: int, phase: Now

@@ -122,16 +122,19 @@ class StockAttached(Attached):
             place = _windowed(query, key, attention_mask).counted(self._counts)
         else:
             place = self._place(query, key, attention_mask).counted(self._counts)
+        given = kwargs.get("scaling")
+        scaling = query.shape[-1] ** -0.5 if given is None else float(given)
         if not self._acts(layer, phase):
             self._count(query, place, None, layer=layer, phase=phase, sparse=False)
+            if self._watches(layer):
+                self._watch(query, place.in_order(key), place, scaling=scaling, layer=layer, phase=phase)
             return _dense(module, query, key, value, attention_mask, **kwargs)
-        scaling = kwargs.get("scaling")
         out = self._sparse(
             query,
             place.in_order(key),
             place.in_order(value),
             place,
-            scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            scaling=scaling,
             layer=layer,
             phase=phase,
         )
@@ -256,16 +259,18 @@ class DecoderAttached(Attached):
         positions = batch.positions().expand(q.shape[0], -1)
         counts = self._counts if batch.full else batch.counts
         place = Placement(positions=positions, first=batch.start).counted(counts)
-        queries = q.transpose(1, 2)
+        queries, scaling = q.transpose(1, 2), q.shape[-1] ** -0.5
         if not self._acts(layer, phase):
             self._count(queries, place, None, layer=layer, phase=phase, sparse=False)
+            if self._watches(layer):
+                self._watch(queries, k.transpose(1, 2), place, scaling=scaling, layer=layer, phase=phase)
             return causal_attention(q, k, v, batch)
         return self._sparse(
             queries,
             k.transpose(1, 2),
             v.transpose(1, 2),
             place,
-            scaling=q.shape[-1] ** -0.5,
+            scaling=scaling,
             layer=layer,
             phase=phase,
         ).transpose(1, 2)

@@ -29,10 +29,16 @@ class Quest(Budgeted):
       that a head may leave out the newest tokens, and reads fewer than the budget when it takes the last one.
     - `kernel`, their CUDA kernels: budget // page pages, of which the last is always one and isn't scored.
 
+    Comparisons at one budget give Quest tokens that are always read, which the authors' programs don't have.
+    With `first` or `local`, whole pages of the rest of the budget are chosen among those that hold any other
+    token, and none is forced.
+
     Attributes:
         budget: KV tokens a query reads per layer and head while decoding, rounded down to whole pages.
         page: Tokens of a page. Default 16 (the authors').
         reading: "eval" (default) or "kernel".
+        first: Leading tokens that are always read. Default 0 (the authors').
+        local: Latest tokens that are always read, the query's own among them. Default 0 (the authors').
         dense_layers: Layers left dense. Default 0 and 1 (the authors').
     """
 
@@ -49,18 +55,32 @@ class Quest(Budgeted):
 
     page: int = 16
     reading: Reading = "eval"
+    first: int = 0
+    local: int = 0
     dense_layers: tuple[int, ...] = (0, 1)
 
     def __post_init__(self) -> None:
         """Check the fields.
 
         Raises:
-            MethodError: An empty page, an unknown reading, or a budget of fewer pages than the reading takes.
+            MethodError: An empty page, an unknown reading, a budget of fewer pages than the reading takes, or
+                tokens that are always read with the reading that forces a page.
         """
         super().__post_init__()
         if self.page < 1:
             self.refuse("page", "must be at least 1 token")
-        pages = _LEAST_PAGES if self.reading == "eval" else 1
+        for field in ("first", "local"):
+            if getattr(self, field) < 0:
+                self.refuse(field, "must be at least 0 tokens")
+        if self._fixed:
+            if self.reading == "kernel":
+                self.refuse("reading", 'must be "eval" with first or local: "kernel" forces the last page')
+            if self.budget < self._fixed + self.page:
+                self.refuse(
+                    "budget",
+                    f"must be at least first + local + page = {self._fixed + self.page} KV tokens",
+                )
+        pages = _LEAST_PAGES if self.reading == "eval" and not self._fixed else 1
         if self.budget < pages * self.page:
             self.refuse(
                 "budget",
@@ -70,12 +90,24 @@ class Quest(Budgeted):
 
     def select(self, block: QueryBlock) -> Tensor:
         """[B, H, 1, S]."""
+        if self._fixed:
+            return select_beside(
+                block.q,
+                block.k,
+                block.positions,
+                pages=(self.budget - self._fixed) // self.page,
+                page=self.page,
+                first=self.first,
+                local=self.local,
+            )
         return select(
             block.q, block.k, block.positions, budget=self.budget, page=self.page, reading=self.reading
         )
 
     def kv_reads(self, tokens: int) -> int:
         """Tokens of the chosen pages; with "eval", of a head that doesn't take an incomplete last page."""
+        if self._fixed:
+            return tokens if tokens <= self._fixed else self._fixed + sum(self._beside(tokens, most=True))
         pages, last = self._pages(tokens)
         chosen = self._chosen(tokens)
         if chosen == pages:
@@ -84,14 +116,34 @@ class Quest(Budgeted):
 
     def kv_reads_least(self, tokens: int) -> int:
         """As `kv_reads`, of a head that takes the last page."""
+        if self._fixed:
+            return tokens if tokens <= self._fixed else self._fixed + sum(self._beside(tokens, most=False))
         pages, last = self._pages(tokens)
         chosen = self._chosen(tokens)
         return tokens if chosen == pages else (chosen - 1) * self.page + last
 
     def index_reads(self, tokens: int) -> int:
         """Both extremes of every page that is scored."""
+        if self._fixed:
+            return 2 * len(self._others(tokens))
         pages, _ = self._pages(tokens)
         return 2 * pages if self.reading == "eval" else 2 * (pages - 1)
+
+    @property
+    def _fixed(self) -> int:
+        """Tokens that are always read."""
+        return self.first + self.local
+
+    def _others(self, tokens: int) -> list[int]:
+        """Tokens that each page has beside those that are always read, where it has any."""
+        end = tokens - self.local
+        starts = range(self.first // self.page * self.page, end, self.page)
+        return [min(start + self.page, end) - max(start, self.first) for start in starts]
+
+    def _beside(self, tokens: int, *, most: bool) -> list[int]:
+        """Tokens of the chosen pages, of the head that finds most or fewest in them."""
+        count = (self.budget - self._fixed) // self.page
+        return sorted(self._others(tokens), reverse=most)[:count]
 
     def _pages(self, tokens: int) -> tuple[int, int]:
         """Pages, and tokens of the last one."""
@@ -131,6 +183,33 @@ def select(q: Tensor, k: Tensor, positions: Tensor, *, budget: int, page: int, r
         chosen = last | keep_top(scores, budget // page - 1, index < pages - 1)
     s = torch.arange(k.shape[2], device=q.device)
     return chosen.repeat_interleave(page, dim=-1)[..., : k.shape[2]] & (s < tokens)
+
+
+def select_beside(
+    q: Tensor, k: Tensor, positions: Tensor, *, pages: int, page: int, first: int, local: int
+) -> Tensor:
+    """The keys that one query a row reads where some are always read.
+
+    Args:
+        q: [B, H, 1, d].
+        k: [B, H_kv, S, d], key s at position s.
+        positions: [B, 1] of the queries.
+        pages: How many are chosen.
+        page: Tokens of a page.
+        first: Keys s < first are read.
+        local: Keys t - local < s <= t are read.
+
+    Returns:
+        Booleans [B, H, 1, S].
+    """
+    t = positions[:, None, :, None]  # [B, 1, 1, 1]
+    scores = page_scores(q, k, positions, page)
+    begins = torch.arange(scores.shape[-1], device=q.device) * page
+    holds_others = (begins + page > first) & (begins <= t - local)
+    chosen = keep_top(scores, pages, holds_others)
+    s = torch.arange(k.shape[2], device=q.device)
+    always = (s < first) | (s > t - local)
+    return (chosen.repeat_interleave(page, dim=-1)[..., : k.shape[2]] | always) & (s <= t)
 
 
 def page_scores(q: Tensor, k: Tensor, positions: Tensor, page: int) -> Tensor:

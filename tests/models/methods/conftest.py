@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import functools
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -24,8 +25,19 @@ from transformers import (
 )
 
 from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
-from nsa_models.methods import Attached, Method, PromptRow, QueryBlock, make_method
+from nsa_models.methods import (
+    Attached,
+    Budgeted,
+    Memories,
+    Method,
+    PromptRow,
+    QueryBlock,
+    RowMethod,
+    make_method,
+)
+from nsa_models.methods._placement import Placement
 from nsa_models.methods._rotary import Rotation
+from nsa_models.methods._rowwise import attend_rows, observe_rows
 
 VOCAB = 61
 
@@ -116,6 +128,7 @@ LISTED: dict[str, list[dict[str, Any]]] = {
     "quest": [
         {"budget": 12, "page": 4, "dense_layers": (0,)},
         {"budget": 12, "page": 4, "dense_layers": (), "reading": "kernel"},
+        {"budget": 14, "page": 4, "dense_layers": (), "first": 2, "local": 3},
     ],
     "s2-attention": [{"local": 2, "stride": 4, "block": 2}, {"local": 1, "stride": 3, "block": 4}],
     "seer-attention": [
@@ -123,6 +136,27 @@ LISTED: dict[str, list[dict[str, Any]]] = {
         {"budget": 8, "block": 4, "weights": weights_folder(), "rope": False, "dense_layers": (1,)},
     ],
     "streaming-llm": [{"budget": 9, "first": 2}, {"budget": 7, "first": 0}],
+    "h2o": [
+        {"budget": 9, "recent": 4, "first": 2},
+        {"budget": 8, "recent": 3, "variant": "mask"},
+        {"budget": 60, "recent": 20, "variant": "mask", "heavy_ratio": 0.1, "recent_ratio": 0.2},
+        {"budget": 9, "recent": 3, "first": 1, "variant": "oneshot"},
+    ],
+    "infllm": [{"budget": 13, "first": 1, "local": 8, "block": 2, "representatives": 1, "unit": 8}],
+    "snapkv": [
+        {"budget": 9, "window": 4, "kernel": 3},
+        {"budget": 12, "window": 3, "kernel": 5, "pool": "max", "dense_layers": (1,)},
+    ],
+    "ada-snapkv": [{"budget": 9, "window": 6, "kernel": 3, "local": 3, "first": 1}],
+    "tidal-decode": [
+        {"budget": 6, "choosing": (1,), "dense_layers": (0,)},
+        {"budget": 5, "choosing": (0, 2), "dense_layers": ()},
+    ],
+    "mustafar": [
+        {"budget": 3, "local": 4},
+        {"budget": 2, "value_elements": 4, "local": 0, "dense_layers": (0,)},
+    ],
+    "dhsa-fixed": [{"budget": 12, "chunk": 2, "block": 4, "first": 2, "local": 4, "tail": 3}],
     "vertical-slash": [
         {"budget": 8, "vertical": 4, "first": 1, "local": 2, "last": 5},
         {"budget": 4, "vertical": 2, "first": 1, "local": 1, "last": 5, "reading": "kernel", "block": 4},
@@ -130,7 +164,7 @@ LISTED: dict[str, list[dict[str, Any]]] = {
     "xattention": [{"tau": 0.6, "stride": 2, "block": 4}, {"tau": 0.3, "stride": 4, "block": 4}],
 }
 
-# What makes a method without a budget read everything; of the others a large budget must.
+# What makes a method without a budget read everything; of the others a large budget must, and this beside it.
 FULL: dict[str, dict[str, Any]] = {
     "anchor-attention": {"theta": 1e9},
     "flexprefill": {"least": 400},
@@ -138,12 +172,21 @@ FULL: dict[str, dict[str, Any]] = {
     "power-attention": {"window": 400},
     "s2-attention": {"local": 400},
     "xattention": {"tau": 1.1},
+    "h2o": {"heavy_ratio": 0.0, "recent_ratio": 0.0},
+    "infllm": {"local": 64},  # its far tokens are never dense: they all stand at one distance
+    "mustafar": {"value_elements": 0},
 }
 
 
 def small_methods() -> list[Method]:
     """All methods of the list."""
     return [make_method(name, **options) for name, many in LISTED.items() for options in many]
+
+
+def full_of(method: Method) -> Method:
+    """The same method with all that it needs to read everything."""
+    budget = {"budget": 400} if isinstance(method, Budgeted) else {}
+    return dataclasses.replace(method, **budget, **FULL.get(method.name, {}))
 
 
 @pytest.fixture(params=small_methods(), ids=lambda method: method.label)
@@ -253,3 +296,74 @@ def read_alone(model: PreTrainedModel, attached: Attached | None, row: Tensor, s
     for token in row[len(row) - steps :]:
         parts += rows.feed([token[None]], decode=True)
     return torch.cat(parts)
+
+
+INV_FREQ = torch.tensor([1.0, 0.3, 0.1, 0.01], dtype=torch.float64)
+turned = Rotation(inv_freq=INV_FREQ, interleaved=False, at_end=False)
+"""A rotary embedding for heads of 8."""
+
+
+def read_sets(
+    method: RowMethod,
+    q: Tensor,
+    k: Tensor,
+    *,
+    prompt: int,
+    end: int | None = None,
+    layers: Sequence[int] = (0,),
+    pieces: Sequence[int] = (),
+    scaling: float = 0.5,
+) -> dict[int, dict[int, Tensor]]:
+    """What each query reads, [H, t + 1] by layer and position, where the method chose.
+
+    Args:
+        method: Any that takes one row at a time.
+        q: Queries of a row, the same in all layers.
+        k: Its keys, which are its values too.
+        prompt: Tokens of the prompt; those behind are decoded.
+        end: Tokens in all; those of q by default.
+        layers: Layers to run, one after the other.
+        pieces: Sizes of the pieces that the prompt is read in; whole by default.
+        scaling: Factor of q.k.
+    """
+    spy, select = dataclasses.replace(method), method.select
+    found: dict[int, dict[int, Tensor]] = {layer: {} for layer in layers}
+
+    def look(block: QueryBlock) -> Tensor:
+        keep = select(block)
+        seen = keep & block.visible
+        for row, position in enumerate(block.positions[0].tolist()):
+            sets = seen.expand(1, q.shape[1], *seen.shape[2:])[0, :, row, : position + 1]
+            found[block.layer][position] = sets
+        return keep
+
+    object.__setattr__(spy, "select", look)
+    memories = Memories.fresh(1)
+    steps: list[tuple[int, int, Any]] = []
+    for size in pieces or [prompt]:
+        start = steps[-1][1] if steps else 0
+        steps += [(start, start + size, "prefill")] if size else []
+    steps += [(t, t + 1, "decode") for t in range(prompt, q.shape[2] if end is None else end)]
+    for start, stop, phase in steps:
+        for layer in layers:
+            queries, keys = q[:, :, start:stop], k[:, :, :stop]
+            place = Placement.bottom_right(1, stop - start, stop, q.device)
+            given: Any = {"scaling": scaling, "layer": layer, "rotate": turned, "phase": phase}
+            if method.phase in ("both", phase):
+                attend_rows(spy, queries, keys, keys, place, memories, **given)
+            else:
+                observe_rows(spy, queries, keys, place, memories, **given)
+    return found
+
+
+def as_sets(keep: Tensor) -> list[set[int]]:
+    """Keys that each head reads, of [H, S]."""
+    return [set(row.nonzero().flatten().tolist()) for row in keep]
+
+
+def causal_weights(q: Tensor, k: Tensor, scaling: float = 0.5) -> Tensor:
+    """Dense attention [H, N, N] of a row."""
+    keys = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    logits = (q @ keys.transpose(-1, -2))[0] * scaling
+    later = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
+    return logits.masked_fill(later, float("-inf")).softmax(-1)

@@ -16,13 +16,24 @@ from nsa_models.methods import (
     Budgeted,
     Method,
     MethodError,
+    RowMethod,
     attach,
     make_method,
     methods,
     parse_method,
 )
 
-from .conftest import FULL, LISTED, Rows, random_row, read_alone, tokens, whole_prompt
+from .conftest import (
+    LISTED,
+    Rows,
+    full_of,
+    random_row,
+    read_alone,
+    read_sets,
+    small_methods,
+    tokens,
+    whole_prompt,
+)
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -35,12 +46,25 @@ ROW_BLOCK: dict[str, Callable[[Method], int]] = {
 LOOKS_AHEAD = {"flexprefill", "pbs-attn", "vertical-slash"}
 
 # Methods whose choices go by how weights are spread, which the scale of queries changes.
+# Methods that take one row at a time, and the others, whose choices are looked at block by block.
+OF_ROWS = [method for method in small_methods() if isinstance(method, RowMethod)]
+OF_QUERIES = [method for method in small_methods() if not isinstance(method, RowMethod)]
+of_rows = pytest.mark.parametrize("method", OF_ROWS, ids=lambda method: method.label)
+of_queries = pytest.mark.parametrize("method", OF_QUERIES, ids=lambda method: method.label)
+
+# Methods by KV head that read everything, or whose blocks are all settled beforehand at such sizes.
+SETTLED = ("mustafar", "infllm-v2", "nosa")
+# Methods of rows of which a change in one head's query may move what other heads read.
+POOLED = ("infllm", "ada-snapkv", "dhsa-fixed")
+# Methods whose budget isn't one of tokens.
+READS_ALL = ("mustafar",)
+
 BY_WEIGHTS = {"anchor-attention", "flexprefill", "pbs-attn", "vertical-slash", "xattention"}
 
 
-def per_token(method: Method, start: int, end: int) -> tuple[int, int]:
+def stated(method: Method, start: int, end: int, *, prompt: int, layer: int) -> tuple[int, int]:
     """Least and most KV tokens that queries at positions start..end-1 read in one head."""
-    spans = [(method.kv_reads_least(t + 1), method.kv_reads(t + 1)) for t in range(start, end)]
+    spans = [method.stated_reads(t + 1, prompt=prompt, layer=layer) for t in range(start, end)]
     return sum(least for least, _ in spans), sum(most for _, most in spans)
 
 
@@ -80,7 +104,7 @@ def test_text_gives_the_same_method(method: Method) -> None:
 
 def test_full_budget_is_dense(model: PreTrainedModel, method: Method) -> None:
     row = tokens(40)
-    full = dataclasses.replace(method, **FULL.get(method.name, {"budget": 400}))
+    full = full_of(method)
     dense = read_alone(model, None, row, 1)
     with attach(model, full) as attached:
         rows = Rows(model, 1, attached)
@@ -111,6 +135,7 @@ def changed_rows(model: PreTrainedModel, method: Method, first: int, seed: int) 
     return (one - two).abs().amax(-1) > 1e-9
 
 
+@of_queries
 def test_selection_is_causal(model: PreTrainedModel, method: Method) -> None:
     assert method.lm_scores == (method.name not in {*ROW_BLOCK, *LOOKS_AHEAD})
     # Causal after a query's own block of queries; that of a causal method is itself.
@@ -131,6 +156,22 @@ def test_selection_is_causal(model: PreTrainedModel, method: Method) -> None:
     )
 
 
+@of_rows
+def test_selection_of_a_row_is_causal_as_declared(model: PreTrainedModel, method: Method) -> None:
+    leaks = []
+    with attach(model, method) as attached:
+        for seed in range(9, 15):
+            row, other = tokens(40, seed=seed + 20), tokens(40, seed=seed)
+            changed = torch.cat([row[:25], other[25:]])
+            one, two = (read_alone(model, attached, ids, 0) for ids in (row, changed))
+            leaks.append(float((one[:25] - two[:25]).abs().max()))
+            assert (one[25:] - two[25:]).abs().max() > 1e-3
+            if method.lm_scores:
+                break
+    # One that looks at later tokens must be seen to: it may not call its log-likelihoods a model's.
+    assert max(leaks) < 1e-9 if method.lm_scores else max(leaks) > 1e-3
+
+
 def test_pieces_equal_the_whole_prompt_or_are_refused(model: PreTrainedModel, method: Method) -> None:
     row = tokens(40)
     with attach(model, method) as attached:
@@ -140,9 +181,12 @@ def test_pieces_equal_the_whole_prompt_or_are_refused(model: PreTrainedModel, me
         pieces = row[:34].split([13, 20, 1])
         if not method.chunked_prefill:
             rows.feed(pieces[:1])
+            refused = f"{method.name}: it needs a prompt whole"
             for piece in (pieces[1], pieces[2]):
-                with pytest.raises(MethodError, match=f"{method.name}: it needs a prompt whole"):
+                with pytest.raises(MethodError, match=refused):
                     rows.feed([piece])
+                if isinstance(method, RowMethod):
+                    break  # the cache has the piece now, and what is remembered of the row hasn't
             return
         parts = [logits for piece in pieces for logits in rows.feed([piece])]
         for token in row[34:]:
@@ -204,12 +248,10 @@ def test_reads_are_as_stated(model: PreTrainedModel, method: Method) -> None:
         rows = Rows(model, 2, attached)
         steps = [(False, [row[:-9] for row in many])]
         steps += [(True, [row[len(row) - 9 + step][None] for row in many]) for step in range(9)]
-        seen = [0, 0]
+        seen, fewer = [0, 0], False
         for decode, pieces in steps:
             rows.feed(pieces, decode=decode)
             ends = [start + len(piece) for start, piece in zip(seen, pieces, strict=True)]
-            spans = [per_token(method, start, end) for start, end in zip(seen, ends, strict=True)]
-            least, most = (heads * sum(span[side] for span in spans) for side in (0, 1))
             dense = heads * sum(
                 t + 1 for start, end in zip(seen, ends, strict=True) for t in range(start, end)
             )
@@ -221,13 +263,17 @@ def test_reads_are_as_stated(model: PreTrainedModel, method: Method) -> None:
                 assert layer.counts.queries == heads * sum(map(len, pieces))
                 assert layer.counts.dense == dense
                 if layer.sparse:
+                    spans = [
+                        stated(method, start, end, prompt=len(row) - 9, layer=layer.layer)
+                        for row, start, end in zip(many, seen, ends, strict=True)
+                    ]
+                    least, most = (heads * sum(span[side] for span in spans) for side in (0, 1))
                     assert least <= layer.counts.read <= most <= dense
-                    assert layer.counts.read < dense
-                    if isinstance(method, Budgeted):
-                        assert most < dense
+                    fewer |= layer.counts.read < dense
                 else:
                     assert layer.counts.read == dense
             seen = ends
+        assert fewer == (method.name not in READS_ALL)
         assert attached.reads.decode.queries == heads * 3 * 9 * 2
 
 
@@ -283,8 +329,19 @@ SCALE_COUNTS = {
 }
 
 
+def chosen_in_row(method: RowMethod, position: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """[4, 24] what the query at a position reads: as a decode step, else inside of a prompt of 24 tokens."""
+    prompt = 24 if method.phase == "prefill" else position
+    layers = [layer for layer in range(3) if layer not in method.dense_layers]
+    found = read_sets(method, q, k, prompt=prompt, end=max(prompt, position + 1), layers=layers)
+    layer = max(layer for layer in layers if layer not in getattr(method, "choosing", ()))
+    keep = found[layer][position]
+    return torch.nn.functional.pad(keep, (0, 24 - keep.shape[1]))
+
+
+@of_queries
 def test_heads_share_a_selection_as_declared(method: Method) -> None:
-    moved = False
+    moved = apart = False
     for seed in range(3):
         q, k = random_row(24, seed=seed)
         changed = q.clone()
@@ -299,9 +356,30 @@ def test_heads_share_a_selection_as_declared(method: Method) -> None:
         else:
             assert torch.equal(one[:, 0], one[:, 1])
             assert torch.equal(two[:, 0], two[:, 1])
+            apart |= not torch.equal(one[:, 0], one[:, 2])
     assert moved or method.per != "query head"
+    assert apart or method.per != "KV head" or method.name in SETTLED
 
 
+@of_rows
+def test_heads_share_a_rows_selection_as_declared(method: RowMethod) -> None:
+    q, k = random_row(24)
+    other = q.clone()
+    other[:, 0] = -other[:, 0]
+    position = 20 if method.phase == "prefill" else 23
+    one, two = (chosen_in_row(method, position, queries, k) for queries in (q, other))
+    if method.name not in POOLED:
+        assert torch.equal(one[2:], two[2:])
+    if method.per == "query head":
+        assert torch.equal(one[1], two[1])
+        assert not torch.equal(one[0], two[0])
+    elif method.per == "layer":
+        assert (one == one[:1]).all()
+    else:
+        assert torch.equal(one[0], one[1])
+
+
+@of_queries
 def test_selection_ignores_the_scale_of_queries_unless_it_goes_by_weights(method: Method) -> None:
     if method.name in SCALE_COUNTS:
         pytest.skip(SCALE_COUNTS[method.name])
@@ -312,6 +390,7 @@ def test_selection_ignores_the_scale_of_queries_unless_it_goes_by_weights(method
     assert all(same) == (method.name not in BY_WEIGHTS)
 
 
+@of_queries
 @pytest.mark.parametrize("count", [1, 2, 6, 12, 13, 24])
 def test_selection_of_one_query_has_the_stated_size(method: Method, count: int) -> None:
     keep = chosen(method, *random_row(count))
@@ -324,12 +403,27 @@ def test_selection_of_one_query_has_the_stated_size(method: Method, count: int) 
     assert method.index_reads(count) >= 0
 
 
+@of_rows
+@pytest.mark.parametrize("position", [0, 1, 5, 11, 12, 20, 23])
+def test_selection_of_a_rows_query_has_the_stated_size(method: RowMethod, position: int) -> None:
+    keep = chosen_in_row(method, position, *random_row(24))
+    assert not keep[:, position + 1 :].any()
+    layer = max({*range(3)} - {*method.dense_layers, *getattr(method, "choosing", ())})
+    prompt = 24 if method.phase == "prefill" else position
+    least, most = method.stated_reads(position + 1, prompt=prompt, layer=layer)
+    for size in keep.sum(-1).tolist():
+        assert least <= size <= most <= position + 1
+
+
 # Keys and mean keys read to choose, by the query at position 9999: of what a block of queries or a whole
 # prompt reads together, its share, rounded up.
 INDEX_READS: dict[str, tuple[dict[str, Any], int]] = {
     "anchor-attention": ({}, 3 * 2048 // 128),
     "block-sparse": ({"budget": 6400}, 3),
+    "dhsa-fixed": ({"budget": 2560}, -(-1256 // 64)),
     "exact-top": ({"budget": 2560}, 10_000),
+    "h2o": ({"budget": 2560}, 0),
+    "infllm": ({"budget": 2560}, (9999 - 640) // 128),
     "flexprefill": ({}, 128 + 1),
     "moba": ({"budget": 49_152}, 2),
     "pbs-attn": ({}, 128 + 1),

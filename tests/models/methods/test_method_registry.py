@@ -171,7 +171,7 @@ def test_values_of_another_type_are_refused(field: str, value: object, wanted: s
 
 def test_fields_are_listed_with_their_types() -> None:
     kinds = field_types(methods()["quest"])
-    assert list(kinds) == ["budget", "dense_layers", "page", "reading"]
+    assert list(kinds) == ["budget", "dense_layers", "page", "reading", "first", "local"]
     assert kinds["page"] is int
 
 
@@ -183,6 +183,8 @@ def test_records_tell_variants_apart() -> None:
         "dense_layers": [0, 1],
         "page": 16,
         "reading": "eval",
+        "first": 0,
+        "local": 0,
     }
     assert one.describe()["declarations"]["phase"] == "decode"
     assert isinstance(one, Method)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nsa_models.methods import Method, MethodError, attach, make_method
+from nsa_models.methods import Method, MethodError, QueryBlock, attach, make_method
 from nsa_models.methods.quest import Reading, page_scores, select
 
 from .conftest import Rows, read_alone, tokens
@@ -79,6 +79,35 @@ def test_sets_follow_the_definition(reading: Reading, budget: int) -> None:
         for head in range(4):
             expected = by_definition(scores[row, head, 0].tolist(), t + 1, budget, 4, reading)
             assert set(keep[row, head, 0].nonzero().flatten().tolist()) == expected
+
+
+@pytest.mark.parametrize(("first", "local"), [(3, 5), (8, 1), (0, 6), (4, 0)])
+@pytest.mark.parametrize("pages", [1, 2, 4, 20])
+def test_fixed_tokens_stand_beside_chosen_pages(first: int, local: int, pages: int) -> None:
+    places = [0, 3, 4, 11, 12, 17, 23, 30, 31]
+    q, k, positions = random_row(places, 32)
+    method = make_method("quest", first + local + 4 * pages, page=4, first=first, local=local)
+    block = QueryBlock(q=q, k=k, positions=positions, scaling=1.0, layer=0)
+    keep, scores = method.select(block), page_scores(q, k, positions, 4)
+    for row, t in enumerate(places):
+        always = {s for s in range(t + 1) if s < first or s > t - local}
+        holding = [
+            j for j in range(t // 4 + 1) if not {s for s in range(4 * j, 4 * j + 4) if s <= t} <= always
+        ]
+        for head in range(4):
+            best = sorted(holding, key=lambda j: (-float(scores[row, head, 0, j]), j))[:pages]
+            expected = always | {s for j in best for s in range(4 * j, 4 * j + 4) if s <= t}
+            assert set(keep[row, head, 0].nonzero().flatten().tolist()) == expected
+            assert method.kv_reads_least(t + 1) <= len(expected) <= method.kv_reads(t + 1)
+        assert method.index_reads(t + 1) == 2 * len(holding)
+
+
+def test_what_nsa_compares_with() -> None:
+    method = make_method("quest", 2560, first=128, local=512)
+    # 120 pages of 16 beside 640 tokens; a head that takes the page at the window's edge finds fewer in it.
+    assert (method.kv_reads(30_000), method.kv_reads_least(30_000)) == (2560, 2560)
+    assert (method.kv_reads(30_005), method.kv_reads_least(30_005)) == (2560, 2549)
+    assert method.kv_reads(2000) == 2000
 
 
 def test_kernel_reading_always_has_the_last_page_and_eval_may_not() -> None:
@@ -171,6 +200,12 @@ def test_first_two_layers_are_dense_by_default(make_model: Callable[..., PreTrai
         (
             {"budget": 15, "reading": "kernel"},
             "budget must be at least 16 KV tokens: the kernel reading takes 1 page of",
+        ),
+        ({"budget": 64, "first": -1}, "first must be at least 0 tokens, got -1"),
+        ({"budget": 64, "first": 4, "reading": "kernel"}, 'reading must be "eval" with first or local'),
+        (
+            {"budget": 64, "first": 40, "local": 10},
+            r"budget must be at least first \+ local \+ page = 66 KV tokens",
         ),
         ({"budget": 64, "page": 0}, "page must be at least 1 token, got 0"),
         ({"budget": 64, "reading": "paper"}, "reading must be one of eval, kernel, got 'paper'"),
