@@ -226,6 +226,10 @@ class Budgeted(Method):
     """
 
     stated: ClassVar[tuple[str, ...]] = ("budget",)
+    whole: ClassVar[str] = ""
+    """The field of whose value a budget must be a multiple; none: any number will do."""
+    of_context: ClassVar[bool] = True
+    """The budget is of the context's tokens, so that it may be a share of a prompt's."""
 
     budget: int
 

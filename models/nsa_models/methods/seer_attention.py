@@ -54,6 +54,7 @@ class SeerAttention(Weighted):
     paper: ClassVar[str] = "2506.08889"
     phase: ClassVar[Phase] = "decode"
     budget_unit: ClassVar[str] = "KV tokens of chosen blocks per decoded query, layer and head"
+    whole: ClassVar[str] = "block"
     per: ClassVar[Literal["query head", "KV head", "layer"]] = "KV head"
     chunked_prefill: ClassVar[bool] = True
     shared_prefixes: ClassVar[bool] = True
