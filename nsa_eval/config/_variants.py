@@ -119,4 +119,6 @@ def _parts(changes: Mapping[str, Any], method: MethodSpec | None) -> Iterator[st
 
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
+    if isinstance(value, float):
+        text = text.replace("e+", "e")  # 1e+20: no minus may come of it
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-") or "none"

@@ -1,6 +1,8 @@
 """Variants from a command line's texts."""
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from nsa_eval.config import all_variants, load_config
 from nsa_eval.errors import UserError
@@ -38,6 +40,22 @@ def test_a_method_without_a_budget_is_told_by_its_options():
     assert names(models)[1:] == [
         "twin-full-v0+xattention", "twin-full-v0+xattention,tau=0.8", "twin-full-v0+power-attention,window=3",
     ]  # fmt: skip
+
+
+def test_a_share_of_a_method_with_weights_takes_them_along(tmp_path):
+    gate = {"model.layers.0.self_attn.attn_gate.attngate_linear_q.weight": torch.zeros(2, 2, 8, 8)}
+    save_file(gate, tmp_path / "gate.safetensors")
+    weights = f"{tmp_path}/gate.safetensors"
+    [entry] = with_variants(DENSE, methods=[f"seer-attention:10%,48,block=24,weights={weights}"])
+    assert entry["variants"][1] == {
+        "method": {"name": "seer-attention", "budget": ["10%", 48], "block": 24, "weights": weights}
+    }
+
+
+def test_large_and_small_values_have_names_of_their_own():
+    listed = {"name": "anchor-attention", "theta": [1e20, 1e-20]}
+    swept = [{"name": "one", "path": DENSE, "variants": [{"method": listed}]}]
+    assert names(swept) == ["one+anchor-attention,theta=1e20", "one+anchor-attention,theta=1e-20"]
 
 
 def test_without_flags_nothing_changes():

@@ -106,6 +106,16 @@ def parse_method(text: str) -> Method:
     Raises:
         MethodError: A text of another form, or what `make_method` refuses.
     """
+    name, budget, values = split_method(text)
+    return make_method(name, budget, **values)
+
+
+def split_method(text: str) -> tuple[str, str | None, dict[str, str]]:
+    """Name, budget and options of a text that `parse_method` reads, as they are written.
+
+    Raises:
+        MethodError: A text of another form.
+    """
     name, colon, rest = text.strip().partition(":")
     parts = [part.strip() for part in rest.split(",")] if colon else []
     if name and name not in methods():
@@ -131,7 +141,7 @@ def parse_method(text: str) -> Method:
             budget = value
         else:
             values[key] = value
-    return make_method(name, budget, **values)
+    return name, budget, values
 
 
 def _without_budget(method: type[Method]) -> str:
