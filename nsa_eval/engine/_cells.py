@@ -81,6 +81,9 @@ class CellMeter:
             least=round(sum(_least(one) for one in costs)),
             dense=sum(range(first, last + 1)),
             index=round(sum(one.index for one in costs)),
+            left=round(sum(one.read if one.left is None else one.left for one in costs))
+            if any(one.left for one in costs)
+            else None,
         )
 
     def counted(self, phase: Phase, stated: Sequence[Cells]) -> list[Cells]:

@@ -78,6 +78,19 @@ def test_parts_of_a_prompt_are_stated_of_the_prompt_that_is_read(toys, tokenizer
     assert sum(costs, Cost()).prefill_stated.density < 0.9
 
 
+def test_steps_state_what_is_left_of_vectors(toys, tokenizer):
+    method = make_method("mustafar", 2, local=4)
+    engine, answerer, costs = answered(toys.make_model("llama"), tokenizer, method, batch_size=1)
+    engine.generate_until(toys.reply_requests())
+    answerer.close()
+    for cost in costs:
+        steps = range(cost.prompt_tokens + 1, cost.prompt_tokens + cost.new_tokens)
+        left = sum(tokens * method.vector_share(tokens, 8) for tokens in steps)
+        assert cost.decode_stated.left == round(left)
+        assert cost.decode_stated.part == pytest.approx(left / sum(steps), abs=1e-2)
+        assert (cost.decode_stated.density, cost.prefill_stated.left) == (1, None)
+
+
 def test_what_prompts_share_is_counted_once_and_stated_for_each(toys, tokenizer):
     totals = []
     for shared in (True, False):
