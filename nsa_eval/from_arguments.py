@@ -166,12 +166,10 @@ def _method(text: str) -> dict[str, Any]:
     try:
         for each in single:
             chosen, budget, given = split_method(each)
-            made = method_at(chosen, budget, **given)
-            if isinstance(made, MethodShare):
-                listed.append(str(budget))
-                made = made.ample
-            elif budget is not None:
-                listed.append(made.parameters()["budget"])
+            found = method_at(chosen, budget, **given)
+            made = found.ample if isinstance(found, MethodShare) else found
+            if budget is not None:
+                listed.append(budget if made is not found else made.parameters()["budget"])
     except MethodError as error:
         raise UserError(f"--method {text}: {error}") from None
     plain = {key: _plain(value) for key, value in made.parameters().items() if key in given}

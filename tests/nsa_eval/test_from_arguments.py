@@ -58,6 +58,15 @@ def test_large_and_small_values_have_names_of_their_own():
     assert names(swept) == ["one+anchor-attention,theta=1e20", "one+anchor-attention,theta=1e-20"]
 
 
+def test_names_that_would_be_too_long_are_cut_and_told_apart():
+    every = "first=4,local=8,dense_layers=0+1+2+3+4+5+6+7+8+9+10+11+12+13+14+15+16+17+18+19+20"
+    found = names(with_variants(DENSE, methods=[f"exact-top:64,{every}", f"exact-top:64,{every}+21"]))[1:]
+    assert len(set(found)) == 2
+    for name in found:
+        assert len(name) <= 80
+        assert name.startswith("twin-full-v0+exact-top@64,")
+
+
 def test_without_flags_nothing_changes():
     assert with_variants([DENSE]) == [{"name": "twin-full-v0", "path": DENSE}]
 

@@ -285,7 +285,7 @@ def _wanted(kind: Any) -> str:  # noqa: ANN401 - as in `_fits`
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
-        return "a tuple of whole numbers"
+        return "a list of whole numbers"
     return {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}.get(
         kind, str(kind)
     )

@@ -69,7 +69,7 @@ class MethodShare:
         except MethodError as error:
             raise MethodError(
                 f"{error} ({self.percent:g} % of a prompt, in steps of {self.step}): ask for a larger "
-                "share, or for longer prompts"
+                "share, longer prompts, or other options of the method"
             ) from None
 
     @property
