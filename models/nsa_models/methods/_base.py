@@ -96,7 +96,7 @@ class Method(ABC):
     def redeclare(self, **declared: object) -> None:
         """Declare otherwise than the class does, for these parameters; called from `__post_init__` alone."""
         for name, value in declared.items():
-            assert name in DECLARATIONS, name
+            assert name in (*DECLARATIONS, "stated"), name
             object.__setattr__(self, name, value)  # frozen; class variables are no fields
 
     def check_layers(self, layers: int, dense: Sequence[int]) -> None:

@@ -41,6 +41,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 ROW_BLOCK: dict[str, Callable[[Method], int]] = {
     "anchor-attention": lambda method: method.block * method.step,
     "block-sparse": lambda method: method.block,
+    "seer-attention-prefill": lambda method: method.block,
     "xattention": lambda method: method.block,
 }
 LOOKS_AHEAD = {"flexprefill", "pbs-attn", "vertical-slash"}
@@ -326,6 +327,7 @@ SCALE_COUNTS = {
     "infllm-v2": "it adds up softmaxes of several heads, whose shares depend on their scale",
     "nosa": "it adds up softmaxes of several heads, whose shares depend on their scale",
     "seer-attention": "an incomplete block stands among its logits with 0",
+    "seer-attention-threshold": "an incomplete block stands among its logits with 0",
 }
 
 
