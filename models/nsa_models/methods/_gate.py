@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -49,6 +50,20 @@ class Gated(Weighted):
         super().__post_init__()
         if self.block < 1:
             self.refuse("block", "must be at least 1 token")
+
+    def check_layers(self, layers: int, dense: Sequence[int]) -> None:
+        """Refuse a model with layers for which there is no gate: it is another model's.
+
+        Raises:
+            MethodError: Which layers they are.
+        """
+        without = sorted({*range(layers)} - {*dense, *self._gates})
+        if without:
+            numbers = ", ".join(map(str, without))
+            raise MethodError(
+                f"{self.name}: {self.weights} holds no gate for layer{'s' * (len(without) > 1)} {numbers} of "
+                f"{layers}; give this model's gate, or name in dense_layers what has none"
+            )
 
     def tensor(self, layer: int, name: str) -> Tensor:
         """A tensor of the layer's gate by the last two parts of its name.

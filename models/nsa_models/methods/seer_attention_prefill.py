@@ -57,7 +57,9 @@ class SeerAttentionPrefill(Gated, Planned):
     name: ClassVar[str] = "seer-attention-prefill"
     title: ClassVar[str] = "SeerAttention: blocks by a trained gate, in prefill"
     paper: ClassVar[str] = "2410.13276"
-    budget_unit: ClassVar[str] = "none: threshold, the share of the gate's softmax above which a block is read"
+    budget_unit: ClassVar[str] = (
+        "none: threshold, the share of the gate's softmax above which a block is read"
+    )
     stated: ClassVar[tuple[str, ...]] = ("threshold",)
     per: ClassVar[Literal["query head", "KV head", "layer"]] = "query head"
     simulated: ClassVar[bool] = True
@@ -109,13 +111,14 @@ class SeerAttentionPrefill(Gated, Planned):
         k = k @ of_keys.to(k)
         if q.shape[-1] != k.shape[-1]:
             raise MethodError(
-                f"{self.name}: the gate of layer {row.layer} makes queries of width {q.shape[-1]} and keys of "
-                f"width {k.shape[-1]}; they must be the same"
+                f"{self.name}: the gate of layer {row.layer} makes queries of width {q.shape[-1]} and keys "
+                f"of width {k.shape[-1]}; they must be the same"
             )
         firsts = at[:, :: self.block]
         q = self.turned(q[None], firsts, row.rotate, row.layer)[0]
         k = self.turned(k[None], firsts, row.rotate, row.layer)[0]
-        return row.dot(q, k) * q.shape[-1] ** -0.5
+        logits: Tensor = row.dot(q, k) * q.shape[-1] ** -0.5
+        return logits
 
     def plan(self, row: PromptRow) -> Tensor:
         """Chosen blocks, booleans [H, blocks, blocks]."""
@@ -129,7 +132,8 @@ class SeerAttentionPrefill(Gated, Planned):
             shares = scores.masked_fill(~causal, float("-inf")).softmax(-1)
             chosen = (shares > self.threshold) | keep_top(shares, 1, causal)
         dense = torch.arange(blocks, device=scores.device) >= blocks - self.dense_rows
-        return (chosen | dense[:, None]) & causal
+        found: Tensor = (chosen | dense[:, None]) & causal
+        return found
 
     def reads(self, plan: Tensor, positions: Tensor, width: int) -> Tensor:
         """[H, n, S]."""

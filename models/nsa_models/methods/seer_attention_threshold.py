@@ -36,7 +36,9 @@ class SeerAttentionThreshold(DecodeGate):
     name: ClassVar[str] = "seer-attention-threshold"
     title: ClassVar[str] = "SeerAttention-R by a threshold: blocks by a trained gate, in decode"
     paper: ClassVar[str] = "2506.08889"
-    budget_unit: ClassVar[str] = "none: threshold, the share of the gate's softmax above which a block is read"
+    budget_unit: ClassVar[str] = (
+        "none: threshold, the share of the gate's softmax above which a block is read"
+    )
     stated: ClassVar[tuple[str, ...]] = ("threshold",)
 
     threshold: float = 2e-3
