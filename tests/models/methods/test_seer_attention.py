@@ -1,5 +1,6 @@
 """SeerAttention-R's gate against its definition, on queries and keys as they are before RoPE."""
 
+import dataclasses
 import math
 import re
 
@@ -140,6 +141,15 @@ def test_by_a_threshold_it_reads_what_the_definition_says(rope, threshold, tmp_p
     # At 0 everything, close to 1 little but the last block, between them something between.
     assert all(size == whole for _, size, whole in read) == (threshold == 0)
     assert any(least < size < whole for least, size, whole in read) == (0 < threshold < 0.9)
+
+
+def test_a_share_has_to_be_above_the_threshold(tmp_path):
+    save_file(gate(), tmp_path / "gate.safetensors")
+    method = make_method("seer-attention-threshold", threshold=0.25, weights=str(tmp_path), block=4)
+    for t, size in ((11, 12), (15, 4)):  # three blocks of 1 / 3, four of 1 / 4
+        block = next(block for at, _, _, block in steps() if at == 39)
+        even = dataclasses.replace(block, q=0 * block.q, positions=torch.tensor([[t]]))
+        assert (method.select(even).sum(-1) == size).all()
 
 
 def test_both_choices_read_one_gate_and_refuse_what_is_not_theirs(tmp_path):

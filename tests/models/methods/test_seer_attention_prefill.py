@@ -155,6 +155,19 @@ def test_a_block_of_queries_reads_the_best_block_where_no_share_is_above_the_thr
     assert (best != torch.arange(10)).any()  # the queries' own block has no privilege
 
 
+def test_a_share_has_to_be_above_the_threshold_and_of_equal_blocks_the_first_is_best(tmp_path: Path) -> None:
+    q, k = random_row(24)
+    plan = method_of(tmp_path, gate(), threshold=0.25).plan(row_of(0 * q, k))
+    assert plan[0].tolist() == [
+        [True, False, False, False, False, False],
+        [True, True, False, False, False, False],
+        [True, True, True, False, False, False],
+        [True, False, False, False, False, False],  # each has 1 / 4
+        [True, True, True, True, True, False],
+        [True, True, True, True, True, True],
+    ]
+
+
 def test_the_ratio_is_the_part_of_causal_blocks_that_is_read(tmp_path: Path) -> None:
     row = row_of(*random_row(800))
     for ratio in (0.1, 0.3, 0.75):
