@@ -32,7 +32,6 @@ class Gated(Weighted):
         rope: RoPE in the gate.
     """
 
-    per: ClassVar[Literal["query head", "KV head", "layer"]]
     simulated: ClassVar[bool] = True
     needs_rotary: ClassVar[bool] = True
     takes_rotation_off: ClassVar[bool] = True

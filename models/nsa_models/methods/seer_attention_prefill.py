@@ -26,12 +26,12 @@ class SeerAttentionPrefill(Gated, Planned):
     and the gate's as `weights`. Queries and keys as they are before RoPE are pooled over blocks. Pooled keys
     go through a linear layer of each query head; or of each KV head, where the weights have a linear layer
     for queries too (`mask_linear_q`). Both get RoPE at their block's first position. A block's share is its
-    part in the softmax over the blocks up to the queries' own of the products by sqrt(width).
+    part in the softmax of the products / sqrt(width), over the blocks up to the queries' own.
 
-    Read are the blocks whose share is above `threshold`, or, where `ratio` is given, of each block of queries
-    the best floor((1 - sqrt(1 - ratio)) blocks of the prompt), at least one: about that part of the causal
-    blocks. The last two blocks of queries read everything. The queries' own block has no privilege. Decode
-    steps are dense.
+    Read are the blocks whose share is above `threshold`. Where `ratio` is given, each block of queries reads
+    its best ones instead, (1 - sqrt(1 - ratio)) times the prompt's number of blocks, rounded down and at
+    least one: so about that part of all causal blocks is read. The last two blocks of queries read
+    everything. The queries' own block has no privilege. Decode steps are dense.
 
     Where no share is above the threshold, the authors' kernel divides by zero; here the best block is read,
     as their ratio has it. Their block grid begins at a batch's padding, here at a row's own first token.
@@ -62,7 +62,6 @@ class SeerAttentionPrefill(Gated, Planned):
     )
     stated: ClassVar[tuple[str, ...]] = ("threshold",)
     per: ClassVar[Literal["query head", "KV head", "layer"]] = "query head"
-    simulated: ClassVar[bool] = True
     marks: ClassVar[tuple[str, ...]] = (".mask_linear_",)
 
     threshold: float = _THRESHOLD
