@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nsa_models.methods._base import MethodError, Phase
+from nsa_models.methods._base import Budgeted, MethodError, Phase
 from nsa_models.methods._block import QueryBlock, keep_top
 from nsa_models.methods._pooled import (
     always_read,
@@ -25,7 +25,7 @@ from nsa_models.methods._weights import Weighted
 
 
 @dataclass(frozen=True, kw_only=True)
-class NOSA(Weighted):
+class NOSA(Weighted, Budgeted):
     """NOSA: what is read beyond `by_query` doesn't depend on the query, so that it can stay on a GPU while
     the rest is offloaded (arXiv 2510.13602). For checkpoints that were trained so (openbmb/NOSA-1B, 3B, 8B):
     a Llama with `self_attn.delta` in each layer, which transformers' Llama leaves unread.
