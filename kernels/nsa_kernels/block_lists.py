@@ -210,8 +210,8 @@ class BlockLists:
     def reads(self, heads: int, *, start: int, first: int, end: int) -> Tensor:
         """KV tokens that the queries at positions [first, end) read under a causal mask, over all heads.
 
-        Exact, and without an [N, S] mask; nothing makes a GPU wait. With `members` the lists must hold all blocks
-        that a query chose, as unions do.
+        Exact, and without an [N, S] mask; nothing makes a GPU wait. With `members`, lists must hold all
+        blocks that a query chose, as unions do.
 
         Args:
             heads: H, query heads.
