@@ -16,13 +16,14 @@ from transformers import PreTrainedModel
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from nsa_kernels.blocks import BlockLists
+from nsa_kernels.blocks import BlockLists, BlockOutput
 from nsa_models.methods import (
     Attached,
     Method,
     MethodError,
     PromptRow,
     QueryBlock,
+    _listed,
     attach,
     make_method,
     parse_method,
@@ -240,14 +241,23 @@ class Largest(TorchDispatchMode):
 
 
 @each_pair
-def test_no_tensor_of_queries_by_keys_is_made(case: tuple[str, dict[str, Any]]) -> None:
-    _, fast = pair(*case)
-    q, k = drawn(1536)
-    with Largest() as largest:
-        plan = None if fast.chunked_prefill else fast.plan(PromptRow(q=q, k=k, scaling=0.25, layer=0))
-        run = Run(q=q, k=k, start=0, first=0)
-        fast.lists(run, plan).reads(4, start=0, first=0, end=1536)
-    assert largest.numbers < 4 * 1536 * 1536 / 4  # a quarter of all heads' cells
+@pytest.mark.usefixtures("by_twin")
+def test_a_prompt_makes_no_tensor_of_queries_by_keys(
+    make_model: Callable[..., PreTrainedModel],
+    case: tuple[str, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def kernel(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, **_: object) -> BlockOutput:
+        return BlockOutput(q.clone(), q[..., 0].float())
+
+    monkeypatch.setattr(_listed, "block_attention", kernel)  # its plain twin makes masks
+    model = make_model("llama", num_hidden_layers=2, head_dim=16, max_position_embeddings=1024).float()
+    most = []
+    for method in pair(*case):
+        with attach(model, method), torch.no_grad(), Largest() as largest:
+            model(tokens(1024)[None], use_cache=True)
+        most.append(largest.numbers)
+    assert most[1] < 1024 * 1024 <= most[0]
 
 
 @each_pair
