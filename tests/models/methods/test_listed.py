@@ -29,7 +29,9 @@ from nsa_models.methods import (
     parse_method,
 )
 from nsa_models.methods import methods as known_methods
-from nsa_models.methods._listed import BACKENDS, Listed, Run
+from nsa_models.methods._block import attend
+from nsa_models.methods._listed import BACKENDS, Listed, Run, step_by_lists
+from nsa_models.methods._placement import Placement
 
 from .conftest import Rows, tokens
 
@@ -136,6 +138,21 @@ def test_kernels_give_what_masks_give(
     )
     reference, fast = pair(*case)
     same(padded(model.float(), fast, (75, 43)), padded(model.float(), reference, (75, 43)))
+
+
+@pytest.mark.parametrize("name", ["power-attention", "s2-attention"])
+@pytest.mark.usefixtures("by_twin")
+def test_a_step_counts_only_rows_that_have_a_token(name: str) -> None:
+    reference, fast = pair(name, CASES[name][0])
+    (q, k), (_, v) = drawn(90), drawn(90, seed=1)
+    keys, values = k.expand(3, -1, -1, -1), v.expand(3, -1, -1, -1)
+    queries = torch.stack([q[:, 89:], q[:, 40:41], q[:, :1]])
+    real = torch.tensor([[True], [False], [True]])
+    place = Placement(positions=torch.tensor([[89], [40], [0]]), real=real)
+    expected, read = attend(reference, queries, keys, values, place, scaling=0.3, layer=0, rotate=None)
+    found, found_read = step_by_lists(fast, queries, keys, values, place, scaling=0.3)
+    torch.testing.assert_close(found[::2], expected[::2], **CLOSE)
+    assert int(found_read) == int(read)
 
 
 @each_pair
