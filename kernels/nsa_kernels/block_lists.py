@@ -261,7 +261,8 @@ def pack_members(chosen: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(chosen, (0, words * _WORD - chosen.shape[-1]))
     bits = torch.arange(_WORD, dtype=torch.int32, device=chosen.device)
     # Bit 31 is the sign: a sum of bits, each once, is their union all the same.
-    return (padded.unflatten(-1, (words, _WORD)).int() << bits).sum(-1, dtype=torch.int32)
+    packed: Tensor = (padded.unflatten(-1, (words, _WORD)).int() << bits).sum(-1, dtype=torch.int32)
+    return packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
