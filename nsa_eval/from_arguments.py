@@ -12,7 +12,7 @@ from nsa_eval._suggest import did_you_mean
 from nsa_eval.errors import UserError
 
 if TYPE_CHECKING:
-    from nsa_eval.runner import RunResult
+    from nsa_eval.outcome import RunResult
 
 ModelLike = str | Mapping[str, Any]
 """A checkpoint's path, or a mapping with the keys of a config's model (`{"path": ..., "dtype":

@@ -275,7 +275,8 @@ class Attached(ABC):
         """
         if phase == "decode" or self.method.chunked_prefill:
             return None
-        rows = prompt_rows(q, k, place, scaling=scaling, layer=layer)
+        rotate = self._rotations.get(layer)
+        rows = prompt_rows(q, k, place, scaling=scaling, layer=layer, rotate=rotate)
         if rows is None:
             raise MethodError(
                 f"{self.method.name}: it needs a prompt whole, and this one came in pieces; read it in one "
