@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
@@ -32,8 +37,22 @@ from nsa_models.methods import methods as known_methods
 from nsa_models.methods._block import attend
 from nsa_models.methods._listed import BACKENDS, Listed, Run, step_by_lists
 from nsa_models.methods._placement import Placement
+from nsa_models.methods._rotary import Rotation
 
 from .conftest import Rows, tokens
+
+
+@functools.cache
+def gates() -> str:
+    """A folder with a gate of SeerAttention for two layers of 4 heads of 16."""
+    folder = tempfile.mkdtemp(prefix="nsa-eval-listed-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    make = torch.Generator().manual_seed(0)
+    name = "model.layers.{}.self_attn.attn_gate.mask_linear_k.weight"
+    made = {name.format(layer): torch.randn(4, 3 * 16, 16, generator=make) for layer in range(2)}
+    save_file(made, f"{folder}/gate.safetensors")
+    return folder
+
 
 # Options under which 150 tokens have far more blocks than are read; of each, a tile that isn't a block too.
 CASES: dict[str, list[dict[str, Any]]] = {
@@ -45,6 +64,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "moba": [{"budget": 48, "chunk": 16}, {"budget": 64, "chunk": 32, "dense_layers": (1,)}],
     "power-attention": [{"window": 2, "block": 16}],
     "s2-attention": [{"local": 2, "stride": 3, "block": 16}],
+    "seer-attention-prefill": [{"threshold": 0.2, "block": 16, "dense_rows": 1, "weights": gates()}],
     "vertical-slash": [
         {"budget": 12, "vertical": 8, "first": 2, "local": 3, "last": 9, "reading": "kernel", "block": 16},
         {"budget": 3, "vertical": 0, "first": 0, "local": 1, "last": 5, "reading": "kernel", "block": 16},
@@ -133,11 +153,8 @@ def test_lists_give_what_masks_give(
 def test_kernels_give_what_masks_give(
     make_model: Callable[..., PreTrainedModel], case: tuple[str, dict[str, Any]]
 ) -> None:
-    model = make_model(
-        "llama", num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16
-    )
-    reference, fast = pair(*case)
-    same(padded(model.float(), fast, (75, 43)), padded(model.float(), reference, (75, 43)))
+    model, (reference, fast) = small(make_model), pair(*case)
+    same(padded(model, fast, (66, 43)), padded(model, reference, (66, 43)))
 
 
 @pytest.mark.parametrize("name", ["power-attention", "s2-attention"])
@@ -173,6 +190,11 @@ def test_left_padding_is_no_token(
     same(found[1], found[0])
 
 
+INV_FREQ = torch.tensor([1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001])
+turned = Rotation(inv_freq=INV_FREQ, interleaved=False, at_end=False)
+"""A rotary embedding for heads of 16."""
+
+
 def drawn(count: int, *, seed: int = 0, width: int = 16) -> tuple[Tensor, Tensor]:
     """Queries [4, count, width] of a row and keys [2, count, width]."""
     maker = torch.Generator().manual_seed(seed)
@@ -182,7 +204,11 @@ def drawn(count: int, *, seed: int = 0, width: int = 16) -> tuple[Tensor, Tensor
 def listed_keys(method: Listed, q: Tensor, k: Tensor, first: int) -> tuple[Tensor, BlockLists, Run]:
     """Booleans [H, n, S] of the queries from `first` on, by the method's lists."""
     count = q.shape[1]
-    plan = None if method.chunked_prefill else method.plan(PromptRow(q=q, k=k, scaling=0.25, layer=0))
+    plan = (
+        None
+        if method.chunked_prefill
+        else method.plan(PromptRow(q=q, k=k, scaling=0.25, layer=0, rotate=turned))
+    )
     front = first % method.tile
     queries = torch.nn.functional.pad(q[:, first:], (0, 0, front, 0))
     run = Run(q=queries, k=k, start=first - front, first=first)
@@ -204,7 +230,7 @@ def test_lists_hold_the_sets_of_the_masks(case: tuple[str, dict[str, Any]], seed
     reference, fast = pair(*case)
     q, k = drawn(141, seed=seed)
     for first in (0, 16, 45) if fast.chunked_prefill else (0,):
-        row = PromptRow(q=q, k=k, scaling=0.25, layer=0)
+        row = PromptRow(q=q, k=k, scaling=0.25, layer=0, rotate=turned)
         block = QueryBlock(
             q=q[None, :, first:],
             k=k[None],
@@ -235,7 +261,7 @@ def test_blocks_larger_than_a_tile_are_read_by_several(name: str, block: int) ->
     q, k = drawn(1100)
     for first in (0, 300) if fast.chunked_prefill else (0,):
         found, _, _ = listed_keys(fast, q, k, first)
-        row = PromptRow(q=q, k=k, scaling=0.25, layer=0)
+        row = PromptRow(q=q, k=k, scaling=0.25, layer=0, rotate=turned)
         plans = None if reference.chunked_prefill else [reference.plan(row)]
         at = torch.arange(first, 1100)
         block_of = QueryBlock(
