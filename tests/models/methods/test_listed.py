@@ -35,7 +35,7 @@ from nsa_models.methods import (
 )
 from nsa_models.methods import methods as known_methods
 from nsa_models.methods._block import attend
-from nsa_models.methods._listed import BACKENDS, Listed, Run, step_by_lists
+from nsa_models.methods._listed import BACKENDS, Listed, Run, attend_by_lists, step_by_lists
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._rotary import Rotation
 
@@ -155,6 +155,23 @@ def test_kernels_give_what_masks_give(
 ) -> None:
     model, (reference, fast) = small(make_model), pair(*case)
     same(padded(model, fast, (66, 43)), padded(model, reference, (66, 43)))
+
+
+@pytest.mark.parametrize("name", ["block-sparse", "moba", "vertical-slash"])
+@pytest.mark.usefixtures("by_kernels")
+def test_kernels_in_half_precision_give_what_masks_give(name: str) -> None:
+    reference, fast = pair(name, CASES[name][0])
+    q, k, v = (x.half()[None] for x in (*drawn(70), drawn(70, seed=1)[1]))
+    row = PromptRow(q=q[0].float(), k=k[0].float(), scaling=0.25, layer=0)
+    place = Placement.bottom_right(1, 70, 70, q.device)
+    of_masks, of_lists = (None if m.chunked_prefill else [m.plan(row)] for m in (reference, fast))
+    expected, read = attend(
+        reference, q.float(), k, v, place, scaling=0.25, layer=0, rotate=None, plans=of_masks
+    )
+    found, found_read = attend_by_lists(fast, q, k, v, place, scaling=0.25, plans=of_lists)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), expected, rtol=3e-3, atol=3e-3)
+    assert int(found_read) == int(read) < 4 * 70 * 71 // 2
 
 
 @pytest.mark.parametrize("name", ["power-attention", "s2-attention"])
