@@ -52,14 +52,19 @@ class MethodShare:
             ) from None
 
     @property
+    def declared(self) -> Method:
+        """The method with its declarations, at an ample budget."""
+        return self.at(_AMPLE)
+
+    @property
     def label(self) -> str:
         """`quest@10%`, with every parameter that isn't at its default."""
-        made = self.at(_AMPLE)
+        made = self.declared
         return made.label.replace(f"@{_AMPLE}", f"@{self.percent:g}%", 1)
 
     def describe(self) -> dict[str, Any]:
         """Every parameter and declaration as plain JSON: what a stored response depends on."""
-        found = self.at(_AMPLE).describe()
+        found = self.declared.describe()
         share = {"budget": f"{self.percent:g}%", "budget_step": _STEP}
         return {**found, "label": self.label, "parameters": {**found["parameters"], **share}}
 

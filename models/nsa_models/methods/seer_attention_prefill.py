@@ -9,9 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from nsa_kernels.blocks import BlockLists
 from nsa_models.methods._base import MethodError
 from nsa_models.methods._block import keep_top
 from nsa_models.methods._gate import Gated, Pooling, pooled
+from nsa_models.methods._listed import Listed, Run, lists_of_plan
 from nsa_models.methods._planned import Planned, causal_blocks, keys_of_blocks, shared_means
 from nsa_models.methods._prompt import PromptRow
 
@@ -19,7 +21,7 @@ _THRESHOLD = 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeerAttentionPrefill(Gated, Planned):
+class SeerAttentionPrefill(Listed, Gated, Planned):
     """SeerAttention: a gate scores blocks of keys for blocks of a prompt's queries (arXiv 2410.13276).
 
     The gate is trained on a frozen model and published apart from it: give the model's own path as the model
@@ -51,6 +53,7 @@ class SeerAttentionPrefill(Gated, Planned):
         rope: RoPE in the gate. Default true (the authors').
         dense_rows: Blocks of queries at a prompt's end that read everything. Default 2 (the authors'; 0 is
             seerattn_last_block_dense=false).
+        fast: Read the chosen blocks by kernels, on a GPU and in 16 bits (`Listed`). Default false.
         dense_layers: Layers left dense. Default none.
     """
 
@@ -137,6 +140,10 @@ class SeerAttentionPrefill(Gated, Planned):
     def reads(self, plan: Tensor, positions: Tensor, width: int) -> Tensor:
         """[H, n, S]."""
         return keys_of_blocks(plan, positions, rows=self.block, columns=self.block, width=width)
+
+    def lists(self, run: Run, plan: Tensor) -> BlockLists:
+        """The plan, as lists."""
+        return lists_of_plan(plan, run, block=self.block, tile=self.tile)
 
     def kv_reads(self, tokens: int) -> int:
         """Everything, at a prompt's end."""
