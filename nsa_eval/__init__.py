@@ -24,15 +24,16 @@ if TYPE_CHECKING:
     from nsa_eval.conversion import convert
     from nsa_eval.errors import ConfigError, UserError
     from nsa_eval.from_arguments import evaluate, needle
+    from nsa_eval.outcome import RunResult
     from nsa_eval.plan import make_plan
     from nsa_eval.report import render_report
     from nsa_eval.results import load_run
-    from nsa_eval.runner import RunResult, run
+    from nsa_eval.runner import run
 
 _HOMES = {
     "ConfigError": "errors",
     "RunConfig": "config",
-    "RunResult": "runner",
+    "RunResult": "outcome",
     "UserError": "errors",
     "compare": "comparison",
     "convert": "conversion",

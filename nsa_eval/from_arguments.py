@@ -12,7 +12,7 @@ from nsa_eval._suggest import did_you_mean
 from nsa_eval.errors import UserError
 
 if TYPE_CHECKING:
-    from nsa_eval.runner import RunResult
+    from nsa_eval.outcome import RunResult
 
 ModelLike = str | Mapping[str, Any]
 """A checkpoint's path, or a mapping with the keys of a config's model (`{"path": ..., "dtype":
@@ -167,7 +167,7 @@ def _method(text: str) -> dict[str, Any]:
         for each in single:
             chosen, budget, given = split_method(each)
             found = method_at(chosen, budget, **given)
-            made = found.ample if isinstance(found, MethodShare) else found
+            made = found.declared if isinstance(found, MethodShare) else found
             if budget is not None:
                 listed.append(budget if made is not found else made.parameters()["budget"])
     except MethodError as error:

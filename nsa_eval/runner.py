@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from nsa_eval._profiles import leave_profiles
 from nsa_eval.audit import terminal_notes
 from nsa_eval.config import ConfigLike, RunConfig, Variant, all_variants, load_config
 from nsa_eval.errors import UserError
+from nsa_eval.outcome import READ_ANEW, ModelResult, RunResult
 from nsa_eval.plan import Plan, make_plan
 from nsa_eval.progress import Progress, choose
 from nsa_eval.rundir import (
@@ -32,104 +32,9 @@ from nsa_eval.rundir import (
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-    from nsa_eval.comparison import Compared, Comparison
+    from nsa_eval.comparison import Compared
     from nsa_eval.executors import Executor
     from nsa_eval.results import Run
-
-
-_ANEW = "Remove it and run again: finished responses are kept."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """One aggregated figure of one task, as in lm-eval's results file."""
-
-    task: str
-    """The task's name (or group's)."""
-    metric: str
-    """`metric,filter`, lm-eval's own key."""
-    value: float
-    """Mean over the samples, or whatever the metric aggregates to."""
-    stderr: float | None
-    """Its standard error, where lm-eval gives one."""
-    samples: int | None
-    """Documents behind it."""
-    depth: int = 0
-    """How many groups it stands in."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelResult:
-    """What a run found for one model."""
-
-    name: str
-    """The model's name."""
-    results_file: Path
-    """lm-eval's results_*.json."""
-    results: dict[str, Any]
-    """Its content."""
-
-    @property
-    def scores(self) -> tuple[Score, ...]:
-        """Every figure, groups before their members; of RULER, those of the lengths that were asked."""
-        from nsa_eval.results import of_another_length, outlined
-
-        found = []
-        counts = self.results.get("config", {}).get("metric_documents", {})
-        for task, depth in outlined(self.results):
-            metrics = self.results["results"][task]
-            for key, value in sorted(metrics.items(), key=self._place(task)):
-                name, comma, filter_name = key.partition(",")
-                if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
-                    continue
-                if of_another_length(name, value):
-                    continue
-                stderr = metrics.get(f"{name}_stderr,{filter_name}")
-                found.append(
-                    Score(
-                        task=task,
-                        metric=key,
-                        value=float(value),
-                        stderr=float(stderr) if isinstance(stderr, int | float) else None,
-                        samples=counts.get(task, {}).get(key, metrics.get("sample_len")),
-                        depth=depth,
-                    )
-                )
-        return tuple(found)
-
-    def _place(self, task: str) -> Callable[[tuple[str, Any]], int]:
-        """Where a task's configuration lists a metric; lm-eval writes them as its documents come."""
-        listed = self.results.get("configs", {}).get(task, {}).get("metric_list") or []
-        names = [entry.get("metric") for entry in listed if isinstance(entry, dict)]
-
-        def place(item: tuple[str, Any]) -> int:
-            name = item[0].partition(",")[0]
-            return names.index(name) if name in names else len(names)
-
-        return place
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """What `run` returns."""
-
-    config: RunConfig
-    """The resolved config."""
-    plan: Plan
-    """Its jobs."""
-    output: Path | None = None
-    """The run's folder; None after a dry run."""
-    models: tuple[ModelResult, ...] = ()
-    """One per model, in the config's order."""
-    comparison: Comparison | None = None
-    """The models compared with the baseline; None for one model, or where they can't be compared (see
-    `notes`)."""
-    report: Path | None = None
-    """The HTML report."""
-    audit: tuple[dict[str, Any], ...] = ()
-    """Every truncated prompt, doubled BOS and defaulted length, each with its model's name."""
-    notes: tuple[str, ...] = ()
-    """What a reader of the scores should know, one line each."""
 
 
 def run(
@@ -233,7 +138,7 @@ def _run_locked(
         config=config,
         plan=plan,
         output=directory.path,
-        models=tuple(_model_result(variant.name, directory) for variant in variants),
+        models=tuple(ModelResult.read(variant.name, directory) for variant in variants),
         comparison=compared.comparison,
         report=report,
         audit=audit,
@@ -319,9 +224,9 @@ def _check_sources(
     file = directory.results_file(variant.name)
     if file is None:
         return
-    recorded = _read_json(file).get("config")
+    recorded = read_mapping(file, READ_ANEW).get("config")
     if not isinstance(recorded, dict):
-        raise UserError(f"{file}: damaged, 'config' should be a mapping. {_ANEW}")
+        raise UserError(f"{file}: damaged, 'config' should be a mapping. {READ_ANEW}")
     found = changes(variant, plan.of(variant.name), recorded, config.include_path)
     if found and overwrite:
         directory.forget(variant.name)
@@ -341,7 +246,7 @@ def _write_env(config: RunConfig, directory: RunDirectory) -> None:
     if not file.is_file():
         write_json(file, now)
         return
-    first = _read_json(file)
+    first = read_mapping(file, READ_ANEW)
     first.setdefault("resumed", []).append(now)
     write_json(file, first)
 
@@ -357,14 +262,14 @@ def _write_audit(variants: Iterable[Variant], directory: RunDirectory) -> None:
 
 
 def _read_events(file: Path) -> list[dict[str, Any]]:
-    events = read_json(file, _ANEW)
+    events = read_json(file, READ_ANEW)
     if not isinstance(events, list) or not all(isinstance(event, dict) for event in events):
-        raise UserError(f"{file}: damaged, expected a list of events. {_ANEW}")
+        raise UserError(f"{file}: damaged, expected a list of events. {READ_ANEW}")
     return events
 
 
 def _read_audit(directory: RunDirectory) -> tuple[dict[str, Any], ...]:
-    events = _read_json(directory.path / "audit.json")
+    events = read_mapping(directory.path / "audit.json", READ_ANEW)
     return tuple({"model": model, **event} for model, listed in events.items() for event in listed)
 
 
@@ -421,14 +326,3 @@ def _report(
             run=results(),
         )
     return file
-
-
-def _model_result(name: str, directory: RunDirectory) -> ModelResult:
-    file = directory.results_file(name)
-    if file is None:
-        raise UserError(f"{directory.path / name}: its results file is gone; run again")
-    return ModelResult(name=name, results_file=file, results=_read_json(file))
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    return read_mapping(file, _ANEW)

@@ -16,6 +16,8 @@ _BEHIND = 2**30
 """A first key that no list reaches."""
 _WORD = 32
 """Blocks to a word of `BlockLists.members`."""
+_CELLS = 2**24
+"""Numbers that are held at a time while what members read is counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,12 +127,7 @@ class BlockLists:
         Args:
             chosen: Booleans [B, H, N, K] over the blocks of the grid.
         """
-        words = -(-chosen.shape[-1] // _WORD)
-        padded = torch.nn.functional.pad(chosen, (0, words * _WORD - chosen.shape[-1]))
-        bits = torch.arange(_WORD, dtype=torch.int32, device=chosen.device)
-        # Bit 31 is the sign: a sum of bits, each once, is their union all the same.
-        packed = (padded.unflatten(-1, (words, _WORD)).int() << bits).sum(-1, dtype=torch.int32)
-        return replace(self, members=packed)
+        return replace(self, members=pack_members(chosen))
 
     def check(self) -> None:
         """Looks through the lists, which makes a GPU wait.
@@ -210,6 +207,63 @@ class BlockLists:
             total += int((seen * used).sum())
         return total
 
+    def reads(self, heads: int, *, start: int, first: int, end: int) -> Tensor:
+        """KV tokens that the queries at positions [first, end) read under a causal mask, over all heads.
+
+        Exact, and without an [N, S] mask; nothing makes a GPU wait. With `members`, lists must hold all
+        blocks that a query chose, as unions do.
+
+        Args:
+            heads: H, query heads.
+            start: Position of the call's first query, where tile 0 begins; at most `first`.
+            first: Position of the first query that counts.
+            end: Position behind the last one.
+
+        Returns:
+            A 0-d LongTensor, of one row of the batch or of all.
+        """
+        if self.members is not None:
+            return self._reads_of_members(self.members, start=start, first=first, end=end)
+        tiles = torch.arange(self.counts.shape[-1], device=self.counts.device)
+        edge = start + tiles * self.query_block
+        begin = edge.clamp(min=first, max=end)[:, None]
+        behind = (edge + self.query_block).clamp(min=first, max=end)[:, None]
+        used = torch.arange(self.firsts.shape[-1], device=begin.device) < self.counts[..., None]
+        seen = _ramp(behind - self.firsts, self.key_block) - _ramp(begin - self.firsts, self.key_block)
+        total = (seen * used).sum()
+        if self.columns is not None and self.column_counts is not None:
+            used = torch.arange(self.columns.shape[-1], device=begin.device) < self.column_counts[..., None]
+            seen = _ramp(behind - self.columns, 1) - _ramp(begin - self.columns, 1)
+            total = total + (seen * used).sum()
+        read: Tensor = total * (heads // self.counts.shape[1])
+        return read
+
+    def _reads_of_members(self, members: Tensor, *, start: int, first: int, end: int) -> Tensor:
+        """A word and some queries at a time: 32 numbers for each head and query."""
+        batch, heads, _, words = members.shape
+        bits = torch.arange(_WORD, dtype=torch.int32, device=members.device)
+        total = torch.zeros((), dtype=torch.long, device=members.device)
+        step = max(1, _CELLS // (batch * heads * _WORD))
+        for begin in range(first, end, step):
+            position = torch.arange(begin, min(begin + step, end), device=members.device)[:, None]
+            some = members[:, :, begin - start : begin - start + len(position)]
+            for word in range(words):
+                keys = (word * _WORD + bits) * self.key_block
+                seen = (position + 1 - keys).clamp(min=0, max=self.key_block)  # [n, 32]
+                held = (some[..., word, None] >> bits) & 1
+                total = total + (held * seen).sum()
+        return total
+
+
+def pack_members(chosen: Tensor) -> Tensor:
+    """Booleans [..., K] over the blocks of the grid as words of `BlockLists.members`, int32 [..., words]."""
+    words = -(-chosen.shape[-1] // _WORD)
+    padded = torch.nn.functional.pad(chosen, (0, words * _WORD - chosen.shape[-1]))
+    bits = torch.arange(_WORD, dtype=torch.int32, device=chosen.device)
+    # Bit 31 is the sign: a sum of bits, each once, is their union all the same.
+    packed: Tensor = (padded.unflatten(-1, (words, _WORD)).int() << bits).sum(-1, dtype=torch.int32)
+    return packed
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageLists:
@@ -260,6 +314,13 @@ class PageLists:
                 f"pages of a list must begin {self.page} keys apart at least, from 0 on, and be no more than "
                 f"its {width.numel()} slots"
             )
+
+    def reads(self, heads: int, lengths: Tensor) -> Tensor:
+        """KV tokens of the lists in rows of `lengths` [B] tokens, over all H heads: a 0-d LongTensor."""
+        used = torch.arange(self.firsts.shape[-1], device=self.firsts.device) < self.counts[..., None]
+        held = (lengths.long()[:, None, None] - self.firsts).clamp(min=0, max=self.page)
+        total: Tensor = (held * used).sum() * (heads // self.counts.shape[1])
+        return total
 
 
 def _ramp(x: Tensor, size: int) -> Tensor:

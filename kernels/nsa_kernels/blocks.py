@@ -23,7 +23,14 @@ from nsa_kernels.ahead import real_device
 from nsa_kernels.block_lists import BlockLists, PageLists
 from nsa_kernels.dispatch import choose_backend, get_backend
 
-__all__ = ["BlockLists", "BlockOutput", "PageLists", "block_attention", "page_decode"]
+__all__ = [
+    "BlockLists",
+    "BlockOutput",
+    "PageLists",
+    "block_attention",
+    "choose_block_backend",
+    "page_decode",
+]
 
 _BACKENDS = {"torch": "nsa_kernels.torch_.blocks", "triton": "nsa_kernels.triton.blocks"}
 
@@ -140,6 +147,21 @@ def page_decode(
     return out
 
 
+def choose_block_backend(
+    device: torch.device, dtype: torch.dtype, *, width: int, value_width: int | None = None
+) -> str:
+    """What "auto" means for such tensors where no gradients are asked for: triton or torch.
+
+    Args:
+        device: Where the tensors are.
+        dtype: Of the tensors; triton is for those of 16 bits.
+        width: D_k; triton takes powers of 2 from 16 to 128.
+        value_width: D_v; None = D_k.
+    """
+    widths = (width, width if value_width is None else value_width)
+    return choose_backend(device, dtype, width=max(widths)) if _fits(*widths) else "torch"
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor, lists: tuple[Tensor, Tensor], *, rank: int) -> None:
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
         shapes = [list(x.shape) for x in (q, k, v)]
@@ -183,9 +205,10 @@ def _ends(lengths: Tensor | None, k: Tensor) -> Tensor:
 def _backend(name: str, q: Tensor, k: Tensor, v: Tensor) -> ModuleType:
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if name == "auto":
-        group, width = q.shape[-2] // k.shape[2], max(q.shape[-1], v.shape[-1])
-        name = choose_backend(real_device(q.device), q.dtype, group=min(group, 16), width=width)
-        name = "torch" if gradients or not _fits(q.shape[-1], v.shape[-1]) else name
+        chosen = choose_block_backend(
+            real_device(q.device), q.dtype, width=q.shape[-1], value_width=v.shape[-1]
+        )
+        name = "torch" if gradients else chosen
     if name not in _BACKENDS:
         raise ValueError(f"unknown backend {name!r}: choose auto, {', '.join(_BACKENDS)}")
     if name == "triton" and gradients:

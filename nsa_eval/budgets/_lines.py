@@ -43,12 +43,13 @@ class Variant:
         """The method, with its declarations; None without one, and where it isn't known any more."""
         if not self.method:
             return None
-        from nsa_models.methods import MethodError, make_method, methods  # torch takes seconds
+        from nsa_models.methods import MethodError, MethodShare, method_at, methods  # torch takes seconds
 
         try:
-            return make_method(self.method, **self.given)
-        except (MethodError, TypeError):  # a share of the prompt, or another version's parameters
+            found = method_at(self.method, **self.given)
+        except (MethodError, TypeError):  # another version's parameters
             return methods().get(self.method)
+        return found.declared if isinstance(found, MethodShare) else found
 
     @property
     def decodes_only(self) -> bool:

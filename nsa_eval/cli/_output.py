@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from nsa_eval.catalog import CatalogEntry
     from nsa_eval.comparison import Comparison
     from nsa_eval.estimate import Estimate
+    from nsa_eval.outcome import RunResult
     from nsa_eval.plan import Plan
-    from nsa_eval.runner import RunResult
     from nsa_kernels.bench import Sheet
 
 

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from nsa_eval.estimate import Estimate
-    from nsa_eval.runner import RunResult
+    from nsa_eval.outcome import RunResult
 
 
 def start(

@@ -420,3 +420,35 @@ def test_auto_is_the_plain_twin_where_gradients_are_asked_for():
     block_attention(q, k, v, lists_for(40, 40, 4)).out.sum().backward()
     assert q.grad is not None
     assert q.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("start", "first", "end"), [(0, 0, 75), (32, 32, 75), (32, 41, 75), (16, 20, 21)])
+@pytest.mark.parametrize("kind", ["blocks", "columns", "members"])
+def test_reads_are_the_cells_that_are_seen(kind, start, first, end):
+    queries, keys, heads = end - start, end, 4
+    lists = lists_for(queries, keys, 2, batch=1, density=0.4)
+    keep = lists.seen(keys).repeat_interleave(16, dim=2)[:, :, :queries].repeat_interleave(2, dim=1)
+    if kind == "columns":
+        single = torch.arange(keys, device=DEVICE, dtype=torch.int32).expand(*lists.counts.shape, -1)
+        beside = ~lists.covers(single) & (single % 3 == 0)
+        order = (~beside).byte().argsort(dim=-1, stable=True)
+        counts = beside.sum(-1, dtype=torch.int32)
+        lists = replace(lists, columns=single.gather(-1, order).contiguous(), column_counts=counts)
+        lists.check()
+        keep = lists.seen(keys).repeat_interleave(16, dim=2)[:, :, :queries].repeat_interleave(2, dim=1)
+    if kind == "members":
+        chosen = random_mask(1, heads, queries, -(-keys // 16), seed=8)
+        lists = lists.with_members(chosen)
+        keep = chosen.repeat_interleave(16, dim=3)[..., :keys]
+    position = torch.arange(start, end, device=DEVICE)[:, None]
+    keep = keep & (torch.arange(keys, device=DEVICE) <= position)
+    expected = int(keep[:, :, first - start :].sum())
+    assert int(lists.reads(heads, start=start, first=first, end=end)) == expected > 0
+
+
+def test_reads_of_pages_are_the_tokens_that_rows_have():
+    firsts = torch.tensor([[[8, 0, 24]], [[16, 4, 0]]], dtype=torch.int32, device=DEVICE)
+    counts = torch.tensor([[3], [2]], dtype=torch.int32, device=DEVICE)
+    lists = PageLists(firsts=firsts, counts=counts, page=4)
+    # Row 0: 4 + 4 + 1 of 25 tokens; row 1: none of the page behind its 10, 4 of the other.
+    assert int(lists.reads(2, torch.tensor([25, 10], device=DEVICE))) == 2 * (9 + 4)

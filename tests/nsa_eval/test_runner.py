@@ -10,6 +10,7 @@ import yaml
 
 import nsa_eval
 import nsa_eval._evaluate
+import nsa_eval.outcome
 import nsa_eval.runner
 from nsa_eval._counting import CountingStore
 from nsa_eval.errors import UserError
@@ -450,7 +451,7 @@ def test_os_errors_say_what_to_do(tmp_path):
 def test_a_figure_of_a_length_that_was_not_asked_is_no_score(tmp_path):
     """As lm-eval's RULER marks it."""
     figures = {"4096,none": -1, "512,none": 0.5, "512_stderr,none": "N/A", "alias": "niah", "sample_len": 2}
-    result = nsa_eval.runner.ModelResult(
+    result = nsa_eval.outcome.ModelResult(
         name="m", results_file=tmp_path / "results.json", results={"results": {"niah": figures}}
     )
     assert [(score.metric, score.value) for score in result.scores] == [("512,none", 0.5)]

@@ -2,6 +2,7 @@
 
 They are references in plain torch: every key stays in the cache and unread ones are masked, so they show a
 method's quality and count its reads exactly, and save neither time nor memory.
+Those whose choice is whole blocks also run by kernels that read these alone (`fast=True`, on a GPU).
 
 Example:
     >>> method = parse_method("quest:2560,reading=kernel")

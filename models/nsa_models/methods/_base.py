@@ -94,9 +94,12 @@ class Method(ABC):
         raise MethodError(f"{self.name}: {field} {what}, got {getattr(self, field)!r}")
 
     def redeclare(self, **declared: object) -> None:
-        """Declare otherwise than the class does, for these parameters; called from `__post_init__` alone."""
+        """Declare otherwise than the class does, for these parameters; called from `__post_init__` alone.
+
+        `stated` may be among it, where one of two parameters decides.
+        """
         for name, value in declared.items():
-            assert name in DECLARATIONS, name
+            assert name in (*DECLARATIONS, "stated"), name
             object.__setattr__(self, name, value)  # frozen; class variables are no fields
 
     def check_layers(self, layers: int, dense: Sequence[int]) -> None:

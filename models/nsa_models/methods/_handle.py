@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from nsa_models.methods._base import Method, MethodError
 from nsa_models.methods._block import Rotate, attend
+from nsa_models.methods._listed import attend_by_lists, backend_of_model, listed, step_by_lists
 from nsa_models.methods._memory import Memories
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._prompt import prompt_rows
@@ -70,7 +71,8 @@ class Attached(ABC):
             auto_phase: See `attach`.
 
         Raises:
-            MethodError: No layer is left for the method, or it names one that the model doesn't have.
+            MethodError: No layer is left for the method, it names one that the model doesn't have, or kernels
+                are to run it that don't take the model.
         """
         # Not the model itself: the map from modules to handles would keep it alive for ever.
         self._model = weakref.ref(model)
@@ -100,6 +102,10 @@ class Attached(ABC):
         for kind in sorted(set(unfit.values())):
             numbers = [layer for layer, other in unfit.items() if other == kind]
             notes.append(f"{_numbers(numbers)} dense: {kind}")
+        by_lists = listed(method)
+        if by_lists is not None:
+            backend = backend_of_model(by_lists, model)
+            notes.append(f"chosen blocks are read by kernels over lists of them (fast, backend {backend})")
         self.notes = tuple(notes)
         self.reads = Reads()
         self._phase: Now = "prefill"
@@ -223,17 +229,16 @@ class Attached(ABC):
                 scaling=scaling, layer=layer, rotate=rotate, phase=phase,
             )  # fmt: skip
         else:
-            out, read = attend(
-                self.method,
-                q,
-                k,
-                v,
-                place,
-                scaling=scaling,
-                layer=layer,
-                rotate=rotate,
-                plans=self._plans(q, k, place, scaling=scaling, layer=layer, phase=phase),
-            )
+            plans = self._plans(q, k, place, scaling=scaling, layer=layer, phase=phase)
+            by_lists = listed(self.method)
+            if by_lists is None:
+                out, read = attend(
+                    self.method, q, k, v, place, scaling=scaling, layer=layer, rotate=rotate, plans=plans
+                )
+            elif phase == "decode" and q.shape[2] == 1:
+                out, read = step_by_lists(by_lists, q, k, v, place, scaling=scaling)
+            else:
+                out, read = attend_by_lists(by_lists, q, k, v, place, scaling=scaling, plans=plans)
         self._count(q, place, read, layer=layer, phase=phase, sparse=True)
         return out
 
@@ -270,7 +275,8 @@ class Attached(ABC):
         """
         if phase == "decode" or self.method.chunked_prefill:
             return None
-        rows = prompt_rows(q, k, place, scaling=scaling, layer=layer)
+        rotate = self._rotations.get(layer)
+        rows = prompt_rows(q, k, place, scaling=scaling, layer=layer, rotate=rotate)
         if rows is None:
             raise MethodError(
                 f"{self.method.name}: it needs a prompt whole, and this one came in pieces; read it in one "

@@ -2,11 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nsa_models.methods._block import QueryBlock
+
+
+class Pooled(Protocol):
+    """A method whose blocks are scored by means over stretches; sizes are tokens."""
+
+    @property
+    def kernel(self) -> int:
+        """Tokens of a stretch."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """From one stretch to the next."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """Of a block."""
+        ...
+
+    @property
+    def first_blocks(self) -> int:
+        """Leading blocks that are always read."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Latest tokens whose blocks are always read."""
+        ...
+
+    def refuse(self, field: str, what: str) -> None:
+        """See `Method.refuse`."""
+        ...
+
+
+def check_sizes(method: Pooled, *, budget: str, not_negative: Sequence[str]) -> None:
+    """Check a method's sizes and the budget of blocks that its queries choose.
+
+    Args:
+        method: The method.
+        budget: Its field with that budget, in KV tokens.
+        not_negative: Fields that may be 0 and not less.
+
+    Raises:
+        MethodError: Sizes that don't divide each other, or a budget below what is always read.
+    """
+    for field in ("stride", "block"):
+        if getattr(method, field) < 1:
+            method.refuse(field, "must be at least 1 token")
+    for field in not_negative:
+        if getattr(method, field) < 0:
+            method.refuse(field, "must be at least 0")
+    if method.kernel != 2 * method.stride:
+        method.refuse("kernel", f"must be twice the stride, {2 * method.stride} tokens")
+    for field, of in (("block", method.stride), ("window", method.block)):
+        if getattr(method, field) % of:
+            method.refuse(field, f"must be a multiple of {of} tokens")
+    always = (method.first_blocks + method.window // method.block + 1) * method.block
+    given = getattr(method, budget)
+    if given < always or given % method.block:
+        method.refuse(
+            budget,
+            f"must be a multiple of {method.block} from {always} KV tokens on: the first blocks, the "
+            "window's and the query's own are always read",
+        )
 
 
 def stretch_means(x: Tensor, size: int, stride: int) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nsa_models.methods._block import grouped
+from nsa_models.methods._block import Rotate, grouped
 from nsa_models.methods._placement import Placement
 
 
@@ -26,6 +26,8 @@ class PromptRow:
     """Factor of q.k in the logits."""
     layer: int
     """Index of the layer."""
+    rotate: Rotate | None = None
+    """As in `QueryBlock`; its queries are [1, h, n, d] here."""
 
     @property
     def length(self) -> int:
@@ -45,7 +47,13 @@ class PromptRow:
 
 
 def prompt_rows(
-    q: Tensor, k: Tensor, place: Placement, *, scaling: float, layer: int
+    q: Tensor,
+    k: Tensor,
+    place: Placement,
+    *,
+    scaling: float,
+    layer: int,
+    rotate: Rotate | None = None,
 ) -> list[PromptRow | None] | None:
     """The prompts of a forward, row by row, wherever their padding stands.
 
@@ -55,6 +63,7 @@ def prompt_rows(
         place: Where the queries stand.
         scaling: Factor of q.k.
         layer: Index of the layer.
+        rotate: See `PromptRow`.
 
     Returns:
         A prompt for each row, None for one that has no token here; None for all if a row's queries don't
@@ -74,6 +83,12 @@ def prompt_rows(
             continue
         queries = q[row] if count == q.shape[2] else q[row][:, real[row]]
         rows.append(
-            PromptRow(q=queries.to(dtype), k=k[row, :, :count].to(dtype), scaling=scaling, layer=layer)
+            PromptRow(
+                q=queries.to(dtype),
+                k=k[row, :, :count].to(dtype),
+                scaling=scaling,
+                layer=layer,
+                rotate=rotate,
+            )
         )
     return rows

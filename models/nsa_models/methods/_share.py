@@ -46,8 +46,8 @@ class MethodShare:
         return math.lcm(_STEP, size) if type(size) is int and size > 0 else _STEP  # else refused when made
 
     @property
-    def ample(self) -> Method:
-        """The method at a budget that is large enough for any of its other parameters.
+    def declared(self) -> Method:
+        """The method with its declarations, at a budget that is large enough for any other parameters.
 
         Raises:
             MethodError: Those can't be.
@@ -75,11 +75,11 @@ class MethodShare:
     @property
     def label(self) -> str:
         """`quest@10%`, with every parameter that isn't at its default."""
-        return self.ample.label.replace(f"@{_AMPLE * self.step}", f"@{self.percent:g}%", 1)
+        return self.declared.label.replace(f"@{_AMPLE * self.step}", f"@{self.percent:g}%", 1)
 
     def describe(self) -> dict[str, Any]:
         """Every parameter and declaration as plain JSON: what a stored response depends on."""
-        found = self.ample.describe()
+        found = self.declared.describe()
         share = {"budget": f"{self.percent:g}%", "budget_step": self.step}
         return {**found, "label": self.label, "parameters": {**found["parameters"], **share}}
 
@@ -119,5 +119,5 @@ def method_at(
     if not 0 < percent <= 100:
         raise MethodError(f"{name}: budget must be above 0 and at most 100 % of the prompt, got {budget!r}")
     share = MethodShare(name=name, percent=percent, options=MappingProxyType(dict(options)))
-    _ = share.ample  # refuses what no budget makes good
+    _ = share.declared  # refuses what no budget makes good
     return share

@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nsa_models.methods._base import Budgeted, MethodError
+from nsa_models.methods._base import Method, MethodError
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighted(Budgeted):
-    """A method whose choice has weights.
+class Weighted(Method):
+    """A method whose choice has weights; one with a budget is `Budgeted` besides.
 
     A stored response depends on their contents, and not on where they lie: records and labels carry a hash.
 

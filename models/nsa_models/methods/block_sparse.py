@@ -7,14 +7,16 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from nsa_kernels.blocks import BlockLists
 from nsa_models.methods._base import Budgeted
 from nsa_models.methods._block import keep_top
+from nsa_models.methods._listed import Listed, Run, lists_of_plan
 from nsa_models.methods._planned import Planned, block_means, causal_blocks, keys_of_blocks, shared_means
 from nsa_models.methods._prompt import PromptRow
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockSparse(Planned, Budgeted):
+class BlockSparse(Listed, Planned, Budgeted):
     """Block-sparse: the third pattern of MInference (arXiv 2407.02490), by itself on all heads.
 
     Prompts are cut into blocks of `block` tokens. A block of queries reads the `budget // block` blocks, of
@@ -28,6 +30,7 @@ class BlockSparse(Planned, Budgeted):
         budget: KV tokens a query reads per layer and head, rounded down to whole blocks. The authors' 100
             blocks are a budget of 6400.
         block: Tokens of a block, of queries and of keys. Default 64 (the authors').
+        fast: Read the chosen blocks by kernels, on a GPU and in 16 bits (`Listed`). Default false.
         dense_layers: Layers left dense. Default none.
     """
 
@@ -59,6 +62,10 @@ class BlockSparse(Planned, Budgeted):
     def reads(self, plan: Tensor, positions: Tensor, width: int) -> Tensor:
         """[H, n, S]."""
         return keys_of_blocks(plan, positions, rows=self.block, columns=self.block, width=width)
+
+    def lists(self, run: Run, plan: Tensor) -> BlockLists:
+        """The plan, as lists."""
+        return lists_of_plan(plan, run, block=self.block, tile=self.tile)
 
     def kv_reads(self, tokens: int) -> int:
         """Of a head that doesn't choose the query's own block."""

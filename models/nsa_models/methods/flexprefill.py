@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from nsa_kernels.blocks import BlockLists
 from nsa_models.methods._block import keep_top
+from nsa_models.methods._listed import Listed, Run, lists_of_plan
 from nsa_models.methods._planned import (
     Planned,
     block_means,
@@ -26,7 +28,7 @@ _COVERED = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlexPrefill(Planned):
+class FlexPrefill(Listed, Planned):
     """FlexPrefill: sizes of the pattern follow from the attention of each head (arXiv 2502.20766).
 
     The attention weights of the prompt's last `block` queries are averaged over each column and each
@@ -46,6 +48,7 @@ class FlexPrefill(Planned):
         least: KV tokens of columns, and of diagonals, at least (the authors' min_budget). Default 1024
             (theirs; 512 in their README).
         block: Tokens of a block. Default 128 (the authors').
+        fast: Read the chosen blocks by kernels, on a GPU and in 16 bits (`Listed`). Default false.
         dense_layers: Layers left dense. Default none.
     """
 
@@ -104,6 +107,10 @@ class FlexPrefill(Planned):
     def reads(self, plan: Tensor, positions: Tensor, width: int) -> Tensor:
         """[H, n, S]."""
         return keys_of_blocks(plan, positions, rows=self.block, columns=self.block, width=width)
+
+    def lists(self, run: Run, plan: Tensor) -> BlockLists:
+        """The plan, as lists."""
+        return lists_of_plan(plan, run, block=self.block, tile=self.tile)
 
     def kv_reads(self, tokens: int) -> int:
         """Everything, where attention is spread evenly."""

@@ -13,6 +13,7 @@ from nsa_models.methods._block import QueryBlock, keep_top
 from nsa_models.methods._pooled import (
     always_read,
     as_tokens,
+    check_sizes,
     group_shares,
     largest_by_block,
     stretch_means,
@@ -79,25 +80,7 @@ class InfLLMV2(Budgeted):
             MethodError: Sizes that don't divide each other, or a budget below what is always read.
         """
         super().__post_init__()
-        for field in ("stride", "block"):
-            if getattr(self, field) < 1:
-                self.refuse(field, "must be at least 1 token")
-        for field in ("first_blocks", "window", "dense_length"):
-            if getattr(self, field) < 0:
-                self.refuse(field, "must be at least 0")
-        if self.kernel != 2 * self.stride:
-            self.refuse("kernel", f"must be twice the stride, {2 * self.stride} tokens")
-        for field in ("block", "window"):
-            of = self.stride if field == "block" else self.block
-            if getattr(self, field) % of:
-                self.refuse(field, f"must be a multiple of {of} tokens")
-        always = (self.first_blocks + self.window // self.block + 1) * self.block
-        if self.budget < always or self.budget % self.block:
-            self.refuse(
-                "budget",
-                f"must be a multiple of {self.block} from {always} KV tokens on: the first blocks, the "
-                "window's and the query's own are always read",
-            )
+        check_sizes(self, budget="budget", not_negative=("first_blocks", "window", "dense_length"))
 
     def select(self, block: QueryBlock) -> Tensor:
         """[B, H, n, S], or [B, 1, n, S] where all queries are read dense."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from nsa_kernels.block_lists import pack_members
+from nsa_kernels.blocks import BlockLists
 from nsa_models.methods._base import Budgeted, Phase
-from nsa_models.methods._block import QueryBlock, keep_top
+from nsa_models.methods._block import QueryBlock, block_rows, grouped, keep_top
+from nsa_models.methods._listed import Listed, Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoBA(Budgeted):
+class MoBA(Listed, Budgeted):
     """MoBA: mixture of block attention (arXiv 2502.13189), put on a dense checkpoint untrained.
 
     Keys stand in chunks of `chunk` tokens. Query t reads its own chunk up to itself, and of the chunks that
@@ -24,6 +27,7 @@ class MoBA(Budgeted):
         budget: KV tokens a query reads per layer and head, rounded down to whole chunks with its own (of
             which it reads the part before it). The authors' topk 12 is a budget of 48k.
         chunk: Tokens of a chunk. Default 4096 (the authors' example).
+        fast: Read the chosen chunks by kernels, on a GPU and in 16 bits (`Listed`). Default false.
         dense_layers: Layers left dense. Default none.
     """
 
@@ -37,6 +41,7 @@ class MoBA(Budgeted):
     shared_prefixes: ClassVar[bool] = True
     lm_scores: ClassVar[bool] = True
     simulated: ClassVar[bool] = True
+    sized: ClassVar[str] = "chunk"
 
     chunk: int = 4096
 
@@ -54,12 +59,27 @@ class MoBA(Budgeted):
 
     def select(self, block: QueryBlock) -> Tensor:
         """[B, H, n, S]."""
-        # The last chunk may be incomplete, and hold what stands behind a row: no query scores it.
-        chunks = -(-block.k.shape[2] // self.chunk)
-        padded = torch.nn.functional.pad(block.k, (0, 0, 0, chunks * self.chunk - block.k.shape[2]))
-        means = padded.unflatten(2, (chunks, self.chunk)).mean(3)
+        means = chunk_means(block.k, self.chunk)
         chosen = choose(block.dot(block.q, means), block.positions, self.chunk, self.budget // self.chunk)
         return chosen.repeat_interleave(self.chunk, dim=-1)[..., : block.k.shape[2]] & block.visible
+
+    def lists(self, run: Run, plan: None) -> BlockLists:
+        """Of each tile the chunks that any of its queries reads, and who reads which of them."""
+        dtype = torch.float64 if run.q.dtype == torch.float64 else torch.float32
+        means = chunk_means(run.k[None].to(dtype), self.chunk)
+        count, rows = run.q.shape[1], block_rows(run.q[None], max(run.q.shape[2], means.shape[2]))
+        rows = max(self.tile, rows // self.tile * self.tile)
+        unions, members = [], []
+        for begin in range(0, count, rows):
+            some = run.q[None, :, begin : begin + rows].to(dtype)
+            positions = run.start + begin + torch.arange(some.shape[2], device=some.device)[None]
+            scores = grouped(some, means.transpose(-1, -2))
+            chosen = choose(scores, positions, self.chunk, self.budget // self.chunk)
+            members.append(pack_members(chosen))
+            whole = torch.nn.functional.pad(chosen, (0, 0, 0, -some.shape[2] % self.tile))
+            unions.append(whole.unflatten(2, (-1, self.tile)).any(3))
+        lists = BlockLists.from_mask(torch.cat(unions, 2), query_block=self.tile, key_block=self.chunk)
+        return replace(lists, members=torch.cat(members, 2))
 
     def kv_reads(self, tokens: int) -> int:
         """Whole older chunks, and the own one up to the query."""
@@ -69,6 +89,17 @@ class MoBA(Budgeted):
     def index_reads(self, tokens: int) -> int:
         """The mean keys of all older chunks."""
         return (tokens - 1) // self.chunk
+
+
+def chunk_means(k: Tensor, chunk: int) -> Tensor:
+    """Mean keys [B, H_kv, chunks, d] of k [B, H_kv, S, d].
+
+    The last chunk may be incomplete, and hold what stands behind a row: no query scores it.
+    """
+    chunks = -(-k.shape[2] // chunk)
+    padded = torch.nn.functional.pad(k, (0, 0, 0, chunks * chunk - k.shape[2]))
+    means: Tensor = padded.unflatten(2, (chunks, chunk)).mean(3)
+    return means
 
 
 def choose(scores: Tensor, positions: Tensor, chunk: int, count: int) -> Tensor:

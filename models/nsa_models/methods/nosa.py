@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nsa_models.methods._base import MethodError, Phase
+from nsa_models.methods._base import Budgeted, MethodError, Phase
 from nsa_models.methods._block import QueryBlock, keep_top
 from nsa_models.methods._pooled import (
     always_read,
     as_tokens,
+    check_sizes,
     group_shares,
     largest_by_block,
     stretch_means,
@@ -24,7 +25,7 @@ from nsa_models.methods._weights import Weighted
 
 
 @dataclass(frozen=True, kw_only=True)
-class NOSA(Weighted):
+class NOSA(Weighted, Budgeted):
     """NOSA: what is read beyond `by_query` doesn't depend on the query, so that it can stay on a GPU while
     the rest is offloaded (arXiv 2510.13602). For checkpoints that were trained so (openbmb/NOSA-1B, 3B, 8B):
     a Llama with `self_attn.delta` in each layer, which transformers' Llama leaves unread.
@@ -76,25 +77,7 @@ class NOSA(Weighted):
                 that aren't there.
         """
         super().__post_init__()
-        for field in ("stride", "block"):
-            if getattr(self, field) < 1:
-                self.refuse(field, "must be at least 1 token")
-        for field in ("first_blocks", "window"):
-            if getattr(self, field) < 0:
-                self.refuse(field, "must be at least 0")
-        if self.kernel != 2 * self.stride:
-            self.refuse("kernel", f"must be twice the stride, {2 * self.stride} tokens")
-        for field in ("block", "window"):
-            of = self.stride if field == "block" else self.block
-            if getattr(self, field) % of:
-                self.refuse(field, f"must be a multiple of {of} tokens")
-        always = (self.first_blocks + self.window // self.block + 1) * self.block
-        if self.by_query < always or self.by_query % self.block:
-            self.refuse(
-                "by_query",
-                f"must be a multiple of {self.block} from {always} KV tokens on: the first blocks, the "
-                "window's and the query's own are always read",
-            )
+        check_sizes(self, budget="by_query", not_negative=("first_blocks", "window"))
         if self.budget < self.by_query or self.budget % self.block:
             self.refuse("budget", f"must be a multiple of {self.block} from by_query = {self.by_query} on")
 

@@ -8,12 +8,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nsa_models.methods._base import Method, Phase
+from nsa_kernels.blocks import BlockLists, PageLists
+from nsa_models.methods._base import Phase
 from nsa_models.methods._block import QueryBlock
+from nsa_models.methods._listed import Listed, Run, own_blocks, pages_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class PowerAttention(Method):
+class PowerAttention(Listed):
     """PowerAttention: a static pattern whose reach doubles with every layer (arXiv 2503.03588, Algorithm 1).
 
     Tokens stand in blocks of `block`. A query reads the blocks whose distance to its own is below `window`,
@@ -26,6 +28,8 @@ class PowerAttention(Method):
     Attributes:
         window: Latest blocks that are read, the query's own among them. Default 5 (the paper's).
         block: Tokens of a block. Default 256 (the paper's).
+        fast: Read the blocks by kernels, in prompts and steps, on a GPU and in 16 bits (`Listed`). Default
+            false.
         dense_layers: Layers left dense. Default none.
     """
 
@@ -61,6 +65,23 @@ class PowerAttention(Method):
         own = block.positions.div(self.block, rounding_mode="floor")[:, None, :, None]
         of_keys = torch.arange(block.k.shape[2], device=block.k.device) // self.block
         return visible_blocks(own - of_keys, of_keys, self.window) & block.visible
+
+    def lists(self, run: Run, plan: None) -> BlockLists:
+        """One list for all heads."""
+        own = own_blocks(run, block=self.block, tile=self.tile)
+        read = self._read(own, run.k.shape[1])
+        return BlockLists.from_mask(read[None, None], query_block=self.tile, key_block=self.block)
+
+    def pages(self, lengths: Tensor, *, heads: int, kv_heads: int, size: int) -> PageLists:
+        """One list for all heads."""
+        read = self._read((lengths - 1).div(self.block, rounding_mode="floor"), size)
+        return pages_of(read[:, None], self.block, self.kv_reads(size) // self.block + 1)
+
+    def _read(self, own: Tensor, size: int) -> Tensor:
+        """Booleans [n, blocks]: what queries in the blocks `own` [n] read of `size` keys."""
+        of_keys = torch.arange(-(-size // self.block), device=own.device)
+        distance = own[:, None] - of_keys
+        return visible_blocks(distance, of_keys, self.window) & (distance >= 0)
 
     def kv_reads(self, tokens: int) -> int:
         """Whole older blocks, and the own one up to the query."""

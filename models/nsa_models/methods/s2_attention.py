@@ -8,12 +8,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nsa_models.methods._base import Method, Phase
+from nsa_kernels.blocks import BlockLists, PageLists
+from nsa_models.methods._base import Phase
 from nsa_models.methods._block import QueryBlock
+from nsa_models.methods._listed import Listed, Run, own_blocks, pages_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class S2Attention(Method):
+class S2Attention(Listed):
     """S2-Attention: sparsely sharded attention, the pattern alone (arXiv 2407.17678).
 
     Tokens stand in blocks of `block`. A query reads the latest `local` blocks with its own, and of the older
@@ -27,6 +29,8 @@ class S2Attention(Method):
         local: Latest blocks that are read, the query's own among them. Default 32 (the authors' example).
         stride: One older block of so many is read. Default 8 (the authors' example).
         block: Tokens of a block. Default 64 (the authors').
+        fast: Read the blocks by kernels, in prompts and steps, on a GPU and in 16 bits (`Listed`). Default
+            false.
         dense_layers: Layers left dense. Default none.
     """
 
@@ -66,6 +70,26 @@ class S2Attention(Method):
         shift = torch.arange(groups, device=of_keys.device).repeat_interleave(heads // groups) * step
         strided = (of_keys + shift[:, None]) % self.stride == 0  # [H, S]
         return (strided[None, :, None] | (own - of_keys < self.local)) & block.visible
+
+    def lists(self, run: Run, plan: None) -> BlockLists:
+        """A list for each KV head."""
+        own = own_blocks(run, block=self.block, tile=self.tile)
+        read = self._read(own, run.k.shape[1], heads=run.q.shape[0], kv_heads=run.k.shape[0])
+        return BlockLists.from_mask(read.transpose(0, 1)[None], query_block=self.tile, key_block=self.block)
+
+    def pages(self, lengths: Tensor, *, heads: int, kv_heads: int, size: int) -> PageLists:
+        """A list for each KV head."""
+        own = (lengths - 1).div(self.block, rounding_mode="floor")
+        read = self._read(own, size, heads=heads, kv_heads=kv_heads)
+        return pages_of(read, self.block, self.kv_reads(size) // self.block + 1)
+
+    def _read(self, own: Tensor, size: int, *, heads: int, kv_heads: int) -> Tensor:
+        """Booleans [n, H_kv, blocks]: what queries in the blocks `own` [n] read of `size` keys."""
+        of_keys = torch.arange(-(-size // self.block), device=own.device)
+        shift = torch.arange(kv_heads, device=own.device) * max(1, self.stride // heads)
+        strided = (of_keys + shift[:, None]) % self.stride == 0  # [H_kv, blocks]
+        distance = own[:, None, None] - of_keys
+        return (strided | (distance < self.local)) & (distance >= 0)
 
     def kv_reads(self, tokens: int) -> int:
         """Of a KV head whose shift meets the most blocks."""

@@ -8,8 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from nsa_kernels.block_choice import lists_of_slashes
+from nsa_kernels.blocks import BlockLists
 from nsa_models.methods._base import Budgeted
 from nsa_models.methods._block import keep_top
+from nsa_models.methods._listed import Listed, Run
 from nsa_models.methods._planned import Planned, block_of, diagonal_sums, fitted
 from nsa_models.methods._prompt import PromptRow
 
@@ -25,11 +28,12 @@ class Plan:
     offsets: Tensor
     """Booleans [H, n]: distances t - s at which all queries read."""
     starts: Tensor | None
-    """[H, blocks, m] where a kernel's blocks of keys begin for each block of queries, -1 behind the last."""
+    """[H, blocks, m] where a kernel's blocks of keys begin for each block of queries, -1 behind the last;
+    None in the other reading, and where they are made as lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerticalSlash(Planned, Budgeted):
+class VerticalSlash(Listed, Planned, Budgeted):
     """Vertical-slash: the pattern that MInference gives to nearly all heads (arXiv 2407.02490).
 
     The attention weights of the prompt's last `last` queries are summed over each column (a key) and each
@@ -55,6 +59,8 @@ class VerticalSlash(Planned, Budgeted):
         last: Queries that choose, the last of the prompt. Default 64 (the authors').
         reading: "token" (default) or "kernel".
         block: Queries and keys of a kernel's block. Default 64 (the authors').
+        fast: Read the blocks and columns by kernels, on a GPU and in 16 bits (`Listed`): the `kernel` reading
+            alone. Default false.
         dense_layers: Layers left dense. Default none.
     """
 
@@ -75,7 +81,8 @@ class VerticalSlash(Planned, Budgeted):
         """Check the fields.
 
         Raises:
-            MethodError: Fewer columns than are forced, too few diagonals, or nothing in a block.
+            MethodError: Fewer columns than are forced, too few diagonals, nothing in a block, or kernels for
+                the reading that isn't theirs.
         """
         super().__post_init__()
         for field, least, unit in (
@@ -86,6 +93,10 @@ class VerticalSlash(Planned, Budgeted):
         ):
             if getattr(self, field) < least:
                 self.refuse(field, f"must be at least {least} {unit}")
+        if self.fast and self.block > 128:
+            self.refuse("block", "must be at most 128 with fast: the queries of a kernel's tile")
+        if self.fast and self.reading != "kernel":
+            self.refuse("reading", 'must be "kernel" with fast: single diagonals are no blocks')
         if self.vertical < self.first:
             self.refuse("vertical", f"must be at least first = {self.first} columns: they are always read")
         slash = max(1, self.local // 2)  # the authors' code takes no fewer than 50, and forces 100
@@ -105,7 +116,8 @@ class VerticalSlash(Planned, Budgeted):
         weights = row.last_weights(self.last)
         columns = top(weights.sum(1), self.vertical, self.first)
         offsets = top(diagonal_sums(weights), self.slash, self.local)
-        starts = kernel_starts(offsets, self.block) if self.reading == "kernel" else None
+        marked = self.reading == "kernel" and not self.fast
+        starts = kernel_starts(offsets, self.block) if marked else None
         return Plan(columns=columns, offsets=offsets, starts=starts)
 
     def reads(self, plan: Plan, positions: Tensor, width: int) -> Tensor:
@@ -116,6 +128,19 @@ class VerticalSlash(Planned, Budgeted):
         distance = positions[:, None] - torch.arange(width, device=positions.device)
         reach = plan.offsets.shape[-1] - 1
         return columns | plan.offsets[:, distance.clamp(min=0, max=reach)]
+
+    def lists(self, run: Run, plan: Plan) -> BlockLists:
+        """Blocks along the diagonals, and the columns beside them."""
+        columns, offsets = (
+            marked.byte().argsort(dim=-1, descending=True, stable=True)[None, :, : min(count, run.k.shape[1])]
+            for marked, count in ((plan.columns, self.vertical), (plan.offsets, self.slash))
+        )
+        return lists_of_slashes(columns, offsets, tokens=run.k.shape[1], block=self.block)
+
+    @property
+    def tile(self) -> int:
+        """A block: runs of keys stand by blocks of queries."""
+        return self.block
 
     def kv_reads(self, tokens: int) -> int:
         """All columns and all that diagonals read, apart from each other."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from nsa_kernels.blocks import BlockLists
+from nsa_models.methods._listed import Listed, Run, lists_of_plan
 from nsa_models.methods._planned import Planned, keys_of_blocks
 from nsa_models.methods._prompt import PromptRow
 
@@ -17,7 +19,7 @@ _CELLS = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
-class XAttention(Planned):
+class XAttention(Listed, Planned):
     """XAttention: block-sparse prefill scored by antidiagonals (arXiv 2503.16428).
 
     `stride` tokens make one row of estimated attention: the logit of rows a and b is the mean of q . k over
@@ -35,6 +37,7 @@ class XAttention(Planned):
             aren't. Default 0.9 (the authors').
         stride: Tokens of an antidiagonal. Default 16 (the authors').
         block: Tokens of a block, whole strides. Default 128 (the authors').
+        fast: Read the chosen blocks by kernels, on a GPU and in 16 bits (`Listed`). Default false.
         dense_layers: Layers left dense. Default none.
     """
 
@@ -70,6 +73,10 @@ class XAttention(Planned):
     def reads(self, plan: Tensor, positions: Tensor, width: int) -> Tensor:
         """[H, n, S]."""
         return keys_of_blocks(plan, positions, rows=self.block, columns=self.block, width=width)
+
+    def lists(self, run: Run, plan: Tensor) -> BlockLists:
+        """The plan, as lists."""
+        return lists_of_plan(plan, run, block=self.block, tile=self.tile)
 
     def kv_reads(self, tokens: int) -> int:
         """Everything, where attention is spread evenly."""

@@ -80,6 +80,7 @@ def weights_folder() -> str:
         make = torch.Generator().manual_seed(10 + layer)
         made[here + "attn_gate.attngate_linear_q.weight"] = torch.randn(2, 2, 8, 8, generator=make)
         made[here + "attn_gate.attngate_linear_k.weight"] = torch.randn(2, 24, 8, generator=make)
+        made[here + "attn_gate.mask_linear_k.weight"] = torch.randn(4, 24, 8, generator=make)
     save_file(made, f"{folder}/model.safetensors")
     return folder
 
@@ -135,6 +136,18 @@ LISTED: dict[str, list[dict[str, Any]]] = {
         {"budget": 12, "block": 4, "weights": weights_folder()},
         {"budget": 8, "block": 4, "weights": weights_folder(), "rope": False, "dense_layers": (1,)},
     ],
+    "seer-attention-prefill": [
+        {"threshold": 0.2, "block": 4, "weights": weights_folder()},
+        {
+            "ratio": 0.3,
+            "block": 3,
+            "weights": weights_folder(),
+            "rope": False,
+            "dense_rows": 1,
+            "dense_layers": (1,),
+        },
+    ],
+    "seer-attention-threshold": [{"threshold": 0.2, "block": 4, "weights": weights_folder()}],
     "streaming-llm": [{"budget": 9, "first": 2}, {"budget": 7, "first": 0}],
     "h2o": [
         {"budget": 9, "recent": 4, "first": 2},
@@ -171,6 +184,8 @@ FULL: dict[str, dict[str, Any]] = {
     "pbs-attn": {"tau": 1.0},
     "power-attention": {"window": 400},
     "s2-attention": {"local": 400},
+    "seer-attention-prefill": {"threshold": 0.0, "ratio": 0.0},
+    "seer-attention-threshold": {"threshold": 0.0},
     "xattention": {"tau": 1.1},
     "h2o": {"heavy_ratio": 0.0, "recent_ratio": 0.0},
     "infllm": {"local": 64},  # its far tokens are never dense: they all stand at one distance
@@ -214,7 +229,8 @@ def model(request: pytest.FixtureRequest, make_model: Callable[..., PreTrainedMo
 
 def whole_prompt(q: Tensor, k: Tensor, method: Method, *, scaling: float = 0.5) -> QueryBlock:
     """All queries [1, H, n, d] of one prompt with its keys [1, H_kv, n, d], planned where it is planned."""
-    row = PromptRow(q=q[0], k=k[0], scaling=scaling, layer=0)
+    rotate = Rotation(inv_freq=torch.tensor([1.0, 0.3, 0.1, 0.03]), interleaved=False, at_end=False)
+    row = PromptRow(q=q[0], k=k[0], scaling=scaling, layer=0, rotate=rotate)
     return QueryBlock(
         q=q,
         k=k,
@@ -222,7 +238,7 @@ def whole_prompt(q: Tensor, k: Tensor, method: Method, *, scaling: float = 0.5) 
         positions=torch.arange(q.shape[2])[None],
         scaling=scaling,
         layer=0,
-        rotate=Rotation(inv_freq=torch.tensor([1.0, 0.3, 0.1, 0.03]), interleaved=False, at_end=False),
+        rotate=rotate,
         plans=None if method.chunked_prefill else [method.plan(row)],
     )
 

@@ -32,6 +32,7 @@ from .conftest import (
     read_sets,
     small_methods,
     tokens,
+    weights_folder,
     whole_prompt,
 )
 
@@ -41,11 +42,11 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 ROW_BLOCK: dict[str, Callable[[Method], int]] = {
     "anchor-attention": lambda method: method.block * method.step,
     "block-sparse": lambda method: method.block,
+    "seer-attention-prefill": lambda method: method.block,
     "xattention": lambda method: method.block,
 }
 LOOKS_AHEAD = {"flexprefill", "pbs-attn", "vertical-slash"}
 
-# Methods whose choices go by how weights are spread, which the scale of queries changes.
 # Methods that take one row at a time, and the others, whose choices are looked at block by block.
 OF_ROWS = [method for method in small_methods() if isinstance(method, RowMethod)]
 OF_QUERIES = [method for method in small_methods() if not isinstance(method, RowMethod)]
@@ -59,7 +60,15 @@ POOLED = ("infllm", "ada-snapkv", "dhsa-fixed")
 # Methods whose budget isn't one of tokens.
 READS_ALL = ("mustafar",)
 
-BY_WEIGHTS = {"anchor-attention", "flexprefill", "pbs-attn", "vertical-slash", "xattention"}
+# Methods whose choices go by how weights are spread, which the scale of queries changes.
+BY_WEIGHTS = {
+    "anchor-attention",
+    "flexprefill",
+    "pbs-attn",
+    "seer-attention-prefill",
+    "vertical-slash",
+    "xattention",
+}
 
 
 def stated(method: Method, start: int, end: int, *, prompt: int, layer: int) -> tuple[int, int]:
@@ -326,6 +335,7 @@ SCALE_COUNTS = {
     "infllm-v2": "it adds up softmaxes of several heads, whose shares depend on their scale",
     "nosa": "it adds up softmaxes of several heads, whose shares depend on their scale",
     "seer-attention": "an incomplete block stands among its logits with 0",
+    "seer-attention-threshold": "an incomplete block stands among its logits with 0",
 }
 
 
@@ -383,11 +393,12 @@ def test_heads_share_a_rows_selection_as_declared(method: RowMethod) -> None:
 def test_selection_ignores_the_scale_of_queries_unless_it_goes_by_weights(method: Method) -> None:
     if method.name in SCALE_COUNTS:
         pytest.skip(SCALE_COUNTS[method.name])
+    by_weights = method.name in BY_WEIGHTS and method.stated != ("ratio",)
     same = []
     for seed in range(4):
         q, k = random_row(23, seed=seed)
         same += [torch.equal(chosen(method, factor * q, k), chosen(method, q, k)) for factor in (0.01, 7.0)]
-    assert all(same) == (method.name not in BY_WEIGHTS)
+    assert all(same) != by_weights
 
 
 @of_queries
@@ -430,6 +441,8 @@ INDEX_READS: dict[str, tuple[dict[str, Any], int]] = {
     "power-attention": ({}, 0),
     "quest": ({"budget": 2560}, 2 * 625),
     "s2-attention": ({}, 0),
+    "seer-attention-prefill": ({"weights": weights_folder()}, 3),
+    "seer-attention-threshold": ({"weights": weights_folder()}, 156),
     "streaming-llm": ({"budget": 512}, 0),
     "vertical-slash": ({"budget": 7096}, 64),
     "xattention": ({}, 625),

@@ -24,7 +24,7 @@ def test_reads_what_nsa_eval_writes(tmp_path: Path, write_model: Any, scored: An
     first, second = model.tasks["needle_single"].filters["none"]
     assert (first.length, first.depth, first.seed, first.needle, first.expected) == (512, 0.0, 3, "a", ("7",))
     assert (second.metrics, second.reply) == ({"score": 0.0}, "reply 1")
-    assert model.config == {"name": "nsa", "path": "zoo:x", "dtype": "float32"}
+    assert model.config == {"name": "nsa", "checkpoint": "nsa", "path": "zoo:x", "dtype": "float32"}
     assert run.env == {"versions": {"torch": "2.13.0"}}
     assert [event["kind"] for event in model.audit] == ["truncated"]
     assert model.tasks["needle_single"].has_lengths

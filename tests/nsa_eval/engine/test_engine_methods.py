@@ -1,5 +1,7 @@
 """Sparse methods under the engine: decode steps are told apart, batches and pieces change nothing."""
 
+import dataclasses
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,7 +11,7 @@ from nsa_eval.config import EngineSpec
 from nsa_eval.engine import Answerer, Engine, _answerer, _steps
 from nsa_eval.errors import UserError
 from nsa_models.families.uncached import UncachedFamily
-from nsa_models.methods import attached_to, make_method
+from nsa_models.methods import _listed, attached_to, make_method
 
 METHODS = {
     "exact-top": make_method("exact-top", 24, first=4, local=8),
@@ -236,6 +238,36 @@ def test_the_audit_says_how_a_method_of_prompts_is_run(toys, tokenizer):
     reader, _ = answerer.prepared()
     assert (reader.continuable, reader.shared, reader.either_phase) == (False, False, False)
     answerer.close()
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        make_method("moba", 32, chunk=16),
+        make_method("block-sparse", 32, block=16),
+        make_method("power-attention", window=1, block=16),
+    ],
+    ids=lambda method: method.name,
+)
+def test_a_fast_method_answers_as_its_reference_and_says_what_ran(reference, toys, tokenizer, monkeypatch):
+    model = toys.make_model("llama")
+    fast = dataclasses.replace(reference, fast=True)
+    with pytest.raises(UserError, match=f"{reference.name}: fast needs a GPU with Triton"):
+        engine_of(model, tokenizer, fast)
+    monkeypatch.setitem(_listed.BACKENDS, "cpu", "torch")
+    found = []
+    for method in (reference, fast):
+        engine, answerer = engine_of(model, tokenizer, method)
+        replies = engine.generate_until(toys.reply_requests())
+        scores = [score for score, _ in engine.loglikelihood(toys.choice_requests())]
+        found.append((replies, scores))
+        said = " ".join(event.detail for event in engine.audit)
+        assert ("quality only" in said) == method.simulated
+        assert ("by kernels over lists" in said) == (not method.simulated)
+        answerer.close()
+    (replies, scores), (by_lists, scored_by_lists) = found
+    assert by_lists == replies
+    assert scored_by_lists == pytest.approx(scores, abs=1e-3)
 
 
 @pytest.mark.parametrize(("name", "what"), [("quest:eval", "acts"), ("moba", "acts on prompts alone, not")])

@@ -330,6 +330,18 @@ def test_time_of_simulated_methods_is_no_point(run):
     assert data.simulated == ("zoo:m+quest",)
 
 
+def test_time_of_a_method_that_runs_by_kernels_is_a_point(run):
+    sparse = {"name": "block-sparse", "block": 16}
+    models = {
+        f"{budget}, {fast}": (method(**sparse, budget=budget, fast=fast), RIGHT, cost_of(0.3))
+        for budget in (64, 32, "20%", "10%")
+        for fast in (True, False)
+    }
+    [place] = study_of(material_of(run({**DENSE, **models}))).places
+    timed = {point.label: point.decode_ms is not None for line in place.lines for point in line.points}
+    assert timed == {label: label.endswith("True") for label in models}
+
+
 def test_files_hold_the_figures_of_the_page(run):
     study = study_of(material_of(run({**DENSE, **quests(16, 32)})))
     rows = list(csv.DictReader(io.StringIO(budgets_csv(study))))

@@ -1,0 +1,275 @@
+"""Methods whose choice is whole blocks of keys: kernels that read the blocks, in place of masks.
+
+The reference makes a mask of all keys and looks at every one. A method that is `Listed` can say the same
+choice as lists of blocks, and `nsa_kernels.blocks` reads what the lists name and nothing else. What chooses
+is the reference's own code, so the sets are the same; outputs differ by the rounding of 16 bits.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PretrainedConfig, PreTrainedModel
+
+from nsa_kernels import NUMERICS
+from nsa_kernels.blocks import (
+    BlockLists,
+    PageLists,
+    block_attention,
+    choose_block_backend,
+    page_decode,
+)
+from nsa_models.methods._base import Method, MethodError
+from nsa_models.methods._placement import Placement
+
+BACKENDS: dict[str, str] = {"cuda": "auto"}
+"""What attends by lists on a type of device, by its name in `nsa_kernels.blocks`; "auto" is the kernels or an
+error. On a CPU masks are as good: there lists are for tests, which name a backend."""
+
+# Queries to a tile: the most that the kernels have configurations for.
+_TILE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Queries of one row in one layer, one behind another, with the row's keys up to the last of them."""
+
+    q: Tensor
+    """[H, n, d], after RoPE, as the model made it; in front of `first` zeros, whose outputs nobody sees."""
+    k: Tensor
+    """[H_kv, S, d], after RoPE; S is the position behind the last query."""
+    start: int
+    """Position of q's first entry: whole tiles from the row's first token."""
+    first: int
+    """Position of the first query."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed(Method):
+    """A method that can say its choice as lists of blocks.
+
+    Attributes:
+        fast: Attend by kernels that read the chosen blocks alone, on a GPU and in 16 bits. The same choice,
+            rounded as kernels round; times and memory are then the method's own. Default false.
+    """
+
+    sized: ClassVar[str] = "block"
+    """The field that says how many tokens a block of keys has."""
+
+    fast: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            MethodError: Blocks that the kernels don't have.
+        """
+        super().__post_init__()
+        if self.fast:
+            size = self._size
+            if size < 16 or size & (size - 1):
+                self.refuse(self.sized, "must be a power of 2 from 16 on with fast")
+            self.redeclare(simulated=False)
+
+    @property
+    def _size(self) -> int:
+        return int(getattr(self, self.sized))
+
+    @property
+    def tile(self) -> int:
+        """Queries that share a list."""
+        return min(self._size, _TILE)
+
+    @abstractmethod
+    def lists(self, run: Run, plan: Any) -> BlockLists:  # noqa: ANN401 - a method's own
+        """The blocks that tiles of `tile` queries read; a batch of one row.
+
+        Args:
+            run: The queries; tile i begins at position run.start + i * tile.
+            plan: What `plan` decided for the row's prompt, None in a method that takes prompts in pieces.
+        """
+
+    def pages(self, lengths: Tensor, *, heads: int, kv_heads: int, size: int) -> PageLists:
+        """The pages that one query a row reads while decoding; of methods that act there.
+
+        Args:
+            lengths: [B] tokens of each row, the query's own among them; 0 for a row without one.
+            heads: H.
+            kv_heads: H_kv.
+            size: S, what no length exceeds.
+        """
+        raise NotImplementedError(f"{self.name} acts on prompts alone")
+
+    def describe(self) -> dict[str, Any]:
+        """As `Method.describe`; kernels round by their own version."""
+        kernels = {"kernels": {"numerics": NUMERICS, "triton": _triton()}} if self.fast else {}
+        return {**super().describe(), **kernels}
+
+
+def listed(method: Method) -> Listed | None:
+    """The method, where it is to attend by lists."""
+    return method if isinstance(method, Listed) and method.fast else None
+
+
+def backend_for(
+    method: Listed, device: torch.device, dtype: torch.dtype, *, width: int, value_width: int
+) -> str:
+    """What attends by lists of such tensors: a backend of `nsa_kernels.blocks`.
+
+    Raises:
+        MethodError: Nothing does: masks in its place would time something else.
+    """
+    named = BACKENDS.get(device.type)
+    if named == "auto":
+        chosen = choose_block_backend(device, dtype, width=width, value_width=value_width)
+        named = chosen if chosen == "triton" else None
+    if named is None:
+        widths = f"{width}" if width == value_width else f"{width} and {value_width}"
+        raise MethodError(
+            f"{method.name}: fast needs a GPU with Triton, bfloat16 or float16, and heads of 16, 32, 64 or "
+            f"128 numbers, got {str(dtype).removeprefix('torch.')} on {device.type} and heads of {widths}; "
+            "leave fast out: the reference runs everywhere and chooses the same keys"
+        )
+    return named
+
+
+def backend_of_model(method: Listed, model: PreTrainedModel) -> str:
+    """As `backend_for`, by what a model's config says of its heads.
+
+    Raises:
+        MethodError: Nothing attends by lists of its tensors.
+    """
+    config = model.config
+    width = _width(config)
+    value_width = int(getattr(config, "v_head_dim", None) or width)
+    return backend_for(method, model.device, model.dtype, width=width, value_width=value_width)
+
+
+def attend_by_lists(
+    method: Listed,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    place: Placement,
+    *,
+    scaling: float,
+    plans: Sequence[Any] | None,
+) -> tuple[Tensor, Tensor]:
+    """Attention to the blocks that `method` lists: what `attend` gives, without a mask of keys.
+
+    Rows are taken one by one, so that padding of any kind costs nothing.
+
+    Args:
+        method: Says which blocks.
+        q: [B, H, n, d_k].
+        k: [B, H_kv, S, d_k], column s at position s.
+        v: [B, H_kv, S, d_v].
+        place: Where the queries stand.
+        scaling: Factor of q.k.
+        plans: Of the rows' prompts, see `QueryBlock`.
+
+    Returns:
+        [B, H, n, d_v] in q's dtype, 0 at padding; and the KV tokens read by all real queries over all heads,
+        a 0-d LongTensor.
+    """
+    heads = q.shape[1]
+    backend = backend_for(method, q.device, q.dtype, width=q.shape[3], value_width=v.shape[3])
+    out = q.new_zeros(*q.shape[:3], v.shape[3])
+    read = torch.zeros((), dtype=torch.long, device=q.device)
+    for row, where, first, end in _runs(place):
+        front = first % method.tile
+        queries = pad(q[row][:, where], (0, 0, front, 0)) if front else q[row][:, where]
+        keys, values = k[row, :, :end], v[row, :, :end]
+        run = Run(q=queries, k=keys, start=first - front, first=first)
+        lists = method.lists(run, None if plans is None else plans[row])
+        found = block_attention(
+            queries.transpose(0, 1)[None],
+            keys.transpose(0, 1)[None],
+            values.transpose(0, 1)[None],
+            lists,
+            start=run.start,
+            scale=scaling,
+            backend=backend,
+        )
+        out[row][:, where] = found.out[0, front:].transpose(0, 1)
+        read += lists.reads(heads, start=run.start, first=first, end=end)
+    return out, read
+
+
+def step_by_lists(
+    method: Listed, q: Tensor, k: Tensor, v: Tensor, place: Placement, *, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """A decode step by pages: as `attend_by_lists`, of one query a row."""
+    backend = backend_for(method, q.device, q.dtype, width=q.shape[3], value_width=v.shape[3])
+    lengths = place.positions[:, 0] + 1
+    if place.real is not None:
+        lengths = lengths * place.real[:, 0]
+    pages = method.pages(lengths, heads=q.shape[1], kv_heads=k.shape[1], size=k.shape[2])
+    out = page_decode(
+        q[:, :, 0],
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        pages,
+        lengths=lengths,
+        scale=scaling,
+        backend=backend,
+    )
+    return out[:, :, None], pages.reads(q.shape[1], lengths)
+
+
+def lists_of_plan(chosen: Tensor, run: Run, *, block: int, tile: int) -> BlockLists:
+    """Lists of a prompt's chosen blocks, booleans [L, blocks of queries, blocks of keys], causal."""
+    tiles = -(-run.q.shape[1] // tile)
+    each = chosen.repeat_interleave(block // tile, dim=1)[:, :tiles] if block > tile else chosen
+    return BlockLists.from_mask(each[None], query_block=tile, key_block=block)
+
+
+def own_blocks(run: Run, *, block: int, tile: int) -> Tensor:
+    """The block of keys in which each tile of a run begins, [tiles]; tiles of no more than a block."""
+    tiles = -(-run.q.shape[1] // tile)
+    return (run.start + torch.arange(tiles, device=run.q.device) * tile) // block
+
+
+def pages_of(chosen: Tensor, page: int, most: int) -> PageLists:
+    """Pages of chosen blocks, booleans [B, L, blocks]; no list has more than `most`."""
+    lists = BlockLists.from_mask(chosen[:, :, None], query_block=_TILE, key_block=page)
+    return PageLists(
+        firsts=lists.firsts[:, :, 0, :most].contiguous(), counts=lists.counts[:, :, 0].contiguous(), page=page
+    )
+
+
+def _runs(place: Placement) -> Iterator[tuple[int, slice | Tensor, int, int]]:
+    """Of each row that has tokens: number, where they stand, position of the first and behind the last."""
+    real = place.positions >= 0
+    if place.real is not None:
+        real = real & place.real
+    index = torch.arange(real.shape[1], device=real.device)
+    begin = torch.where(real, index, real.shape[1]).amin(-1)
+    last = torch.where(real, index, -1).amax(-1)
+    first = place.positions.gather(-1, begin.clamp(max=real.shape[1] - 1)[:, None])[:, 0]
+    table = torch.stack([begin, last, real.sum(-1), first], dim=-1)
+    for row, (at, until, count, position) in enumerate(table.tolist()):
+        if count:
+            together = until - at + 1 == count
+            yield row, slice(at, until + 1) if together else real[row], position, position + count
+
+
+def _width(config: PretrainedConfig) -> int:
+    for name in ("qk_head_dim", "head_dim"):
+        if getattr(config, name, None):
+            return int(getattr(config, name))
+    return int(config.hidden_size) // int(config.num_attention_heads)
+
+
+def _triton() -> str | None:
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return None
