@@ -155,31 +155,27 @@ def with_variants(
 
 def _method(text: str) -> dict[str, Any]:
     """`quest:1k,2k,page=16` as a config writes it: `parse_method`'s form, with any number of budgets."""
-    from nsa_models.methods import Budgeted, MethodError, is_share, method_at, parse_method
+    from nsa_models.methods import MethodError, MethodShare, method_at, split_method
 
     name, colon, rest = text.partition(":")
     parts = [part.strip() for part in rest.split(",")] if colon else []
     budgets = [part for part in parts if "=" not in part]
     options = [part for part in parts if "=" in part]
+    single = [f"{name}:{','.join([budget, *options])}" for budget in budgets] or [text]
+    listed: list[int | str] = []
     try:
-        # A share's other parts are read as those of any budget.
-        tokens = ["1m" if is_share(budget) else budget for budget in budgets]
-        single = [f"{name}:{','.join([budget, *options])}" for budget in tokens]
-        for budget in filter(is_share, budgets):
-            method_at(name, budget)
-        found = [parse_method(each) for each in single or [text]]
+        for each in single:
+            chosen, budget, given = split_method(each)
+            found = method_at(chosen, budget, **given)
+            made = found.declared if isinstance(found, MethodShare) else found
+            if budget is not None:
+                listed.append(budget if made is not found else made.parameters()["budget"])
     except MethodError as error:
         raise UserError(f"--method {text}: {error}") from None
-    given = {option.partition("=")[0].strip() for option in options}
-    plain = {key: _plain(value) for key, value in found[0].parameters().items() if key in given}
-    if not isinstance(found[0], Budgeted):
-        return {"name": found[0].name, **plain}
-    listed = [
-        budget if is_share(budget) else method.budget
-        for budget, method in zip(budgets, found, strict=True)
-        if isinstance(method, Budgeted)
-    ]
-    return {"name": found[0].name, "budget": listed if len(listed) > 1 else listed[0], **plain}
+    plain = {key: _plain(value) for key, value in made.parameters().items() if key in given}
+    if not listed:
+        return {"name": made.name, **plain}
+    return {"name": made.name, "budget": listed if len(listed) > 1 else listed[0], **plain}
 
 
 def _plain(value: object) -> object:

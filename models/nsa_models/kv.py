@@ -35,6 +35,9 @@ class KVCost:
     """As `read`, of the head that reads least; None where all read alike."""
     index: float = 0.0
     """Vectors of a key's width that a method reads besides, to choose (`Method.index_reads`)."""
+    left: float | None = None
+    """As `read`, each token as the part of its key's and value's elements that is read
+    (`Method.vector_share`); None where that is all of them."""
 
 
 class KVCosts(Protocol):
@@ -106,8 +109,8 @@ def kv_costs(model: PreTrainedModel, *, phase: Literal["prefill", "decode"] = "d
             for (kind, left, index), count in kinds.items()
         ]
         sizes: tuple[float | None, float | None] = (None, None)
+        parts = [1.0 if whole else _part(attached, tokens, text) for _, whole, _ in kinds]
         if one is not None:
-            parts = [1.0 if left else _part(attached, tokens, text) for _, left, _ in kinds]
             whole = [(count * part, cost) for (count, cost), part in zip(costs, parts, strict=True)]
             sizes = (
                 sum(n * c.read for n, c in whole) * one * itemsize,
@@ -115,12 +118,15 @@ def kv_costs(model: PreTrainedModel, *, phase: Literal["prefill", "decode"] = "d
             )
         read, kept = (sum(n * c.read for n, c in costs), sum(n * c.kept for n, c in costs))
         least = sum(n * (c.read if c.least is None else c.least) for n, c in costs)
+        cut = attached is not None and attached.method.phase in ("both", phase) and min(parts) < 1
+        left = sum(n * part * c.read for (n, c), part in zip(costs, parts, strict=True)) / layers
         return KVCost(
             read / layers,
             kept / layers,
             *sizes,
             least=None if least == read else least / layers,
             index=sum(n * c.index for n, c in costs) / layers,
+            left=left if cut else None,
         )
 
     return of_layers

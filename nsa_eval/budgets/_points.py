@@ -169,7 +169,10 @@ def _elements(shape: Shape | None, cost: Cost) -> float | None:
     if shape is None or density is None or stated is None or not steps:
         return None
     return decode_reads(
-        shape, stated.dense / steps, density.value, index=index_elements(shape, stated.index / steps)
+        shape,
+        stated.dense / steps,
+        density.value * stated.part,
+        index=index_elements(shape, stated.index / steps),
     )
 
 

@@ -18,7 +18,7 @@ from nsa_tasks import closest, read_token_count
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@,-]*")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
-_LONGEST_NAME = 80
+LONGEST_NAME = 80
 _MOST_SAMPLES = 1_000_000_000
 """More than any data set has."""
 _MOST_ROWS = 1_000_000
@@ -46,7 +46,7 @@ def parse_length(value: object) -> int:
 
 
 def _name(value: object) -> str:
-    if isinstance(value, str) and len(value) <= _LONGEST_NAME and _NAME.fullmatch(value):
+    if isinstance(value, str) and len(value) <= LONGEST_NAME and _NAME.fullmatch(value):
         return value
     raise ValueError(
         f"expected a name of letters, digits, '.', '_' and '-' (it becomes part of file names), got {value!r}"
@@ -80,7 +80,7 @@ def variant_name(value: object) -> str:
     Raises:
         ValueError: It can't become part of file names.
     """
-    if isinstance(value, str) and len(value) <= _LONGEST_NAME and _VARIANT.fullmatch(value):
+    if isinstance(value, str) and len(value) <= LONGEST_NAME and _VARIANT.fullmatch(value):
         return value
     raise ValueError(
         "expected a name of letters, digits and . _ - + = @ , of up to 80 characters (it becomes part of "

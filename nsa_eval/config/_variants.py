@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_origin
 
-from nsa_eval.config._types import variant_name
+from nsa_eval.config._types import LONGEST_NAME, variant_name
 from nsa_eval.config.schema import MethodSpec, ModelSpec, RunConfig, VariantSpec
 
 _SYMBOLS = {
@@ -72,7 +73,7 @@ def _written_out(model: ModelSpec, spec: VariantSpec) -> Iterator[Variant]:
     for values in itertools.product(*lists):
         changes = dict(zip(spec.set, values, strict=True))
         for method in _methods(spec.method):
-            name = spec.name or "".join([model.name, *_parts(changes, method)])
+            name = spec.name or _fitting("".join([model.name, *_parts(changes, method)]))
             yield Variant(name=variant_name(name), checkpoint=model, changes=changes, method=method)
 
 
@@ -108,6 +109,14 @@ def _swept(method: MethodSpec) -> dict[str, list[Any]]:
     return found
 
 
+def _fitting(name: str) -> str:
+    """A name that was made here, cut to what a file may be called; a hash tells those that begin alike."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    mark = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{name[: LONGEST_NAME - len(mark) - 1].rstrip(',-')}-{mark}"
+
+
 def _parts(changes: Mapping[str, Any], method: MethodSpec | None) -> Iterator[str]:
     for key, value in changes.items():
         yield f"+{_SYMBOLS.get(key, key)}={_short(value)}"
@@ -119,4 +128,6 @@ def _parts(changes: Mapping[str, Any], method: MethodSpec | None) -> Iterator[st
 
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
+    if isinstance(value, float):
+        text = text.replace("e+", "e")  # 1e+20: no minus may come of it
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-") or "none"

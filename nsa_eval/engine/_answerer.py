@@ -148,8 +148,8 @@ class Answerer:
             emit: Called as soon as a batch is finished.
 
         Raises:
-            UserError: A request that can't be asked (too long by policy, an unknown setting), or too little
-                memory for one request.
+            UserError: A request that can't be asked (too long by policy, an unknown setting), a method whose
+                weights don't fit the model, or too little memory for one request.
             NonFiniteLogitsError: NaN or infinite logits; what was finished before was emitted.
         """
         if not missing:
@@ -162,6 +162,8 @@ class Answerer:
         }[requests[0].kind]
         try:
             work(requests, missing, emit)
+        except MethodError as error:  # some of a method's weights are looked at when a layer needs them
+            raise UserError(str(error)) from None
         except torch.OutOfMemoryError as error:
             chunk = self._reader.prefill_chunk if self._reader else self.settings.prefill_chunk
             raise UserError(
@@ -224,12 +226,16 @@ class Answerer:
             either_phase=method.phase == "both" and method.chunked_prefill,
             slots=not method.rowwise,
         )
-        self._reader = Reader(
-            self.model,
-            prefill_chunk=self.settings.prefill_chunk,
-            restrictions=restrictions,
-            family=family,
-        )
+        try:
+            self._reader = Reader(
+                self.model,
+                prefill_chunk=self.settings.prefill_chunk,
+                restrictions=restrictions,
+                family=family,
+            )
+        except MethodError as error:  # as in `answer`: its probe runs the model
+            attached.detach()
+            raise UserError(str(error)) from None
         return attached
 
     def _by_budget(self, items: Sequence[T], length: Callable[[T], int]) -> Iterator[tuple[list[T], int]]:

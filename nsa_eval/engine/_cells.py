@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from transformers import PreTrainedModel
 
 from nsa_eval.store import Cells
-from nsa_models.kv import KVCost, KVCosts, kv_costs
+from nsa_models.kv import KVCost, kv_costs
 from nsa_models.methods import Attached, attached_to
 
 Phase = Literal["prefill", "decode"]
@@ -34,7 +34,7 @@ class CellMeter:
             self._look()
         for phase in ("prefill", "decode"):
             self._taken(phase)
-        self._prompts.until(longest)
+        self.prompt(longest)
 
     def _look(self) -> None:
         """What the model and its method state; nothing of it changes while the method stays on it."""
@@ -45,7 +45,13 @@ class CellMeter:
         # Replies of one length range over the same positions: each is worked out once.
         self._step = functools.lru_cache(maxsize=2**18)(kv_costs(self._model))
         self._by_prompt = self._attached is not None and self._attached.method.rowwise
-        self._prompts = _Sums(kv_costs(self._model, phase="prefill"))
+        self._prefill = kv_costs(self._model, phase="prefill")
+        self._prompts = _Sums(self._prefill)
+        # Where a prompt's end decides what its queries read, texts have no sums in common.
+        self._by_end = (
+            self._by_prompt and self._attached is not None and self._attached.method.phase != "decode"
+        )
+        self._ending = functools.lru_cache(maxsize=32)(self._sums_of)
         self._seen = {}
 
     @property
@@ -55,7 +61,13 @@ class CellMeter:
 
     def prompt(self, tokens: int, *, after: int = 0) -> Cells:
         """Stated cells of a text that is read, a layer and head, without its first `after` tokens."""
-        return self._prompts.until(tokens) - self._prompts.until(after)
+        sums = self._ending(tokens) if self._by_end else self._prompts
+        return sums.until(tokens) - sums.until(after)
+
+    def _sums_of(self, tokens: int) -> _Sums:
+        """Those of a text that ends with so many tokens."""
+        prefill = self._prefill
+        return _Sums(lambda position: prefill(position, tokens))
 
     def step(self, tokens: int, prompt: int) -> KVCost:
         """What a decode step costs at so many tokens, its own among them, behind a prompt."""
@@ -69,6 +81,9 @@ class CellMeter:
             least=round(sum(_least(one) for one in costs)),
             dense=sum(range(first, last + 1)),
             index=round(sum(one.index for one in costs)),
+            left=round(sum(one.read if one.left is None else one.left for one in costs))
+            if any(one.left for one in costs)
+            else None,
         )
 
     def counted(self, phase: Phase, stated: Sequence[Cells]) -> list[Cells]:
@@ -101,7 +116,7 @@ class CellMeter:
 class _Sums:
     """Sums over the positions of a text, grown as longer texts come."""
 
-    def __init__(self, cost: KVCosts) -> None:
+    def __init__(self, cost: Callable[[int], KVCost]) -> None:
         self._cost = cost
         self._read, self._least, self._index = [0.0], [0.0], [0.0]
 

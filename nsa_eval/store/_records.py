@@ -63,6 +63,8 @@ class Cells(BaseModel):
     """Vectors of a key's width that are read besides, to choose; 0 in counts."""
     heads: int = 1
     """Heads, those of all layers, that the figures are summed over; 1: an average one."""
+    left: int | None = None
+    """As `read`, each cell as the part of its key's and value's elements that is read; None: all of each."""
 
     def __add__(self, other: Cells) -> Cells:
         """The two together."""
@@ -72,6 +74,7 @@ class Cells(BaseModel):
             dense=self.dense + other.dense,
             index=self.index + other.index,
             heads=max(self.heads, other.heads),
+            left=None if self.left is None and other.left is None else self._left + other._left,
         )
 
     def __sub__(self, other: Cells) -> Cells:
@@ -82,7 +85,17 @@ class Cells(BaseModel):
             dense=self.dense - other.dense,
             index=self.index - other.index,
             heads=self.heads,
+            left=None if self.left is None and other.left is None else self._left - other._left,
         )
+
+    @property
+    def _left(self) -> int:
+        return self.read if self.left is None else self.left
+
+    @property
+    def part(self) -> float:
+        """Part of the elements of what is read that is read."""
+        return self._left / self.read if self.read else 1.0
 
     @property
     def density(self) -> float | None:

@@ -1,6 +1,8 @@
 """Variants from a command line's texts."""
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from nsa_eval.config import all_variants, load_config
 from nsa_eval.errors import UserError
@@ -38,6 +40,31 @@ def test_a_method_without_a_budget_is_told_by_its_options():
     assert names(models)[1:] == [
         "twin-full-v0+xattention", "twin-full-v0+xattention,tau=0.8", "twin-full-v0+power-attention,window=3",
     ]  # fmt: skip
+
+
+def test_a_share_of_a_method_with_weights_takes_them_along(tmp_path):
+    gate = {"model.layers.0.self_attn.attn_gate.attngate_linear_q.weight": torch.zeros(2, 2, 8, 8)}
+    save_file(gate, tmp_path / "gate.safetensors")
+    weights = f"{tmp_path}/gate.safetensors"
+    [entry] = with_variants(DENSE, methods=[f"seer-attention:10%,48,block=24,weights={weights}"])
+    assert entry["variants"][1] == {
+        "method": {"name": "seer-attention", "budget": ["10%", 48], "block": 24, "weights": weights}
+    }
+
+
+def test_large_and_small_values_have_names_of_their_own():
+    listed = {"name": "anchor-attention", "theta": [1e20, 1e-20]}
+    swept = [{"name": "one", "path": DENSE, "variants": [{"method": listed}]}]
+    assert names(swept) == ["one+anchor-attention,theta=1e20", "one+anchor-attention,theta=1e-20"]
+
+
+def test_names_that_would_be_too_long_are_cut_and_told_apart():
+    every = "first=4,local=8,dense_layers=0+1+2+3+4+5+6+7+8+9+10+11+12+13+14+15+16+17+18+19+20"
+    found = names(with_variants(DENSE, methods=[f"exact-top:64,{every}", f"exact-top:64,{every}+21"]))[1:]
+    assert len(set(found)) == 2
+    for name in found:
+        assert len(name) <= 80
+        assert name.startswith("twin-full-v0+exact-top@64,")
 
 
 def test_without_flags_nothing_changes():

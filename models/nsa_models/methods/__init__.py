@@ -20,7 +20,7 @@ from nsa_models.methods._handle import Attached, attached_to
 from nsa_models.methods._memory import Memories
 from nsa_models.methods._prompt import PromptRow
 from nsa_models.methods._reads import LayerReads, ReadCounts, Reads
-from nsa_models.methods._registry import make_method, methods, parse_method
+from nsa_models.methods._registry import make_method, methods, parse_method, split_method
 from nsa_models.methods._rowmethod import RowMethod
 from nsa_models.methods._share import MethodShare, is_share, method_at
 
@@ -48,4 +48,5 @@ __all__ = [
     "method_at",
     "methods",
     "parse_method",
+    "split_method",
 ]

@@ -229,6 +229,10 @@ class Budgeted(Method):
     """
 
     stated: ClassVar[tuple[str, ...]] = ("budget",)
+    whole: ClassVar[str] = ""
+    """The field of whose value a budget must be a multiple; none: any number will do."""
+    of_context: ClassVar[bool] = True
+    """The budget is of the context's tokens, so that it may be a share of a prompt's."""
 
     budget: int
 
@@ -284,7 +288,7 @@ def _wanted(kind: Any) -> str:  # noqa: ANN401 - as in `_fits`
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
-        return "a tuple of whole numbers"
+        return "a list of whole numbers"
     return {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}.get(
         kind, str(kind)
     )

@@ -89,7 +89,7 @@ def make_method(
                 f"{name}: unknown option {key!r}{_hint(key, [k for k in kinds if k != 'budget'])}"
             )
         if isinstance(value, str):
-            values[key] = _read(name, key, value, kinds[key])
+            values[key] = read_field(name, key, value, kinds[key])
         elif isinstance(value, list):
             values[key] = tuple(value)
         elif kinds[key] is float and type(value) is int:
@@ -105,6 +105,16 @@ def parse_method(text: str) -> Method:
 
     Raises:
         MethodError: A text of another form, or what `make_method` refuses.
+    """
+    name, budget, values = split_method(text)
+    return make_method(name, budget, **values)
+
+
+def split_method(text: str) -> tuple[str, str | None, dict[str, str]]:
+    """Name, budget and options of a text that `parse_method` reads, as they are written.
+
+    Raises:
+        MethodError: A text of another form.
     """
     name, colon, rest = text.strip().partition(":")
     parts = [part.strip() for part in rest.split(",")] if colon else []
@@ -131,7 +141,7 @@ def parse_method(text: str) -> Method:
             budget = value
         else:
             values[key] = value
-    return make_method(name, budget, **values)
+    return name, budget, values
 
 
 def _without_budget(method: type[Method]) -> str:
@@ -144,11 +154,11 @@ def _and(names: Iterable[str]) -> str:
     return " and ".join(names)
 
 
-def _read(name: str, field: str, text: str, kind: Any) -> object:  # noqa: ANN401 - a type, or a form of `typing`
+def read_field(name: str, field: str, text: str, kind: Any) -> object:  # noqa: ANN401 - a type, or a form of `typing`
     """A field's value from its text; what has no reading is left to the method's own check."""
     if get_origin(kind) is tuple:
         parts = [] if text == "none" else text.split("+")
-        return tuple(_read(name, field, part, get_args(kind)[0]) for part in parts)
+        return tuple(read_field(name, field, part, get_args(kind)[0]) for part in parts)
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if kind is int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,22 +10,21 @@ from types import MappingProxyType
 from typing import Any
 
 from nsa_models.methods._base import Budgeted, Method, MethodError
-from nsa_models.methods._registry import make_method, methods
+from nsa_models.methods._registry import make_method, methods, read_field
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 # Budgets are whole pages of Quest's, as Sparse Frontier rounds them; prompts of about one length then share a
 # budget, and so a batch.
 _STEP = 16
-# A budget with which any method's other parameters can be checked.
-_AMPLE = 2**20
+# Steps of a budget with which any method's other parameters can be checked.
+_AMPLE = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodShare:
     """A method at a budget of so many percent of the tokens of each prompt (arXiv 2504.17768's density).
 
-    The budget is rounded down to whole multiples of 16 tokens, 16 at least, and stays what it is while a
-    reply grows.
+    The budget is rounded down to whole steps, one at least, and stays what it is while a reply grows.
     """
 
     name: str
@@ -33,9 +33,30 @@ class MethodShare:
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Further fields of the method."""
 
+    @property
+    def step(self) -> int:
+        """16 tokens, or what is whole both in those and in the method's blocks."""
+        chosen = methods()[self.name]
+        if not (issubclass(chosen, Budgeted) and chosen.whole):
+            return _STEP
+        field = chosen.whole
+        size = getattr(chosen, field) if field not in self.options else self.options[field]
+        if isinstance(size, str):
+            size = read_field(self.name, field, size, int)
+        return math.lcm(_STEP, size) if type(size) is int and size > 0 else _STEP  # else refused when made
+
+    @property
+    def declared(self) -> Method:
+        """The method with its declarations, at a budget that is large enough for any other parameters.
+
+        Raises:
+            MethodError: Those can't be.
+        """
+        return make_method(self.name, _AMPLE * self.step, **self.options)
+
     def budget(self, tokens: int) -> int:
         """KV tokens at a prompt of so many."""
-        return max(_STEP, int(tokens * self.percent / 100 + 1e-9) // _STEP * _STEP)
+        return max(1, int(tokens * self.percent / 100 + 1e-9) // self.step) * self.step
 
     def at(self, budget: int) -> Method:
         """The method at one budget.
@@ -47,25 +68,19 @@ class MethodShare:
             return make_method(self.name, budget, **self.options)
         except MethodError as error:
             raise MethodError(
-                f"{error} ({self.percent:g} % of a prompt, in steps of {_STEP}): ask for a larger share, or "
-                "for longer prompts"
+                f"{error} ({self.percent:g} % of a prompt, in steps of {self.step}): ask for a larger "
+                "share, longer prompts, or other options of the method"
             ) from None
-
-    @property
-    def declared(self) -> Method:
-        """The method with its declarations, at an ample budget."""
-        return self.at(_AMPLE)
 
     @property
     def label(self) -> str:
         """`quest@10%`, with every parameter that isn't at its default."""
-        made = self.declared
-        return made.label.replace(f"@{_AMPLE}", f"@{self.percent:g}%", 1)
+        return self.declared.label.replace(f"@{_AMPLE * self.step}", f"@{self.percent:g}%", 1)
 
     def describe(self) -> dict[str, Any]:
         """Every parameter and declaration as plain JSON: what a stored response depends on."""
         found = self.declared.describe()
-        share = {"budget": f"{self.percent:g}%", "budget_step": _STEP}
+        share = {"budget": f"{self.percent:g}%", "budget_step": self.step}
         return {**found, "label": self.label, "parameters": {**found["parameters"], **share}}
 
 
@@ -87,15 +102,22 @@ def method_at(
         options: Further fields.
 
     Raises:
-        MethodError: What `make_method` refuses, or a share outside of 0 to 100 %.
+        MethodError: What `make_method` refuses, a share outside of 0 to 100 %, or one of a budget that isn't
+            of the context.
     """
-    if not is_share(budget) or not (name in methods() and issubclass(methods()[name], Budgeted)):
+    chosen = methods().get(name)
+    if not is_share(budget) or chosen is None or not issubclass(chosen, Budgeted):
         return make_method(name, budget, **options)
+    if not chosen.of_context:
+        raise MethodError(
+            f"{name}: budget can't be a share of the prompt, got {budget!r}: it is {chosen.budget_unit}; "
+            "write a whole number"
+        )
     match = _PERCENT.fullmatch(str(budget).strip())
     assert match is not None
     percent = float(match[1])
     if not 0 < percent <= 100:
         raise MethodError(f"{name}: budget must be above 0 and at most 100 % of the prompt, got {budget!r}")
     share = MethodShare(name=name, percent=percent, options=MappingProxyType(dict(options)))
-    share.at(_AMPLE)
+    _ = share.declared  # refuses what no budget makes good
     return share

@@ -59,6 +59,7 @@ class InfLLMV2(Budgeted):
     paper: ClassVar[str] = "2509.24663"
     phase: ClassVar[Phase] = "both"
     budget_unit: ClassVar[str] = "KV tokens read per query, layer and head, in whole blocks"
+    whole: ClassVar[str] = "block"
     per: ClassVar[Literal["query head", "KV head", "layer"]] = "KV head"
     chunked_prefill: ClassVar[bool] = True
     shared_prefixes: ClassVar[bool] = True

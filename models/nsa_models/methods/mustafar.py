@@ -33,6 +33,7 @@ class Mustafar(Budgeted):
     paper: ClassVar[str] = "2505.22913"
     phase: ClassVar[Phase] = "decode"
     budget_unit: ClassVar[str] = "elements kept of each key and value vector of a token; all tokens are read"
+    of_context: ClassVar[bool] = False
     per: ClassVar[Literal["query head", "KV head", "layer"]] = "KV head"
     chunked_prefill: ClassVar[bool] = True
     shared_prefixes: ClassVar[bool] = True

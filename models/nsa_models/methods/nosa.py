@@ -54,6 +54,7 @@ class NOSA(Weighted, Budgeted):
     paper: ClassVar[str] = "2510.13602"
     phase: ClassVar[Phase] = "both"
     budget_unit: ClassVar[str] = "KV tokens read per query, layer and head, in whole blocks"
+    whole: ClassVar[str] = "block"
     per: ClassVar[Literal["query head", "KV head", "layer"]] = "KV head"
     chunked_prefill: ClassVar[bool] = True
     shared_prefixes: ClassVar[bool] = True

@@ -43,6 +43,7 @@ class SeerAttention(DecodeGate, Budgeted):
     title: ClassVar[str] = "SeerAttention-R: blocks by a trained gate, in decode"
     paper: ClassVar[str] = "2506.08889"
     budget_unit: ClassVar[str] = "KV tokens of chosen blocks per decoded query, layer and head"
+    whole: ClassVar[str] = "block"
 
     def __post_init__(self) -> None:
         """Check the fields.

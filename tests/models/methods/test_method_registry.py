@@ -161,7 +161,7 @@ def test_a_budget_is_asked_for_where_there_is_one() -> None:
     [
         ("page", 2.0, "a whole number"),
         ("page", True, "a whole number"),
-        ("dense_layers", ("0",), "a tuple of whole"),
+        ("dense_layers", ("0",), "a list of whole"),
     ],
 )
 def test_values_of_another_type_are_refused(field: str, value: object, wanted: str) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
 from nsa_eval.config import EngineSpec
@@ -115,6 +116,35 @@ def test_a_model_that_cannot_take_a_method_is_refused_in_one_sentence(kind, mess
         engine_of(model, tokenizer, METHODS["exact-top"])
     assert "\n" not in str(caught.value)
     assert attached_to(model) is None
+
+
+@pytest.mark.parametrize("name", ["seer-attention", "nosa"])
+def test_weights_of_another_model_are_a_users_mistake(name, toys, tokenizer, tmp_path):
+    """They are looked at layer by layer, when a layer needs them."""
+    layer = "model.layers.{}.self_attn."
+    of_layer = {
+        "delta.weight": torch.zeros(3, 5),
+        "A": torch.zeros(3),
+        "attn_gate.attngate_linear_q.weight": torch.zeros(2, 2, 3, 3),
+        "attn_gate.attngate_linear_k.weight": torch.zeros(2, 9, 3),
+    }
+    save_file(
+        {layer.format(n) + key: value.clone() for n in (0, 1) for key, value in of_layer.items()},
+        tmp_path / "w.safetensors",
+    )
+    options = {
+        "nosa": {"kernel": 4, "stride": 2, "block": 4, "window": 0, "by_query": 8, "first_blocks": 0},
+        "seer-attention": {"block": 4},
+    }[name]
+    method = make_method(name, 8, weights=str(tmp_path / "w.safetensors"), **options)
+    model = toys.make_model("llama")
+
+    def reply():
+        engine, _ = engine_of(model, tokenizer, method)
+        engine.generate_until(toys.reply_requests())
+
+    with pytest.raises(UserError, match="layer 0"):
+        reply()
 
 
 def test_a_method_that_declares_less_is_obeyed(toys, tokenizer):

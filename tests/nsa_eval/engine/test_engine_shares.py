@@ -65,6 +65,33 @@ def test_budgets_are_whole_pages_and_never_none():
     assert described["declarations"]["phase"] == "decode"
 
 
+SMALL_BLOCKS = {"kernel": 4, "stride": 2, "window": 0, "dense_length": 0}
+
+
+@pytest.mark.parametrize(("block", "step"), [(4, 16), (64, 64), (24, 48), ("24", 48)])
+def test_shares_of_whole_blocks_are_multiples_of_them(block, step):
+    share = method_at("infllm-v2", "10%", block=block, **SMALL_BLOCKS)
+    assert share.step == share.describe()["parameters"]["budget_step"] == step
+    budgets = {share.budget(tokens) for tokens in range(1300, 9000, 77)}
+    assert len(budgets) > 5
+    assert all(share.at(budget).budget % step == 0 for budget in budgets)
+    assert share.label.startswith("infllm-v2@10%-")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mustafar", {}, r"budget can't be a share of the prompt, got '10%': it is elements kept"),
+        ("quest", {"page": 0}, r"page must be at least 1 token, got 0$"),
+        ("nosa", {}, r"weights must name .* got ''$"),
+        ("infllm-v2", {"block": 0}, r"block must be at least 1 token, got 0$"),
+    ],
+)
+def test_what_a_larger_share_would_not_mend_is_not_said_to_be_mended_by_one(name, options, message):
+    with pytest.raises(MethodError, match=message):
+        method_at(name, "10%", **options)
+
+
 @pytest.mark.parametrize("budget", ["0%", "101 %"])
 def test_shares_lie_within_the_prompt(budget):
     with pytest.raises(MethodError, match="above 0 and at most 100 %"):

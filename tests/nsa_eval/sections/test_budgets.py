@@ -7,6 +7,7 @@ import json
 import pytest
 
 from nsa_eval.budgets import budgets_csv, budgets_json, density_of, study_of, sweeps_of
+from nsa_eval.budgets.cost_model import Shape
 from nsa_eval.comparison import compare
 from nsa_eval.material import Material
 from nsa_eval.report import render_report
@@ -304,6 +305,19 @@ def test_scores_at_equal_cost_lie_between_measured_points_and_say_so(run):
     share = (level.level.cost - other.elements) / (point.elements - other.elements)
     assert level.scores[0].value == pytest.approx(0.5 + 0.5 * share)
     assert 0 < level.level.share < 1
+
+
+def test_elements_of_vectors_that_were_cut_are_those_that_are_left(run):
+    whole, cut = cost_of(1.0), cost_of(1.0)
+    left = Cells(**{**cut.decode_stated.model_dump(), "left": cut.decode_stated.read // 4})
+    cut = cut.model_copy(update={"decode_stated": left}) + Cost()
+    mustafar = {f"m{n}": (method("mustafar", budget=n), RIGHT, cut) for n in (2, 4)}
+    [place] = study_of(material_of(run({"dense": ({}, RIGHT, whole), **mustafar}))).places
+    shape = Shape.of(FIELDS)
+    cache = 2 * shape.layers * shape.head * shape.kv_heads * 105
+    for point in place.lines[0].points:
+        assert place.full[0].elements - point.elements == pytest.approx(0.75 * cache, rel=0.02)
+        assert point.decode.value == 1.0  # every token is read
 
 
 def test_time_of_simulated_methods_is_no_point(run):
