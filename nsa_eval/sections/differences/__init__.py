@@ -1,4 +1,4 @@
-"""What differs between the models of a report, but for their checkpoints: a row per setting."""
+"""What differs between the models of a report, but for their checkpoints: a row per setting, or per model."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ class Differences(SectionData):
     """What the section shows."""
 
     settings: tuple[Setting, ...]
+
+    def of(self, model: int) -> tuple[tuple[str, str], ...]:
+        """Names and values of the settings that one model has, by its place on the page."""
+        return tuple((row.name, row.values[model]) for row in self.settings if row.values[model])
 
 
 def build(material: Material) -> Differences | None:

@@ -107,3 +107,16 @@ def test_the_page_shows_them_before_the_result_with_a_dash_for_none(material):
     html = to_html(build_page(material({"a": {}, "b": {"set": {"nsa_window": 64}}})))
     assert html.index('id="differences"') < html.index('id="result"')
     assert '<th scope="row">nsa_window</th><td>\u2013</td><td>64</td>' in html
+
+
+def test_many_models_have_a_row_each(material):
+    from nsa_eval.sections import build_page
+
+    budgets = {f"m+quest@{n}": {"method": {"name": "quest", "budget": n}} for n in (1, 2, 3, 4, 5, 6)}
+    found = material({"m": {}, **budgets})
+    assert differences.build(found).of(2) == (("method budget", "2"), ("method", "quest"))
+    html = to_html(build_page(found))
+    section = html[html.index('id="differences"') : html.index('id="result"')]
+    assert "<td>method budget 2, method quest</td>" in section
+    assert section.count("<tr>") == 7
+    assert "<td>\u2013</td>" in section
