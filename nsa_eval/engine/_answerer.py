@@ -29,7 +29,7 @@ from nsa_eval.store import AuditEvent, Cost, Response
 from nsa_models import Compilations, trained_sparsity, warm_up
 from nsa_models.dma import settle_ties
 from nsa_models.families import Family, Restrictions, check_fits, family_of
-from nsa_models.methods import Attached, Method, MethodError, MethodShare, attach
+from nsa_models.methods import Attached, Method, MethodError, MethodShare, WeightsError, attach
 from nsa_models.once import once
 
 # Requests whose texts are encoded together: some megabytes of them, for all cores to have some.
@@ -162,7 +162,7 @@ class Answerer:
         }[requests[0].kind]
         try:
             work(requests, missing, emit)
-        except MethodError as error:  # some of a method's weights are looked at when a layer needs them
+        except WeightsError as error:
             raise UserError(str(error)) from None
         except torch.OutOfMemoryError as error:
             chunk = self._reader.prefill_chunk if self._reader else self.settings.prefill_chunk
@@ -233,7 +233,7 @@ class Answerer:
                 restrictions=restrictions,
                 family=family,
             )
-        except MethodError as error:  # as in `answer`: its probe runs the model
+        except WeightsError as error:  # as in `answer`: its probe runs the model
             attached.detach()
             raise UserError(str(error)) from None
         return attached

@@ -23,6 +23,7 @@ from nsa_models.methods._reads import LayerReads, ReadCounts, Reads
 from nsa_models.methods._registry import make_method, methods, parse_method, split_method
 from nsa_models.methods._rowmethod import RowMethod
 from nsa_models.methods._share import MethodShare, is_share, method_at
+from nsa_models.methods._weights import WeightsError
 
 __all__ = [
     "DECLARATIONS",
@@ -39,6 +40,7 @@ __all__ = [
     "ReadCounts",
     "Reads",
     "RowMethod",
+    "WeightsError",
     "attach",
     "attached_to",
     "field_types",

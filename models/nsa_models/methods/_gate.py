@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nsa_models.methods._base import MethodError, Phase
+from nsa_models.methods._base import Phase
 from nsa_models.methods._block import QueryBlock, Rotate
 from nsa_models.methods._rotary import Rotation
-from nsa_models.methods._weights import Weighted
+from nsa_models.methods._weights import Weighted, WeightsError
 
 Pooling = Literal["maxminavg", "maxmin", "maxavg", "minavg", "max", "min", "avg"]
 
@@ -54,12 +54,12 @@ class Gated(Weighted):
         """Refuse a model with layers for which there is no gate: it is another model's.
 
         Raises:
-            MethodError: Which layers they are.
+            WeightsError: Which layers they are.
         """
         without = sorted({*range(layers)} - {*dense, *self._gates})
         if without:
             numbers = ", ".join(map(str, without))
-            raise MethodError(
+            raise WeightsError(
                 f"{self.name}: {self.weights} holds no gate for layer{'s' * (len(without) > 1)} {numbers} of "
                 f"{layers}; give this model's gate, or name in dense_layers what has none"
             )
@@ -68,32 +68,32 @@ class Gated(Weighted):
         """A tensor of the layer's gate by the last two parts of its name.
 
         Raises:
-            MethodError: The weights hold none of that name for the layer.
+            WeightsError: The weights hold none of that name for the layer.
         """
         found = self.maybe_tensor(layer, name)
         if found is None:
-            raise MethodError(f"{self.name}: {self.weights} holds no {name} for layer {layer}")
+            raise WeightsError(f"{self.name}: {self.weights} holds no {name} for layer {layer}")
         return found
 
     def maybe_tensor(self, layer: int, name: str) -> Tensor | None:
         """As `tensor`, None where there is no such tensor.
 
         Raises:
-            MethodError: The weights hold nothing for the layer.
+            WeightsError: The weights hold nothing for the layer.
         """
         here = self._gates.get(layer)
         if here is None:
-            raise MethodError(f"{self.name}: {self.weights} holds no {name} for layer {layer}")
+            raise WeightsError(f"{self.name}: {self.weights} holds no {name} for layer {layer}")
         return here.get(name)
 
     def expect(self, layer: int, weight: Tensor, shape: list[int], name: str, pooling: str) -> None:
         """Refuse a weight whose shape isn't `shape` and a last axis, the gate's width.
 
         Raises:
-            MethodError: With both shapes.
+            WeightsError: With both shapes.
         """
         if list(weight.shape[:-1]) != shape:
-            raise MethodError(
+            raise WeightsError(
                 f"{self.name}: {name} of layer {layer} is {list(weight.shape)}; this model with "
                 f"pooling {pooling} takes {[*shape, 'width']}"
             )
@@ -104,12 +104,12 @@ class Gated(Weighted):
         The gate's first dimensions turn, in halves.
 
         Raises:
-            MethodError: The layer has no rotary embedding, or one wider than the gate.
+            WeightsError: The layer has no rotary embedding, or one wider than the gate.
         """
         if not self.rope:
             return x
         if not isinstance(rotate, Rotation) or 2 * rotate.inv_freq.numel() > x.shape[-1]:
-            raise MethodError(
+            raise WeightsError(
                 f"{self.name}: a gate of width {x.shape[-1]} is rotated as the model, and layer {layer} has "
                 "no rotary embedding of at most that width; set rope=false if the gate has none"
             )
@@ -146,7 +146,7 @@ class DecodeGate(Gated):
         """Softmax [B, H_kv, 1, blocks] of one query a row; 0 for blocks behind it.
 
         Raises:
-            MethodError: The gate has none of this layer, or is of another shape.
+            WeightsError: The gate has none of this layer, or is of another shape.
         """
         assert block.rotate is not None  # declared by needs_rotary
         own = block.positions[:, None, :, None] // self.block

@@ -16,6 +16,11 @@ from torch import Tensor
 
 from nsa_models.methods._base import Method, MethodError
 
+
+class WeightsError(MethodError):
+    """Weights of a method that aren't for its model; some are looked at only as a layer needs them."""
+
+
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)")
 
 
@@ -99,12 +104,12 @@ class Weighted(Method):
         """The tensors of each layer, by what stands behind its number in their names.
 
         Raises:
-            MethodError: A name without a layer.
+            WeightsError: A name without a layer.
         """
         found: dict[int, dict[str, Tensor]] = {}
         for name, tensor in self.tensors().items():
             inside = _LAYER.search(name)
             if inside is None:
-                raise MethodError(f"{self.name}: {name} in {self.weights} names no layer (layers.N.)")
+                raise WeightsError(f"{self.name}: {name} in {self.weights} names no layer (layers.N.)")
             found.setdefault(int(inside[1]), {})[inside[2]] = tensor
         return found

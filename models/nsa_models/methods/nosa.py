@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nsa_models.methods._base import Budgeted, MethodError, Phase
+from nsa_models.methods._base import Budgeted, Phase
 from nsa_models.methods._block import QueryBlock, keep_top
 from nsa_models.methods._pooled import (
     always_read,
@@ -21,7 +21,7 @@ from nsa_models.methods._pooled import (
     stretch_means,
     whole_stretches,
 )
-from nsa_models.methods._weights import Weighted
+from nsa_models.methods._weights import Weighted, WeightsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +85,14 @@ class NOSA(Weighted, Budgeted):
         """[B, H_kv, S] of the block's keys.
 
         Raises:
-            MethodError: The weights hold none of this layer, or are of another shape.
+            WeightsError: The weights hold none of this layer, or are of another shape.
         """
         assert block.v is not None
         values = block.v.transpose(1, 2).flatten(2)  # [B, S, H_kv d]
         here = self._layers.get(block.layer, {})
         weight = here.get("self_attn.delta.weight")
         if weight is None or weight.shape != (block.v.shape[1], values.shape[-1]):
-            raise MethodError(
+            raise WeightsError(
                 f"{self.name}: expected self_attn.delta.weight [{block.v.shape[1]}, {values.shape[-1]}] for "
                 f"layer {block.layer} in {self.weights}, got "
                 + ("none" if weight is None else str(list(weight.shape)))
