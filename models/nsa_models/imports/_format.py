@@ -171,6 +171,39 @@ def rope_parameters(given: Fields) -> dict[str, Any]:
     return rope
 
 
+def mean_pooled_blocks(*, block: int, count: int, window: int, forced: tuple[int, int]) -> dict[str, Any]:
+    """Fields of a decoder with one K/V, whose blocks are compressed to the mean of their rotated keys.
+
+    Args:
+        block: Tokens of a block, compressed or selected.
+        count: Blocks that a query selects.
+        window: Tokens of the window; 0 for none.
+        forced: Blocks that are always selected: leading ones, and the query's own with those before it.
+    """
+    first, last = forced
+    return {
+        "nsa_block": block,
+        "nsa_stride": block,
+        "nsa_select_block": block,
+        "nsa_select_count": count,
+        "nsa_window": window or 1,
+        "nsa_compression": "mean",
+        "nsa_share_kv": True,
+        "nsa_compress_rotated": True,
+        "nsa_first_blocks": first,
+        "nsa_last_blocks": last,
+    }
+
+
+def special_tokens(given: Fields) -> dict[str, Any]:
+    """Ids of padding, beginning and end, as a Llama's config.json names them."""
+    return {
+        "pad_token_id": given.get("pad_token_id"),
+        "bos_token_id": given.get("bos_token_id", 1),
+        "eos_token_id": given.get("eos_token_id", 2),
+    }
+
+
 def next_power_of_2(number: int) -> int:
     """The least power of 2 that is no smaller."""
     return 1 << (number - 1).bit_length()

@@ -17,7 +17,9 @@ from nsa_models.imports._format import (
     Format,
     Meaning,
     fewer_blocks,
+    mean_pooled_blocks,
     next_power_of_2,
+    special_tokens,
 )
 
 _MLP_STEP = 256
@@ -60,7 +62,7 @@ def _read(given: Fields, shapes: Mapping[str, tuple[int, ...]], choices: Choices
     rule = choices.forced_blocks or ("own" if early else "paper")
     if early:
         notes.append(fewer_blocks(block, named, count))
-    first, last = FORCED_BLOCKS[rule]
+    forced = FORCED_BLOCKS[rule]
     return Meaning(
         fields={
             "vocab_size": given.whole("vocab_size", 32000),
@@ -79,19 +81,8 @@ def _read(given: Fields, shapes: Mapping[str, tuple[int, ...]], choices: Choices
             "qk_norm": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": given.get("rope_theta", 10000.0)},
             "tie_word_embeddings": given.get("tie_word_embeddings", False),
-            "pad_token_id": given.get("pad_token_id"),
-            "bos_token_id": given.get("bos_token_id", 1),
-            "eos_token_id": given.get("eos_token_id", 2),
-            "nsa_block": block,
-            "nsa_stride": block,
-            "nsa_select_block": block,
-            "nsa_select_count": count,
-            "nsa_window": window or 1,
-            "nsa_compression": "mean",
-            "nsa_share_kv": True,
-            "nsa_compress_rotated": True,
-            "nsa_first_blocks": first,
-            "nsa_last_blocks": last,
+            **special_tokens(given),
+            **mean_pooled_blocks(block=block, count=count, window=window, forced=forced),
             "nsa_branches": "cmp+slc+win" if window else "cmp+slc",
         },
         notes=tuple(notes),

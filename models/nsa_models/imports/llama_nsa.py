@@ -20,8 +20,10 @@ from nsa_models.imports._format import (
     Format,
     Meaning,
     fewer_blocks,
+    mean_pooled_blocks,
     next_power_of_2,
     rope_parameters,
+    special_tokens,
 )
 
 _MODES = {"sparse": "selected", "full": "full"}
@@ -52,7 +54,7 @@ def _read(given: Fields, shapes: Mapping[str, tuple[int, ...]], choices: Choices
         )
     if block < 2 * count and reading != "full":
         notes.append(fewer_blocks(block, named, count))
-    first, last = FORCED_BLOCKS[choices.forced_blocks or "own"]
+    forced = FORCED_BLOCKS[choices.forced_blocks or "own"]
     changes: dict[str, Callable[[Tensor], Tensor]] = {}
     if reading == "full":
         changes["self_attn.g_proj.weight"] = _selected_gates
@@ -77,19 +79,8 @@ def _read(given: Fields, shapes: Mapping[str, tuple[int, ...]], choices: Choices
             "qk_norm": False,
             "rope_parameters": rope_parameters(given),
             "tie_word_embeddings": given.get("tie_word_embeddings", False),
-            "pad_token_id": given.get("pad_token_id"),
-            "bos_token_id": given.get("bos_token_id", 1),
-            "eos_token_id": given.get("eos_token_id", 2),
-            "nsa_block": block,
-            "nsa_stride": block,
-            "nsa_select_block": block,
-            "nsa_select_count": count,
-            "nsa_window": window or 1,
-            "nsa_compression": "mean",
-            "nsa_share_kv": True,
-            "nsa_compress_rotated": True,
-            "nsa_first_blocks": first,
-            "nsa_last_blocks": last,
+            **special_tokens(given),
+            **mean_pooled_blocks(block=block, count=count, window=window, forced=forced),
             "nsa_branches": branches,
         },
         notes=tuple(notes),

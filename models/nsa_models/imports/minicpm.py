@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nsa_models.imports._format import Choices, Fields, Format, Meaning, rope_parameters
+from nsa_models.imports._format import Choices, Fields, Format, Meaning, rope_parameters, special_tokens
 
 _SPARSE = {
     "kernel_size": 32,
@@ -73,9 +73,7 @@ def _read(given: Fields, shapes: Mapping[str, tuple[int, ...]], choices: Choices
             "qk_norm": False,
             "rope_parameters": rope,
             "tie_word_embeddings": False,
-            "pad_token_id": given.get("pad_token_id"),
-            "bos_token_id": given.get("bos_token_id", 1),
-            "eos_token_id": given.get("eos_token_id", 2),
+            **special_tokens(given),
         },
         notes=tuple(notes),
         changes=changes,
