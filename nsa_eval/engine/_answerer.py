@@ -18,6 +18,7 @@ from nsa_eval.engine._generating import Replier
 from nsa_eval.engine._lines import Reply, ReplyRequest
 from nsa_eval.engine._looking import look_all
 from nsa_eval.engine._meter import Meter
+from nsa_eval.engine._methods import remarks_on, restrictions_of
 from nsa_eval.engine._prompts import Prompt, PromptEncoder, Windows, split_spaces
 from nsa_eval.engine._reader import NonFiniteLogitsError, Reader
 from nsa_eval.engine._requests import Request
@@ -28,7 +29,7 @@ from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent, Cost, Response
 from nsa_models import Compilations, trained_sparsity, warm_up
 from nsa_models.dma import settle_ties
-from nsa_models.families import Family, Restrictions, check_fits, family_of
+from nsa_models.families import Family, check_fits, family_of
 from nsa_models.methods import Attached, Method, MethodError, MethodShare, WeightsError, attach
 from nsa_models.once import once
 
@@ -206,31 +207,16 @@ class Answerer:
             attached = attach(self.model, method)
         except MethodError as error:
             raise UserError(str(error)) from None
-        said = [*attached.notes]
-        if method.phase == "prefill":
-            said.append("decode steps are dense")
-        if not method.chunked_prefill:
-            said.append("each prompt is read in one forward, whatever prefill_chunk says")
-        if method.phase == "decode":
-            said.append("prompts are read dense: log-likelihoods are those of the dense model")
-        if not method.lm_scores:
-            said.append("its choice for a token sees later ones: log-likelihoods aren't a language model's")
-        if method.simulated:
-            said.append("quality only: the full cache is kept and masked, so no time or memory is saved")
         label = method.label if self._share is None else self._share.label
-        self._events += [AuditEvent(kind="method", detail=f"{label}: {remark}") for remark in said]
-        restrictions = Restrictions(
-            continuable=method.chunked_prefill,
-            shared=method.shared_prefixes,
-            graphs=False,
-            either_phase=method.phase == "both" and method.chunked_prefill,
-            slots=not method.rowwise,
-        )
+        self._events += [
+            AuditEvent(kind="method", detail=f"{label}: {remark}")
+            for remark in (*attached.notes, *remarks_on(method))
+        ]
         try:
             self._reader = Reader(
                 self.model,
                 prefill_chunk=self.settings.prefill_chunk,
-                restrictions=restrictions,
+                restrictions=restrictions_of(method),
                 family=family,
             )
         except WeightsError as error:  # as in `answer`: its probe runs the model
