@@ -130,7 +130,7 @@ def _median_ms(run: Callable[[], object], repeats: int, device: torch.device) ->
         times.append(1000 * (time.perf_counter() - begin))
     slowest = torch.tensor(times[2:], device=device)
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
-    return statistics.median(slowest.tolist())
+    return float(statistics.median(slowest.tolist()))
 
 
 def _synchronize(device: torch.device) -> None:
