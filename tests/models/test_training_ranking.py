@@ -22,7 +22,7 @@ from nsa_models.train.ranking import asked_positions, ranking_losses
 from nsa_models.train.recipe import Recipe, RecipeError, load_recipe
 
 Plain = dict[str, Any]
-SMALL = BlockGeometry(block=8, stride=4, select_block=16, select_count=4, window=16)
+SMALL = BlockGeometry(block=8, stride=4, select_block=16, select_count=5, window=16)
 OTHER = BlockGeometry(
     block=8, stride=8, select_block=8, select_count=4, window=16, first_blocks=0, last_blocks=1
 )
@@ -57,10 +57,10 @@ def plain_loss(
             for piece in range(first, first + geometry.block, geometry.stride):
                 if piece // geometry.select_block <= own:
                     importance[piece // geometry.select_block] += share
-    mass, total = sum(wanted[j] for j in free), sum(importance[j] for j in free)
-    return sum(
-        wanted[j] * (math.log(wanted[j] / mass) - math.log(importance[j] / total)) for j in free if wanted[j]
-    )
+    chosen = geometry.select_count - geometry.first_blocks - geometry.last_blocks
+    best = sorted(free, key=lambda j: -wanted[j])[:chosen]
+    mass, total = sum(wanted[j] for j in best), sum(importance[j] for j in free)
+    return sum(wanted[j] * (math.log(wanted[j] / mass) - math.log(importance[j] / total)) for j in best)
 
 
 @pytest.mark.parametrize("geometry", [SMALL, OTHER], ids=["small", "other"])

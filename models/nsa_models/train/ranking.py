@@ -1,10 +1,9 @@
 """An auxiliary loss on the choice of blocks: compressed keys learn to rank as the selected branch attends.
 
 The choice is discrete, so in the paper's training its ranking learns through the compressed branch's own
-output alone. Here a few queries of each sequence are also asked how the selected branch would attend if every
-block were selected, and the compressed branch's importance of blocks is drawn towards that: KL divergence, as
-in the warm-up of DeepSeek-V3.2's indexer (arXiv 2512.02556). The architecture and the forward pass stay the
-paper's.
+output alone. Here a few queries of each sequence are also asked which blocks the selected branch would attend
+to most if every block were selected, and the compressed branch's importance is drawn towards those: KL
+divergence, as for DeepSeek-V3.2's indexer (arXiv 2512.02556). Architecture and forward pass stay the paper's.
 """
 
 from __future__ import annotations
@@ -82,17 +81,18 @@ def ranking_losses(
 ) -> Tensor:
     """KL divergence of the compressed branch's importance of blocks from the selected branch's attention.
 
-    Both are distributions over the blocks that are free to be chosen, not forced: a first block that takes
-    the attention that has nowhere to go, and the newest, are selected in any case. A query's divergence is
-    weighted by the share of its attention that falls on free blocks. No gradient reaches `k_slc`, and `q` has
-    it through the importance alone.
+    Importance is a distribution over the blocks that are free to be chosen, not forced: a first block that
+    takes the attention that has nowhere to go, and the newest, are selected in any case. The attention is
+    that on the best of them, as many as can be chosen: what is spread thinly over hundreds of others would
+    count for more in sum than a single fact. A query's divergence is weighted by the share of its attention
+    that falls on those best. No gradient reaches `k_slc`, and `q` has it through the importance alone.
 
     Args:
         q: Queries [B, Q, H, d_k], rotated.
         k_cmp: Compressed keys [B, C, H_kv, d_k].
         k_slc: Keys of the selected branch [B, N, H_kv, d_k].
         positions: Of the queries, [B, Q].
-        geometry: Block sizes and the forced blocks.
+        geometry: Block sizes, n and the forced blocks.
 
     Returns:
         [B, Q, H_kv] nats, float32; zero where no block is free.
@@ -112,6 +112,8 @@ def ranking_losses(
         attention = scores.softmax(-1).mean(2)  # [B, H_kv, Q, N]
         padded = F.pad(attention, (0, count * geometry.select_block - k_slc.shape[1]))
         wanted = padded.unflatten(-1, (count, -1)).sum(-1).masked_fill(~free, 0.0)
+        best = wanted.topk(min(count, geometry.select_count - geometry.forced_blocks), dim=-1)
+        wanted = torch.zeros_like(wanted).scatter(-1, best.indices, best.values)
         mass = wanted.sum(-1, keepdim=True)
 
     with torch.autocast(q.device.type, enabled=False):
