@@ -158,7 +158,6 @@ def table(runs: Runs) -> str:
         f"loss, all tokens, at {said}",
         f"loss, answers, at {said}",
         *(f"questions right at {length:,}, %" for length in lengths),
-        "tokens/s",
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, run in runs.items():
@@ -169,7 +168,6 @@ def table(runs: Runs) -> str:
             ", ".join(f"{test['text']:.3f}" for test in tests),
             ", ".join(f"{test['answer']:.3g}" for test in tests),
             *(_share(test["right"], test["questions"]) for test in tests),
-            f"{run['tokens_per_second'] / 1e3:,.0f}k",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -195,8 +193,7 @@ def summary(name: str, runs: Runs) -> str:
     steps = all_of(run["steps"] for run in runs.values())
     tokens = all_of(round(run["tokens"] / 1e6) for run in runs.values())
     return (
-        f"{len(runs)} runs of {steps} steps, {tokens}M tokens, seed {seeds}, on {machines}; "
-        f"{sum(run['seconds'] for run in runs.values()):.0f} s in all. "
+        f"{len(runs)} runs of {steps} steps, {tokens}M tokens, seed {seeds}, on {machines}. "
         f"Held-out text, {asked} questions a length, "
         f"95 % intervals:\n\n{table(runs)}\n\n![Loss over training tokens: {name}]({name}.svg)"
     )

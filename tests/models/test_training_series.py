@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,24 @@ def test_a_series_stopped_again_and_again_ends_as_an_undisturbed_one(
     assert {name: without_times(run) for name, run in again["runs"].items()} == {
         name: without_times(run) for name, run in undisturbed["runs"].items()
     }
+
+
+@pytest.mark.parametrize(
+    "line", ["step 4 ", "step 6 ", "held out at 256"]
+)  # amid a run, at its end, after it
+def test_a_signal_stops_the_series_and_not_the_run_alone(written: Path, line: str) -> None:
+    series = load_series(written)
+
+    def kill(said: str) -> None:
+        if said.startswith(f"nsa-32: {line}"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="at step 4" if "4" in line else "before full-32"):
+        train_series(series, only=["nsa-32", "full-32"], log=kill)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    train_series(series, only=["nsa-32", "full-32"], log=lambda _: None)
+    assert list(results(written)["runs"]) == ["nsa-32", "full-32"]
 
 
 def test_the_time_is_that_of_all_runs(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,7 +303,7 @@ def test_a_page_gets_table_and_picture_and_keeps_the_rest(tmp_path: Path) -> Non
         text = page.read_text()
         assert text.startswith("# Above\n<!-- ladder -->\n2 runs of 100 steps, 100M tokens, seed 0, on a GPU")
         assert text.endswith("](ladder.svg)\n<!-- /ladder -->\nbelow\n")
-        assert "| nsa-2 | 1.2M | 3.050, 3.050 | 0.5, 0.5 | 50 (44 to 56) | 0 (0 to 1) | 50k |" in text
+        assert "| nsa-2 | 1.2M | 3.050, 3.050 | 0.5, 0.5 | 50 (44 to 56) | 0 (0 to 1) |" in text
         assert "old" not in text
     picture = (tmp_path / "ladder.svg").read_bytes()
     training_series.main([str(file), "--page", str(page)])

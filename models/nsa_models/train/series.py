@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from nsa_models.train.corpus import load_corpus
 from nsa_models.train.held_out import HeldOutTest
 from nsa_models.train.learner import Learner
-from nsa_models.train.loop import Stopped, train
+from nsa_models.train.loop import Stopped, StopRequest, train
 from nsa_models.train.parallel import joined
 from nsa_models.train.recipe import Recipe, RecipeError, checked, read_yaml, set_from_text, set_key
 from nsa_models.train.state import Progress, RunFolder, changed_keys
@@ -144,36 +144,40 @@ def train_series(
         raise RecipeError(f"no run {', '.join(unknown)} in {series.name}; it has {', '.join(series.recipes)}")
     held: list[str] = []
     failed: list[str] = []
-    for name, recipe in series.recipes.items():
-        if only and name not in only:
-            continue
-        recipe.output.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(recipe.output / "lock", timeout=0):
-                _train_one(name, recipe, ends, log)
-        except Timeout:
-            log(f"{name}: in the hands of another process")
-            held.append(name)
-        except ValueError as error:
-            log(f"{name}: {error}")
-            failed.append(f"{name}: {error}")
-        collect(series)
+    stop = StopRequest()
+    with stop.listening():
+        for name, recipe in series.recipes.items():
+            if only and name not in only:
+                continue
+            recipe.output.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(recipe.output / "lock", timeout=0):
+                    _train_one(name, recipe, ends, stop, log)
+            except Timeout:
+                log(f"{name}: in the hands of another process")
+                held.append(name)
+            except ValueError as error:
+                log(f"{name}: {error}")
+                failed.append(f"{name}: {error}")
+            collect(series)
     if failed:
         raise RunsFailedError("; ".join(failed))
     return held
 
 
-def _train_one(name: str, recipe: Recipe, ends: float | None, log: Callable[[str], None]) -> None:
+def _train_one(
+    name: str, recipe: Recipe, ends: float | None, stop: StopRequest, log: Callable[[str], None]
+) -> None:
     if _is_done(recipe):
         log(f"{name}: done before")
         return
     left = None if ends is None else (ends - time.monotonic()) / 60
-    if left is not None and left <= 0:
+    if stop.asked or (left is not None and left <= 0):
         raise Stopped(f"stopped before {name} with everything saved; run again to go on")
     gc.collect()  # of the last run, whose memory would count as this one's
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    train(recipe, minutes=left, log=lambda line: log(f"{name}: {line}"))
+    train(recipe, minutes=left, log=lambda line: log(f"{name}: {line}"), stop=stop)
     result = result_of(recipe)
     _write(recipe.output / _RESULT, result)
     for length, at in result["held_out"].items():
