@@ -64,10 +64,10 @@ def main() -> None:
             rows.append(measure(length, args, device))
             if rank == 0:
                 show(rows[-1])
-        if rank == 0 and args.json:
-            setting = describe(device, [str(word) for word in sys.argv])
-            data = {"environment": setting, "rows": [asdict(row) for row in rows]}
-            args.json.write_text(json.dumps(data, indent=2) + "\n")
+                if args.json:  # anew after each length: a stop loses nothing
+                    setting = describe(device, [str(word) for word in sys.argv])
+                    data = {"environment": setting, "rows": [asdict(row) for row in rows]}
+                    args.json.write_text(json.dumps(data, indent=2) + "\n")
     finally:
         dist.destroy_process_group()
 
@@ -122,18 +122,20 @@ def _median_ms(run: Callable[[], object], repeats: int, device: torch.device) ->
     """Median over as many runs everywhere, each as long as the slowest process takes."""
     times = []
     for _ in range(repeats + 2):  # the first two compile and warm up
-        _wait(device)
+        _synchronize(device)
+        dist.barrier()
         begin = time.perf_counter()
         run()
-        _wait(device)
+        _synchronize(device)
         times.append(1000 * (time.perf_counter() - begin))
-    return statistics.median(times[2:])
+    slowest = torch.tensor(times[2:], device=device)
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+    return float(statistics.median(slowest.tolist()))
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    dist.barrier()
 
 
 def _arguments() -> argparse.Namespace:

@@ -185,6 +185,8 @@ class NSAAttention(nn.Module):
     Attributes:
         on_blocks: Receives the blocks that the kernel chose in each forward, int32 [B, N, H_kv, n], rows
             padded on the right (`nsa_models.looking`); None: nobody asks, and kernels don't write them.
+        on_keys: Receives what ranks the blocks (`nsa_models.train.ranking`), in each forward without a cache:
+            queries [B, N, H, d_k], compressed keys [B, C, H_kv, d_k], selected keys [B, N, H_kv, d_k].
     """
 
     def __init__(self, config: NSADecoderConfig, rotary: RotaryEmbedding) -> None:
@@ -207,6 +209,7 @@ class NSAAttention(nn.Module):
         self.k_compress = BlockCompression(config, d_k)
         self.v_compress = BlockCompression(config, d_v)
         self.on_blocks: Callable[[Tensor], None] | None = None
+        self.on_keys: Callable[[Tensor, Tensor, Tensor], None] | None = None
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, batch: RaggedBatch, cache: NSACacheLayer | None
@@ -233,6 +236,8 @@ class NSAAttention(nn.Module):
         v_raw = values["cmp"]
         if cache is None:
             k_cmp, v_cmp = self._compress_keys(to_compress, None), self.v_compress(v_raw)
+            if self.on_keys is not None:
+                self.on_keys(q, k_cmp, slc[0])
         else:
             slc = (cache.append("k_slc", slc[0], batch), cache.append("v_slc", slc[1], batch))
             if win is not None:

@@ -1,11 +1,14 @@
 """Chat templates that print the day's date: told by their text, and held to one day."""
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time, tzinfo
 
 _CALLS = re.compile(r"\b(strftime_now|datetime)\b")
+# Documents are made on threads, and the clock that is held is one for all of them.
+_HELD = threading.RLock()
 
 
 def calls_clock(template: str | None) -> bool:
@@ -35,9 +38,10 @@ def clock_at(day: str | None) -> Iterator[None]:
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return moment if tz is None else moment.replace(tzinfo=tz)
 
-    running = chat_template_utils.datetime
-    chat_template_utils.datetime = Still
-    try:
-        yield
-    finally:
-        chat_template_utils.datetime = running
+    with _HELD:
+        running = chat_template_utils.datetime
+        chat_template_utils.datetime = Still
+        try:
+            yield
+        finally:
+            chat_template_utils.datetime = running

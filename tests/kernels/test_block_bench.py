@@ -13,10 +13,11 @@ pytest.importorskip("triton")
 from nsa_kernels.ahead import rehearsal
 from nsa_kernels.bench.block_measure import measure_blocks
 from nsa_kernels.bench.block_rehearsal import rehearse
-from nsa_kernels.bench.block_result import BlockMeasurement, BlockRow, BlockSettings
+from nsa_kernels.bench.block_result import TABLES, BlockMeasurement, BlockRow, BlockSettings
 from nsa_kernels.bench.mask_cases import Inputs, by_flex, by_lists, contenders, flex_mask, masks
 from nsa_kernels.bench.method_cases import InfLLM, prefill_cases
 from nsa_kernels.bench.timing import Timing
+from nsa_kernels.bench.tune_cases import CANDIDATES
 
 CPU = torch.device("cpu")
 SMALL = BlockSettings(
@@ -124,7 +125,9 @@ def test_kernels_are_known_before_they_are_launched(monkeypatch):
         torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(multi_processor_count=132)
     )
     monkeypatch.setattr(nsa_kernels.triton, "unavailable", lambda: None)
-    small = BlockSettings(lengths=(4096,), mask_lengths=(4096,), densities=(0.5,), batches=(2,))
+    small = BlockSettings(
+        lengths=(4096,), mask_lengths=(4096,), tables=TABLES, densities=(0.5,), batches=(2,)
+    )
     # A device that no other test asks for: what is found out about one is remembered.
     with torch.no_grad(), rehearsal(torch.device("cuda", 7)) as launches:
         rehearse(small, budgets=(64,), page=16)
@@ -133,6 +136,10 @@ def test_kernels_are_known_before_they_are_launched(monkeypatch):
         *("block_prefill_kernel", "runs_kernel", "columns_kernel", "append_kernel", "page_scores_kernel"),
         *("best_pages_kernel", "page_partial_kernel", "merge_splits_kernel", "_window_forward_kernel"),
     }
+    configured = [x.options for x in launches if x.kernel.fn.__name__ == "block_prefill_kernel"]
+    for tile, config in CANDIDATES:
+        wanted = {"BQ": tile, **{name: config[name] for name in ("BN", "TMA", "num_warps", "num_stages")}}
+        assert any(wanted.items() <= options.items() for options in configured), (tile, config)
 
 
 def test_what_would_begin_too_late_is_left_out_and_said():

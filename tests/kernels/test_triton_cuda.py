@@ -220,8 +220,10 @@ def importances(case: Case, b: int, i: int, h: int) -> list[float]:
 
 
 def with_packages() -> dict[str, str]:
-    """The environment of a process that imports our packages."""
-    path = os.pathsep.join([str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    """The environment of a process that imports our packages, and this file: the tuners' candidates too."""
+    path = os.pathsep.join(
+        [str(ROOT / "kernels"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+    )
     return {**os.environ, "PYTHONPATH": path}
 
 
@@ -229,8 +231,10 @@ def with_packages() -> dict[str, str]:
 def _compiled() -> None:
     """Fills Triton's cache on disk for all cases side by side: compiling takes longest."""
     commands = [[sys.executable, __file__, name] for name in CASES]
-    for process in [subprocess.Popen(command, env=with_packages()) for command in commands]:
-        process.wait()  # what goes wrong goes wrong again where it is tested
+    processes = [subprocess.Popen(command, env=with_packages()) for command in commands]
+    ended = [process.wait() for process in processes]
+    # What goes wrong in one goes wrong again where it is tested; in all of them, it is this.
+    assert 0 in ended
 
 
 def compile_case(name: str) -> None:

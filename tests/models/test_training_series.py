@@ -241,8 +241,8 @@ def test_bundled_series_are_valid_and_their_runs_see_the_same_data(path: Path) -
         for recipe in series.recipes.values()
     ]
     assert data == data[:1] * len(data)
-    models = [json.dumps(recipe.model, sort_keys=True) for recipe in series.recipes.values()]
-    assert len(set(models)) == len(models)
+    made = [recipe.model_dump_json(exclude={"name", "output"}) for recipe in series.recipes.values()]
+    assert len(set(made)) == len(made)
 
 
 def test_the_ladders_runs_are_twins_of_three_sizes() -> None:

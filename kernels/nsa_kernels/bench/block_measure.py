@@ -20,25 +20,13 @@ from nsa_kernels.bench.method_cases import SIMULATED, Case, QuestSet, prefill_ca
 from nsa_kernels.bench.result import describe
 from nsa_kernels.bench.settings import DTYPES, length_name
 from nsa_kernels.bench.timing import Clock, Run, Timing
-from nsa_kernels.block_choice import block_sparse
-from nsa_kernels.block_lists import BlockLists
+from nsa_kernels.bench.tune_cases import CANDIDATES, attend_with, tuned_lists
 
 _FLEX_SECONDS = 20.0
 """Left at least when a case of FlexAttention begins, which may have to be compiled."""
 _BUDGETS = (1024, 2560)
 """KV tokens of Quest."""
 _PAGE = 16
-_CANDIDATES = [
-    (64, {"BM": 64, "BN": 64, "TMA": tma, "num_warps": 4, "num_stages": stages} | more)
-    for tma in (0, 1)
-    for stages in (1, 2, 3)
-    for more in ({}, {"maxnreg": 168})
-] + [
-    (128, {"BM": 128, "BN": bn, "TMA": 1, "num_warps": 8, "num_stages": stages})
-    for bn in (64, 128)
-    for stages in (1, 2, 3)
-]
-"""(queries to a tile, configuration) that `tune` measures."""
 
 Report = Callable[[BlockMeasurement], None]
 
@@ -185,27 +173,13 @@ class _BlockBench:
 
     def _tune(self, length: int) -> None:
         q, k, v = self._sequence(length)
-        for tile, config in _CANDIDATES:
-            tiles = -(-length // tile)
-            lists = block_sparse(q, k, top=max(1, tiles // 5), block=tile)
+        for tile, config in CANDIDATES:
+            lists = tuned_lists(q, k, tile)
             name = " ".join(f"{key}={value}" for key, value in config.items())
-            attend = partial(self._configured, q, k, v, lists, config)
+            attend = partial(attend_with, q, k, v, lists, config)
             pairs = lists.pairs(length) * self.settings.heads // lists.counts.shape[1]
             add = partial(self._timed, "tune", length, f"tiles of {tile}", name, attend, pairs)
             self._try(f"tune {tile} {name}", add)
-
-    def _configured(
-        self, q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, config: dict[str, int]
-    ) -> Tensor:
-        from nsa_kernels.triton.blocks import prefill
-
-        start = torch.zeros(1, dtype=torch.int32, device=self.device)
-        out: Tensor
-        out, _ = prefill(
-            q, k, v, lists, start=start, ends=start + k.shape[1], low=None, causal=True,
-            scale=q.shape[-1] ** -0.5, config=config,
-        )  # fmt: skip
-        return out
 
     # ---- what they share
 

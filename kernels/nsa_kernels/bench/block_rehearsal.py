@@ -16,6 +16,7 @@ from nsa_kernels.bench.block_result import BlockSettings
 from nsa_kernels.bench.mask_cases import Inputs, Mask, by_lists, masks, nsa, window
 from nsa_kernels.bench.method_cases import prefill_cases, quest_set
 from nsa_kernels.bench.settings import DTYPES
+from nsa_kernels.bench.tune_cases import CANDIDATES, attend_with, tuned_lists
 
 _META = torch.device("meta")
 
@@ -49,6 +50,11 @@ def rehearse(settings: BlockSettings, *, budgets: tuple[int, ...], page: int) ->
                     nsa(x)()
                 elif mask.name.startswith("sliding"):
                     window(x)()
+    if "tune" in settings.tables:
+        # Of one length: no kernel depends on it.
+        q, k, v = _sequence(max(settings.lengths), settings)
+        for tile, config in CANDIDATES:
+            attend_with(q, k, v, tuned_lists(q, k, tile), config)
 
 
 def _sequence(length: int, s: BlockSettings) -> tuple[Tensor, Tensor, Tensor]:

@@ -55,7 +55,7 @@ class HeldOutTest:
                 ids, answers = self._facts.batch(
                     stage=_SEED, step=length, rows=range(first, min(first + at_once, rows)), length=length
                 )
-                text, answer = learner.losses(ids, answers)
+                text, answer, _ = learner.losses(ids, answers)
                 sums += torch.tensor([text.item(), answer.item()], dtype=torch.float64)
                 asked += int(answers[:, 1:].sum())
         text_sum, answer_sum = sums.tolist()

@@ -16,6 +16,7 @@ from nsa_models.modeling import NSADecoderForCausalLM, SwiGLU
 from nsa_models.train.corpus import Corpus
 from nsa_models.train.loss import token_losses
 from nsa_models.train.parallel import FlatGradients, Group
+from nsa_models.train.ranking import BlockRanking
 from nsa_models.train.recipe import Recipe
 from nsa_models.train.warm import warm_start
 
@@ -36,6 +37,8 @@ class Learnt:
     """Mean loss of all tokens of the step, nats."""
     answer: float
     """Mean loss of its answer tokens."""
+    ranking: float
+    """Mean divergence of the asked queries' ranking of blocks, nats; 0 without a ranking loss."""
     norm: float
     """Of the gradient, before it was clipped."""
 
@@ -59,7 +62,10 @@ class Learner:
             for part in self.model.modules():
                 if isinstance(part, SwiGLU):
                     part.compile(dynamic=True)  # one compilation for all lengths
-        self.gradients = FlatGradients(self.model.parameters(), beside=2)
+        self.ranking: BlockRanking | None = None
+        if recipe.ranking is not None and self.config.attention == "nsa":
+            self.ranking = BlockRanking(self.model, self.config.geometry, recipe.ranking.queries)
+        self.gradients = FlatGradients(self.model.parameters(), beside=3)
         self.optimizer = _optimizer(self.model, recipe)
 
     def select(self, count: int | None) -> None:
@@ -88,20 +94,26 @@ class Learner:
             if not len(some):  # fewer rows than processes
                 continue
             # Means over the whole batch, so that their sum is the same however it is divided.
-            text, answer = self.losses(some, mask)
-            text, answer = text / (rows * (length - 1)), answer / asked
-            (text + self.recipe.answer_weight * answer).backward()
-            self.gradients.beside += torch.stack((text.detach(), answer.detach()))
+            text, answer, ranking = self.losses(some, mask)
+            text, answer, ranking = text / (rows * (length - 1)), answer / asked, ranking / rows
+            loss = text + self.recipe.answer_weight * answer
+            if self.recipe.ranking is not None:
+                loss = loss + self.recipe.ranking.weight * ranking
+            loss.backward()
+            self.gradients.beside += torch.stack((text.detach(), answer.detach(), ranking.detach()))
         self.gradients.sum_(self.group)
         norm = self.gradients.clip_(self.recipe.optim.clip)
-        text, answer, norm = torch.cat((self.gradients.beside, norm[None])).tolist()
-        if not math.isfinite(text + answer + norm):
+        text, answer, ranking, norm = torch.cat((self.gradients.beside, norm[None])).tolist()
+        if not math.isfinite(text + answer + ranking + norm):
             raise ValueError(f"the loss is {text} (text), {answer} (answers), the gradient's norm {norm}")
         self.optimizer.step()
-        return Learnt(text=text, answer=answer, norm=norm)
+        return Learnt(text=text, answer=answer, ranking=ranking, norm=norm)
 
-    def losses(self, ids: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed loss of all tokens but the rows' first, and of the answers among them, nats."""
+    def losses(self, ids: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed losses, nats: of all tokens but the rows' first, of the answers among them, of the ranking.
+
+        The last is a sum over rows of means over queries, zero without a ranking loss.
+        """
         ids = ids.to(self.group.device, non_blocking=True)
         answers = answers.to(self.group.device, non_blocking=True)
         # Each position is asked for its next token; the last one's is beyond the row and counts nothing.
@@ -109,7 +121,8 @@ class Learner:
         within = torch.ones(ids.shape, device=ids.device)
         within[:, -1] = 0.0
         wanted = ids.roll(-1, dims=1).flatten().clone()
-        with self._precision():
+        watched = contextlib.nullcontext() if self.ranking is None else self.ranking.watch(ids, answers)
+        with self._precision(), watched:
             hidden = self.model.model(ids, use_cache=False).last_hidden_state
             each = token_losses(
                 hidden.flatten(0, 1),
@@ -118,7 +131,8 @@ class Learner:
                 compiled=self.compiled,
             )
         counted = each * within.flatten()
-        return counted.sum(), (counted * answers.roll(-1, dims=1).flatten()).sum()
+        ranking = torch.zeros((), device=ids.device) if self.ranking is None else self.ranking.total()
+        return counted.sum(), (counted * answers.roll(-1, dims=1).flatten()).sum(), ranking
 
     @torch.no_grad()
     def right(self, ids: Tensor, answers: Tensor) -> int:

@@ -231,6 +231,7 @@ class _Run:
             "length": length,
             "loss": learnt.text,
             "answer_loss": learnt.answer,
+            "ranking_loss": learnt.ranking,
             "norm": learnt.norm,
             "lr": lr,
             "answer_loss_mean": progress.answer_loss,
@@ -246,7 +247,8 @@ class _Run:
         self.log(
             f"step {progress.step} stage {progress.stage} length {length} "
             f"loss {learnt.text:.3f} answer {learnt.answer:.4f} "
-            f"norm {learnt.norm:.2f} lr {lr:.2e} "
+            + (f"ranking {learnt.ranking:.4f} " if learnt.ranking else "")
+            + f"norm {learnt.norm:.2f} lr {lr:.2e} "
             f"{progress.tokens / 1e6:.0f}M tokens {progress.seconds:.0f}s "
             f"{row['tokens_per_second'] / 1e3:.0f}k tokens/s {tested}"
         )

@@ -109,6 +109,15 @@ class OptimRecipe(_Strict):
     """Largest gradient norm."""
 
 
+class RankingRecipe(_Strict):
+    """A loss that draws NSA's ranking of blocks towards the selected branch's own attention."""
+
+    weight: Annotated[float, Field(gt=0.0)] = 0.5
+    """Beside the mean loss on all tokens."""
+    queries: Annotated[int, Field(ge=2)] = 128
+    """Queries of each sequence that are asked, half of them where answers are predicted."""
+
+
 class Recipe(_Strict):
     """A training run."""
 
@@ -130,6 +139,8 @@ class Recipe(_Strict):
     """Tokens in one forward and backward of one process; changes memory and rounding alone."""
     answer_weight: float = 1.0
     """Weight of the mean loss on answer tokens beside the mean loss on all tokens."""
+    ranking: RankingRecipe | None = None
+    """With NSA; a model with full attention has no blocks to rank."""
     seed: int = 0
     compile: bool = False
     """torch.compile the MLPs and the loss, on a GPU, once for all lengths."""

@@ -1,9 +1,11 @@
 """Building the documents of a needle task: the grid, one seed a sample, exact lengths."""
 
+import itertools
 from typing import Any
 
 from nsa_tasks._errors import TaskParameterError
 from nsa_tasks._random import Draw
+from nsa_tasks._threads import each
 from nsa_tasks._tokens import RequestTokens
 from nsa_tasks.haystack import (
     DistractorHaystack,
@@ -27,12 +29,8 @@ def documents(params: NeedleParams, tokens: RequestTokens) -> list[dict[str, Any
         tokens: Counts a request's tokens.
     """
     haystack = open_haystack(params)
-    return [
-        document(params, length, index, sample, haystack, tokens)
-        for length in params.lengths
-        for index in range(len(params.depths))
-        for sample in range(params.samples)
-    ]
+    places = list(itertools.product(params.lengths, range(len(params.depths)), range(params.samples)))
+    return each(lambda place: document(params, *place, haystack, tokens), places)
 
 
 def open_haystack(params: NeedleParams) -> Haystack:

@@ -34,8 +34,10 @@ def test_a_gpu_gives_the_answers_of_a_cpu(tokenizer, toys, name, settings):
     assert engine.generate_until(drawn) == plain.generate_until(drawn)
     found, expected = engine.loglikelihood(scores), plain.loglikelihood(scores)
     errors = sorted(abs(one - other) for (one, _), (other, _) in zip(found, expected, strict=True))
-    # NSA's blocks: a tie within rounding may choose another one on another device, now and then.
+    # NSA's blocks: a tie within rounding may choose another one on another device, now and then. Where every
+    # choice of this model that is within 1e-4 of a tie is turned over, a score moves by 0.1 nats at most.
     assert errors[-1 if name != "nsa" else -2] < 1e-3
+    assert errors[-1] < 0.2
     family = engine._answerer.prepared()[0].family.name
     assert family == {"nsa": "ours", "sliding": "equal rows"}.get(name, "packed rows")
 
