@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 ZOO = Path(__file__).parent.parent / "models" / "nsa_models" / "zoo"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 MOST_BYTES = 16_000_000
-_COLOURS = ("#b35806", "#1f5a9e")  # dense and sparse, as in the reports
+COLOURS = ("#b35806", "#1f5a9e")  # dense and sparse, as in the reports
 Row = dict[str, Any]
 
 
@@ -63,7 +63,7 @@ def draw(logs: dict[str, list[Row]], path: Path) -> None:
         figure = Figure(figsize=(8.4, 2.6), layout="constrained")
         FigureCanvasSVG(figure)
         text, answers, held_out = figure.subplots(1, 3)
-        for (name, log), colour in zip(logs.items(), _COLOURS, strict=True):
+        for (name, log), colour in zip(logs.items(), COLOURS, strict=True):
             tokens = [row["tokens"] / 1e6 for row in log]
             text.plot(tokens, [row["loss"] for row in log], color=colour, linewidth=0.7, label=name)
             answers.plot(
@@ -81,13 +81,14 @@ def draw(logs: dict[str, list[Row]], path: Path) -> None:
                     label=f"{name}, {length}",
                 )
         answers.set_yscale("log")
-        _label(text, "Loss, all tokens", "nats")
-        _label(answers, "Loss, answers (running mean)", "nats")
-        _label(held_out, "Held-out questions", "exact match, %")
+        label_axis(text, "Loss, all tokens", "nats")
+        label_axis(answers, "Loss, answers (running mean)", "nats")
+        label_axis(held_out, "Held-out questions", "exact match, %")
         figure.savefig(path, metadata={"Date": None, "Title": ", ".join(logs)})
 
 
-def _label(axis: Axes, title: str, unit: str) -> None:
+def label_axis(axis: Axes, title: str, unit: str) -> None:
+    """Title, units, grid, and a legend where there are lines; the other axis is training tokens."""
     axis.set_title(title, fontsize=8.5)
     axis.set_xlabel("training tokens, millions")
     axis.set_ylabel(unit)

@@ -36,12 +36,32 @@ class Stopped(Exception):  # noqa: N818 - not an error
     """The run saved its state before its end (time limit, SIGTERM or Ctrl-C); run it again to go on."""
 
 
+class StopRequest:
+    """Whether SIGTERM or Ctrl-C asked for a stop; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        """Nobody has asked yet."""
+        self.asked = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear of signals meanwhile; only a main thread may."""
+        with _signals_to(self._hear):
+            yield
+
+    def _hear(self, number: int, _: object) -> None:
+        if number == signal.SIGINT and self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
 def train(
     recipe: Recipe,
     *,
     minutes: float | None = None,
     log: Callable[[str], None] = print,
     group: Group | None = None,
+    stop: StopRequest | None = None,
 ) -> Path:
     """Train to the end of the last stage, going on from the newest state in the output folder.
 
@@ -50,6 +70,7 @@ def train(
         minutes: Time after which the state is saved and `Stopped` raised.
         log: Called with a line of text now and then, in the leading process.
         group: The processes that train together; default: those that `torchrun` started, or this one.
+        stop: Of a caller that listens for signals itself, for longer than this run; default: its own.
 
     Returns:
         The folder of the exported model (bf16 safetensors, config, tokenizer).
@@ -64,9 +85,11 @@ def train(
     with contextlib.ExitStack() as stack:
         if group is None:
             group = stack.enter_context(joined())
-        run = _Run(recipe, group, log if group.leads else _silent)
+        if stop is None:
+            stop = StopRequest()
+            stack.enter_context(stop.listening())
+        run = _Run(recipe, group, log if group.leads else _silent, stop)
         run.started, run.ends = started, None if minutes is None else started + 60 * minutes
-        stack.enter_context(_signals_to(run.ask_to_stop))
         return run.run()
 
 
@@ -100,8 +123,8 @@ def _signals_to(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, group: Group, log: Callable[[str], None]) -> None:
-        self.recipe, self.group, self.log = recipe, group, log
+    def __init__(self, recipe: Recipe, group: Group, log: Callable[[str], None], stop: StopRequest) -> None:
+        self.recipe, self.group, self.log, self.stop = recipe, group, log, stop
         self.corpus = open_corpus(recipe, group)
         self.facts = FactWriter(self.corpus, recipe.facts, recipe.seed)
         for length in recipe.test_lengths:  # raises now, not after hours, when there is no room for a fact
@@ -110,7 +133,6 @@ class _Run:
         self.folder = RunFolder(recipe, self.corpus)
         self.progress = Progress()
         self.started, self.ends = time.monotonic(), None
-        self.stop_asked = False
         self._counted_tokens, self._counted_from = 0, 0.0
 
     started: float
@@ -247,14 +269,8 @@ class _Run:
         right = torch.tensor([self.learner.right(ids, answers)], device=self.group.device)
         return int(self.group.sum_(right).item()) / rows
 
-    def ask_to_stop(self, number: int, _: object) -> None:
-        """Signal handler: stop after the step at hand; a second Ctrl-C stops at once."""
-        if number == signal.SIGINT and self.stop_asked:
-            raise KeyboardInterrupt
-        self.stop_asked = True
-
     def _must_stop(self) -> bool:
-        return self.stop_asked or (self.ends is not None and time.monotonic() > self.ends)
+        return self.stop.asked or (self.ends is not None and time.monotonic() > self.ends)
 
 
 def _deaf(_: int) -> None:

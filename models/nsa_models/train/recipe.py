@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
@@ -25,6 +25,7 @@ _FROM_TOKENIZER = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class RecipeError(ValueError):
@@ -197,41 +198,75 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: The file is missing, isn't YAML, or a key is unknown or of the wrong type.
     """
+    raw = read_yaml(path)
+    for change in changes:
+        set_from_text(raw, change)
+    return checked(Recipe, raw, str(path))
+
+
+def read_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever stands in a YAML file
+    """What a YAML file holds, unchecked.
+
+    Raises:
+        RecipeError: The file is missing or isn't YAML.
+    """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not a text file: {error}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {error}") from error
-    for change in changes:
-        _set(raw, change)
+
+
+def checked(kind: type[Checked], raw: Any, where: str) -> Checked:  # noqa: ANN401 - what is to be checked
+    """Plain data as `kind`.
+
+    Raises:
+        RecipeError: A key is missing, unknown or of the wrong type; each is a line that begins with `where`.
+    """
     try:
-        return Recipe.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        lines = [": ".join(part for part in (str(path), *_told(e)) if part) for e in error.errors()]
+        lines = [": ".join(part for part in (where, *_told(e)) if part) for e in error.errors()]
         raise RecipeError("\n".join(lines)) from error
+
+
+def set_from_text(raw: Any, change: str) -> None:  # noqa: ANN401 - whatever stands in a YAML file
+    """Put a command line's `a.b=value` into plain data.
+
+    Raises:
+        RecipeError: There is no such place, or the value isn't YAML.
+    """
+    key, equals, text = change.partition("=")
+    try:
+        if not equals:
+            raise ValueError
+        set_key(raw, key, yaml.safe_load(text))
+    except (ValueError, yaml.YAMLError) as error:
+        raise RecipeError(
+            f"--set {change}: expected KEY=VALUE with a key of the recipe, like text.folder=books or "
+            "stages.1.max_steps=300"
+        ) from error
+
+
+def set_key(raw: Any, key: str, value: Any) -> None:  # noqa: ANN401 - whatever stands in a YAML file
+    """Put a value at `a.b` into plain data; a table that isn't there yet is made.
+
+    Raises:
+        ValueError: There is no such place.
+    """
+    *outer, last = key.split(".")
+    place = raw
+    try:
+        for name in outer:
+            place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
+        place[int(last) if isinstance(place, list) else last] = value
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"there is no place for {key}") from error
 
 
 def _told(error: ErrorDetails) -> tuple[str, str]:
     """Key and reason of one of pydantic's errors."""
     return ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
-
-
-def _set(raw: Any, change: str) -> None:  # noqa: ANN401 - whatever stands in a YAML file
-    """Put `a.b=value` into plain data; a table that isn't there yet is made."""
-    names, equals, text = change.partition("=")
-    *outer, last = names.split(".")
-    try:
-        if not equals:
-            raise ValueError
-        value, place = yaml.safe_load(text), raw
-        for name in outer:
-            place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
-        place[int(last) if isinstance(place, list) else last] = value
-    except (AttributeError, IndexError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise RecipeError(
-            f"--set {change}: expected KEY=VALUE with a key of the recipe, like text.folder=books or "
-            "stages.1.max_steps=300"
-        ) from error

@@ -64,7 +64,9 @@ class RunFolder:
         if not path.is_file():
             return False
         state = torch.load(path, map_location=learner.group.device, weights_only=True)
-        changed = _changed(state["recipe"], self.recipe.model_dump(mode="json"), state["progress"]["stage"])
+        changed = changed_keys(
+            state["recipe"], self.recipe.model_dump(mode="json"), state["progress"]["stage"]
+        )
         if changed:
             raise ValueError(
                 f"{self.folder} holds a run of another recipe (differs in {', '.join(changed)}); "
@@ -117,7 +119,7 @@ _FREE_TO_CHANGE = {
 }
 
 
-def _changed(then: dict[str, Any], now: dict[str, Any], stage: int) -> list[str]:
+def changed_keys(then: dict[str, Any], now: dict[str, Any], stage: int) -> list[str]:
     """Keys in which two recipes differ, of those that the steps done so far depend on."""
     return [
         key

@@ -1,0 +1,330 @@
+"""A series of runs: strict keys, shared by processes, goes on where it stopped, one file of results."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import training_series
+import yaml
+from filelock import FileLock
+
+from nsa_models.train import held_out, loop
+from nsa_models.train.corpus import load_corpus
+from nsa_models.train.held_out import HeldOutTest
+from nsa_models.train.learner import Learner
+from nsa_models.train.loop import Stopped
+from nsa_models.train.parallel import Group
+from nsa_models.train.recipe import Recipe, RecipeError, load_recipe
+from nsa_models.train.series import command_line, load_series, main, train_series
+
+Plain = dict[str, Any]
+HOME = Path(__file__).resolve().parents[2]
+BUNDLED = HOME / "models" / "nsa_models" / "recipes" / "series"
+RUNS: Plain = {
+    "nsa-32": {},
+    "full-32": {"model.attention": "full"},
+    "nsa-16": {"model.hidden_size": 16},
+    "full-16": {"model.attention": "full", "model.hidden_size": 16},
+}
+
+
+@pytest.fixture(autouse=True)
+def short_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_QUIZ_ROWS", 2)
+    monkeypatch.setattr(held_out, "LOSS_TOKENS", 1024)
+    monkeypatch.setattr(held_out, "QUESTIONS", 4)
+
+
+@pytest.fixture
+def written(recipe: Plain, tmp_path: Path) -> Path:
+    """A series of four runs of six steps, with its base in a folder beside it."""
+    recipe["model"].update(num_attention_heads=2, num_key_value_heads=1)
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    (tmp_path / "series").mkdir()
+    return write(tmp_path / "series" / "tiny.yaml")
+
+
+def write(path: Path, **changes: Any) -> Path:
+    series = {
+        "name": "tiny",
+        "output": str(path.parent / "out"),
+        "base": "../base.yaml",
+        "set": {"stages": [{"lengths": [256], "max_steps": 6}], "log_every": 2},
+        "runs": RUNS,
+        **changes,
+    }
+    path.write_text(yaml.safe_dump(series, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def results(path: Path) -> Plain:
+    held: Plain = json.loads((path.parent / "out" / "tiny.json").read_text(encoding="utf-8"))
+    return held
+
+
+def without_times(run: Plain) -> Plain:
+    return {key: value for key, value in run.items() if key not in ("seconds", "tokens_per_second", "recipe")}
+
+
+def test_every_run_is_the_base_with_the_series_changes_and_its_own(written: Path) -> None:
+    series = load_series(written, ["stages.0.max_steps=3", "seed=4"])
+    assert list(series.recipes) == list(RUNS)
+    base = load_recipe(written.parent.parent / "base.yaml")
+    for name, recipe in series.recipes.items():
+        assert (recipe.name, recipe.output) == (f"tiny-{name}", written.parent / "out" / name)
+        assert [stage.max_steps for stage in recipe.stages] == [3]
+        assert (recipe.log_every, recipe.seed) == (2, 4)
+        assert recipe.model == {
+            **base.model,
+            **{key.removeprefix("model."): value for key, value in RUNS[name].items()},
+        }
+    assert load_series(written, output=Path("elsewhere")).recipes["nsa-32"].output == Path("elsewhere/nsa-32")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rnus": {}}, "tiny.yaml: rnus: Extra inputs are not permitted"),
+        ({"runs": {}}, "runs: Dictionary should have at least 1 item"),
+        ({"runs": {"../up": {}}}, "runs.../up"),
+        ({"runs": {"a": {"bach_tokens": 1}}}, "runs.a: bach_tokens: Extra inputs are not permitted"),
+        ({"runs": {"a": {"model.hiden_size": 1}}}, "runs.a: model: hiden_size not among its fields"),
+        ({"runs": {"a": {"stages.3.max_steps": 1}}}, "runs.a.stages.3.max_steps: there is no place for"),
+        ({"runs": {"a": {"output": "x"}}}, "runs.a: output of a run follows from the series"),
+        ({"set": {"name": "x"}}, "set: name of a run follows from the series"),
+        ({"base": "gone.yaml"}, "gone.yaml: cannot be read"),
+    ],
+)
+def test_a_wrong_key_is_told_before_anything_is_trained(
+    written: Path, capsys: pytest.CaptureFixture[str], changes: Plain, said: str
+) -> None:
+    assert main([str(write(written, **changes))]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert not (written.parent / "out").exists()
+
+
+def test_a_series_stopped_again_and_again_ends_as_an_undisturbed_one(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = {name: RUNS[name] for name in ("full-16", "nsa-16")}
+    write(written, runs=two)
+    assert main([str(written)]) == 0
+    undisturbed = results(written)
+    assert undisturbed["missing"] == []
+    assert list(undisturbed["runs"]) == list(two)
+    other = load_series(written, output=written.parent / "stopped")
+    monkeypatch.setattr(loop._Run, "_must_stop", lambda self: self.progress.step == 3)
+    for _ in two:
+        with pytest.raises(Stopped):
+            train_series(other, log=lambda _: None)
+    train_series(other, log=lambda _: None)
+    again = json.loads(other.file.read_text(encoding="utf-8"))
+    assert {name: without_times(run) for name, run in again["runs"].items()} == {
+        name: without_times(run) for name, run in undisturbed["runs"].items()
+    }
+
+
+@pytest.mark.parametrize(
+    "line", ["step 4 ", "step 6 ", "held out at 256"]
+)  # amid a run, at its end, after it
+def test_a_signal_stops_the_series_and_not_the_run_alone(written: Path, line: str) -> None:
+    series = load_series(written)
+
+    def kill(said: str) -> None:
+        if said.startswith(f"nsa-32: {line}"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="at step 4" if "4" in line else "before full-32"):
+        train_series(series, only=["nsa-32", "full-32"], log=kill)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    train_series(series, only=["nsa-32", "full-32"], log=lambda _: None)
+    assert list(results(written)["runs"]) == ["nsa-32", "full-32"]
+
+
+def test_the_time_is_that_of_all_runs(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(written), "--minutes", "0"]) == 3
+    assert "stopped before nsa-32 with everything saved" in capsys.readouterr().out
+    assert not list((written.parent / "out").glob("*/log.jsonl"))
+
+
+def test_named_runs_alone_are_trained_and_done_ones_are_left(
+    written: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(written), "--only", "full-32"]) == 0
+    assert results(written)["missing"] == ["nsa-32", "nsa-16", "full-16"]
+    made = (written.parent / "out" / "full-32" / "log.jsonl").stat()
+    assert main([str(written), "--only", "full-16,full-32"]) == 0
+    assert "full-32: done before" in capsys.readouterr().out
+    assert (written.parent / "out" / "full-32" / "log.jsonl").stat() == made
+    assert list(results(written)["runs"]) == ["full-32", "full-16"]
+    with pytest.raises(RecipeError, match="no run nsa-64 in tiny; it has nsa-32, full-32"):
+        train_series(load_series(written), only=["nsa-64"])
+    assert main([str(written), "--list"]) == 0
+    assert "full-32: 6 steps, 0.0M tokens, done" in capsys.readouterr().out
+
+
+def test_a_run_in_anothers_hands_is_left_to_it(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = written.parent / "out" / "nsa-32"
+    folder.mkdir(parents=True)
+    with FileLock(folder / "lock"):
+        assert main([str(written), "--only", "nsa-32,full-32"]) == 0
+    assert "nsa-32 in the hands of other processes" in capsys.readouterr().out
+    assert list(results(written)["runs"]) == ["full-32"]
+
+
+def test_a_run_that_fails_keeps_no_other_from_being_trained(
+    written: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(written), "--only", "nsa-32"]) == 0
+    changed = ["--only", "nsa-32,full-16", "--set", "seed=3"]
+    assert main([str(written), *changed]) == 2
+    assert "nsa-32 holds a run of another recipe (differs in seed)" in capsys.readouterr().err
+    assert results(written)["runs"]["full-16"]["recipe"]["seed"] == 3
+
+
+def test_results_tell_what_the_log_and_the_model_say(written: Path) -> None:
+    assert main([str(written), "--only", "nsa-32"]) == 0
+    run = results(written)["runs"]["nsa-32"]
+    lines = (written.parent / "out" / "nsa-32" / "log.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in lines]
+    assert run["curve"]["tokens"] == [512 * step for step in (2, 4, 6)]
+    assert run["curve"]["loss"] == pytest.approx([row["loss"] for row in log], abs=1e-5)
+    assert (run["steps"], run["tokens"], run["machine"]["device"]) == (6, 3072, "CPU")
+    assert run["held_out"].keys() == {"256"}
+    assert 4.0 < run["held_out"]["256"]["text"] < 6.0
+    assert run["held_out"]["256"]["questions"] == 4
+
+
+def test_held_out_figures_are_of_unseen_text_and_do_not_depend_on_pieces(recipe: Plain) -> None:
+    corpus = load_corpus(Recipe.model_validate(recipe).text)
+    found = []
+    for micro in (512, 1024):
+        made = Recipe.model_validate({**recipe, "batch_tokens": 1024, "micro_batch_tokens": micro})
+        test = HeldOutTest(made, corpus)
+        assert test._facts.train is corpus.held_out
+        found.append(test(Learner(made, corpus, Group()), 256))
+    assert found[0].text == pytest.approx(found[1].text, rel=1e-5)
+    assert found[0].answer == pytest.approx(found[1].answer, rel=1e-5)
+    assert found[0].right == found[1].right
+
+
+def test_torchrun_is_refused(
+    written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([str(written)]) == 2
+    assert "start it once for each GPU" in capsys.readouterr().err
+
+
+# --- what comes with the package ---
+
+
+@pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_bundled_series_are_valid_and_their_runs_see_the_same_data(path: Path) -> None:
+    series = load_series(path)
+    assert series.name == path.stem
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first == f"# python -m nsa_models.train.series models/nsa_models/recipes/series/{path.name}"
+    data = [
+        recipe.model_dump(include={"text", "facts", "batch_tokens", "seed", "optim", "test_lengths"})
+        | {"stages": [(stage.lengths, stage.max_steps) for stage in recipe.stages]}
+        for recipe in series.recipes.values()
+    ]
+    assert data == data[:1] * len(data)
+    made = [recipe.model_dump_json(exclude={"name", "output"}) for recipe in series.recipes.values()]
+    assert len(set(made)) == len(made)
+
+
+def test_the_ladders_runs_are_twins_of_three_sizes() -> None:
+    recipes = load_series(BUNDLED / "ladder.yaml").recipes
+    runs = {name: {"recipe": recipe.model_dump(mode="json")} for name, recipe in recipes.items()}
+    assert training_series.references(runs) == {f"nsa-{size}": f"full-{size}" for size in (384, 256, 128)}
+    for recipe in recipes.values():
+        assert recipe.model["hidden_size"] == 64 * recipe.model["num_hidden_layers"]
+        assert recipe.model["num_attention_heads"] == 4 * recipe.model["num_key_value_heads"]
+
+
+def test_the_commands_of_the_page_are_taken() -> None:
+    page = (HOME / "docs" / "training.md").read_text(encoding="utf-8")
+    found = re.findall(r"-m nsa_models\.train\.series (\S+\.yaml[^\n&;]*)", page)
+    assert found
+    for line in found:
+        args = command_line().parse_args([word for word in shlex.split(line) if word != "\\"])
+        load_series(HOME / args.series, args.changes)
+
+
+# --- the page ---
+
+
+def made_up(attention: str, width: int, losses: list[float]) -> Plain:
+    """A run's result by hand."""
+    tokens = [1_000_000 * step for step in range(1, len(losses) + 1)]
+    test = {"text": losses[-1], "answer": 0.5, "right": 128, "questions": 256}
+    return {
+        "recipe": {
+            "model": {"attention": attention, "hidden_size": width},
+            "name": "x",
+            "output": "y",
+            "seed": 0,
+        },
+        "machine": {"device": "a GPU", "torch": "2.11", "triton": None},
+        "parameters": 1_234_567,
+        "steps": len(losses),
+        "tokens": tokens[-1],
+        "seconds": 7.0,
+        "tokens_per_second": 50_000,
+        "curve": {"tokens": tokens, "loss": losses, "answer_loss": [loss / 2 for loss in losses]},
+        "held_out": {"1024": test, "4096": {**test, "right": 0}},
+    }
+
+
+def test_a_page_gets_table_and_picture_and_keeps_the_rest(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    losses = [8.0 - step / 20 for step in range(100)]
+    runs = {
+        "nsa-2": made_up("nsa", 2, losses),
+        "full-2": made_up("full", 2, [loss + 0.25 for loss in losses]),
+    }
+    file, page = tmp_path / "ladder.json", tmp_path / "page.md"
+    file.write_text(json.dumps({"series": "ladder", "missing": [], "runs": runs}))
+    page.write_text("# Above\n<!-- ladder -->\nold\n<!-- /ladder -->\nbelow\n")
+    for _ in range(2):  # again changes nothing
+        training_series.main([str(file), "--page", str(page)])
+        text = page.read_text()
+        assert text.startswith("# Above\n<!-- ladder -->\n2 runs of 100 steps, 100M tokens, seed 0, on a GPU")
+        assert text.endswith("](ladder.svg)\n<!-- /ladder -->\nbelow\n")
+        assert "| nsa-2 | 1.2M | 3.050, 3.050 | 0.5, 0.5 | 50 (44 to 56) | 0 (0 to 1) |" in text
+        assert "old" not in text
+    picture = (tmp_path / "ladder.svg").read_bytes()
+    training_series.main([str(file), "--page", str(page)])
+    assert (tmp_path / "ladder.svg").read_bytes() == picture
+    apart = training_series.differences(runs["nsa-2"], runs["full-2"], "loss")
+    assert len(apart) == training_series.BINS
+    assert [value for _, value in apart] == pytest.approx([-0.25] * len(apart))
+
+
+def test_runs_that_are_no_twins_are_compared_with_the_first(tmp_path: Path) -> None:
+    runs = {name: made_up("nsa", width, [3.0, 2.0]) for width, name in enumerate(("a", "b", "c"))}
+    assert training_series.references(runs) == {"b": "a", "c": "a"}
+    pytest.importorskip("matplotlib")
+    training_series.draw(runs, tmp_path / "drawn.svg", "three")
+    assert (tmp_path / "drawn.svg").read_text().count("<svg") == 1
+
+
+def test_an_unfinished_series_has_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps({"series": "x", "missing": ["b"], "runs": {"a": {}}}))
+    with pytest.raises(SystemExit) as left:
+        training_series.main([str(file)])
+    assert left.value.code == 2
+    assert "not all runs are done, b missing" in capsys.readouterr().err
