@@ -17,6 +17,8 @@ from nsa_models.methods._placement import Placement
 # on a CPU and 512 MiB each on a GPU.
 _CELLS_CPU = 2**24
 _CELLS_CUDA = 2**27
+# Of so many a GPU makes a running sum in some 50 us, which is what a wait costs where nothing else runs.
+_FEW_CELLS = 2**22
 
 Rotate = Callable[[Tensor, Tensor], Tensor]
 """(queries [B, H, n, d], [B, n] positions to add) -> the queries as they would be at those positions."""
@@ -73,13 +75,14 @@ def grouped(x: Tensor, of_group: Tensor) -> Tensor:
     return product
 
 
-def keep_top(scores: Tensor, count: int | Tensor, among: Tensor) -> Tensor:
+def keep_top(scores: Tensor, count: int | Tensor, among: Tensor, *, most: int | None = None) -> Tensor:
     """The `count` highest scores of the last axis; of equal ones, the lower index.
 
     Args:
         scores: [..., S].
         count: How many; a LongTensor that broadcasts to [..., 1] where it differs.
         among: Booleans that broadcast to [..., S]: candidates. Where there are fewer, all are kept.
+        most: What no count exceeds, where that is known: to ask a tensor makes a GPU wait.
 
     Returns:
         Booleans [..., S].
@@ -87,21 +90,30 @@ def keep_top(scores: Tensor, count: int | Tensor, among: Tensor) -> Tensor:
     low = torch.finfo(scores.dtype).min
     among = among.expand(scores.shape)
     candidates = scores.clamp(min=low).masked_fill(~among, float("-inf"))
-    wanted = torch.as_tensor(count, device=scores.device).expand(*scores.shape[:-1], 1)
-    wanted = wanted.clamp(min=0, max=scores.shape[-1])
-    most = int(wanted.max()) if wanted.numel() else 0
+    wanted = torch.full((), count, device=scores.device) if isinstance(count, int) else count
+    wanted = wanted.expand(*scores.shape[:-1], 1).clamp(min=0, max=scores.shape[-1])
+    if isinstance(count, int):
+        most = count
+    elif most is None:
+        most = int(wanted.max()) if wanted.numel() else 0
+    most = min(max(most, 0), scores.shape[-1])
     if most == 0:
         return torch.zeros_like(among)
     values = candidates.topk(most, dim=-1).values
     bar = values.gather(-1, (wanted - 1).clamp(min=0))
     reaching = (candidates >= bar) & among & (wanted > 0)
-    if bool((reaching.sum(-1, keepdim=True) <= wanted).all()):
+    if _worth_asking(reaching) and bool((reaching.sum(-1, keepdim=True) <= wanted).all()):
         return reaching
     # topk has no rule for ties: of those at the bar, take from the left while there is room.
     above = reaching & (candidates > bar)
     equal = reaching & ~above
     room = wanted - above.sum(-1, keepdim=True)
     return above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
+
+
+def _worth_asking(cells: Tensor) -> bool:
+    """Whether to look for ties costs less than to sort them out: it makes a GPU wait."""
+    return not cells.is_cuda or cells.numel() > _FEW_CELLS
 
 
 class Selector(Protocol):
@@ -183,10 +195,10 @@ def attend(
         )
         keep = method.select(block) & block.visible
         logits = method.logits(block).masked_fill(~keep, float("-inf"))
-        # A row without keys is NaN after the softmax, and 0 after the second mask.
-        weights = logits.softmax(-1).masked_fill(~keep, 0.0)
-        out.append(grouped(weights, method.values(block, v[:, :, :extent])).to(q.dtype))
+        read_by = grouped(logits.softmax(-1), method.values(block, v[:, :, :extent]))
         counts = keep.sum(-1)  # [B, H or 1, n]
+        # A row without keys is NaN after the softmax.
+        out.append(read_by.masked_fill((counts == 0)[..., None], 0.0).to(q.dtype))
         if place.real is not None:
             counts = counts * place.real[:, None, part]
         read += counts.sum() * (heads // keep.shape[1])

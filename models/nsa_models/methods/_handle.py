@@ -226,7 +226,7 @@ class Attached(ABC):
             memories = self._memories_of(q.shape[0])
             out, read = attend_rows(
                 self.method, q, k, v, place, memories,
-                scaling=scaling, layer=layer, rotate=rotate, phase=phase,
+                scaling=scaling, layer=layer, rotate=rotate, phase=phase, deepest=layer == max(self.layers),
             )  # fmt: skip
         else:
             plans = self._plans(q, k, place, scaling=scaling, layer=layer, phase=phase)
@@ -255,6 +255,7 @@ class Attached(ABC):
         observe_rows(
             self.method, q, k, place, self._memories_of(q.shape[0]),
             scaling=scaling, layer=layer, rotate=self._rotations.get(layer), phase=phase,
+            deepest=layer == max(self.layers),
         )  # fmt: skip
 
     def _memories_of(self, rows: int) -> Memories:

@@ -22,7 +22,8 @@ class Memory:
     prompt: int | None = None
     """Tokens that were there when the first decode step began; None before."""
     last: Tensor | None = None
-    """[H_kv, d_k] key of the last token seen: tells whether another row goes on here."""
+    """[H_kv, d_k] key of the last token seen, in the deepest layer alone: tells whether another row goes on
+    here."""
     step: dict[str, Any] = field(default_factory=dict)
     """What a layer hands to later ones of the same forward, shared by all layers of the row."""
 

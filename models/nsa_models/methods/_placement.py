@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 # Query rows of a mask that are checked at once: bounds the temporaries at rows x S.
 _CHECKED_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A row's new tokens, one behind another."""
+
+    column: int
+    """Of the first of them, among the forward's n."""
+    count: int
+    """0 for a row without one."""
+    position: int
+    """Of the first of them, in the row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +35,16 @@ class Placement:
     """[B, S'] cache column of each position, None where column and position are the same."""
     first: int | None = None
     """Position of the first query where all rows start alike; lets blocks leave later keys out."""
+    runs: tuple[Run, ...] | None = None
+    """Of each row, where they stand together. Plain numbers: to ask a GPU in each layer makes it wait."""
 
     @classmethod
     def bottom_right(cls, rows: int, queries: int, keys: int, device: torch.device) -> Placement:
         """The last `queries` of `keys` columns, all of them tokens: plain causal attention."""
         first = keys - queries
         positions = torch.arange(first, keys, device=device).expand(rows, queries)
-        return cls(positions=positions, first=first)
+        runs = (Run(column=0, count=queries, position=first),) * rows
+        return cls(positions=positions, first=first, runs=runs)
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Placement | None:
@@ -62,7 +77,12 @@ class Placement:
         columns = None
         if not torch.equal(seen, in_front):
             columns = torch.argsort((~seen).byte(), dim=-1, stable=True)[:, :extent]
-        return cls(positions=positions, columns=columns, real=None if bool(real.all()) else real)
+        return cls(
+            positions=positions,
+            columns=columns,
+            real=None if bool(real.all()) else real,
+            runs=_runs(positions, real),
+        )
 
     def in_order(self, x: Tensor) -> Tensor:
         """Keys or values x [B, H_kv, S, d] with each row's tokens at their positions."""
@@ -73,18 +93,44 @@ class Placement:
 
     def counted(self, counts: list[int] | None) -> Placement:
         """The same with row b's first counts[b] queries as its tokens; None leaves it as it is."""
-        if counts is None:
+        if counts is None or (self.real is None and min(counts) >= self.positions.shape[1]):
             return self
         limit = torch.tensor(counts, device=self.positions.device)[:, None]
         real = torch.arange(self.positions.shape[1], device=limit.device) < limit
-        return Placement(positions=self.positions, real=real, columns=self.columns, first=self.first)
+        return replace(self, real=real, runs=self._counted_runs(counts))
+
+    def run(self, row: int) -> Run | None:
+        """Where a row's tokens stand, None where they stand apart."""
+        return None if self.runs is None else self.runs[row]
+
+    def _counted_runs(self, counts: list[int]) -> tuple[Run, ...] | None:
+        """The runs of so many tokens a row; None where a row has them elsewhere, by the mask."""
+        if self.runs is None:
+            return None
+        cut = [(run, count) for run, count in zip(self.runs, counts, strict=True) if count]
+        if any(run.column or count > run.count for run, count in cut):
+            return None
+        found = zip(self.runs, counts, strict=True)
+        return tuple(replace(run, column=0, count=count) for run, count in found)
 
     def queries(self) -> Tensor:
         """Real queries of all rows, a 0-d LongTensor."""
-        whole = torch.tensor(self.positions.numel(), device=self.positions.device)
+        whole = torch.full((), self.positions.numel(), device=self.positions.device)
         return whole if self.real is None else self.real.sum()
 
     def dense_reads(self) -> Tensor:
         """KV tokens that dense attention reads for all real queries in one head, a 0-d LongTensor."""
         seen = self.positions + 1
         return seen.sum() if self.real is None else (seen * self.real).sum()
+
+
+def _runs(positions: Tensor, real: Tensor) -> tuple[Run, ...] | None:
+    """Where each row's tokens stand among queries at `positions` [B, n]; None if a row has holes."""
+    index = torch.arange(real.shape[1], device=real.device)
+    begin = torch.where(real, index, real.shape[1]).amin(-1)
+    behind = torch.where(real, index, -1).amax(-1) + 1
+    position = positions.gather(-1, begin.clamp(max=real.shape[1] - 1)[:, None])[:, 0]
+    table = torch.stack([begin, behind, real.sum(-1), position], dim=-1).tolist()
+    if any(count and behind - begin != count for begin, behind, count, _ in table):
+        return None
+    return tuple(Run(column=begin, count=count, position=position) for begin, _, count, position in table)

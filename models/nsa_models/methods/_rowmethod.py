@@ -56,6 +56,11 @@ def memory_of(block: QueryBlock) -> Memory:
     return block.memory
 
 
+def start_of(block: QueryBlock) -> int:
+    """Position of the first query of a row's block, whose keys end with its last query."""
+    return block.k.shape[2] - block.q.shape[2]
+
+
 def group_sum(x: Tensor, groups: int) -> Tensor:
     """Sum over the query heads of each KV head: x [H, ...] -> [H_kv, ...]."""
     summed: Tensor = x.unflatten(0, (groups, x.shape[0] // groups)).sum(1)

@@ -25,6 +25,7 @@ class _Layer:
     number: int
     rotate: Rotate | None
     phase: Now
+    deepest: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +34,8 @@ class _Row:
 
     number: int
     """In the batch."""
-    columns: Tensor
-    """[n] of its tokens among the columns of the forward."""
+    columns: slice | Tensor
+    """Its tokens among the columns of the forward; [n] where they stand apart."""
     first: int
     """Position of the first of them."""
     end: int
@@ -57,6 +58,13 @@ class _Row:
             memory=self.memory,
         )
 
+    def part(self, start: int, stop: int) -> slice | Tensor:
+        """Columns of the forward that have queries `start`..`stop` - 1."""
+        if isinstance(self.columns, slice):
+            shift = self.columns.start - self.first
+            return slice(start + shift, stop + shift)
+        return self.columns[start - self.first : stop - self.first]
+
     def parts(self) -> Iterator[tuple[int, int]]:
         """Spans of queries whose cells fit into memory."""
         most = block_rows(self.queries, self.end)
@@ -75,6 +83,7 @@ def attend_rows(
     layer: int,
     rotate: Rotate | None,
     phase: Now,
+    deepest: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """As `attend`, for a method that takes one row at a time; what it remembers goes on in `memories`.
 
@@ -89,6 +98,8 @@ def attend_rows(
         layer: Index of the layer.
         rotate: See `QueryBlock`.
         phase: What the forward is.
+        deepest: Whether it is the last layer in which the method acts, whose keys tell rows apart best:
+            there it is looked whether a row goes on with its own.
 
     Returns:
         [B, H, n, d_v] in q's dtype, 0 for padding; and the KV tokens read by all queries over all heads.
@@ -98,7 +109,7 @@ def attend_rows(
     """
     out = q.new_zeros(*q.shape[:3], v.shape[-1])
     read = torch.zeros((), dtype=torch.long, device=q.device)
-    common = _Layer(scaling=scaling, number=layer, rotate=rotate, phase=phase)
+    common = _Layer(scaling=scaling, number=layer, rotate=rotate, phase=phase, deepest=deepest)
     for row in _rows(method, q, k, place, memories, common):
         if method.looks_ahead(phase):
             for start, stop in row.parts():
@@ -109,8 +120,7 @@ def attend_rows(
             keep = method.select(block) & block.visible
             weights = method.logits(block).masked_fill(~keep, float("-inf")).softmax(-1)
             weights = weights.masked_fill(~keep, 0.0)
-            columns = row.columns[start - row.first : stop - row.first]
-            out[row.number][:, columns] = grouped(weights, values[:, :, :stop])[0].to(q.dtype)
+            out[row.number][:, row.part(start, stop)] = grouped(weights, values[:, :, :stop])[0].to(q.dtype)
             read += keep.sum() * (q.shape[1] // keep.shape[1])
             method.learn(block, weights)
     return out, read
@@ -127,13 +137,14 @@ def observe_rows(
     layer: int,
     rotate: Rotate | None,
     phase: Now,
+    deepest: bool = True,
 ) -> None:
     """Show a method the queries of a forward that it leaves dense; args as for `attend_rows`.
 
     Raises:
         MethodError: A row doesn't go on where its memory ends.
     """
-    common = _Layer(scaling=scaling, number=layer, rotate=rotate, phase=phase)
+    common = _Layer(scaling=scaling, number=layer, rotate=rotate, phase=phase, deepest=deepest)
     for row in _rows(method, q, k, place, memories, common):
         for start, stop in row.parts():
             method.observe(row.block(start, stop))
@@ -158,13 +169,10 @@ def _rows(
             "and their memory are copied and joined together (Attached.fresh)"
         )
     for number, remembered in enumerate(memories.rows):
-        columns = torch.arange(q.shape[2], device=q.device)
-        if place.real is not None:
-            columns = columns[place.real[number]]
-        if not len(columns):
+        columns, first, count = _tokens(place, number)
+        if not count:
             continue
-        first = int(place.positions[number, columns[0]])
-        end = first + len(columns)
+        end = first + count
         keys = k[number : number + 1, :, :end]
         memory = _enter(method, remembered, keys, layer, first=first, end=end)
         yield _Row(
@@ -177,7 +185,20 @@ def _rows(
             memory=memory,
             layer=layer,
         )
-        memory.seen, memory.last = end, keys[0, :, -1].clone()  # a view would keep the whole cache alive
+        memory.seen = end
+        if layer.deepest:
+            memory.last = keys[0, :, -1].clone()  # a view would keep the whole cache alive
+
+
+def _tokens(place: Placement, row: int) -> tuple[slice | Tensor, int, int]:
+    """A row's tokens among the columns of the forward, the position of the first, and their number."""
+    run = place.run(row)
+    if run is not None:
+        return slice(run.column, run.column + run.count), run.position, run.count
+    columns = torch.arange(place.positions.shape[1], device=place.positions.device)
+    if place.real is not None:
+        columns = columns[place.real[row]]
+    return columns, int(place.positions[row, columns[0]]) if len(columns) else 0, len(columns)
 
 
 def _enter(method: RowMethod, row: RowMemory, keys: Tensor, layer: _Layer, *, first: int, end: int) -> Memory:
@@ -195,7 +216,8 @@ def _enter(method: RowMethod, row: RowMemory, keys: Tensor, layer: _Layer, *, fi
             f"before token {memory.seen}; under this method, read each row from its first token on, and copy "
             "and join what is remembered along with the cache (Attached.fresh)"
         )
-    if memory.last is not None and not torch.equal(memory.last, keys[0, :, first - 1]):
+    # It makes a GPU wait, so one layer looks.
+    if layer.deepest and memory.last is not None and not torch.equal(memory.last, keys[0, :, first - 1]):
         raise MethodError(
             f"{method.name}: a row goes on with its token {first}, and what the method remembers is of "
             "another row: a cache was reordered (a beam search, rows that left a batch) and the memory "

@@ -11,7 +11,7 @@ from torch import Tensor
 from nsa_models.methods._base import Phase
 from nsa_models.methods._block import QueryBlock, keep_top
 from nsa_models.methods._reads import Now
-from nsa_models.methods._rowmethod import RowMethod, lengthened, memory_of
+from nsa_models.methods._rowmethod import RowMethod, lengthened, memory_of, start_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class DHSAFixed(RowMethod):
     def observe(self, block: QueryBlock) -> None:
         """Add keys, averaged over heads, to their chunks."""
         memory = memory_of(block)
-        start, end = int(block.positions[0, 0]), block.k.shape[2]
+        start, end = start_of(block), block.k.shape[2]
         keys = block.k[0, :, start:end].mean(0)
         chunks = -(-memory.end // self.chunk)
         own = keys.new_zeros(chunks, keys.shape[1]) if start == 0 else memory.own
@@ -100,7 +100,7 @@ class DHSAFixed(RowMethod):
     def select(self, block: QueryBlock) -> Tensor:
         """[1, 1, n, S]."""
         memory = memory_of(block)
-        start, width = int(block.positions[0, 0]), block.k.shape[2]
+        start, width = start_of(block), block.k.shape[2]
         if start >= memory.end - self.tail:
             return block.visible
         end = self._end(start, memory.end)

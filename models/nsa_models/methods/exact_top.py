@@ -88,7 +88,7 @@ def select(scores: Tensor, positions: Tensor, *, budget: int, first: int, local:
     t = positions[:, None, :, None]
     s = torch.arange(scores.shape[-1], device=scores.device)
     visible = s <= t
-    if bool((t < budget).all()):
+    if scores.shape[-1] <= budget:
         return visible
     always = visible & ((s < first) | (s > t - local))
     # Beyond the budget, first and local keys don't overlap: what is left of it is the same for all queries.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nsa_models.methods._base import Phase
 from nsa_models.methods._block import QueryBlock, keep_top
-from nsa_models.methods._rowmethod import RowMethod, lengthened, memory_of
+from nsa_models.methods._rowmethod import RowMethod, lengthened, memory_of, start_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ class InfLLM(RowMethod):
 
     def select(self, block: QueryBlock) -> Tensor:
         """[1, 1, n, S]."""
-        start, width = int(block.positions[0, 0]), block.k.shape[2]
-        first, made = self._made(start)
+        width = block.k.shape[2]
+        first, made = self._made(start_of(block))
         pending = first + made * self.block
         s = torch.arange(width, device=block.k.device)
         t = block.positions[:, None, :, None]
@@ -116,10 +116,10 @@ class InfLLM(RowMethod):
     def logits(self, block: QueryBlock) -> Tensor:
         """[1, H, n, S], far keys at distance local - 1."""
         width = block.k.shape[2]
+        if width <= self.local:
+            return block.logits
         s = torch.arange(width, device=block.k.device)
         far = block.positions[:, None, :, None] - s >= self.local
-        if not bool(far.any()):
-            return block.logits
         to_far = block.dot(self._far(block), _unturned(block, 0, width)) * block.scaling
         return torch.where(far, to_far, block.logits)
 

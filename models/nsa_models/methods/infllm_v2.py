@@ -84,9 +84,10 @@ class InfLLMV2(Budgeted):
 
     def select(self, block: QueryBlock) -> Tensor:
         """[B, H, n, S], or [B, 1, n, S] where all queries are read dense."""
-        dense = (block.positions + 1)[:, None, :, None] <= max(self.budget, self.dense_length - 1)
-        if bool(dense.all()):
+        read_dense = max(self.budget, self.dense_length - 1)
+        if block.k.shape[2] <= read_dense:
             return block.visible
+        dense = (block.positions + 1)[:, None, :, None] <= read_dense
         means = stretch_means(block.k, self.kernel, self.stride)
         seen = whole_stretches(block.positions, means.shape[2], self.kernel, self.stride)
         blocks = -(-block.k.shape[2] // self.block)

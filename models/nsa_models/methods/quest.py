@@ -177,7 +177,7 @@ def select(q: Tensor, k: Tensor, positions: Tensor, *, budget: int, page: int, r
     index = torch.arange(scores.shape[-1], device=q.device)
     if reading == "eval":
         count = tokens.clamp(max=budget).div(page, rounding_mode="floor").clamp(min=_LEAST_PAGES)
-        chosen = keep_top(scores, count, index < pages)
+        chosen = keep_top(scores, count, index < pages, most=max(_LEAST_PAGES, budget // page))
     else:
         last = index == pages - 1
         chosen = last | keep_top(scores, budget // page - 1, index < pages - 1)

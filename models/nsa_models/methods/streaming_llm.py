@@ -66,9 +66,9 @@ class StreamingLLM(Budgeted):
     def logits(self, block: QueryBlock) -> Tensor:
         """[B, H, n, S], sinks at the distance of their slots."""
         assert block.rotate is not None  # declared by needs_rotary
-        moved = slot_position(block.positions, self.budget) - block.positions
-        if self.first == 0 or not bool(moved.any()):
+        if self.first == 0 or block.k.shape[2] <= self.budget + 1:  # nobody's slot is before its position
             return block.logits
+        moved = slot_position(block.positions, self.budget) - block.positions
         sinks = block.k[:, :, : self.first]
         to_sinks = block.dot(block.rotate(block.q, moved), sinks) * block.scaling
         return torch.cat([to_sinks, block.logits[..., sinks.shape[2] :]], dim=-1)
