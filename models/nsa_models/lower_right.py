@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+from nsa_kernels.lone_query import leaves_one_over, one_more_query
 from nsa_kernels.spans import takes_flash
 from nsa_models.feeding import current_feed
 from nsa_models.trained import chooses_keys
@@ -168,10 +169,26 @@ def _attention(
         columns = torch.arange(total, device=query.device)
         last = torch.arange(total - length, total, device=query.device)
         attention_mask = (columns <= last[:, None])[None, None]
-    done: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, **kwargs
-    )
-    return done
+    return stock_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def stock_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,  # noqa: ANN401  (as `_attention`)
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' `sdpa`, without CUDA's fault where all heads have one K/V and a mask (`lone_query`)."""
+    queries = query.shape[2]
+    one_for_all = key.shape[1] == 1 < query.shape[1]  # which transformers expands, with stride 0
+    if attention_mask is not None and one_for_all and leaves_one_over(queries):
+        query, attention_mask = one_more_query(query, attention_mask)
+        if kwargs.get("position_bias") is not None:
+            kwargs["position_bias"] = one_more_query(query, kwargs["position_bias"])[1]
+    out, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return out[:, :queries], weights
 
 
 AttentionInterface.register(IMPLEMENTATION, _attention)

@@ -6,7 +6,12 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from nsa_kernels.spans import takes_flash
-from nsa_models.lower_right import IMPLEMENTATION, lower_right_attention, prefer_lower_right
+from nsa_models.lower_right import (
+    IMPLEMENTATION,
+    lower_right_attention,
+    prefer_lower_right,
+    stock_attention,
+)
 
 SHAPE = {
     "vocab_size": 128,
@@ -110,6 +115,59 @@ def test_sliding_windows_keep_their_mask():
     before = in_pieces(model, tokens, (30, 31, 70))
     prefer_lower_right(model)
     torch.testing.assert_close(in_pieces(model, tokens, (30, 31, 70)), before, rtol=0, atol=1e-5)
+
+
+def one_kv_head(**more):
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_key_value_heads": 1}, **more)).eval()
+
+
+def padded(length):
+    tokens = torch.randint(128, (2, length), generator=torch.Generator().manual_seed(length))
+    masks = torch.ones(2, length, dtype=torch.long)
+    masks[1, :11] = 0
+    return tokens, masks
+
+
+# Whole, and in chunks of which some leave one query over the tiles of CUDA's kernel.
+CUTS = [(65, ()), (97, ()), (98, (65,)), (150, (33, 98)), (64, (31,))]
+
+
+@pytest.mark.parametrize(("length", "cuts"), CUTS)
+def test_one_kv_head_for_all_reads_the_mask_of_each_query(length, cuts, request):
+    tokens, masks = padded(length)
+    model = one_kv_head()
+    wanted = in_pieces(model, tokens, cuts, masks)
+    prefer_lower_right(model)
+    request.getfixturevalue("kernel_with_lone_queries")
+    found = in_pieces(model, tokens, cuts, masks)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_mask_for_each_head_is_read_to_its_end(kernel_with_lone_queries):
+    module = one_kv_head().model.layers[0].self_attn
+    q, k, v = tensors(4, 1, 33, 40)
+    bias = torch.randn(2, 4, 33, 40, generator=torch.Generator().manual_seed(5), dtype=q.dtype)
+    found, _ = stock_attention(module, q, k, v, bias, scaling=0.3)
+    wanted = ((q @ k.transpose(-1, -2)) * 0.3 + bias).softmax(-1) @ v
+    torch.testing.assert_close(found, wanted.transpose(1, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("length", "cuts"), CUTS)
+def test_one_kv_head_for_all_on_a_gpu(length, cuts):
+    tokens, masks = padded(length)
+    model = one_kv_head()
+    wanted = in_pieces(model, tokens, cuts, masks)
+    model.cuda()
+    prefer_lower_right(model)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    found = in_pieces(model, tokens.cuda(), cuts, masks.cuda()).cpu()
+    torch.set_float32_matmul_precision(before)
+    real = masks.bool()
+    torch.testing.assert_close(found[real], wanted[real], rtol=0, atol=1e-3)
 
 
 def test_a_model_with_another_attention_keeps_it():

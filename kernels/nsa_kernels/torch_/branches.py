@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nsa_kernels.geometry import BlockGeometry, num_blocks
+from nsa_kernels.lone_query import leaves_one_over, one_more_query
 from nsa_kernels.torch_.problem import Problem
 from nsa_kernels.torch_.scratch import Scratch
 
@@ -32,6 +33,10 @@ def attend(
         [R, G, M, D_v].
     """
     group = q.shape[1]
+    if mask is not None and group > 1 and leaves_one_over(q.shape[2]):
+        # With these K and V, CUDA's kernel would give the last query the mask of the first one.
+        q, mask = one_more_query(q, mask)
+        return attend(q, k, v, scale=scale, mask=mask)[:, :, :-1]
     # Views with stride 0: enable_gqa would rule out CUDA's memory-efficient kernel, the one that takes masks.
     k, v = (x.unsqueeze(1).expand(-1, group, -1, -1) for x in (k, v))
     if q.is_cuda and not torch.compiler.is_compiling():

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from nsa_models.attention import FullAttention, causal_attention
 from nsa_models.batch import RaggedBatch
+from nsa_models.lower_right import stock_attention
 from nsa_models.methods._base import Method, MethodError
 from nsa_models.methods._handle import Attached, name_of
 from nsa_models.methods._placement import Placement
@@ -51,7 +51,7 @@ def _attention(
     """Find the handle of a module; one without (a config shared between models) is dense."""
     handle = _handles.get(module)
     if handle is None:
-        return _dense(module, query, key, value, attention_mask, **kwargs)
+        return stock_attention(module, query, key, value, attention_mask, **kwargs)
     return handle.forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -115,7 +115,7 @@ class StockAttached(Attached):
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         if self._looks is not None:
             self._looks[layer] = query.detach()
-            return _dense(module, query, key, value, attention_mask, **kwargs)
+            return stock_attention(module, query, key, value, attention_mask, **kwargs)
         self._refuse_call(layer, kwargs)
         phase = self._now(query.shape[2], key.shape[2])
         if layer in self._unfit:
@@ -128,7 +128,7 @@ class StockAttached(Attached):
             self._count(query, place, None, layer=layer, phase=phase, sparse=False)
             if self._watches(layer):
                 self._watch(query, place.in_order(key), place, scaling=scaling, layer=layer, phase=phase)
-            return _dense(module, query, key, value, attention_mask, **kwargs)
+            return stock_attention(module, query, key, value, attention_mask, **kwargs)
         out = self._sparse(
             query,
             place.in_order(key),
@@ -278,18 +278,6 @@ class DecoderAttached(Attached):
 
 def _full_attentions(model: PreTrainedModel) -> list[FullAttention]:
     return [module for module in model.modules() if isinstance(module, FullAttention)]
-
-
-def _dense(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    **kwargs: Any,  # noqa: ANN401 - as in `_attention`
-) -> tuple[Tensor, Tensor | None]:
-    out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
-    return out
 
 
 def _windowed(query: Tensor, key: Tensor, mask: Tensor | None) -> Placement:
