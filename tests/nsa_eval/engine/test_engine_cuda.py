@@ -42,6 +42,23 @@ def test_a_gpu_gives_the_answers_of_a_cpu(tokenizer, toys, name, settings):
     assert family == {"nsa": "ours", "sliding": "equal rows"}.get(name, "packed rows")
 
 
+def test_a_prompt_of_every_length_is_scored_as_on_a_cpu(tokenizer, toys):
+    """Lengths at which a kernel's tile is one query short or over; padding would hide some."""
+    ids = tokenizer.encode(toys.make_text(3, 300))[1:]
+    lengths = range(1, 200)
+    requests = [
+        toys.request_of("loglikelihood", (tokenizer.decode(ids[:n]), tokenizer.decode(ids[n : n + 2])))
+        for n in lengths
+    ]
+    alone = {"batch_size": 1, "share_prefixes": False}
+    plain = Engine(toys.make_model("nsa"), tokenizer, **alone).loglikelihood(requests)
+    found = Engine(toys.make_model("nsa").cuda(), tokenizer, **alone).loglikelihood(requests)
+    errors = [abs(one - other) for (one, _), (other, _) in zip(found, plain, strict=True)]
+    off = {n: error for n, error in zip(lengths, errors, strict=True) if error >= 1e-3}
+    assert len(off) <= 2, off  # ties, as above
+    assert max(errors) < 0.2
+
+
 @pytest.mark.parametrize("name", ["llama", "full"])
 def test_half_precision_is_within_rounding(tokenizer, toys, name):
     """Scores in bfloat16 are as near to those in float32 as plain forwards in bfloat16 are."""
