@@ -117,6 +117,14 @@ def test_sliding_windows_keep_their_mask():
     torch.testing.assert_close(in_pieces(model, tokens, (30, 31, 70)), before, rtol=0, atol=1e-5)
 
 
+@pytest.fixture
+def exact_float32():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
 def one_kv_head(**more):
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_key_value_heads": 1}, **more)).eval()
@@ -156,16 +164,13 @@ def test_a_mask_for_each_head_is_read_to_its_end(kernel_with_lone_queries):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("length", "cuts"), CUTS)
-def test_one_kv_head_for_all_on_a_gpu(length, cuts):
+def test_one_kv_head_for_all_on_a_gpu(length, cuts, exact_float32):
     tokens, masks = padded(length)
     model = one_kv_head()
     wanted = in_pieces(model, tokens, cuts, masks)
     model.cuda()
     prefer_lower_right(model)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
     found = in_pieces(model, tokens.cuda(), cuts, masks.cuda()).cpu()
-    torch.set_float32_matmul_precision(before)
     real = masks.bool()
     torch.testing.assert_close(found[real], wanted[real], rtol=0, atol=1e-3)
 
