@@ -48,6 +48,14 @@ def test_a_mask_reaches_its_own_query(queries, group, each_row, kernel_with_lone
     torch.testing.assert_close(found, plainly(q, k, v, mask))
 
 
+@pytest.mark.parametrize("queries", LENGTHS)
+def test_a_causal_call_hides_the_keys_behind_its_queries(queries, kernel_with_lone_queries) -> None:
+    q, k, v, _ = problem(queries, queries + 30, 3)
+    found = branches.attend(q, k, v, causal=True, scale=SCALE)
+    causal = torch.arange(queries + 30) <= torch.arange(queries)[:, None]
+    torch.testing.assert_close(found, plainly(q, k, v, causal))
+
+
 def test_the_stand_in_for_the_kernel_has_the_fault(kernel_with_lone_queries) -> None:
     q, k, v, mask = problem(65, 95, 3)
     k, v = (x[:, None].expand(-1, 3, -1, -1) for x in (k, v))
