@@ -37,7 +37,7 @@ def attend(
         # With these K and V, CUDA's kernel would give the last query the mask of the first one.
         q, mask = one_more_query(q, mask)
         return attend(q, k, v, scale=scale, mask=mask)[:, :, :-1]
-    if causal:  # it would show that query the keys behind it, too
+    if causal:  # where there are more keys, the kernel would show them to that query
         k, v = (x[:, : q.shape[2]] for x in (k, v))
     # Views with stride 0: enable_gqa would rule out CUDA's memory-efficient kernel, the one that takes masks.
     k, v = (x.unsqueeze(1).expand(-1, group, -1, -1) for x in (k, v))
