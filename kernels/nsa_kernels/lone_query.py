@@ -8,7 +8,7 @@ the call; under a mask for each head it reads memory behind the mask. With `is_c
 that query. A call with one query alone has its tile at row 0 and is right.
 
 See `advance_to_block` in torch's mem_eff_attention/kernel_forward.h. Measured with torch 2.11 on an H200:
-of 18 lengths up to 512 queries in float32, 65, 129 and 193 were wrong, in their last row alone, which was that
+of 18 lengths up to 512 in float32, 65, 129 and 193 were wrong, in their last row alone, which was that
 under the first row's mask; 65 in bfloat16, too, and 33 with heads of 192. A toy's score was off by 6 nats.
 
 So a masked call of such a length gets one more query, whose output is dropped: a copy of the queries and of
