@@ -28,7 +28,7 @@ from typing import Any
 
 CASES = ("choices", "few-shot choices", "single", "rolling", "replies", "long prompts", "long", "longer")
 ROLLING_WINDOW = 256
-ZOO = ("zoo:twin-full-v0", "zoo:twin-nsa-v0")
+ZOO = ("zoo:twin-full-64k", "zoo:twin-nsa-64k")
 _SENTENCE = (
     "time year people way day man thing woman life child world school state family student group country "
     "problem hand part place case week company system program question work government number night point "

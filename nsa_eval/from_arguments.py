@@ -250,7 +250,7 @@ def needle(
         The same as `run`.
 
     Example:
-        >>> needle(["zoo:twin-nsa-v0", "zoo:twin-full-v0"], lengths=["1k", "2k"], depths=5).report
+        >>> needle(["zoo:twin-nsa-64k", "zoo:twin-full-64k"], lengths=["1k", "4k"], depths=5).report
     """
     from nsa_eval.runner import run
 

@@ -88,7 +88,7 @@ def run_command(
 @app.command(
     "eval",
     epilog=examples(
-        "nsa-eval eval --model zoo:twin-nsa-v0 --tasks needle_single --set 'tasks.0.lengths=[512, 1k]'",
+        "nsa-eval eval --model zoo:twin-nsa-64k --tasks needle_single --set 'tasks.0.lengths=[1k, 4k]'",
         "nsa-eval eval --model meta-llama/Llama-3.2-1B --tasks arc_easy,gsm8k --num_fewshot 5 --limit 99",
         "nsa-eval eval --model hf --model_args pretrained=./ckpt,dtype=float16 --tasks ifeval --limit 0.1",
     ),

@@ -341,7 +341,7 @@ class RunConfig(_Section):
 
 
 def default_model_name(path: str) -> str:
-    """Name a checkpoint by the last part of its path: `zoo:twin-nsa-v0` is twin-nsa-v0."""
+    """Name a checkpoint by the last part of its path: `zoo:twin-nsa-64k` is twin-nsa-64k."""
     last = re.split(r"[/\\:]", path.rstrip("/\\"))[-1]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._") or "model"
 

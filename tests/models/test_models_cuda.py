@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 DEVICE = "cuda"
-TWIN = "twin-nsa-v0"
+TWIN = "twin-nsa-64k"
 BACKENDS = ("torch", "triton")
 Make = Callable[..., NSADecoderForCausalLM]
 LENGTH = 700

@@ -8,7 +8,7 @@ from nsa_eval.from_arguments import with_variants
 
 
 def names(method):
-    model = {"path": "zoo:twin-full-v0", "name": "dense", "variants": [{"method": method}]}
+    model = {"path": "zoo:twin-full-64k", "name": "dense", "variants": [{"method": method}]}
     task = {"task": "needle_single", "lengths": [512], "depths": 1, "samples": 1}
     config = load_config({"name": "run", "models": [model], "tasks": [task]})
     return [variant.name for variant in all_variants(config)]
@@ -56,7 +56,7 @@ def test_a_methods_own_refusal_stands_at_its_place():
 
 
 def test_the_command_line_takes_shares_beside_tokens():
-    [entry] = with_variants("zoo:twin-full-v0", methods=["quest:5%,1k,page=8"])
+    [entry] = with_variants("zoo:twin-full-64k", methods=["quest:5%,1k,page=8"])
     assert entry["variants"][1:] == [{"method": {"name": "quest", "budget": ["5%", 1024], "page": 8}}]
-    [entry] = with_variants("zoo:twin-full-v0", methods=["quest:10%"])
+    [entry] = with_variants("zoo:twin-full-64k", methods=["quest:10%"])
     assert entry["variants"][1:] == [{"method": {"name": "quest", "budget": "10%"}}]

@@ -147,7 +147,7 @@ def _plan(monkeypatch, arguments):
 @pytest.mark.parametrize(
     "line",
     [line for line in dict.fromkeys([*EXAMPLES, *DOCUMENTED]) if BUNDLED.match(line)]
-    + ["nsa-eval needle --model zoo:twin-full-v0 --model zoo:twin-nsa-v0"],
+    + ["nsa-eval needle --model zoo:twin-full-64k --model zoo:twin-nsa-64k"],
 )  # fmt: skip
 def test_what_it_asks_of_a_bundled_checkpoint_fits(line, workplace, monkeypatch):
     """A dry run can't know: it loads neither weights nor tokenizers."""

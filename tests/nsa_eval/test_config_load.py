@@ -104,11 +104,11 @@ def test_models_are_checked(write, models, expected):
 
 
 def test_an_unknown_zoo_name_lists_what_there_is(write, monkeypatch):
-    monkeypatch.setattr("nsa_eval.config._check.zoo_names", lambda: ["zoo:twin-nsa-v0"])
-    [line] = problems(write(GOOD.replace("MODEL", "{path: 'zoo:twin-nsa-v1'}")))
+    monkeypatch.setattr("nsa_eval.config._check.zoo_names", lambda: ["zoo:twin-nsa-64k"])
+    [line] = problems(write(GOOD.replace("MODEL", "{path: 'zoo:twin-nsa-65k'}")))
     assert (
         line
-        == "x.yaml:2: models[0].path: no bundled checkpoint 'zoo:twin-nsa-v1'; did you mean 'zoo:twin-nsa-v0'?"
+        == "x.yaml:2: models[0].path: no bundled checkpoint 'zoo:twin-nsa-65k'; did you mean 'zoo:twin-nsa-64k'?"
     )
 
 

@@ -8,7 +8,7 @@ from nsa_eval.config import all_variants, load_config
 from nsa_eval.errors import UserError
 from nsa_eval.from_arguments import evaluate_config, with_variants
 
-DENSE, NSA = "zoo:twin-full-v0", "zoo:twin-nsa-v0"
+DENSE, NSA = "zoo:twin-full-64k", "zoo:twin-nsa-64k"
 
 
 def names(models):
@@ -19,8 +19,8 @@ def names(models):
 def test_methods_go_to_dense_models_and_fields_to_those_that_have_them():
     models = with_variants([DENSE, NSA], methods=["quest:1k,2560,page=32"], sweeps=["nsa_select_count=4,8"])
     assert names(models) == [
-        "twin-full-v0", "twin-full-v0+quest@1024,page=32", "twin-full-v0+quest@2560,page=32",
-        "twin-nsa-v0", "twin-nsa-v0+n=4", "twin-nsa-v0+n=8",
+        "twin-full-64k", "twin-full-64k+quest@1024,page=32", "twin-full-64k+quest@2560,page=32",
+        "twin-nsa-64k", "twin-nsa-64k+n=4", "twin-nsa-64k+n=8",
     ]  # fmt: skip
 
 
@@ -38,7 +38,8 @@ def test_a_method_without_a_budget_is_told_by_its_options():
     assert entry["variants"][1] == {"method": {"name": "xattention", "tau": 0.8, "stride": 8}}
     models = with_variants([DENSE], methods=["xattention", "xattention:tau=.8", "power-attention:window=3"])
     assert names(models)[1:] == [
-        "twin-full-v0+xattention", "twin-full-v0+xattention,tau=0.8", "twin-full-v0+power-attention,window=3",
+        "twin-full-64k+xattention", "twin-full-64k+xattention,tau=0.8",
+        "twin-full-64k+power-attention,window=3",
     ]  # fmt: skip
 
 
@@ -64,11 +65,11 @@ def test_names_that_would_be_too_long_are_cut_and_told_apart():
     assert len(set(found)) == 2
     for name in found:
         assert len(name) <= 80
-        assert name.startswith("twin-full-v0+exact-top@64,")
+        assert name.startswith("twin-full-64k+exact-top@64,")
 
 
 def test_without_flags_nothing_changes():
-    assert with_variants([DENSE]) == [{"name": "twin-full-v0", "path": DENSE}]
+    assert with_variants([DENSE]) == [{"name": "twin-full-64k", "path": DENSE}]
 
 
 def test_a_model_that_is_not_here_yet_takes_both(tmp_path):
@@ -79,7 +80,7 @@ def test_a_model_that_is_not_here_yet_takes_both(tmp_path):
 @pytest.mark.parametrize(
     ("models", "methods", "sweeps", "message"),
     [
-        ([NSA], ["quest:512"], [], "--method quest:512: the models are sparse already: zoo:twin-nsa-v0"),
+        ([NSA], ["quest:512"], [], "--method quest:512: the models are sparse already: zoo:twin-nsa-64k"),
         ([DENSE], [], ["nsa_window=4"], "--sweep nsa_window=4: the models have no such field"),
         ([DENSE], ["quest"], [], "--method quest: a method is written NAME:BUDGET"),
         ([DENSE], ["xattention:512"], [], "--method xattention:512: xattention has no budget, got '512'"),

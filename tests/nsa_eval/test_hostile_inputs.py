@@ -202,7 +202,7 @@ def test_a_flag(flags: tuple[str, str], home: Path, refused: Any, capsys: Any) -
     start = [
         "eval",
         "--model",
-        "zoo:twin-full-v0",
+        "zoo:twin-full-64k",
         "--tasks",
         "needle_single",
         "--set",

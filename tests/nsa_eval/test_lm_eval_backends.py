@@ -159,8 +159,8 @@ def test_choices_are_scored_by_the_servers_log_probabilities(server, tasks, tiny
 def test_lm_evals_hf_gives_the_engines_responses(tmp_path):
     """A checkpoint of the zoo by both, on the device that is there."""
     models = [
-        {"name": "engine", "path": "zoo:twin-full-v0", "dtype": "float32"},
-        {"name": "theirs", "path": "zoo:twin-full-v0", "lm": "hf", "lm_args": {"dtype": "float32"}},
+        {"name": "engine", "path": "zoo:twin-full-64k", "dtype": "float32"},
+        {"name": "theirs", "path": "zoo:twin-full-64k", "lm": "hf", "lm_args": {"dtype": "float32"}},
     ]
     nsa_eval.needle(
         models, lengths=["256"], depths=3, samples=2, output=str(tmp_path / "run"), progress=False

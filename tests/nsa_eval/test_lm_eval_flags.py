@@ -10,7 +10,7 @@ from nsa_eval.cli._lm_eval_flags import metadata_given, without_lm_eval_flags
 from nsa_eval.errors import UserError
 from nsa_eval.from_arguments import evaluate_config
 
-EVAL = ["eval", "--model", "zoo:twin-full-v0", "--tasks", "needle_single", "--set", "tasks.0.lengths=[512]"]
+EVAL = ["eval", "--model", "zoo:twin-full-64k", "--tasks", "needle_single", "--set", "tasks.0.lengths=[512]"]
 
 
 def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:

@@ -22,7 +22,7 @@ from nsa_models import RunningBackend
 
 BASE = {
     "name": "base",
-    "models": [{"name": "one", "path": "zoo:twin-nsa-v0"}],
+    "models": [{"name": "one", "path": "zoo:twin-nsa-64k"}],
     "tasks": [{"task": "needle_single", "lengths": [512], "depths": 1, "samples": 1}],
 }
 
@@ -30,7 +30,7 @@ BASE = {
 OTHER = {
     "name": "other",
     "models.name": "two",
-    "models.path": "zoo:twin-full-v0",
+    "models.path": "zoo:twin-full-64k",
     "models.dtype": "bfloat16",
     "models.device": "cuda",
     "models.backend": "reference",

@@ -180,7 +180,7 @@ def test_nested_contexts_are_one_pass_over_the_window(ends, tmp_path):
     assert tokens(True) == window
 
 
-@pytest.mark.parametrize("name", ["twin-nsa-v0", "twin-full-v0"])
+@pytest.mark.parametrize("name", ["twin-nsa-64k", "twin-full-64k"])
 def test_the_zoo_twins_equal_their_plain_forwards(name, tmp_path):
     path = nsa_models.resolve(f"zoo:{name}")
     tokenizer = nsa_models.load_tokenizer(path)

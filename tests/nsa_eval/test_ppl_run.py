@@ -17,7 +17,7 @@ def config(tmp_path_factory):
     ]
     (folder / "books.jsonl").write_text("\n".join(lines))
     twins = [
-        {"name": name, "path": f"zoo:twin-{kind}-v0"} for name, kind in (("nsa", "nsa"), ("dense", "full"))
+        {"name": name, "path": f"zoo:twin-{kind}-64k"} for name, kind in (("nsa", "nsa"), ("dense", "full"))
     ]
     return {
         "models": twins,

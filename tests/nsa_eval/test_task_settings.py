@@ -166,7 +166,7 @@ class TestLimits:
         assert declared_max_length(str(tmp_path)) == tokens
 
     def test_bundled_checkpoints_have_one_and_hub_ids_none(self):
-        assert declared_max_length("zoo:twin-nsa-v0") >= 2048
+        assert declared_max_length("zoo:twin-nsa-64k") >= 2048
         assert declared_max_length("zoo:nosuch") is None
         assert declared_max_length("organisation/model") is None
 

@@ -42,8 +42,8 @@ from nsa_reports import (
 
 CONFIG = """name: quickstart
 models:
-  - {name: nsa, path: "zoo:twin-nsa-v0"}
-  - {name: dense, path: "zoo:twin-full-v0"}
+  - {name: nsa, path: "zoo:twin-nsa-64k"}
+  - {name: dense, path: "zoo:twin-full-64k"}
 tasks:
   - {task: needle_single, lengths: [512, 1k, 2k], depths: 5, samples: 4}
 seed: 0
@@ -314,7 +314,7 @@ def demo_view(
         models=tuple(
             ModelCard(
                 name=name,
-                path=f"zoo:twin-{name}-v0",
+                path=f"zoo:twin-{name}-64k",
                 fingerprint="a1b2c3d4" * 8,
                 attention="nsa" if index == 0 else "full",
                 parameters=6_123_456 + index,

@@ -97,7 +97,7 @@ def test_provenance_is_complete(page, demo):
     ):
         assert text in page.text
     assert "torch 2.13.0" in page.text
-    assert 'path: "zoo:twin-nsa-v0"' in page.text
+    assert 'path: "zoo:twin-nsa-64k"' in page.text
 
 
 def test_nothing_is_fetched_from_anywhere(page):

@@ -27,11 +27,11 @@ class NeedleFamily(TaskFamily):
             "seed": None,
         },
         examples=(
-            "nsa-eval needle --model zoo:twin-full-v0 --model zoo:twin-nsa-v0 --lengths 1k,2k --depths 5",
+            "nsa-eval needle --model zoo:twin-full-64k --model zoo:twin-nsa-64k --lengths 1k,4k --depths 5",
             "nsa-eval needle --model ./ckpt --lengths 4k,64k --depths 0,50,100 --haystack noise "
             "-o runs/noise",
             "nsa-eval needle --model ./ckpt --task needle_multikey --lengths 8k --dry-run",
-            "nsa-eval needle --model zoo:twin-nsa-v0 --sweep nsa_select_count=8 --lengths 2k --looks",
+            "nsa-eval needle --model zoo:twin-nsa-64k --sweep nsa_select_count=8 --lengths 4k --looks",
         ),
     )
 
