@@ -425,9 +425,9 @@ def test_a_loss_that_is_not_a_number_ends_the_run(recipe: Plain, monkeypatch: py
 
     calls = iter(range(20))
 
-    def broken(self: Any, ids: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-        text, answer = losses(self, ids, answers)
-        return text * (float("nan") if next(calls) == 3 else 1.0), answer
+    def broken(self: Any, ids: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        text, answer, ranking = losses(self, ids, answers)
+        return text * (float("nan") if next(calls) == 3 else 1.0), answer, ranking
 
     monkeypatch.setattr(Learner, "losses", broken)
     with pytest.raises(ValueError, match=r"step 3: the loss is nan .*: lower the rate"):
