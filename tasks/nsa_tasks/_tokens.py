@@ -1,5 +1,6 @@
 """Counting a request's tokens exactly as the model will see them."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -67,6 +68,8 @@ class RequestTokens:
     add_bos_token: bool | None = None
     chat_template: ChatTemplate | None = None
     system_instruction: str | None = None
+    template_source: str | None = None
+    """Of a chat template that is the tokenizer's own: day and program; None: nobody knows what it does."""
 
     @classmethod
     def load(
@@ -86,7 +89,7 @@ class RequestTokens:
                 to be applied.
         """
         tokenizer = _auto_tokenizer(path, revision, trust_remote_code)
-        template = None
+        template = source = None
         if apply_chat_template:
             if not getattr(tokenizer, "chat_template", None):
                 raise TaskParameterError(
@@ -94,7 +97,27 @@ class RequestTokens:
                     "turn it off for this model."
                 )
             template = tokenizer_template(tokenizer, template_date)
-        return cls(tokenizer, add_bos_token=add_bos_token, chat_template=template)
+            source = None if template_date is None else f"{template_date}\n{tokenizer.chat_template}"
+        return cls(tokenizer, add_bos_token=add_bos_token, chat_template=template, template_source=source)
+
+    def identity(self) -> tuple[str, ...] | None:
+        """What decides every text and count: equal for two that render and count all requests alike.
+
+        None where it can't be told: a tokenizer in Python, a chat template from elsewhere or of today's date.
+        """
+        backend = _plain_backend(self.tokenizer)
+        if backend is None or (self.chat_template is not None and self.template_source is None):
+            return None
+        content = hashlib.sha256(backend.to_str().encode()).hexdigest()
+        split = getattr(self.tokenizer, "split_special_tokens", None)
+        rest = (
+            self.tokenizer.bos_token,
+            split,
+            self.add_bos_token,
+            self.system_instruction,
+            self.template_source,
+        )
+        return (type(self.tokenizer).__qualname__, content, *map(repr, rest))
 
     def render(self, prompt: str, prefix: str) -> str:
         """Make the request's text: by the chat template, or else prompt, space, answer prefix."""

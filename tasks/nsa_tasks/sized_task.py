@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import datasets
 from lm_eval.api.task import ConfigurableTask
 
+from nsa_tasks import _kept
 from nsa_tasks._errors import TaskParameterError
 from nsa_tasks._tokens import ChatTemplate, RequestTokens, request_tokens
 from nsa_tasks.family import Params, TaskFamily
@@ -65,7 +66,7 @@ class SizedTask(EveryReply, ConfigurableTask):
 
     @abstractmethod
     def build(self, tokens: RequestTokens) -> list[dict[str, Any]]:
-        """Build every document.
+        """Build every document, by the parameters, `content_hashes` and the tokenizer alone.
 
         Args:
             tokens: Counts a request's tokens, worded as it will be sent.
@@ -112,7 +113,8 @@ class SizedTask(EveryReply, ConfigurableTask):
         sent = self.fewshot_context(doc, num_fewshot=0, gen_prefix=doc["gen_prefix"], **wording)
         if sent != self._tokens.render(self.doc_to_text(doc), doc["gen_prefix"]):
             template = chat_template if apply_chat_template else None
-            self._make(replace(self._tokens, chat_template=template, system_instruction=system_instruction))
+            tokens = replace(self._tokens, chat_template=template, template_source=None)
+            self._make(replace(tokens, system_instruction=system_instruction))
             self.task_docs = self.eval_docs
         super().build_all_requests(**wording, **kwargs)
 
@@ -138,7 +140,7 @@ class SizedTask(EveryReply, ConfigurableTask):
         return scores
 
     def _make(self, tokens: RequestTokens) -> None:
-        rows = self.build(tokens)
+        rows = _kept.documents(self.params, self.content_hashes(), tokens, self.build)
         inputs: dict[str, str] = {}
         for row in rows:
             name = self.family.document_identity(row)
