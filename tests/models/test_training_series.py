@@ -88,6 +88,22 @@ def test_every_run_is_the_base_with_the_series_changes_and_its_own(written: Path
     assert load_series(written, output=Path("elsewhere")).recipes["nsa-32"].output == Path("elsewhere/nsa-32")
 
 
+def test_what_a_run_changes_is_its_own(written: Path) -> None:
+    runs = {"a": {"ranking.weight": 0.1}, "b": {}}
+    recipes = load_series(write(written, set={"ranking": {"weight": 0.7}}, runs=runs)).recipes
+    weights = {name: recipe.ranking and recipe.ranking.weight for name, recipe in recipes.items()}
+    assert weights == {"a": 0.1, "b": 0.7}
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "words"])
+def test_a_base_that_is_no_recipe_is_told(
+    written: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (written.parent.parent / "base.yaml").write_text(text)
+    assert main([str(write(written, set={}))]) == 2
+    assert "base.yaml: expected a recipe's keys and values" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -189,7 +205,18 @@ def test_a_run_that_fails_keeps_no_other_from_being_trained(
     changed = ["--only", "nsa-32,full-16", "--set", "seed=3"]
     assert main([str(written), *changed]) == 2
     assert "nsa-32 holds a run of another recipe (differs in seed)" in capsys.readouterr().err
+    assert list(results(written)["runs"]) == ["full-16"]  # nothing of the other recipe's
+    assert "nsa-32" in results(written)["missing"]
     assert results(written)["runs"]["full-16"]["recipe"]["seed"] == 3
+
+
+def test_results_have_the_lengths_that_are_asked_for_now(written: Path) -> None:
+    shorter = ["--set", "test_lengths=[300]"]
+    assert main([str(written), "--only", "full-16"]) == 0
+    assert main([str(written), "--only", "full-32", *shorter]) == 0
+    assert results(written)["missing"] == ["nsa-32", "nsa-16", "full-16"]  # not tested there yet
+    assert main([str(written), "--only", "full-16", *shorter]) == 0
+    assert [list(run["held_out"]) for run in results(written)["runs"].values()] == [["300"], ["300"]]
 
 
 def test_results_tell_what_the_log_and_the_model_say(written: Path) -> None:

@@ -9,6 +9,8 @@ another's hands.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import gc
 import json
 import os
@@ -92,11 +94,15 @@ def load_series(path: Path, changes: Sequence[str] = (), *, output: Path | None 
     recipes = {}
     for name, own in file.runs.items():
         raw = read_yaml(path.parent / file.base)
+        if not isinstance(raw, dict):
+            raise RecipeError(
+                f"{path.parent / file.base}: expected a recipe's keys and values, got {raw!r:.60}"
+            )
         for where, keys in (("set", file.set), (f"runs.{name}", own)):
             for key, value in keys.items():
                 _refuse_names(key, f"{path}: {where}")
                 try:
-                    set_key(raw, key, value)
+                    set_key(raw, key, copy.deepcopy(value))  # a later key may change a part of it
                 except ValueError as error:
                     raise RecipeError(f"{path}: {where}.{key}: {error} in {file.base}") from error
         for change in changes:
@@ -168,7 +174,7 @@ def train_series(
 def _train_one(
     name: str, recipe: Recipe, ends: float | None, stop: StopRequest, log: Callable[[str], None]
 ) -> None:
-    if _is_done(recipe):
+    if _result_before(recipe) is not None:
         log(f"{name}: done before")
         return
     left = None if ends is None else (ends - time.monotonic()) / 60
@@ -187,23 +193,26 @@ def _train_one(
         )
 
 
-def _is_done(recipe: Recipe) -> bool:
-    """Whether a run's result is there.
+def _result_before(recipe: Recipe) -> dict[str, Any] | None:
+    """A run's result, where it is done: tested at all of the recipe's lengths.
 
     Raises:
         ValueError: It is another recipe's.
     """
     path = recipe.output / _RESULT
     if not path.is_file():
-        return False
-    result = json.loads(path.read_text(encoding="utf-8"))
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     changed = changed_keys(result["recipe"], recipe.model_dump(mode="json"), len(recipe.stages))
     if changed:
         raise ValueError(
             f"{recipe.output} holds a run of another recipe (differs in {', '.join(changed)}); "
             "choose another output folder or remove that one"
         )
-    return {str(length) for length in recipe.test_lengths} <= set(result["held_out"])
+    lengths = [str(length) for length in recipe.test_lengths]
+    if not set(lengths) <= set(result["held_out"]):
+        return None
+    return {**result, "held_out": {length: result["held_out"][length] for length in lengths}}
 
 
 def result_of(recipe: Recipe) -> dict[str, Any]:
@@ -243,19 +252,23 @@ def result_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def collect(series: Series) -> Path:
-    """Write one file of all runs that are done, and the names of those that aren't; returns its path."""
-    found = {
-        name: json.loads((recipe.output / _RESULT).read_text(encoding="utf-8"))
-        for name, recipe in series.recipes.items()
-        if (recipe.output / _RESULT).is_file()
-    }
-    missing = [name for name in series.recipes if name not in found]
-    _write(series.file, {"series": series.name, "missing": missing, "runs": found})
+    """Write one file of all runs that are done, and the names of those that aren't; returns its path.
+
+    A result of another recipe counts as none.
+    """
+    found = {}
+    with FileLock(f"{series.file}.lock"):  # else a process could write what it read before another's result
+        for name, recipe in series.recipes.items():
+            with contextlib.suppress(ValueError):
+                found[name] = _result_before(recipe)
+        found = {name: result for name, result in found.items() if result is not None}
+        missing = [name for name in series.recipes if name not in found]
+        _write(series.file, {"series": series.name, "missing": missing, "runs": found})
     return series.file
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same file
+    partial = path.with_name(f"{path.name}.part")
     partial.write_text(json.dumps(content), encoding="utf-8")
     partial.replace(path)
 
@@ -308,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.list:
             for name, recipe in series.recipes.items():
                 steps = sum(stage.max_steps for stage in recipe.stages)
-                done = "done" if _is_done(recipe) else "to do"
+                done = "to do" if _result_before(recipe) is None else "done"
                 print(f"{name}: {steps} steps, {steps * recipe.batch_tokens / 1e6:.1f}M tokens, {done}")
             return 0
         held = train_series(series, only=args.only, minutes=args.minutes)
