@@ -109,15 +109,15 @@ class RequestTokens:
         if backend is None or (self.chat_template is not None and self.template_source is None):
             return None
         content = hashlib.sha256(backend.to_str().encode()).hexdigest()
-        split = getattr(self.tokenizer, "split_special_tokens", None)
         rest = (
-            self.tokenizer.bos_token,
-            split,
+            type(self.tokenizer),
+            sorted(self.tokenizer.special_tokens_map.items()),  # BOS, and what templates print
+            getattr(self.tokenizer, "split_special_tokens", None),
             self.add_bos_token,
             self.system_instruction,
             self.template_source,
         )
-        return (type(self.tokenizer).__qualname__, content, *map(repr, rest))
+        return (content, *map(repr, rest))
 
     def render(self, prompt: str, prefix: str) -> str:
         """Make the request's text: by the chat template, or else prompt, space, answer prefix."""

@@ -124,6 +124,22 @@ def test_a_chat_template_is_known_with_its_day_alone(bpe_tokenizer):
     assert identity("2026-01-01") != RequestTokens.load(bpe_tokenizer).identity()
 
 
+def test_a_template_prints_special_tokens_that_count_for_nothing_else(bpe_tokenizer, tmp_path):
+    """A base model and its chat model may have one tokenizer.json, one template, and another end token."""
+    found = []
+    for name, end in (("base", "<s>"), ("chat", "</s>")):
+        shutil.copytree(bpe_tokenizer, tmp_path / name)
+        path = tmp_path / name / "tokenizer_config.json"
+        settings = {**json.loads(path.read_text()), "eos_token": end}
+        path.write_text(json.dumps(settings))
+        tokens = RequestTokens.load(
+            str(tmp_path / name), apply_chat_template=True, template_date="2026-01-01"
+        )
+        found.append((tokens.tokenizer.backend_tokenizer.to_str(), tokens.identity()))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
+
+
 def test_a_tokenizer_in_python_is_asked_each_time(slow_tokenizer, made):
     assert RequestTokens.load(slow_tokenizer).identity() is None
     for _ in range(2):
