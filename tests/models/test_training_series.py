@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ import training_series
 import yaml
 from filelock import FileLock
 
+from nsa_models.train import corpus as corpus_module
 from nsa_models.train import held_out, loop
 from nsa_models.train.corpus import load_corpus
 from nsa_models.train.held_out import HeldOutTest
 from nsa_models.train.learner import Learner
 from nsa_models.train.loop import Stopped
 from nsa_models.train.parallel import Group
-from nsa_models.train.recipe import Recipe, RecipeError, load_recipe
+from nsa_models.train.recipe import Recipe, RecipeError, TextRecipe, load_recipe
 from nsa_models.train.series import command_line, load_series, main, train_series
 
 Plain = dict[str, Any]
@@ -196,6 +199,25 @@ def test_a_run_in_anothers_hands_is_left_to_it(written: Path, capsys: pytest.Cap
         assert main([str(written), "--only", "nsa-32,full-32"]) == 0
     assert "nsa-32 in the hands of other processes" in capsys.readouterr().out
     assert list(results(written)["runs"]) == ["full-32"]
+
+
+def test_processes_that_begin_together_make_the_tokenised_text_once(
+    recipe: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = Recipe.model_validate(recipe).text.model_copy(update={"cache": tmp_path / "cache"})
+    made = []
+    make = corpus_module._make
+
+    def slowly(recipe: TextRecipe) -> None:
+        made.append(recipe)
+        time.sleep(0.2)
+        make(recipe)
+
+    monkeypatch.setattr(corpus_module, "_make", slowly)
+    with ThreadPoolExecutor(2) as pool:  # a lock is one for threads as for processes
+        one, other = pool.map(load_corpus, [text, text])
+    assert len(made) == 1
+    assert one.train.tolist() == other.train.tolist()
 
 
 def test_a_run_that_fails_keeps_no_other_from_being_trained(

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -44,15 +45,20 @@ class Corpus:
 
 
 def load_corpus(recipe: TextRecipe) -> Corpus:
-    """Open the cache of `recipe`, making it from the folder when it isn't there.
+    """Open the cache of `recipe`, making it from the folder when it isn't there; one process makes it.
 
     Raises:
         FileNotFoundError: Neither the cache nor any text is there.
         ValueError: A file of text can't be read, or the cache was made by another recipe.
     """
-    if not (recipe.cache / "corpus.json").is_file():
-        _make(recipe)
-    about = json.loads((recipe.cache / "corpus.json").read_text(encoding="utf-8"))
+    made = recipe.cache / "corpus.json"
+    if not made.is_file():
+        recipe.cache.mkdir(parents=True, exist_ok=True)
+        # Two that made it at once would write over the tokens that the faster one already reads.
+        with FileLock(recipe.cache / "lock"):
+            if not made.is_file():
+                _make(recipe)
+    about = json.loads(made.read_text(encoding="utf-8"))
     now = _made_by(recipe)
     changed = [key for key, value in about.get("made_by", now).items() if value != now.get(key)]
     if changed:
@@ -160,7 +166,6 @@ def _make(recipe: TextRecipe) -> None:
     counts: Counter[str] = Counter()
     for text in training:
         counts.update(_WORD.findall(text[:200_000]))
-    recipe.cache.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(recipe.cache / "tokenizer")
     np.concatenate(arrays).tofile(recipe.cache / "tokens.bin")
     about = {
