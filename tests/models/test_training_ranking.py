@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ SMALL = BlockGeometry(block=8, stride=4, select_block=16, select_count=5, window
 OTHER = BlockGeometry(
     block=8, stride=8, select_block=8, select_count=4, window=16, first_blocks=0, last_blocks=1
 )
+WIDE = BlockGeometry(  # compressed keys end behind blocks that they belong to
+    block=32, stride=8, select_block=8, select_count=6, window=16, first_blocks=0, last_blocks=1
+)
 
 
 def keys(rows: int, tokens: int, geometry: BlockGeometry, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,7 +50,6 @@ def plain_loss(
         return [power / sum(powers) for power in powers]
 
     own = t // geometry.select_block
-    free = range(geometry.first_blocks, max(geometry.first_blocks, own - geometry.last_blocks + 1))
     wanted, importance = [0.0] * (own + 1), [0.0] * (own + 1)
     for head in q:
         for token, share in enumerate(softmax(head, k_slc[: t + 1])):
@@ -57,13 +60,15 @@ def plain_loss(
             for piece in range(first, first + geometry.block, geometry.stride):
                 if piece // geometry.select_block <= own:
                     importance[piece // geometry.select_block] += share
+    # A block of which no compressed key is seen can't be ranked.
+    free = [j for j in range(geometry.first_blocks, own - geometry.last_blocks + 1) if importance[j] > 0]
     chosen = geometry.select_count - geometry.first_blocks - geometry.last_blocks
     best = sorted(free, key=lambda j: -wanted[j])[:chosen]
     mass, total = sum(wanted[j] for j in best), sum(importance[j] for j in free)
     return sum(wanted[j] * (math.log(wanted[j] / mass) - math.log(importance[j] / total)) for j in best)
 
 
-@pytest.mark.parametrize("geometry", [SMALL, OTHER], ids=["small", "other"])
+@pytest.mark.parametrize("geometry", [SMALL, OTHER, WIDE], ids=["small", "other", "wide"])
 @pytest.mark.parametrize("tokens", [80, 93, 112])
 def test_the_loss_is_the_definitions(geometry: BlockGeometry, tokens: int) -> None:
     q, k_cmp, k_slc = keys(2, tokens, geometry)
@@ -78,7 +83,22 @@ def test_the_loss_is_the_definitions(geometry: BlockGeometry, tokens: int) -> No
                     heads, k_cmp[row, :, group].tolist(), k_slc[row, :, group].tolist(), t, geometry
                 )
                 assert found[row, i, group].item() == pytest.approx(expected, abs=1e-5)
+    assert (found > -1e-6).all()  # a divergence
     assert (found[:, -1] > 1e-4).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 20, 33])
+def test_rows_without_a_compressed_key_lose_nothing(tokens: int) -> None:
+    geometry = replace(WIDE, block=40)
+    q, k_cmp, k_slc = keys(1, tokens, geometry)
+    assert k_cmp.shape[1] == 0
+    q.requires_grad_()
+    positions = torch.tensor([[0, tokens // 2, tokens - 1]])
+    losses = ranking_losses(q[:, positions[0]], k_cmp, k_slc, positions, geometry)
+    losses.sum().backward()
+    assert losses.count_nonzero() == 0
+    assert q.grad is not None
+    assert not q.grad.any()
 
 
 def test_a_query_that_can_choose_nothing_loses_nothing() -> None:

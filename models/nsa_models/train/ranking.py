@@ -21,10 +21,14 @@ from nsa_models.attention import NSAAttention
 
 
 class BlockRanking:
-    """Sums the loss over the NSA layers of a model, forward after forward, while it watches."""
+    """Sums the loss over the NSA layers of a model while it watches a forward."""
 
     def __init__(self, model: nn.Module, geometry: BlockGeometry, queries: int) -> None:
-        """Watch the layers of `model`; `queries` of each row are asked, half of them those that answer."""
+        """Watch the layers of `model`; `queries` of each row are asked, half of them those that answer.
+
+        The geometry's n is the one that the model will be used with, whatever a stage of training selects:
+        what is ranked below a stage's n is asked for later.
+        """
         self._layers = [module for module in model.modules() if isinstance(module, NSAAttention)]
         self._geometry, self._queries = geometry, queries
         self._positions: Tensor | None = None
@@ -81,11 +85,12 @@ def ranking_losses(
 ) -> Tensor:
     """KL divergence of the compressed branch's importance of blocks from the selected branch's attention.
 
-    Importance is a distribution over the blocks that are free to be chosen, not forced: a first block that
-    takes the attention that has nowhere to go, and the newest, are selected in any case. The attention is
-    that on the best of them, as many as can be chosen: what is spread thinly over hundreds of others would
-    count for more in sum than a single fact. A query's divergence is weighted by the share of its attention
-    that falls on those best. No gradient reaches `k_slc`, and `q` has it through the importance alone.
+    Importance is a distribution over the blocks that are free to be chosen, not forced (a first block that
+    takes the attention that has nowhere to go, and the newest, are selected in any case) and with a
+    compressed key that the query sees. The attention is that on the best of them, as many as can be chosen:
+    what is spread thinly over hundreds of others would count for more in sum than a single fact. A query's
+    divergence is weighted by the share of its attention that falls on those best. No gradient reaches
+    `k_slc`, and `q` has it through the importance alone.
 
     Args:
         q: Queries [B, Q, H, d_k], rotated.
@@ -105,6 +110,9 @@ def ranking_losses(
     own = positions[:, None, :, None] // geometry.select_block
     index = torch.arange(count, device=q.device)
     free = (index >= geometry.first_blocks) & (index <= own - geometry.last_blocks)  # [B, 1, Q, blocks]
+    # Where compressed keys are longer than blocks, the first one of a block may end behind the query.
+    earliest = ((index * geometry.select_block - geometry.block) // geometry.stride + 1).clamp(min=0)
+    free &= earliest * geometry.stride + geometry.block - 1 <= positions[:, None, :, None]
 
     with torch.no_grad():
         scores = (grouped.flatten(2, 3) @ k_slc.movedim(1, 3)).unflatten(2, heads).float() * scale
