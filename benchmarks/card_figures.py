@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from nsa_eval.comparison import compare_run
+from nsa_eval.errors import UserError
 from nsa_eval.material import Material
 from nsa_eval.results import Run, load_run
 from nsa_eval.sections import heatmaps, looks, positions
@@ -147,7 +148,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables of the runs named on the command line."""
     parser = argparse.ArgumentParser(description="Figures of finished runs, for cards.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder")
-    print(figures(parser.parse_args(argv).runs))
+    runs = parser.parse_args(argv).runs
+    try:
+        print(figures(runs))
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def make_positions(scored):
     return make
 
 
-def test_no_folder_of_a_run_is_a_plain_error(tmp_path):
-    with pytest.raises(Exception, match="not a run directory"):
+def test_no_folder_of_a_run_is_a_plain_error(tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
         card_figures.main([str(tmp_path)])
+    assert left.value.code == 2
+    assert "not a run directory" in capsys.readouterr().err
