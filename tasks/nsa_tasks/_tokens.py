@@ -119,6 +119,11 @@ class RequestTokens:
         )
         return (content, *map(repr, rest))
 
+    @property
+    def for_threads(self) -> bool:
+        """Whether threads may count at once, and gain by it: not where a tokenizer works in Python."""
+        return _plain_backend(self.tokenizer) is not None
+
     def render(self, prompt: str, prefix: str) -> str:
         """Make the request's text: by the chat template, or else prompt, space, answer prefix."""
         if self.chat_template is None:

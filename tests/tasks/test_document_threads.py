@@ -32,6 +32,23 @@ def test_a_grid_is_that_of_a_plain_loop(bpe_tokenizer, tmp_path, haystack, task,
     assert build.documents(params, tokens) == plain
 
 
+def test_a_tokenizer_in_python_is_asked_by_one_thread_alone(slow_tokenizer, monkeypatch):
+    """It would gain nothing, and may keep a state of its own."""
+    tokens = RequestTokens.load(slow_tokenizer)
+    asking = set()
+    tokenize = tokens.tokenizer._tokenize
+
+    def seen(text):
+        asking.add(threading.get_ident())
+        return tokenize(text)
+
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr(tokens.tokenizer, "_tokenize", seen)
+    params = resolve("needle_single", {"lengths": [1500], "depths": 3, "samples": 2})
+    assert len(build.documents(params, tokens)) == 6
+    assert asking == {threading.get_ident()}
+
+
 def test_the_order_is_that_of_the_jobs_whichever_ends_first(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 4)
 

@@ -30,7 +30,11 @@ def documents(params: NeedleParams, tokens: RequestTokens) -> list[dict[str, Any
     """
     haystack = open_haystack(params)
     places = list(itertools.product(params.lengths, range(len(params.depths)), range(params.samples)))
-    return each(lambda place: document(params, *place, haystack, tokens), places)
+
+    def make(place: tuple[int, int, int]) -> dict[str, Any]:
+        return document(params, *place, haystack, tokens)
+
+    return each(make, places) if tokens.for_threads else [make(place) for place in places]
 
 
 def open_haystack(params: NeedleParams) -> Haystack:
