@@ -41,6 +41,6 @@ def one_more_query(q: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         [..., M + 1, D] and [..., M + 1 or 1, S].
     """
     if mask.shape[-2] != 1:
-        seen = mask.dtype == torch.bool
+        seen = 1.0 if mask.dtype == torch.bool else 0.0  # True, or nothing added to the scores
         mask = F.pad(mask, (0, 0, 0, 1), value=seen)
     return F.pad(q, (0, 0, 0, 1)), mask

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import training_series
 import yaml
 from filelock import FileLock
@@ -21,7 +22,7 @@ from nsa_models.train import corpus as corpus_module
 from nsa_models.train import held_out, loop
 from nsa_models.train.corpus import load_corpus
 from nsa_models.train.held_out import HeldOutTest
-from nsa_models.train.learner import Learner
+from nsa_models.train.learner import Learner, Learnt
 from nsa_models.train.loop import Stopped
 from nsa_models.train.parallel import Group
 from nsa_models.train.recipe import Recipe, RecipeError, TextRecipe, load_recipe
@@ -230,6 +231,24 @@ def test_a_run_that_fails_keeps_no_other_from_being_trained(
     assert list(results(written)["runs"]) == ["full-16"]  # nothing of the other recipe's
     assert "nsa-32" in results(written)["missing"]
     assert results(written)["runs"]["full-16"]["recipe"]["seed"] == 3
+
+
+def test_a_run_too_large_for_the_memory_keeps_no_other_from_being_trained(
+    written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learn = Learner.learn
+
+    def within_memory(self: Learner, *args: Any, **kwargs: Any) -> Learnt:
+        if self.config.hidden_size == 32:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return learn(self, *args, **kwargs)
+
+    monkeypatch.setattr(Learner, "learn", within_memory)
+    assert main([str(written), "--only", "full-32,full-16"]) == 2
+    said = capsys.readouterr().err
+    assert "full-32: CUDA out of memory" in said
+    assert "lower micro_batch_tokens" in said
+    assert list(results(written)["runs"]) == ["full-16"]
 
 
 def test_results_have_the_lengths_that_are_asked_for_now(written: Path) -> None:

@@ -40,6 +40,7 @@ Changes = dict[str, Any]
 """Keys of a recipe (`stages.1.max_steps`) and their values, as for the trainer's --set."""
 
 _RESULT = "result.json"
+_SMALLER = "; lower micro_batch_tokens, which changes rounding alone"
 _DIGITS = 5  # of losses in the files: more than a step's loss means
 
 
@@ -141,7 +142,8 @@ def train_series(
     Raises:
         RecipeError: A name of `only` that the series doesn't have.
         Stopped: Time is up, SIGTERM or Ctrl-C; the same call goes on there.
-        RunsFailedError: What `train` says of some runs with a ValueError; all others are trained first.
+        RunsFailedError: What `train` says of some runs with a ValueError, or memory that they are too large
+            for; all others are trained first.
         FileNotFoundError: No training text.
     """
     ends = None if minutes is None else time.monotonic() + 60 * minutes
@@ -162,7 +164,8 @@ def train_series(
             except Timeout:
                 log(f"{name}: in the hands of another process")
                 held.append(name)
-            except ValueError as error:
+            except (ValueError, torch.OutOfMemoryError) as told:
+                error = f"{told}{_SMALLER if isinstance(told, torch.OutOfMemoryError) else ''}"
                 log(f"{name}: {error}")
                 failed.append(f"{name}: {error}")
             collect(series)
