@@ -27,6 +27,8 @@ from nsa_eval.comparison.intervals import wilson
 
 BINS = 45
 """Points of a curve: each is the mean over an equal share of the tokens, as one step's loss scatters."""
+FOUND = 1.0
+"""Nats of the answers' loss, under half of what a digit costs that is guessed: ln 10."""
 _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 2)), (0, (1, 1)))
 _PALETTE = ("#1f5a9e", "#b35806", "#1b7f5c", "#8f3a94", "#5a5f66", "#b3261e", "#c59b08", "#4a83c0")
 Run = dict[str, Any]
@@ -99,6 +101,14 @@ def differences(run: Run, other: Run, key: str) -> Points:
     return binned({"curve": {"tokens": [at for at, _ in both], key: [value for _, value in both]}}, key)
 
 
+def found_after(run: Run) -> int | None:
+    """Tokens of the first logged step from which on the answers' loss stays below `FOUND`; None: of none."""
+    after = None
+    for at, value in zip(run["curve"]["tokens"], run["curve"]["answer_loss"], strict=True):
+        after = None if value >= FOUND else at if after is None else after
+    return after
+
+
 def draw(runs: Runs, path: Path, title: str) -> None:
     """Loss of all tokens, of the answers, and of all tokens less the reference's, over training tokens."""
     compared = references(runs)
@@ -155,18 +165,21 @@ def table(runs: Runs) -> str:
     heads = (
         "run",
         "parameters",
-        f"loss, all tokens, at {said}",
-        f"loss, answers, at {said}",
+        f"loss, all tokens, nats, at {said}",
+        f"loss, answers, nats, at {said}",
+        f"answers in training below {FOUND:g} nat from, M tokens",
         *(f"questions right at {length:,}, %" for length in lengths),
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, run in runs.items():
+        after = found_after(run)
         tests = [run["held_out"][str(length)] for length in lengths]
         cells = (
             name,
             f"{run['parameters'] / 1e6:.1f}M",
             ", ".join(f"{test['text']:.3f}" for test in tests),
             ", ".join(f"{test['answer']:.3g}" for test in tests),
+            "never" if after is None else f"{after / 1e6:.1f}",
             *(_share(test["right"], test["questions"]) for test in tests),
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -175,7 +188,7 @@ def table(runs: Runs) -> str:
 
 def _share(right: int, questions: int) -> str:
     between = wilson(right, questions, 0.95)
-    return f"{100 * right / questions:.0f} ({100 * between.low:.0f} to {100 * between.high:.0f})"
+    return f"{100 * right / questions:.1f} ({100 * between.low:.1f} to {100 * between.high:.1f})"
 
 
 def summary(name: str, runs: Runs) -> str:

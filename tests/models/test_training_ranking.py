@@ -205,7 +205,9 @@ def test_without_blocks_to_rank_or_without_asking_there_is_none(recipe: Plain, a
     assert [row["ranking_loss"] for row in log(recipe)] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("change", ["ranking.weight=0", "ranking.queries=1", "ranking.layers=2"])
+@pytest.mark.parametrize(
+    "change", ["ranking.weight=0", "ranking.queries=1", "ranking.layers=2", "model.nsa_branches=cmp+win"]
+)
 def test_a_wrong_ranking_is_refused(tmp_path: Path, change: str) -> None:
     path = Path("models/nsa_models/recipes/twin-nsa-64k.yaml")
     with pytest.raises(RecipeError, match="ranking"):

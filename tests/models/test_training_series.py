@@ -322,9 +322,18 @@ def test_the_ladders_runs_are_twins_of_three_sizes() -> None:
         assert recipe.model["num_attention_heads"] == 4 * recipe.model["num_key_value_heads"]
 
 
-def test_the_commands_of_the_page_are_taken() -> None:
-    page = (HOME / "docs" / "training.md").read_text(encoding="utf-8")
-    found = re.findall(r"-m nsa_models\.train\.series (\S+\.yaml[^\n&;]*)", page)
+def test_no_ranking_loss_draws_to_keys_that_nothing_trains() -> None:
+    ranked = {
+        name: recipe.ranking is not None
+        for name, recipe in load_series(BUNDLED / "ablations.yaml").recipes.items()
+    }
+    assert {name for name, has in ranked.items() if not has} == {"no-selection", "no-ranking"}
+
+
+@pytest.mark.parametrize("page", ["training.md", "ladder.md"])
+def test_the_commands_of_the_page_are_taken(page: str) -> None:
+    text = (HOME / "docs" / page).read_text(encoding="utf-8")
+    found = re.findall(r"-m nsa_models\.train\.series (\S+\.yaml[^\n&;]*)", text)
     assert found
     for line in found:
         args = command_line().parse_args([word for word in shlex.split(line) if word != "\\"])
@@ -371,7 +380,10 @@ def test_a_page_gets_table_and_picture_and_keeps_the_rest(tmp_path: Path) -> Non
         text = page.read_text()
         assert text.startswith("# Above\n<!-- ladder -->\n2 runs of 100 steps, 100M tokens, seed 0, on a GPU")
         assert text.endswith("](ladder.svg)\n<!-- /ladder -->\nbelow\n")
-        assert "| nsa-2 | 1.2M | 3.050, 3.050 | 0.5, 0.5 | 50 (44 to 56) | 0 (0 to 1) |" in text
+        assert (
+            "| nsa-2 | 1.2M | 3.050, 3.050 | 0.5, 0.5 | never | 50.0 (43.9 to 56.1) | 0.0 (0.0 to 1.5) |"
+            in text
+        )
         assert "old" not in text
     picture = (tmp_path / "ladder.svg").read_bytes()
     training_series.main([str(file), "--page", str(page)])
@@ -379,6 +391,19 @@ def test_a_page_gets_table_and_picture_and_keeps_the_rest(tmp_path: Path) -> Non
     apart = training_series.differences(runs["nsa-2"], runs["full-2"], "loss")
     assert len(apart) == training_series.BINS
     assert [value for _, value in apart] == pytest.approx([-0.25] * len(apart))
+
+
+@pytest.mark.parametrize(
+    ("answers", "after"),
+    [
+        ([2.0, 0.9, 1.5, 0.8, 0.1], 4_000_000),  # a single good step before is none
+        ([2.0, 0.5, 0.4, 1.0], None),
+        ([0.5, 0.4], 1_000_000),
+    ],
+)
+def test_answers_are_found_from_where_their_loss_stays_low(answers: list[float], after: int | None) -> None:
+    run = made_up("nsa", 2, [2 * loss for loss in answers])
+    assert training_series.found_after(run) == after
 
 
 def test_runs_that_are_no_twins_are_compared_with_the_first(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from nsa_models.configuration import NSADecoderConfig
+from nsa_models.configuration import BRANCHES, NSADecoderConfig
 
 # Fields of NSADecoderConfig that the tokenizer decides.
 _FROM_TOKENIZER = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
@@ -172,6 +172,16 @@ class Recipe(_Strict):
             raise ValueError(
                 f"batch_tokens ({self.batch_tokens}) must be a multiple of "
                 f"micro_batch_tokens ({self.micro_batch_tokens})"
+            )
+        config = NSADecoderConfig(**self.model)
+        if (
+            self.ranking is not None
+            and config.attention == "nsa"
+            and BRANCHES.index("slc") in config.closed_branches
+        ):
+            raise ValueError(
+                f"ranking: nothing trains the selected branch that it draws to, nsa_branches are "
+                f"{config.nsa_branches}: leave it out"
             )
         for index, stage in enumerate(self.stages):
             if stage.select_count is not None:
