@@ -58,11 +58,12 @@ def asks_in_a_step(model: PreTrainedModel, method: Method, rows: int) -> int:
     [one for one in small_methods() if not hasattr(one, "weights") and one.phase != "prefill"],
     ids=lambda one: one.label,
 )
+@pytest.mark.parametrize("kind", ["llama", "decoder"])
 def test_a_decode_step_asks_once_a_row_at_most(
-    make_model: Callable[..., PreTrainedModel], method: Method
+    make_model: Callable[..., PreTrainedModel], kind: str, method: Method
 ) -> None:
-    own = asks_in_a_step(make_model("llama"), make_method("moba", 8, chunk=4), 3)  # dense steps: the model's
-    assert asks_in_a_step(make_model("llama"), method, 3) - own <= 3 * method.rowwise
+    own = asks_in_a_step(make_model(kind), make_method("moba", 8, chunk=4), 3)  # dense steps: the model's
+    assert asks_in_a_step(make_model(kind), method, 3) - own <= 3 * method.rowwise
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
