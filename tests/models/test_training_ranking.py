@@ -206,7 +206,14 @@ def test_without_blocks_to_rank_or_without_asking_there_is_none(recipe: Plain, a
 
 
 @pytest.mark.parametrize(
-    "change", ["ranking.weight=0", "ranking.queries=1", "ranking.layers=2", "model.nsa_branches=cmp+win"]
+    "change",
+    [
+        "ranking.weight=0",
+        "ranking.queries=1",
+        "ranking.layers=2",
+        "model.nsa_branches=cmp+win",
+        "model.nsa_select_count=3",
+    ],
 )
 def test_a_wrong_ranking_is_refused(tmp_path: Path, change: str) -> None:
     path = Path("models/nsa_models/recipes/twin-nsa-64k.yaml")

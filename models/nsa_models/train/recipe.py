@@ -173,16 +173,6 @@ class Recipe(_Strict):
                 f"batch_tokens ({self.batch_tokens}) must be a multiple of "
                 f"micro_batch_tokens ({self.micro_batch_tokens})"
             )
-        config = NSADecoderConfig(**self.model)
-        if (
-            self.ranking is not None
-            and config.attention == "nsa"
-            and BRANCHES.index("slc") in config.closed_branches
-        ):
-            raise ValueError(
-                f"ranking: nothing trains the selected branch that it draws to, nsa_branches are "
-                f"{config.nsa_branches}: leave it out"
-            )
         for index, stage in enumerate(self.stages):
             if stage.select_count is not None:
                 try:
@@ -195,6 +185,23 @@ class Recipe(_Strict):
                         f"micro_batch_tokens ({self.micro_batch_tokens}) must be a multiple of every length, "
                         f"and isn't of {length} in stages.{index}.lengths"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_something_to_rank(self) -> Recipe:
+        config = NSADecoderConfig(**self.model)
+        if self.ranking is None or config.attention != "nsa":
+            return self
+        if BRANCHES.index("slc") in config.closed_branches:
+            raise ValueError(
+                f"ranking: nothing trains the selected branch that it draws to, nsa_branches are "
+                f"{config.nsa_branches}: leave it out"
+            )
+        if config.nsa_select_count == config.geometry.forced_blocks:
+            raise ValueError(
+                f"ranking: all {config.nsa_select_count} blocks of nsa_select_count are selected whatever "
+                "their rank: leave it out, or raise that"
+            )
         return self
 
 
