@@ -14,6 +14,9 @@ from typing import Any
 
 from nsa_eval._words import counted
 
+# As many models get a line of their own in the terminal where the same is said of each; audit.json names all.
+_NAMED_MODELS = 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditKind:
@@ -152,13 +155,21 @@ def describe_with_place(model: str, event: Mapping[str, Any]) -> str:
 
 
 def terminal_notes(events: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line per model and kind.
+    """A line per model and kind, or one for all models of which the same is said, where they are many.
 
     Args:
         events: Each with its `model`.
     """
     counts = Counter((str(event["model"]), _name(event)) for event in events)
-    return [f"{model}: {kind_of(kind).say(n)} (audit.json)" for (model, kind), n in counts.items()]
+    saying: dict[str, list[str]] = {}
+    for (model, kind), n in counts.items():
+        saying.setdefault(f"{kind_of(kind).say(n)} (audit.json)", []).append(model)
+    notes = []
+    for words, models in saying.items():
+        if len(models) > _NAMED_MODELS:
+            models = [f"{models[0]} and {len(models) - 1} more, each"]
+        notes += [f"{model}: {words}" for model in models]
+    return notes
 
 
 def comparison_notes(model: str, events: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -34,6 +34,8 @@ class CellMeter:
             self._look()
         for phase in ("prefill", "decode"):
             self._taken(phase)
+        if self._attached is not None:
+            self._attached.reads.take_rows()
         self.prompt(longest)
 
     def _look(self) -> None:
@@ -89,8 +91,9 @@ class CellMeter:
     def counted(self, phase: Phase, stated: Sequence[Cells]) -> list[Cells]:
         """What was counted since the last call, shared out; nothing without a method.
 
-        The rows of a batch are counted together. Each gets the part that it states of what all of them state:
-        its own count where the declaration is exact, or where rows are of one length.
+        Prompts that were read whole, in the order of `stated`, get what their own rows read. Where requests
+        came in pieces, or shared some, and in decode steps, each gets the part that it states of what all of
+        them state: its own count where the declaration is exact, or where rows are of one length.
 
         Args:
             phase: Which counts.
@@ -99,6 +102,9 @@ class CellMeter:
         if self._attached is None:
             return []
         read, dense = self._taken(phase)
+        rows = self._attached.reads.take_rows() if phase == "prefill" else []
+        if [whole for _, whole in rows] == [one.dense * self._heads for one in stated]:
+            return [Cells(read=part, least=part, dense=of, heads=self._heads) for part, of in rows]
         reads, whole = (sum(one.read for one in stated) or 1, sum(one.dense for one in stated) or 1)
         shares = [(round(read * one.read / reads), round(dense * one.dense / whole)) for one in stated]
         return [Cells(read=part, least=part, dense=of, heads=self._heads) for part, of in shares]

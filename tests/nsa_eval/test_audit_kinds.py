@@ -49,6 +49,19 @@ def test_the_terminal_counts_by_model_and_kind():
     ]
 
 
+@pytest.mark.parametrize("models", [3, 4, 25])
+def test_the_terminal_says_once_what_is_the_same_of_many_models(models):
+    events = [{"model": f"m{number}", "kind": "truncated"} for number in range(models)]
+    events.append({"model": "m1", "kind": "odd_thing"})
+    cut = "1 prompt was cut to fit (audit.json)"
+    same = (
+        [f"m{number}: {cut}" for number in range(3)]
+        if models == 3
+        else [f"m0 and {models - 1} more, each: {cut}"]
+    )
+    assert terminal_notes(events) == [*same, "m1: 1 x odd thing (audit.json)"]
+
+
 def test_a_comparison_says_how_many_requests_or_that_it_is_the_model():
     events = [{"kind": "truncated"}, {"kind": "truncated"}, {"kind": "default_max_length"}]
     assert comparison_notes("a", events) == ["a: default max length", "a: truncated in 2 requests"]

@@ -169,8 +169,8 @@ def attend(
         plans: See `QueryBlock`.
 
     Returns:
-        [B, H, n, d_v] in q's dtype, 0 for a query that sees nothing; and the KV tokens read by all real
-        queries over all heads, a 0-d LongTensor.
+        [B, H, n, d_v] in q's dtype, 0 for a query that sees nothing; and the KV tokens read by each row's
+        real queries over all heads, a LongTensor [B].
     """
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     k, v = k.to(dtype), v.to(dtype)
@@ -178,7 +178,7 @@ def attend(
     rows = block_rows(q, k.shape[2])
     if method.phase == "decode":
         rows = 1  # a step chooses for one token: page statistics end at it
-    out, read = [], torch.zeros((), dtype=torch.long, device=q.device)
+    out, read = [], torch.zeros(q.shape[0], dtype=torch.long, device=q.device)
     for begin in range(0, length, rows):
         part = slice(begin, min(begin + rows, length))
         # Keys behind the last query of the block are seen by none of it.
@@ -201,5 +201,5 @@ def attend(
         out.append(read_by.masked_fill((counts == 0)[..., None], 0.0).to(q.dtype))
         if place.real is not None:
             counts = counts * place.real[:, None, part]
-        read += counts.sum() * (heads // keep.shape[1])
+        read += counts.sum((1, 2)) * (heads // keep.shape[1])
     return torch.cat(out, dim=2), read

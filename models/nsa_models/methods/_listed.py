@@ -176,13 +176,13 @@ def attend_by_lists(
         plans: Of the rows' prompts, see `QueryBlock`.
 
     Returns:
-        [B, H, n, d_v] in q's dtype, 0 at padding; and the KV tokens read by all real queries over all heads,
-        a 0-d LongTensor.
+        [B, H, n, d_v] in q's dtype, 0 at padding; and the KV tokens read by each row's real queries over all
+        heads, a LongTensor [B].
     """
     heads = q.shape[1]
     backend = backend_for(method, q.device, q.dtype, width=q.shape[3], value_width=v.shape[3])
     out = q.new_zeros(*q.shape[:3], v.shape[3])
-    read = torch.zeros((), dtype=torch.long, device=q.device)
+    read = torch.zeros(q.shape[0], dtype=torch.long, device=q.device)
     for row, where, first, end in _runs(place):
         front = first % method.tile
         queries = pad(q[row][:, where], (0, 0, front, 0)) if front else q[row][:, where]
@@ -199,14 +199,14 @@ def attend_by_lists(
             backend=backend,
         )
         out[row][:, where] = found.out[0, front:].transpose(0, 1)
-        read += lists.reads(heads, start=run.start, first=first, end=end)
+        read[row] += lists.reads(heads, start=run.start, first=first, end=end)
     return out, read
 
 
 def step_by_lists(
     method: Listed, q: Tensor, k: Tensor, v: Tensor, place: Placement, *, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """A decode step by pages: as `attend_by_lists`, of one query a row."""
+    """A decode step by pages: as `attend_by_lists`, of one query a row; all reads in one number."""
     backend = backend_for(method, q.device, q.dtype, width=q.shape[3], value_width=v.shape[3])
     lengths = place.positions[:, 0] + 1
     if place.real is not None:

@@ -119,9 +119,9 @@ class Placement:
         return whole if self.real is None else self.real.sum()
 
     def dense_reads(self) -> Tensor:
-        """KV tokens that dense attention reads for all real queries in one head, a 0-d LongTensor."""
+        """KV tokens that dense attention reads for each row's real queries in one head, a LongTensor [B]."""
         seen = self.positions + 1
-        return seen.sum() if self.real is None else (seen * self.real).sum()
+        return seen.sum(-1) if self.real is None else (seen * self.real).sum(-1)
 
 
 def _runs(positions: Tensor, real: Tensor) -> tuple[Run, ...] | None:

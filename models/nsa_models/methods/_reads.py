@@ -50,6 +50,7 @@ class Reads:
         """Nothing read yet."""
         self._totals: dict[Now, Tensor] = {}
         self._last: list[tuple[int, Now, bool, Tensor]] = []
+        self._rows: list[Tensor] | None = None
 
     def add(
         self,
@@ -70,12 +71,19 @@ class Reads:
             sparse: Whether the method chose.
             heads: H, query heads.
             queries: Real queries.
-            read: KV tokens read over all heads.
-            dense: KV tokens that dense attention reads in one head.
+            read: KV tokens read over all heads, by each row [B] or by all of them.
+            dense: KV tokens that dense attention reads in one head, by each row [B].
         """
-        counts = torch.stack([queries * heads, read, dense * heads])
-        if self._last and layer <= self._last[-1][0]:
+        counts = torch.stack([queries * heads, read.sum(), dense.sum() * heads])
+        begins = not self._last or layer <= self._last[-1][0]
+        if begins:
             self._last = []
+        if self._rows is not None and phase == "prefill" and read.dim():
+            by_row = torch.stack([read, dense * heads], dim=-1)
+            if begins or not self._rows:
+                self._rows.append(by_row)
+            else:
+                self._rows[-1] = self._rows[-1] + by_row.to(self._rows[-1].device)
         self._last.append((layer, phase, sparse, counts))
         before = self._totals.get(phase)
         # Layers of one model may live on several devices.
@@ -99,9 +107,19 @@ class Reads:
         """All decode steps so far."""
         return _counts(self._totals.get("decode"))
 
+    def take_rows(self) -> list[tuple[int, int]]:
+        """(read, dense) of each row of each forward over prompts since the last call, in order.
+
+        They are kept from the first call on, for whoever goes on calling.
+        """
+        taken = [(read, dense) for rows in self._rows or () for read, dense in rows.tolist()]
+        self._rows = []
+        return taken
+
     def reset(self) -> None:
         """Begin anew."""
         self._totals, self._last = {}, []
+        self._rows = None if self._rows is None else []
 
 
 def _counts(tensor: Tensor | None) -> ReadCounts:

@@ -102,13 +102,14 @@ def attend_rows(
             there it is looked whether a row goes on with its own.
 
     Returns:
-        [B, H, n, d_v] in q's dtype, 0 for padding; and the KV tokens read by all queries over all heads.
+        [B, H, n, d_v] in q's dtype, 0 for padding; and the KV tokens read by each row's queries over all
+        heads, [B].
 
     Raises:
         MethodError: A row doesn't go on where its memory ends.
     """
     out = q.new_zeros(*q.shape[:3], v.shape[-1])
-    read = torch.zeros((), dtype=torch.long, device=q.device)
+    read = torch.zeros(q.shape[0], dtype=torch.long, device=q.device)
     common = _Layer(scaling=scaling, number=layer, rotate=rotate, phase=phase, deepest=deepest)
     for row in _rows(method, q, k, place, memories, common):
         if method.looks_ahead(phase):
@@ -121,7 +122,7 @@ def attend_rows(
             weights = method.logits(block).masked_fill(~keep, float("-inf")).softmax(-1)
             weights = weights.masked_fill(~keep, 0.0)
             out[row.number][:, row.part(start, stop)] = grouped(weights, values[:, :, :stop])[0].to(q.dtype)
-            read += keep.sum() * (q.shape[1] // keep.shape[1])
+            read[row.number] += keep.sum() * (q.shape[1] // keep.shape[1])
             method.learn(block, weights)
     return out, read
 

@@ -10,6 +10,8 @@ from nsa_models.methods import make_method
 EXACT = make_method("exact-top", 24, first=4, local=8)
 QUEST = make_method("quest", 16, page=4, dense_layers=[])
 SINKS = make_method("streaming-llm", 20, first=4)
+# What a query of a prompt reads under this depends on the prompt: it states no more than dense.
+COVER = make_method("flexprefill", gamma=0.5, least=4, block=4)
 # What a query of a prompt reads under these depends on where the prompt ends.
 CHUNKS = make_method("dhsa-fixed", 24, chunk=2, block=8, first=4, local=8, tail=12)
 FAR = make_method("infllm", 26, first=2, local=8, block=4, representatives=2, unit=8)
@@ -64,6 +66,23 @@ def test_counts_are_what_a_method_states_where_nothing_is_shared(rows, method, t
         counted = cost.prefill_counted
         assert (counted.read, counted.dense) == scaled(cost.prefill_stated, model)
         assert cost.prefill_stated.least == cost.prefill_stated.read
+
+
+@pytest.mark.parametrize("method", [COVER, FAR], ids=lambda method: method.name)
+def test_what_a_whole_prompt_read_does_not_depend_on_who_is_read_beside_it(method, toys, tokenizer):
+    model, by_rows = toys.make_model("llama"), []
+    for rows in (1, 8):
+        engine, answerer, costs = answered(model, tokenizer, method, batch_size=rows)
+        engine.generate_until(toys.reply_requests())
+        texts = [(toys.make_text(seed, 9 * seed), " the lazy dog") for seed in range(1, 5)]
+        engine.loglikelihood(
+            [toys.request_of("loglikelihood", text, doc_id=number) for number, text in enumerate(texts)]
+        )
+        answerer.close()
+        counted = [cost.prefill_counted for cost in costs]
+        by_rows.append(sorted((one.dense, one.read) for one in counted))
+    assert by_rows[0] == by_rows[1]
+    assert len({round(read / dense, 6) for dense, read in by_rows[1]}) > 3  # a batch has no common density
 
 
 def test_parts_of_a_prompt_are_stated_of_the_prompt_that_is_read(toys, tokenizer):
