@@ -90,7 +90,7 @@ def test_heads_of_any_width(dtype, width, value_width):
     both(q, k, v, lists_for(40, 40, 2, batch=1, key_block=16))
 
 
-@pytest.mark.parametrize(("query_block", "key_block"), [(16, 64), (64, 16), (128, 32), (64, 64)])
+@pytest.mark.parametrize(("query_block", "key_block"), [(16, 64), (64, 16), (128, 32), (128, 128), (64, 64)])
 def test_tiles_and_blocks_of_any_size(query_block, key_block):
     q, k, v = heads_of(150, 150, batch=1, kv_heads=1)
     both(q, k, v, lists_for(150, 150, 1, batch=1, query_block=query_block, key_block=key_block, density=0.7))

@@ -173,11 +173,10 @@ def test_one_chosen_block_beside_the_forced_is_gathered_sooner(monkeypatch: pyte
 @pytest.mark.parametrize("shared", [False, True], ids=["K/V of its own for the window", "one K/V"])
 @pytest.mark.parametrize("tokens", [700, 1024, 2000, 4096])
 def test_what_is_shipped_agrees_with_torch_in_float32(
-    monkeypatch: pytest.MonkeyPatch, make_inputs: Callable, passes: list[str], tokens: int, shared: bool
+    make_inputs: Callable, passes: list[str], tokens: int, shared: bool
 ) -> None:
     if configs.table_name(DEVICE) != "h200":
         pytest.skip("masked kernels have no rates for this card")
-    monkeypatch.setattr(configs, "MASKED", {"h200": configs.H200_MASKED})
     inputs = make_inputs(PAPER, queries=tokens, group=4, dim=64, dtype=torch.float32).to("cuda")
     inputs = replace(inputs, tensors=tuple(x.bfloat16() for x in inputs.tensors))
     exact = replace(inputs, tensors=tuple(x.float() for x in inputs.tensors))

@@ -180,13 +180,13 @@ H200: Table = {
     "masked_queries": {128: {"BM": 64, "BN": 64, "num_warps": 4, "num_stages": 2}},
     "masked_keys": {128: {"BM": 32, "BN": 64, "num_warps": 4, "num_stages": 2}},
     "masked_compressed": {128: {"BM": 64, "BN": 64, "CHUNK": 2048, "num_warps": 4, "num_stages": 2}},
-    # Not measured yet: what compressed attention, the nearest to it, was fastest with.
+    # Wider than 128: not measured, and chosen for shared memory.
     "block_prefill": {
-        128: {"BM": 64, "BN": 64, "TMA": 1, "num_warps": 4, "num_stages": 1, "maxnreg": 168},
+        128: {"BM": 64, "BN": 64, "TMA": 1, "num_warps": 4, "num_stages": 3},
         256: {"BM": 64, "BN": 32, "TMA": 1, "num_warps": 4, "num_stages": 2},
     },
     "block_prefill_128": {
-        128: {"BM": 128, "BN": 64, "TMA": 1, "num_warps": 8, "num_stages": 2},
+        128: {"BM": 128, "BN": 128, "TMA": 1, "num_warps": 8, "num_stages": 3},
         256: {"BM": 128, "BN": 64, "TMA": 1, "num_warps": 8, "num_stages": 1},
     },
     "decode": {128: _FEW, 256: _WIDE},
@@ -244,5 +244,6 @@ H200_MASKED: Config = {
 10^12 operations a second of masked tiles, forward and backward, and of the backward by lists; those of the
 kernels for 64 heads of 128, window and forced blocks forward (NOTES.md: 390), selected backward (250)."""
 
-MASKED: Mapping[str, Config] = {}
-"""Rates by device, where the masked kernels serve. None yet: their tests for a GPU have passed on no card."""
+MASKED: Mapping[str, Config] = {"h200": H200_MASKED}
+"""Rates by device, where the masked kernels serve: where their tests for a GPU have passed, and where they
+were measured to be faster than gathering (NOTES.md)."""
