@@ -321,7 +321,7 @@ def test_the_page_sees_every_reply_extract_and_reason(demo, parse_page):
     ]
     for name in ("more", "extracts", "reasons"):
         assert f"reply.{name}" in page.scripts[-1]
-    assert "nsa : 2 replies not fully right: 1 another needle's value, 1 nothing" in page.text
+    assert "nsa : 2 replies not fully right: another needle's value (1), nothing (1)" in page.text
 
 
 def test_undecodable_names_do_not_lose_the_report(make_view, tmp_path):

@@ -42,8 +42,8 @@ class Failures:
 
     @property
     def text(self) -> str:
-        """`9 replies not fully right: 6 another needle's value, 3 something else`."""
-        parts = ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common())
+        """`9 replies not fully right: another needle's value (6), something else (3)`."""
+        parts = ", ".join(f"{reason} ({count:,})" for reason, count in self.counts.most_common())
         return f"{counted(self.counts.total(), 'reply', 'replies')} not fully right: {parts}"
 
 

@@ -171,7 +171,7 @@ def test_failed_needle_replies_are_told_apart_and_counted(
         (reason,) if reason else () for reason in reasons
     ]
     html = to_html(view.page)
-    assert "3 replies not fully right: 2 another needle&#39;s value, 1 nothing" in html
+    assert "3 replies not fully right: another needle&#39;s value (2), nothing (1)" in html
 
 
 def test_a_verdict_on_three_documents_says_that_they_are_few(
