@@ -148,10 +148,29 @@ def describe(event: Mapping[str, Any]) -> str:
     return words if before is None or after is None else f"{words}: {before:,} to {after:,} tokens"
 
 
-def describe_with_place(model: str, event: Mapping[str, Any]) -> str:
-    """An event as a line of its own: the model, the document, and what was done."""
-    where = f"{event['task']}, document {event.get('doc_id')}" if event.get("task") else ""
-    return ": ".join(part for part in (model, where, describe(event)) if part)
+def page_notes(events: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[str, ...]:
+    """A line per model and event, or one for all models to which the same was done, where they are many.
+
+    Args:
+        events: Each with the label of its model.
+    """
+    done: dict[str, list[str]] = {}
+    for model, event in events:
+        where = f"{event['task']}, document {event.get('doc_id')}" if event.get("task") else ""
+        done.setdefault(": ".join(part for part in (where, describe(event)) if part), []).append(model)
+    return tuple(
+        ": ".join(part for part in (named, words) if part)
+        for words, models in done.items()
+        for named in _named(models, "")
+    )
+
+
+def _named(models: list[str], each: str) -> list[str]:
+    """Models one by one, or many of them as the first and how many more, with `each` behind."""
+    distinct = list(dict.fromkeys(models))
+    if len(distinct) <= _NAMED_MODELS:
+        return models
+    return [f"{distinct[0]} and {len(distinct) - 1} more{each}"]
 
 
 def terminal_notes(events: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -166,9 +185,7 @@ def terminal_notes(events: Iterable[Mapping[str, Any]]) -> list[str]:
         saying.setdefault(f"{kind_of(kind).say(n)} (audit.json)", []).append(model)
     notes = []
     for words, models in saying.items():
-        if len(models) > _NAMED_MODELS:
-            models = [f"{models[0]} and {len(models) - 1} more, each"]
-        notes += [f"{model}: {words}" for model in models]
+        notes += [f"{model}: {words}" for model in _named(models, ", each")]
     return notes
 
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from nsa_eval import audit
-from nsa_eval.audit import KINDS, AuditKind, comparison_notes, describe, kind_of, terminal_notes
+from nsa_eval.audit import KINDS, AuditKind, comparison_notes, describe, kind_of, page_notes, terminal_notes
 from nsa_eval.material import Material
 from nsa_eval.sections import notes
 from nsa_eval.store import AuditEvent
@@ -60,6 +60,22 @@ def test_the_terminal_says_once_what_is_the_same_of_many_models(models):
         else [f"m0 and {models - 1} more, each: {cut}"]
     )
     assert terminal_notes(events) == [*same, "m1: 1 x odd thing (audit.json)"]
+
+
+def test_a_page_says_once_what_was_done_to_many_models() -> None:
+    cut = {"kind": "truncated", "task": "lb_lcc", "doc_id": 3, "tokens_before": 9000, "tokens_after": 7500}
+    other = {**cut, "doc_id": 4}
+    line = describe(cut)
+    four = [(f"m{n}", cut) for n in range(4)]
+    assert page_notes([*four, ("m1", other)]) == (
+        f"m0 and 3 more: lb_lcc, document 3: {line}",
+        f"m1: lb_lcc, document 4: {line}",
+    )
+    assert page_notes(four[:3]) == tuple(f"m{n}: lb_lcc, document 3: {line}" for n in range(3))
+    assert (
+        page_notes([("m", cut)] * 5) == (f"m: lb_lcc, document 3: {line}",) * 5
+    )  # five replies of one model
+    assert page_notes([]) == ()
 
 
 def test_a_comparison_says_how_many_requests_or_that_it_is_the_model():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nsa_eval.audit import KINDS, describe_with_place, kind_of
+from nsa_eval.audit import KINDS, kind_of, page_notes
 from nsa_eval.material import Material
 from nsa_eval.results import ModelRun
 from nsa_eval.sections import Section
@@ -54,7 +54,7 @@ def _audit(material: Material) -> list[AuditNote]:
                     title=kind_of(kind).title,
                     count=len(found),
                     total=len(recorded) if kind_of(kind).of_model else documents,
-                    details=tuple(describe_with_place(label, event) for label, event in found),
+                    details=page_notes(found),
                 )
             )
     missing = tuple(label for label in models if label not in recorded)
