@@ -14,7 +14,7 @@ from typing import Any
 
 from nsa_eval._words import counted
 
-# As many models get a line of their own in the terminal where the same is said of each; audit.json names all.
+# As many models get a line of their own where the same is said of each; audit.json names all.
 _NAMED_MODELS = 3
 
 
