@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nsa_kernels.ahead import real_device
+
 
 def norm_rotate(
     x: Tensor, weight: Tensor | None, eps: float, cos: Tensor | None, sin: Tensor | None
@@ -66,4 +68,4 @@ def place(buffer: Tensor, new: Tensor, columns: Tensor) -> None:
 
 
 def _by_kernel(x: Tensor) -> bool:
-    return x.is_cuda and not torch.is_grad_enabled()
+    return real_device(x.device).type == "cuda" and not torch.is_grad_enabled()

@@ -101,8 +101,12 @@ def rehearse(
 
 
 def _one_layer(config: NSADecoderConfig, dtype: torch.dtype) -> NSADecoderForCausalLM:
-    """One layer of the model, with a single word and plain frequencies: neither matters to a kernel."""
-    changes = {"num_hidden_layers": 1, "vocab_size": 1, "pad_token_id": None, "rope_parameters": None}
+    """One layer of the model, with a single word and plain frequencies: kernels ask how many they are."""
+    rotary = {"rope_type": "default", "rope_theta": 10_000.0}
+    share = (config.rope_parameters or {}).get("partial_rotary_factor")
+    if share is not None:
+        rotary["partial_rotary_factor"] = share
+    changes = {"num_hidden_layers": 1, "vocab_size": 1, "pad_token_id": None, "rope_parameters": rotary}
     small = NSADecoderConfig.from_dict(config.to_dict() | changes)
     with _META:
         layer: NSADecoderForCausalLM = NSADecoderForCausalLM(small).to(dtype).eval()
