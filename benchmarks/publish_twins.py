@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,13 +110,13 @@ def figures(name: str, log: list[Row]) -> str:
     for stage in sorted({row["stage"] for row in log}):
         rows = [row for row in log if row["stage"] == stage]
         lengths = sorted({row["length"] for row in rows})
-        speeds = sorted(row["tokens_per_second"] for row in rows)
-        tested = next((row["held_out"] for row in reversed(rows) if "held_out" in row), {})
+        speed = statistics.median(row["tokens_per_second"] for row in rows)
+        tested: dict[str, float] = next((row["held_out"] for row in reversed(rows) if "held_out" in row), {})
         lines.append(
             f"| {stage} | {', '.join(map(str, lengths))} | {rows[-1]['step']} "
             f"| {rows[-1]['loss']:.3f} | {rows[-1]['answer_loss_mean']:.4f} "
             f"| {', '.join(f'{length}: {100 * share:.0f}' for length, share in tested.items())} "
-            f"| {speeds[len(speeds) // 2] / 1e3:.0f}k |"
+            f"| {speed / 1e3:.0f}k |"
         )
     memory = max((row.get("memory_gib", 0.0) for row in log), default=0.0)
     return "\n".join([*lines, "", f"Peak memory {memory:.1f} GiB." if memory else "On a CPU."])

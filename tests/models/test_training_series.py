@@ -221,15 +221,17 @@ def test_processes_that_begin_together_make_the_tokenised_text_once(
     assert one.train.tolist() == other.train.tolist()
 
 
-def test_a_run_that_fails_keeps_no_other_from_being_trained(
+def test_a_finished_run_of_another_recipe_is_refused_before_any_is_trained(
     written: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(written), "--only", "nsa-32"]) == 0
-    changed = ["--only", "nsa-32,full-16", "--set", "seed=3"]
-    assert main([str(written), *changed]) == 2
-    assert "nsa-32 holds a run of another recipe (differs in seed)" in capsys.readouterr().err
-    assert list(results(written)["runs"]) == ["full-16"]  # nothing of the other recipe's
-    assert "nsa-32" in results(written)["missing"]
+    before = results(written)
+    assert main([str(written), "--only", "full-16,nsa-32", "--set", "seed=3"]) == 2
+    said = capsys.readouterr().err
+    assert "nothing is trained: nsa-32: " in said
+    assert "nsa-32 holds a run of another recipe (differs in seed)" in said
+    assert results(written) == before
+    assert main([str(written), "--only", "full-16", "--set", "seed=3"]) == 0  # without it they go on
     assert results(written)["runs"]["full-16"]["recipe"]["seed"] == 3
 
 

@@ -142,21 +142,21 @@ def train_series(
     Raises:
         RecipeError: A name of `only` that the series doesn't have.
         Stopped: Time is up, SIGTERM or Ctrl-C; the same call goes on there.
-        RunsFailedError: What `train` says of some runs with a ValueError, or memory that they are too large
-            for; all others are trained first.
+        RunsFailedError: Some runs are finished under another recipe: nothing is trained. Or what `train` says
+            of some with a ValueError, or memory that they are too large for: all others are trained first.
         FileNotFoundError: No training text.
     """
     ends = None if minutes is None else time.monotonic() + 60 * minutes
     unknown = sorted(set(only) - series.recipes.keys())
     if unknown:
         raise RecipeError(f"no run {', '.join(unknown)} in {series.name}; it has {', '.join(series.recipes)}")
+    chosen = {name: recipe for name, recipe in series.recipes.items() if not only or name in only}
+    _refuse_other_recipes(chosen)
     held: list[str] = []
     failed: list[str] = []
     stop = StopRequest()
     with stop.listening():
-        for name, recipe in series.recipes.items():
-            if only and name not in only:
-                continue
+        for name, recipe in chosen.items():
             recipe.output.mkdir(parents=True, exist_ok=True)
             try:
                 with FileLock(recipe.output / "lock", timeout=0):
@@ -172,6 +172,18 @@ def train_series(
     if failed:
         raise RunsFailedError("; ".join(failed))
     return held
+
+
+def _refuse_other_recipes(recipes: Mapping[str, Recipe]) -> None:
+    """Refuse, before anything is trained, runs whose folders hold finished ones of another recipe."""
+    told = []
+    for name, recipe in recipes.items():
+        try:
+            _result_before(recipe)
+        except ValueError as error:
+            told.append(f"{name}: {error}")
+    if told:
+        raise RunsFailedError(f"nothing is trained: {'; '.join(told)}")
 
 
 def _train_one(

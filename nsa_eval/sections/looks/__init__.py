@@ -231,7 +231,7 @@ def _outcome(length: int | None, seen: Sequence[_Seen]) -> Outcome:
     return Outcome(
         length=length,
         n=len(seen),
-        recall=_mean(one.look.share for one in seen),
+        recall=_mean(one.look.share for one in chosen or seen),  # forced blocks are no choice
         right=sum(one.look.found and one.right for one in chosen),
         misread=sum(one.look.found and not one.right for one in chosen),
         missed_right=sum(one.right for one in missed),
