@@ -43,7 +43,10 @@ def read_series(path: Path) -> tuple[str, Runs]:
     Raises:
         ValueError: The file is no series', or runs are missing in it.
     """
-    held = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(held, dict) or "runs" not in held or "series" not in held:
         raise ValueError(f"{path}: not written by python -m nsa_models.train.series")
     if held["missing"] or not held["runs"]:
@@ -208,7 +211,7 @@ def summary(name: str, runs: Runs) -> str:
     return (
         f"{len(runs)} runs of {steps} steps, {tokens}M tokens, seed {seeds}, on {machines}. "
         f"Held-out text, {asked} questions a length, "
-        f"95 % intervals:\n\n{table(runs)}\n\n![Loss over training tokens: {name}]({name}.svg)"
+        f"95 % intervals:\n\n{table(runs)}"
     )
 
 
@@ -239,7 +242,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if args.page is None:
                 print(summary(name, runs))
                 continue
-            into_page(args.page, name, summary(name, runs))
+            picture = f"![Loss over training tokens: {name}]({name}.svg)"
+            into_page(args.page, name, f"{summary(name, runs)}\n\n{picture}")
             draw(runs, args.page.with_name(f"{name}.svg"), name)
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")

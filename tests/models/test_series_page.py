@@ -90,3 +90,25 @@ def test_an_unfinished_series_has_no_page(tmp_path: Path, capsys: pytest.Capture
         training_series.main([str(file)])
     assert left.value.code == 2
     assert "not all runs are done, b missing" in capsys.readouterr().err
+
+
+def test_without_a_page_the_table_alone_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ladder.json"
+    runs = {"nsa-2": made_up("nsa", 2, [8.0] * 100)}
+    file.write_text(json.dumps({"series": "ladder", "missing": [], "runs": runs}))
+    training_series.main([str(file)])
+    said = capsys.readouterr().out
+    assert "| nsa-2 |" in said
+    assert ".svg" not in said
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_that_is_no_json_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "ladder.json"
+    file.write_text("{")
+    with pytest.raises(SystemExit) as ended:
+        training_series.main([str(file)])
+    assert ended.value.code == 2
+    assert "ladder.json: not JSON" in capsys.readouterr().err
