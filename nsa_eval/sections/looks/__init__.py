@@ -208,11 +208,14 @@ def _panels(task: str, seen: Sequence[_Seen]) -> tuple[tuple[Panel, ...], frozen
         ModelMap(
             model=name,
             cells=tuple(
-                Cell(length=length, depth=depth, value=_mean(value(one) for one in inside), n=len(inside))
+                Cell(length=length, depth=depth, value=value(inside), n=len(inside))
                 for (length, depth), inside in sorted(cells.items())
             ),
         )
-        for name, value in ((_RECALL, lambda one: one.look.share), (_RIGHT, lambda one: float(one.right)))
+        for name, value in (
+            (_RECALL, _recall),
+            (_RIGHT, lambda seen: _mean(float(one.right) for one in seen)),
+        )
     ]
     group = HeatmapGroup(
         task=task,
@@ -224,6 +227,14 @@ def _panels(task: str, seen: Sequence[_Seen]) -> tuple[tuple[Panel, ...], frozen
     return panels_of(group, 1.0), whole
 
 
+def _recall(seen: Sequence[_Seen]) -> float:
+    """Mean over the documents with something to choose: what stands in forced blocks alone is no choice.
+
+    Where all of them do, over all, of which it says nothing.
+    """
+    return _mean(one.look.share for one in [one for one in seen if not one.look.always] or seen)
+
+
 def _outcome(length: int | None, seen: Sequence[_Seen]) -> Outcome:
     chosen = [one for one in seen if not one.look.always]
     always = [one for one in seen if one.look.always]
@@ -231,7 +242,7 @@ def _outcome(length: int | None, seen: Sequence[_Seen]) -> Outcome:
     return Outcome(
         length=length,
         n=len(seen),
-        recall=_mean(one.look.share for one in chosen or seen),  # forced blocks are no choice
+        recall=_recall(seen),
         right=sum(one.look.found and one.right for one in chosen),
         misread=sum(one.look.found and not one.right for one in chosen),
         missed_right=sum(one.right for one in missed),

@@ -71,6 +71,15 @@ def test_recall_stands_beside_the_share_of_right_answers(write):
     assert right.title == "answered right"
 
 
+def test_a_cells_recall_leaves_out_what_stands_in_forced_blocks(write, monkeypatch):
+    documents = [*DOCUMENTS, (128, 0.0, 1.0, look((2, 2), (4, 4), forced=True))]
+    monkeypatch.setitem(globals(), "DOCUMENTS", documents)
+    [model] = looks.build(write({"nsa": sheet_of(documents)})).tasks[0].models
+    texts = [[[panel.cell_text(cell) for cell in row] for row in panel.matrix] for panel in model.panels]
+    assert texts[0] == [["100", "50"], ["100", "0"], ["", "100"]]  # as without it
+    assert texts[1][0] == ["100", "67"]  # its answer counts
+
+
 def test_documents_are_counted_by_selection_and_answer(write):
     [model] = looks.build(write({"nsa": sheet_of()})).tasks[0].models
     short, long, whole = model.outcomes
