@@ -178,6 +178,10 @@ def test_rows_count_the_same_alone_and_together(recipe: Plain) -> None:
     for part, whole in enumerate(together):
         assert sum(each[part].item() for each in alone) == pytest.approx(whole.item(), rel=1e-4)
     assert all(m.on_keys is None for m in taught.model.modules() if isinstance(m, NSAAttention))
+    taught.model.eval()  # a test has no use for it, and has the same losses of text and answers
+    with torch.no_grad():
+        tested = taught.losses(ids, answers)
+    assert [part.item() for part in tested] == [together[0].item(), together[1].item(), 0.0]
 
 
 def log(recipe: Plain) -> list[Plain]:

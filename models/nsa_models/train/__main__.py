@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nsa_models.train._commands import add_changes, ended
 from nsa_models.train.corpus import load_corpus
-from nsa_models.train.loop import Stopped, train
+from nsa_models.train.loop import train
 from nsa_models.train.measure import measure
-from nsa_models.train.recipe import RecipeError, load_recipe
+from nsa_models.train.recipe import load_recipe
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -22,14 +23,7 @@ def command_line() -> argparse.ArgumentParser:
         "nsa_models.train RECIPE.yaml",
     )
     parser.add_argument("recipe", type=Path, help="recipe in YAML, see models/nsa_models/recipes/")
-    parser.add_argument(
-        "--set",
-        dest="changes",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set a key of the recipe otherwise, like text.folder=books; may be repeated",
-    )
+    add_changes(parser, "the recipe", "text.folder=books")
     parser.add_argument(
         "--minutes",
         type=float,
@@ -52,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = command_line().parse_args(argv)
     leads = os.environ.get("RANK", "0") == "0"
-    try:
+
+    def run() -> None:
         recipe = load_recipe(args.recipe, args.changes)
         if args.prepare:
             corpus = load_corpus(recipe.text)
@@ -60,25 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{len(corpus.train):,} tokens for training and {len(corpus.held_out):,} held out "
                 f"in {recipe.text.cache}"
             )
-            return 0
-        if args.measure is not None:
+        elif args.measure is not None:
             measure(recipe, seconds=args.measure)
-            return 0
-        folder = train(recipe, minutes=args.minutes)
-    except Stopped as stopped:
-        if leads:
-            print(stopped)
-        return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 3
-    except (RecipeError, OSError, ValueError) as error:
-        if leads:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped at once; the state saved last is kept", file=sys.stderr)
-        return 130  # 128 + SIGINT, as shells have it
-    if leads:
-        print(f"model in {folder}")
-    return 0
+        else:
+            folder = train(recipe, minutes=args.minutes)
+            if leads:
+                print(f"model in {folder}")
+
+    return ended(run, stopped=0 if "TORCHELASTIC_RUN_ID" in os.environ else 3, leads=leads)
 
 
 if __name__ == "__main__":

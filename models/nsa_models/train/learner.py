@@ -112,7 +112,7 @@ class Learner:
     def losses(self, ids: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Summed losses, nats: of all tokens but the rows' first, of the answers among them, of the ranking.
 
-        The last is a sum over rows of means over queries, zero without a ranking loss.
+        The last is a sum over rows of means over queries, zero without a ranking loss and in tests.
         """
         ids = ids.to(self.group.device, non_blocking=True)
         answers = answers.to(self.group.device, non_blocking=True)
@@ -121,7 +121,8 @@ class Learner:
         within = torch.ones(ids.shape, device=ids.device)
         within[:, -1] = 0.0
         wanted = ids.roll(-1, dims=1).flatten().clone()
-        watched = contextlib.nullcontext() if self.ranking is None else self.ranking.watch(ids, answers)
+        ranking = self.ranking if self.model.training else None  # a test has no use for it
+        watched = contextlib.nullcontext() if ranking is None else ranking.watch(ids, answers)
         with self._precision(), watched:
             hidden = self.model.model(ids, use_cache=False).last_hidden_state
             each = token_losses(
@@ -131,8 +132,8 @@ class Learner:
                 compiled=self.compiled,
             )
         counted = each * within.flatten()
-        ranking = torch.zeros((), device=ids.device) if self.ranking is None else self.ranking.total()
-        return counted.sum(), (counted * answers.roll(-1, dims=1).flatten()).sum(), ranking
+        ranked = torch.zeros((), device=ids.device) if ranking is None else ranking.total()
+        return counted.sum(), (counted * answers.roll(-1, dims=1).flatten()).sum(), ranked
 
     @torch.no_grad()
     def right(self, ids: Tensor, answers: Tensor) -> int:

@@ -27,13 +27,14 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from nsa_models.train._commands import add_changes, ended
 from nsa_models.train.corpus import load_corpus
 from nsa_models.train.held_out import HeldOutTest
 from nsa_models.train.learner import Learner
 from nsa_models.train.loop import Stopped, StopRequest, train
 from nsa_models.train.parallel import joined
 from nsa_models.train.recipe import Recipe, RecipeError, checked, read_yaml, set_from_text, set_key
-from nsa_models.train.state import Progress, RunFolder, changed_keys
+from nsa_models.train.state import Progress, RunFolder, refuse_another
 
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Changes = dict[str, Any]
@@ -218,12 +219,7 @@ def _result_before(recipe: Recipe) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    changed = changed_keys(result["recipe"], recipe.model_dump(mode="json"), len(recipe.stages))
-    if changed:
-        raise ValueError(
-            f"{recipe.output} holds a run of another recipe (differs in {', '.join(changed)}); "
-            "choose another output folder or remove that one"
-        )
+    refuse_another(result["recipe"], recipe, len(recipe.stages))
     lengths = [str(length) for length in recipe.test_lengths]
     if not set(lengths) <= set(result["held_out"]):
         return None
@@ -310,14 +306,7 @@ def command_line() -> argparse.ArgumentParser:
         metavar="NAME,...",
         help="runs to train; default: all",
     )
-    parser.add_argument(
-        "--set",
-        dest="changes",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set a key of every run's recipe otherwise, like text.cache=corpus; may be repeated",
-    )
+    add_changes(parser, "every run's recipe", "text.cache=corpus")
     parser.add_argument("--output", type=Path, help="folder for the runs in place of the series' own")
     parser.add_argument(
         "--minutes", type=float, help="time after which the state is saved and the series ends, of all runs"
@@ -329,7 +318,8 @@ def command_line() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train a series; 0 when no run is left to take, 3 when stopped with its state saved, 2 for a mistake."""
     args = command_line().parse_args(argv)
-    try:
+
+    def run() -> None:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ValueError("a series' runs have one GPU each: start it once for each GPU, not by torchrun")
         series = load_series(args.series, args.changes, output=args.output)
@@ -338,21 +328,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 steps = sum(stage.max_steps for stage in recipe.stages)
                 done = "to do" if _result_before(recipe) is None else "done"
                 print(f"{name}: {steps} steps, {steps * recipe.batch_tokens / 1e6:.1f}M tokens, {done}")
-            return 0
+            return
         held = train_series(series, only=args.only, minutes=args.minutes)
-    except Stopped as stopped:
-        print(stopped)
-        return 3
-    except (RecipeError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped at once; the state saved last is kept", file=sys.stderr)
-        return 130  # 128 + SIGINT, as shells have it
-    if held:
-        print(f"{', '.join(held)} in the hands of other processes")
-    print(f"results in {series.file}")
-    return 0
+        if held:
+            print(f"{', '.join(held)} in the hands of other processes")
+        print(f"results in {series.file}")
+
+    return ended(run)
 
 
 if __name__ == "__main__":

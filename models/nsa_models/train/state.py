@@ -64,14 +64,7 @@ class RunFolder:
         if not path.is_file():
             return False
         state = torch.load(path, map_location=learner.group.device, weights_only=True)
-        changed = changed_keys(
-            state["recipe"], self.recipe.model_dump(mode="json"), state["progress"]["stage"]
-        )
-        if changed:
-            raise ValueError(
-                f"{self.folder} holds a run of another recipe (differs in {', '.join(changed)}); "
-                "choose another output folder or remove that one"
-            )
+        refuse_another(state["recipe"], self.recipe, state["progress"]["stage"])
         learner.model.load_state_dict(state["model"])
         learner.optimizer.load_state_dict(state["optimizer"])
         for key, value in state["progress"].items():
@@ -119,7 +112,26 @@ _FREE_TO_CHANGE = {
 }
 
 
-def changed_keys(then: dict[str, Any], now: dict[str, Any], stage: int) -> list[str]:
+def refuse_another(then: dict[str, Any], recipe: Recipe, stage: int) -> None:
+    """Refuse to go on in a folder with another recipe than its run's.
+
+    Args:
+        then: The run's recipe, as plain data.
+        recipe: The one that is to go on, in its own output folder.
+        stage: In which the run stands: later ones may differ.
+
+    Raises:
+        ValueError: They differ in keys that the steps done so far depend on.
+    """
+    changed = _changed(then, recipe.model_dump(mode="json"), stage)
+    if changed:
+        raise ValueError(
+            f"{recipe.output} holds a run of another recipe (differs in {', '.join(changed)}); "
+            "choose another output folder or remove that one"
+        )
+
+
+def _changed(then: dict[str, Any], now: dict[str, Any], stage: int) -> list[str]:
     """Keys in which two recipes differ, of those that the steps done so far depend on."""
     return [
         key
