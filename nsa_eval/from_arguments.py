@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nsa_eval._suggest import did_you_mean
 from nsa_eval.errors import UserError
+from nsa_settings import did_you_mean
 
 if TYPE_CHECKING:
     from nsa_eval.outcome import RunResult
@@ -183,7 +183,7 @@ def _plain(value: object) -> object:
 
 
 def _sweep(text: str) -> dict[str, Any]:
-    from nsa_eval.config import YamlError, parse_yaml
+    from nsa_settings import YamlError, parse_yaml
 
     key, equals, values = text.partition("=")
     if not key.strip() or not equals or not values.strip():

@@ -8,18 +8,16 @@ from collections.abc import Iterator
 from nsa_eval._gen_kwargs import contradiction
 from nsa_eval._limits import declared_max_length
 from nsa_eval._paths import is_file, is_folder, is_there, user_path
-from nsa_eval._suggest import did_you_mean
 from nsa_eval.catalog import LARGEST_TASK_FILE, lm_eval_models, lm_eval_tasks, task_yaml_files, zoo_names
 from nsa_eval.config._check_tables import check_tables
 from nsa_eval.config._generation import generation_problems
 from nsa_eval.config._members import expand
-from nsa_eval.config._source import Source
 from nsa_eval.config._variants import all_variants, variants_of
-from nsa_eval.config._yaml import Path_
 from nsa_eval.config.schema import MethodSpec, ModelSpec, RunConfig, TaskSpec, VariantSpec
 from nsa_eval.errors import ConfigError
+from nsa_settings import Place, Source, did_you_mean
 
-Problem = tuple[Path_, str]
+Problem = tuple[Place, str]
 RESERVED = frozenset(
     {
         *("store", "figures", "tables", "audit.json", "comparison.json", "comparison.md"),
@@ -86,13 +84,13 @@ def _variant_names(config: RunConfig) -> list[str]:
 
 def _check_variants(config: RunConfig) -> Iterator[Problem]:
     """Their names become folders of a run: each once, and none that the run itself uses."""
-    taken: dict[str, Path_] = {}
+    taken: dict[str, Place] = {}
     for i, model in enumerate(config.models):
         if not model.variants:
             text = "the list is empty: leave it out to evaluate the checkpoint as it is"
             yield ("models", i, "variants"), text
         for j, spec in enumerate(model.variants):
-            where: Path_ = (
+            where: Place = (
                 ("models", i) if model.variants == [VariantSpec()] else ("models", i, "variants", j)
             )
             try:

@@ -27,7 +27,8 @@ from nsa_models.train.facts import FactWriter
 from nsa_models.train.learner import Learner
 from nsa_models.train.loop import Stopped, train
 from nsa_models.train.parallel import Group
-from nsa_models.train.recipe import Recipe, load_recipe
+from nsa_models.train.reading import load_recipe
+from nsa_models.train.recipe import Recipe
 
 Plain = dict[str, Any]
 

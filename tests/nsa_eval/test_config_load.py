@@ -235,7 +235,7 @@ class TestOverrides:
         ("override", "expected"),
         [
             ("limit", "--set limit: expected KEY=VALUE, such as --set engine.batch_size=4"),
-            ("tasks.3.samples=1", "--set tasks.3.samples=1: tasks has entries 0 to 0; there is no 3"),
+            ("tasks.3.samples=1", "--set tasks.3.samples=1: tasks has entry 0 alone; there is no 3"),
             ("models.tny.dtype=auto", "--set models.tny.dtype=auto: models has no entry 'tny'; did you mean 'tiny'?"),
             ("name.x=1", "--set name.x=1: name is 'good', so it has no 'x' to set"),
             ("tasks.0.lenghts=1k", "--set tasks.0.lenghts=1k: tasks[0].lenghts: unknown key; did you mean 'lengths'?"),
