@@ -220,10 +220,12 @@ def choose(show: bool | None = None) -> Progress:
 
 
 def duration(seconds: float | None) -> str:
-    """Write a time as people do: `45s`, `3m 20s`, `2h 05m`."""
+    """Write a time as people do: `45s`, `3m 20s`, `2h 05m`, `6d 03h`."""
     whole = round(seconds or 0)
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:
         return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    if whole < 96 * 3600:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"

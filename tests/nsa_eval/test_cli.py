@@ -225,6 +225,24 @@ class TestRun:
         assert output.splitlines()[-1].startswith("time: nothing is known")
         assert [p.name for p in tmp_path.iterdir()] == ["tiny.yaml"]
 
+    def test_a_dry_run_says_which_sizes_are_upper_bounds(self, cli, config):
+        few = [
+            "--set",
+            "tasks=[{task: lb_qasper, limit: 2}, {task: needle_single, lengths: [256], samples: 1, depths: 1}]",
+        ]
+        code, output, _ = cli("run", config, "--dry-run", *few)
+        assert code == 0
+        told = [line.split("  ")[-1].strip() for line in output.splitlines()]
+        assert told.count("up to 63,256") == 2
+        assert told.count("256") == 2
+        assert "up to 127,024" in told  # the total
+        assert (
+            "up to: as if every prompt were as long as LongBench's cut lets it be (31,500 tokens where the"
+            in output
+        )
+        _, output, _ = cli("validate", config, *few)
+        assert output.rstrip().endswith("6 samples, up to 127,024 tokens")
+
 
 class TestEval:
     @pytest.fixture

@@ -237,6 +237,9 @@ def test_a_run_ends_at_its_total_and_not_before(tiny_config, tmp_path, monkeypat
     assert all(done < total for done, total in computing)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (45, "45s"), (200, "3m 20s"), (7500, "2h 05m")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (45, "45s"), (200, "3m 20s"), (7500, "2h 05m"), (345_599, "95h 59m"), (356_400, "4d 03h")],
+)
 def test_durations(seconds, text):
     assert duration(seconds) == text
