@@ -284,7 +284,7 @@ class ReportSpec(_Section):
     """The HTML report at the end of a run, and its tables."""
 
     title: str | None = None
-    """Heading of the page. Default: the run's name."""
+    """Heading of the page. Default: the run's name; without a config its models and tasks."""
     tables: list[TableSpec] = []
     """Tables in a paper's layout, on the page and as files."""
     looks: int = Field(default=0, ge=0, le=100_000)
