@@ -84,6 +84,8 @@ def _text(kind: str, loc: Place, item: Any, schema: type[BaseModel]) -> str:  # 
         near = "" if near.startswith("; known") else near
         return f"expected {context['expected']}, got {given!r}{near}"
     if kind in _EXPECTED:
+        if isinstance(given, str) and (short := _meant(given, loc, kind, schema)):
+            return f"expected {_EXPECTED[kind]}, got {given!r}{short}"
         number = kind in {"int_type", "float_type"} and isinstance(given, str) and _is_number(given)
         hint = " (in quotes it is text)" if number else ""
         return f"expected {_EXPECTED[kind]}, got {_show(given)}{hint}"
@@ -98,6 +100,19 @@ def _text(kind: str, loc: Place, item: Any, schema: type[BaseModel]) -> str:  # 
             bound = next(v for k, v in context.items() if k in {"gt", "ge", "lt", "le"})
             return f"expected a value {word} {bound:g}, got {given!r}"
     return f"{item['msg'].lower()}, got {_show(given)}"
+
+
+def _meant(given: str, path: Place, kind: str, schema: type[BaseModel]) -> str:
+    """What a text in place of a section, or of a list of them, was probably to be."""
+    section = _section_at(path, schema)
+    main = getattr(section, "main_key", "")
+    if not main or kind not in {"model_type", "model_attributes_type", "list_type", "tuple_type"}:
+        return ""
+    key, colon, rest = given.partition(":")
+    if colon and rest and key in section.model_fields:
+        return f"; put a space behind {key}:"
+    entry = f"{{{main}: {given}}}"
+    return f"; write {entry if kind.startswith('model') else f'[{entry}]'}"
 
 
 def _is_number(text: str) -> bool:
@@ -118,14 +133,20 @@ def _show(value: object) -> str:
 
 def _known_keys(path: Place, schema: type[BaseModel]) -> list[str]:
     """The keys of the section that `path` leads to."""
+    section = _section_at(path, schema)
+    return list(section.model_fields) if section is not None else []
+
+
+def _section_at(path: Place, schema: type[BaseModel]) -> Any:  # noqa: ANN401  (a class of sections, or None)
+    """The section that `path` leads to, or a list of which."""
     model: Any = schema
     for part in path:
         if isinstance(part, int):
             continue
         if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
-            return []
+            return None
         model = _section(model.model_fields[part].annotation)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
 
 
 def _section(annotation: Any) -> Any:  # noqa: ANN401  (a type)

@@ -88,6 +88,11 @@ class TestUsageErrors:
         assert "Traceback" not in errors
         assert errors
 
+    def test_ls_says_what_it_lists(self, cli):
+        _, _, errors = cli("ls")
+        assert errors == "error: ls: expected models, tasks, methods or configs, got nothing\n"
+        assert "got model; did you mean 'models'?" in cli("ls", "model")[2]
+
 
 class TestUserErrors:
     @pytest.mark.parametrize("command", ["run", "validate"])
@@ -185,7 +190,7 @@ class TestRun:
         code, output, _ = cli("run", config, "--limit", "1", "-o", "out", "--set", "compare.resamples=100")
         assert code == 0
         assert "needle_single" in output
-        assert "not distinguishable" in output
+        assert "too few documents" in output
         assert output.strip().splitlines()[-1] == "report: out/report.html"
         assert yaml.safe_load(Path("out/run.yaml").read_text())["limit"] == 1
         assert cli("compare", "out", "--format", "md", "--resamples", "100")[1].count("|") > 10
