@@ -61,6 +61,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"gamma": 0.5, "tau": 0.0, "least": 20, "block": 16},
         {"gamma": 0.4, "tau": 1.0, "least": 16, "block": 16},
     ],
+    "infllm": [
+        {"budget": 80, "first": 16, "local": 32, "block": 16, "representatives": 2, "unit": 24},
+        {"budget": 73, "first": 0, "local": 41, "block": 32, "representatives": 3, "unit": 41},
+    ],
     "moba": [{"budget": 48, "chunk": 16}, {"budget": 64, "chunk": 32, "dense_layers": (1,)}],
     "power-attention": [{"window": 2, "block": 16}],
     "s2-attention": [{"local": 2, "stride": 3, "block": 16}],
