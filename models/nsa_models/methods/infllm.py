@@ -11,11 +11,11 @@ from torch import Tensor
 
 from nsa_kernels.blocks import BlockLists, block_attention
 from nsa_kernels.spans import Merger, Part
+from nsa_kernels.window import tile_for, window_lists, window_sums
 from nsa_models.methods._base import Phase
 from nsa_models.methods._block import QueryBlock, Rotate, keep_top
 from nsa_models.methods._growing import Growing
 from nsa_models.methods._listed import Run
-from nsa_models.methods._near import near_lists, near_sums, tile_for
 from nsa_models.methods._rowlisted import RowListed, RowTokens
 from nsa_models.methods._rowmethod import lengthened, memory_of, start_of
 
@@ -176,7 +176,7 @@ class InfLLM(RowListed):
         """[H, n, d_v] of windows and what units retrieve, merged; and KV tokens read."""
         heads, count = row.q.shape[:2]
         kept = self._kept(row)
-        lists, low = near_lists(row.first, count, self.local, row.q.device)
+        lists, low = window_lists(row.first, count, self.local, row.q.device)
         near = block_attention(
             *_by_token(row.q, row.k, row.v),
             lists,
@@ -189,11 +189,10 @@ class InfLLM(RowListed):
         for start, stop in units:
             part = slice(start - row.first, stop - row.first)
             whole = Merger(Part(out[part], near.lse[0, part].T))
-            q = row.q[:, part].to(kept.representatives.dtype)
             if stop > self.local:
-                self._retrieve(row, kept, q, start, whole)
+                self._retrieve(row, kept, whole, start, stop)
                 out[part] = whole.out
-            kept = self._learned(row, kept, q, whole.lse, start)
+            kept = self._learned(row, kept, whole.lse, start, stop)
             read += sum(self._reads(start, t) for t in range(start, stop))
         row.memory.own = kept
         return out.transpose(0, 1), read * heads
@@ -234,6 +233,10 @@ class InfLLM(RowListed):
         whole_unit = t < prompt - 1
         read = self._reads(t // self.unit * self.unit if whole_unit else t, t)
         return read, read
+
+    def kv_kept(self, tokens: int) -> int:
+        """With `fast`, keys without position besides, once there are far ones: half of a KV token each."""
+        return tokens + (tokens + 1) // 2 if self.fast and tokens > self.local else tokens
 
     def index_reads(self, tokens: int) -> int:
         """A representative of each block, where there are more than are read."""
@@ -289,20 +292,20 @@ class InfLLM(RowListed):
             keys = keys.extended(_taken_off(row.rotate, some, begin)[0].to(row.k.dtype))
         return replace(kept, keys=keys)
 
-    def _retrieve(self, row: RowTokens, kept: _Kept, q: Tensor, start: int, whole: Merger) -> None:
-        """Add what the queries [H, n, d] of a unit read beyond their windows."""
+    def _retrieve(self, row: RowTokens, kept: _Kept, whole: Merger, start: int, stop: int) -> None:
+        """Add to `whole` what queries `start`..`stop` - 1, a unit, read beyond their windows."""
         assert row.rotate is not None
-        behind = start + q.shape[1] - self.local
-        positions = torch.arange(start, start + q.shape[1], device=q.device)
-        far = row.rotate(q[None], (self.local - 1 - positions)[None])[0]
+        q = row.q[None, :, start - row.first : stop - row.first].to(kept.representatives.dtype)
+        positions = torch.arange(start, stop, device=q.device)[None]
+        far = row.rotate(q, self.local - 1 - positions)[0]
         chosen = None
         if len(kept.representatives) > self.blocks:
-            # Rising numbers, without asking the device how many there are.
             best = self._best(far, kept.representatives)
+            # Rising numbers, without asking the device how many there are.
             chosen = best.byte().argsort(descending=True, stable=True)[: self.blocks]
-        near = max(0, self.local - start)  # queries that have everything in their window
+        near, behind = max(0, self.local - start), stop - self.local
         run = Run(
-            q=far[:, near:].to(row.q.dtype),
+            q=far[:, near:].to(row.q.dtype),  # those that have a far key
             k=kept.keys.tokens[:, :behind],
             start=start + near - self.local,
             first=start + near - self.local,
@@ -314,13 +317,20 @@ class InfLLM(RowListed):
             scale=row.scaling,
             backend=row.backend,
         )
-        whole.add(Part(found.out[0], found.lse[0].T), slice(near, q.shape[1]))
+        whole.add(Part(found.out[0], found.lse[0].T), slice(near, stop - start))
 
-    def _learned(self, row: RowTokens, kept: _Kept, q: Tensor, lse: Tensor, start: int) -> _Kept:
-        """With the window's weights of a unit's queries [H, n, d], and the blocks that leave it."""
-        stop = start + q.shape[1]
-        sums = near_sums(
-            q, row.k[:, :stop], lse.to(q.dtype), first=start, local=self.local, scaling=row.scaling
+    def _learned(self, row: RowTokens, kept: _Kept, lse: Tensor, start: int, stop: int) -> _Kept:
+        """With what the windows of queries `start`..`stop` - 1 gave, and the blocks that leave them.
+
+        `lse` [H, n] is of all that the queries read.
+        """
+        sums = window_sums(
+            row.q[:, start - row.first : stop - row.first].transpose(0, 1),
+            row.k[:, :stop].transpose(0, 1),
+            lse,
+            window=self.local,
+            scale=row.scaling,
+            backend=row.backend,
         )
         first, before = self._made(start)
         origin = first + before * self.block  # of the scores
@@ -331,8 +341,10 @@ class InfLLM(RowListed):
         if made > before:
             begin = first + before * self.block
             part = scores[:, begin - origin : pending - origin].unflatten(1, (-1, self.block))
-            best = keep_top(part, self.representatives, torch.ones_like(part, dtype=torch.bool)).to(q.dtype)
-            keys = _taken_off(row.rotate, row.k[None, :, begin:pending].to(q.dtype), begin)[0]
+            best = keep_top(part, self.representatives, torch.ones_like(part, dtype=torch.bool)).to(
+                found.dtype
+            )
+            keys = _taken_off(row.rotate, row.k[None, :, begin:pending].to(found.dtype), begin)[0]
             means = torch.einsum(
                 "kgnb,knbd->nkgd",
                 best.unflatten(0, (len(keys), -1)),
