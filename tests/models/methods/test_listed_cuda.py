@@ -30,6 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "block-sparse": {"budget": 512},
     "flexprefill": {"gamma": 0.6, "least": 256},
     "moba": {"budget": 1024, "chunk": 256},
+    "pbs-attn": {"tau": 0.5},
     "power-attention": {},
     "s2-attention": {"local": 4},
     "vertical-slash": {"budget": 400, "vertical": 200, "reading": "kernel"},
