@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -19,8 +20,8 @@ from nsa_models.methods._listed import Run
 from nsa_models.methods._rowlisted import RowListed, RowTokens
 from nsa_models.methods._rowmethod import lengthened, memory_of, start_of
 
-_PIECE = 4096
-"""Keys whose positions are taken off at a time: some tensors of so many float32 keys are alive at once."""
+_PIECE = 2048
+"""Queries or keys that are turned at a time: several tensors of so many in float32 are alive at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +187,11 @@ class InfLLM(RowListed):
             backend=row.backend,
         )
         out, read = near.out[0], 0
-        for start, stop in units:
+        for start, stop, far in self._far_queries(row, units):
             part = slice(start - row.first, stop - row.first)
             whole = Merger(Part(out[part], near.lse[0, part].T))
-            if stop > self.local:
-                self._retrieve(row, kept, whole, start, stop)
+            if far is not None:
+                self._retrieve(row, kept, far, whole, start, stop)
                 out[part] = whole.out
             kept = self._learned(row, kept, whole.lse, start, stop)
             read += sum(self._reads(start, t) for t in range(start, stop))
@@ -209,10 +210,11 @@ class InfLLM(RowListed):
         def every(begin: int, end: int) -> Tensor:
             return torch.arange(begin, end, grain, dtype=torch.int32, device=device)
 
-        firsts = every(0, width)
-        if plan is not None:
+        if plan is None:
+            firsts = every(0, width)
+        else:
+            chosen = plan.int()[:, None] * self.block + every(self.first, self.first + self.block)
             pending = self.first + self._made(run.first + self.local)[1] * self.block
-            chosen = (self.first + plan.int() * self.block)[:, None] + every(0, self.block)
             firsts = torch.cat([every(0, self.first), chosen.flatten(), every(pending, width)])
         tile = tile_for(run.q.shape[1])
         tiles = -(-run.q.shape[1] // tile)
@@ -292,12 +294,26 @@ class InfLLM(RowListed):
             keys = keys.extended(_taken_off(row.rotate, some, begin)[0].to(row.k.dtype))
         return replace(kept, keys=keys)
 
-    def _retrieve(self, row: RowTokens, kept: _Kept, whole: Merger, start: int, stop: int) -> None:
-        """Add to `whole` what queries `start`..`stop` - 1, a unit, read beyond their windows."""
+    def _far_queries(
+        self, row: RowTokens, units: list[tuple[int, int]]
+    ) -> Iterator[tuple[int, int, Tensor | None]]:
+        """Units, and their queries [H, n, d] where they stand to far keys; None of units that have none."""
         assert row.rotate is not None
-        q = row.q[None, :, start - row.first : stop - row.first].to(kept.representatives.dtype)
-        positions = torch.arange(start, stop, device=q.device)[None]
-        far = row.rotate(q, self.local - 1 - positions)[0]
+        begin = end = units[0][0]
+        turned: Tensor | None = None
+        for start, stop in units:
+            if stop > self.local and stop > end:  # several units at once: a unit's work is little
+                begin, end = start, max(stop, min(start + _PIECE, units[-1][1]))
+                q = row.q[None, :, begin - row.first : end - row.first]
+                positions = torch.arange(begin, end, device=q.device)[None]
+                wide = torch.promote_types(q.dtype, torch.float32)
+                turned = row.rotate(q.to(wide), self.local - 1 - positions)[0]
+            yield start, stop, None if turned is None else turned[:, start - begin : stop - begin]
+
+    def _retrieve(
+        self, row: RowTokens, kept: _Kept, far: Tensor, whole: Merger, start: int, stop: int
+    ) -> None:
+        """Add to `whole` what a unit's queries `far`, `start`..`stop` - 1, read beyond their windows."""
         chosen = None
         if len(kept.representatives) > self.blocks:
             best = self._best(far, kept.representatives)

@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
 
 from nsa_kernels.blocks import BlockLists, BlockOutput, block_attention
 from nsa_models.methods import Attached, Memories, MethodError, attach, infllm, make_method
+from nsa_models.methods import _block as block
 from nsa_models.methods._growing import Growing
 from nsa_models.methods._listed import BACKENDS
 from nsa_models.methods._placement import Placement
@@ -80,8 +81,11 @@ def attended(
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("prompt", [150, 97, 33, 1])
-def test_outputs_counts_and_memory_are_those_of_the_reference(sizes: dict[str, Any], prompt: int) -> None:
+@pytest.mark.parametrize(("prompt", "piece"), [(150, 2048), (150, 50), (97, 1), (33, 2048), (1, 2048)])
+def test_outputs_counts_and_memory_are_those_of_the_reference(
+    sizes: dict[str, Any], prompt: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(infllm, "_PIECE", piece)
     plain, fast = both(sizes)
     row = drawn(prompt + 20, seed=prompt)
     expected, reads, remembered = attended(plain, row, prompt)
@@ -174,6 +178,35 @@ def test_a_prompt_makes_nothing_of_a_unit_s_queries_by_all_keys(monkeypatch: pyt
         most.append(largest.numbers)
     assert most[0] >= 4 * 64 * 1984  # heads, queries of a unit, keys
     assert most[1] <= row[0].numel()
+
+
+class Asked(TorchDispatchMode):
+    """Counts the operations whose result the host waits for."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asks = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
+        self.found += func.overloadpacket.__name__ in asks
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpu_waits_for_nothing_but_whether_a_row_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, **_: object) -> BlockOutput:
+        return BlockOutput(q.clone(), q[..., 0].float())
+
+    def sums(q: Tensor, k: Tensor, lse: Tensor, *, window: int, **_: object) -> Tensor:
+        return torch.ones(q.shape[1], min(len(k), len(q) + window - 1))
+
+    monkeypatch.setattr(infllm, "block_attention", kernel)  # whose plain twin looks through its lists
+    monkeypatch.setattr(infllm, "window_sums", sums)
+    monkeypatch.setattr(block, "_worth_asking", lambda cells: False)
+    with Asked() as asked:
+        attended(both(SIZES[0])[1], drawn(160), 160)
+    assert asked.found == 1  # the count that `attended` asks for
+    with Asked() as asked:
+        attended(both(SIZES[0])[1], drawn(160), 140)
+    assert asked.found == 21 + 20
 
 
 @torch.no_grad()
