@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.block_lists import BlockLists
-from nsa_kernels.blocks import _backend
+from nsa_kernels.blocks import backend_module
 
 _KEYS = 64
 """Keys to a block of a window's list, whatever the window: a tile reads one block too many at most."""
@@ -85,7 +85,7 @@ def window_sums(
         raise ValueError(f"lse must be [H, N] = {[q.shape[1], q.shape[0]]}, got {list(lse.shape)}")
     if window < 1:
         raise ValueError(f"window must be at least 1 key, got {window}")
-    module = _backend(backend, q, k, k)
+    module = backend_module(backend, q, k, k)
     with torch.cuda.device_of(q):
         found: Tensor = module.window_sums(
             q, k, lse, window=window, scale=q.shape[-1] ** -0.5 if scale is None else scale
