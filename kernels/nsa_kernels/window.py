@@ -13,9 +13,6 @@ from torch import Tensor
 from nsa_kernels.block_lists import BlockLists
 from nsa_kernels.blocks import backend_module
 
-_KEYS = 64
-"""Keys to a block of a window's list, whatever the window: a tile reads one block too many at most."""
-
 
 def tile_for(queries: int) -> int:
     """Queries to a tile, of so many: 64 or 128, the sizes that kernels have configurations for."""
@@ -35,16 +32,17 @@ def window_lists(first: int, queries: int, window: int, device: torch.device) ->
         Lists of all heads, and `low` of `block_attention`, int32 [1, N].
     """
     tile = tile_for(queries)
-    tiles, width = -(-queries // tile), -(-(window + tile - 1) // _KEYS)
+    # Blocks of as many keys, as the kernels like them: one at most is read in vain.
+    tiles, width = -(-queries // tile), -(-(window + tile - 1) // tile)
     position = torch.arange(first, first + queries, dtype=torch.int32, device=device)
     low = (position - (window - 1)).clamp(min=0)
-    offset = torch.arange(0, width * _KEYS, _KEYS, dtype=torch.int32, device=device)
+    offset = torch.arange(0, width * tile, tile, dtype=torch.int32, device=device)
     lists = BlockLists(
         # A tile's first query sees furthest back. What the list holds behind a query, causality leaves out.
         firsts=(low[::tile, None] + offset)[None, None],
         counts=torch.full((1, 1, tiles), width, dtype=torch.int32, device=device),
         query_block=tile,
-        key_block=_KEYS,
+        key_block=tile,
     )
     return lists, low[None]
 
