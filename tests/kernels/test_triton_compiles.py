@@ -184,6 +184,7 @@ def lists():
             blocks.decode(q, k, k, pages, lengths=torch.ones(3, dtype=torch.int32), scale=0.1)
         blocks.append(k, k, k[:, 0], pages.counts[:, 0], page=16)
         scores = blocks.page_scores(q, k, k)
+        blocks.page_scores(q, k, k, counts=pages.counts[:, 0])
         for forced in (True, False):
             blocks.best_pages(scores, pages.counts[:, 0], page=16, budget=99, least=3, forced=forced)
     below, columns = torch.zeros(1, 2, 365, dtype=torch.int32), torch.zeros(1, 2, 40, dtype=torch.int32)
