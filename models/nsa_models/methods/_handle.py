@@ -12,13 +12,12 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nsa_kernels.pages import PageExtremes
 from nsa_models.methods._base import Method, MethodError
-from nsa_models.methods._beside import Beside, Held
+from nsa_models.methods._beside import Held
 from nsa_models.methods._block import Rotate, attend
 from nsa_models.methods._listed import attend_by_lists, backend_of_model, listed, step_by_lists
 from nsa_models.methods._memory import Memories
-from nsa_models.methods._paged import Paged, step_by_pages
+from nsa_models.methods._paged import KeptPages, Paged, step_by_pages
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._prompt import prompt_rows
 from nsa_models.methods._reads import Now, Reads
@@ -118,7 +117,7 @@ class Attached(ABC):
         self._told_memories: Memories | None = None
         self._memories = Memories.fresh(0)
         self._continued = True
-        self._beside: Beside[PageExtremes] = Beside()
+        self._kept = KeptPages()
 
     @property
     def model(self) -> PreTrainedModel:
@@ -251,7 +250,7 @@ class Attached(ABC):
             elif isinstance(by_lists, Paged):
                 out, read = step_by_pages(
                     by_lists, q, k, v, place,
-                    scaling=scaling, layer=layer, held=held, beside=self._beside, reads=self.reads,
+                    scaling=scaling, layer=layer, held=held, kept=self._kept, reads=self.reads,
                 )  # fmt: skip
             elif phase == "decode" and q.shape[2] == 1:
                 out, read = step_by_lists(by_lists, q, k, v, place, scaling=scaling)

@@ -164,7 +164,7 @@ class StockAttached(Attached):
         scaling = query.shape[-1] ** -0.5 if given is None else float(given)
         held = self._held(layer, key)
         if not self._acts(layer, phase):
-            self._beside.forget(layer, key)
+            self._kept.forget(layer, key)
             self._count(query, place, None, layer=layer, phase=phase, sparse=False)
             if self._watches(layer):
                 self._watch(query, place.in_order(key), place, scaling=scaling, layer=layer, phase=phase)
@@ -305,7 +305,7 @@ class DecoderAttached(Attached):
         place = Placement(positions=positions, first=batch.start, runs=runs).counted(counts)
         queries, scaling = q.transpose(1, 2), q.shape[-1] ** -0.5
         if not self._acts(layer, phase):
-            self._beside.forget(layer, k)
+            self._kept.forget(layer, k)
             self._count(queries, place, None, layer=layer, phase=phase, sparse=False)
             if self._watches(layer):
                 self._watch(queries, k.transpose(1, 2), place, scaling=scaling, layer=layer, phase=phase)

@@ -106,10 +106,12 @@ class Quest(Paged, Budgeted):
             block.q, block.k, block.positions, budget=self.budget, page=self.page, reading=self.reading
         )
 
-    def choose(self, extremes: PageExtremes, q: Tensor, lengths: Tensor, *, backend: str) -> PageLists:
+    def choose(
+        self, extremes: PageExtremes, q: Tensor, lengths: Tensor, scored: Tensor, *, backend: str
+    ) -> PageLists:
         """As `select`, by extremes that are kept."""
         if not self._fixed:
-            scores = extremes.scores(q, counts=self.scored(lengths), backend=backend)
+            scores = extremes.scores(q, counts=scored, backend=backend)
             return quest_pages(
                 scores, lengths, page=self.page, budget=self.budget, reading=self.reading, backend=backend
             )
@@ -118,7 +120,7 @@ class Quest(Paged, Budgeted):
         among = extremes.part(min(begin, extremes.high.shape[1] - 1), extremes.high.shape[1])
         count = (self.budget - self._fixed) // self.page
         chosen = best_pages(
-            among.scores(q, counts=self.scored(lengths), backend=backend),
+            among.scores(q, counts=scored, backend=backend),
             (lengths - self.local - begin * self.page).clamp(min=0),
             page=self.page,
             budget=count * self.page,

@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from nsa_models.methods import Method, MethodError, PromptRow, attach, make_method
-from nsa_models.methods._beside import Beside, Held
+from nsa_models.methods._beside import Held
 from nsa_models.methods._block import attend
 from nsa_models.methods._listed import Listed, attend_by_lists, step_by_lists
-from nsa_models.methods._paged import Paged, step_by_pages
+from nsa_models.methods._paged import KeptPages, Paged, step_by_pages
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._placement import Run as Columns
 from nsa_models.methods._reads import Reads
@@ -166,7 +166,7 @@ def test_kept_pages_are_those_of_the_masks(case: str) -> None:
     k = (2 * drawn(3100, 2, torch.bfloat16, rows=3, seed=1)).round()
     v = drawn(3100, 2, torch.bfloat16, rows=3, seed=2)
     k[1] = 1.0  # all pages alike
-    beside: Beside[Any] = Beside()
+    kept = KeptPages()
     found_reads = Reads()
     starts = [2990, 1234, 24]
     for step in range(1, 60):
@@ -176,7 +176,7 @@ def test_kept_pages_are_those_of_the_masks(case: str) -> None:
         expected, read = attend(reference, q.float(), k, v, place, scaling=0.05, layer=0, rotate=None)
         found, found_read = step_by_pages(
             fast, q, k, v, place,
-            scaling=0.05, layer=0, held=Held.in_place(k), beside=beside, reads=found_reads,
+            scaling=0.05, layer=0, held=Held.in_place(k), kept=kept, reads=found_reads,
         )  # fmt: skip
         assert found.isfinite().all()
         assert gap(found, expected) < CLOSE[torch.bfloat16]
@@ -194,8 +194,8 @@ def test_a_step_by_kept_pages_makes_nothing_of_the_size_of_the_keys(case: str) -
     _, fast = paged(case)
     count = 2**17
     q, k, v = (drawn(n, heads, torch.bfloat16, seed=n) for n, heads in ((1, 8), (count, 2), (count, 2)))
-    beside: Beside[Any] = Beside()
-    given: dict[str, Any] = {"scaling": 0.1, "layer": 0, "held": Held.in_place(k), "beside": beside}
+    kept = KeptPages()
+    given: dict[str, Any] = {"scaling": 0.1, "layer": 0, "held": Held.in_place(k), "kept": kept}
     most = []
     for end in (count - 1, count):
         torch.cuda.synchronize()
@@ -244,7 +244,7 @@ def test_kept_pages_give_to_the_last_bit_what_pages_made_anew_give(
     found = []
     for forgetful in (False, True):
         if forgetful:
-            monkeypatch.setattr(Beside, "take", lambda *_: None)
+            monkeypatch.setattr(KeptPages, "take", lambda *_: None)
         with attach(model, fast) as attached:
             rows = Rows(model, 1, attached)
             parts = rows.feed([row[:1200]])

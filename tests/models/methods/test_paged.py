@@ -186,7 +186,8 @@ def seen(fast: Paged, q: Tensor, k: Tensor, lengths: Tensor, backend: str) -> Te
     unread = torch.arange(extremes.high.shape[1]) >= -(-lengths[:, None] // fast.page)
     high, low = (x.masked_fill(unread[..., None, None], 1e30) for x in (extremes.high, extremes.low))
     extremes = PageExtremes(high=high, low=low, page=fast.page)
-    lists = fast.choose(extremes, q[:, :, 0], lengths, backend=backend)
+    scored = fast.scored(lengths).int()
+    lists = fast.choose(extremes, q[:, :, 0], lengths.int(), scored, backend=backend)
     lists.check()
     index = lists.firsts[..., None] + torch.arange(lists.page)
     used = (torch.arange(lists.firsts.shape[-1]) < lists.counts[..., None])[..., None]
@@ -437,6 +438,25 @@ def test_several_tokens_in_a_step_choose_one_by_one(either: PreTrainedModel) -> 
             story.steps(out.past_key_values)
             found.append((story.logits, attached))
     same(found[1], found[0])
+
+
+@pytest.mark.usefixtures("by_twin")
+def test_modes_of_autograd_may_change_between_steps(make_model: Callable[..., PreTrainedModel]) -> None:
+    model, logits = small(make_model), []
+    modes = (torch.inference_mode, torch.no_grad, torch.enable_grad, torch.inference_mode, torch.no_grad)
+    for fast in (False, True):
+        with attach(model, quest(CASES[0], fast=fast)) as attached:
+            story = Story(model, attached)
+            cache = story.prompt(many(2))
+            for mode in modes:
+                with mode(), attached.decoding():
+                    ids = torch.stack([tokens(1), tokens(1, seed=2)])
+                    out = model(ids, past_key_values=cache, use_cache=True)
+                    logits.append(out.logits.detach().clone())
+            if fast:
+                assert not out.logits.requires_grad
+                assert all(not held.what.high.requires_grad for held in attached._kept._layers.values())
+    torch.testing.assert_close(logits[5:], logits[:5], **CLOSE)
 
 
 class Rounding(DynamicLayer):
