@@ -4,7 +4,8 @@ Attention functions see keys and no cache, and caches are copied, joined, reorde
 nothing travels with them. What is kept names the memory that its keys lay in and where each row ended, and a
 step uses it whose keys grew out of that memory by one token a row, and no other. Whoever copies or reorders
 rows makes new memory, and whoever cuts them moves their ends: what was known is made anew from the keys then.
-So it is never another cache's, and at worst slow.
+So it is never another cache's, and at worst slow. Keys that somebody writes over in place, past the model and
+its cache, aren't noticed.
 """
 
 from __future__ import annotations
