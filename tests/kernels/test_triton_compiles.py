@@ -89,6 +89,7 @@ def shipped():
         for query_block, found, more in ((64, 8, {}), (64, 8, {"columns": True}), (64, 2, {}), (128, 8, {}),
                                          (128, 8, {"members": True}), (128, 2, {"low": low})):
             listed(torch.bfloat16, 128, query_block, listed=found, tokens=2048, key_block=query_block, **more)
+        window(torch.bfloat16, 128, 512)
 
 def masked():
     # A group of 4, 64 wide: where all is chosen, where it is not, and the window's own keys and values.
@@ -166,6 +167,12 @@ def listed(kind, width, query_block, listed=4, tokens=300, key_block=64, **more)
     rows = dict(start=torch.zeros(1, dtype=torch.int32), ends=torch.ones(1, dtype=torch.int32))
     blocks.prefill(q, k, k, lists, **rows, **{"low": None, "causal": True, "scale": 0.1} | more)
 
+def window(kind, width, queries):
+    from nsa_kernels.triton import blocks
+
+    q, k = torch.zeros(queries, 8, width, dtype=kind), torch.zeros(1500, 2, width, dtype=kind)
+    blocks.window_sums(q, k, torch.zeros(8, queries), window=700, scale=0.1)
+
 def lists():
     from nsa_kernels.blocks import PageLists
     from nsa_kernels.triton import blocks
@@ -173,6 +180,7 @@ def lists():
     for kind, width, query_block in ((torch.float32, 64, 64), (torch.float16, 64, 128),
                                      (torch.bfloat16, 128, 64)):
         listed(kind, width, query_block)
+        window(kind, width, 1 if width == 64 else 300)
     low = torch.zeros(1, 300, dtype=torch.int32)
     for more in (dict(members=True), dict(low=low, columns=True), dict(causal=False)):
         listed(torch.float16, 64, 64, listed=8, **more)
@@ -202,7 +210,7 @@ KERNELS = {
     "one_token": "attend_kernel merge_kernel score_kernel",
     "dense": "merge_kernel merge_splits_kernel norm_rotate_kernel nucleus_kernel partial_kernel place_kernel",
     "lists": "append_kernel best_pages_kernel block_prefill_kernel columns_kernel merge_splits_kernel "
-    "page_partial_kernel page_scores_kernel runs_kernel",
+    "page_partial_kernel page_scores_kernel runs_kernel window_sums_kernel",
     "many": "attend_kernel bulk merge_kernel pointers score_kernel",
 }
 

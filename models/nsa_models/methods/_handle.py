@@ -21,8 +21,9 @@ from nsa_models.methods._paged import KeptPages, Paged, step_by_pages
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._prompt import prompt_rows
 from nsa_models.methods._reads import Now, Reads
+from nsa_models.methods._rowlisted import RowListed
 from nsa_models.methods._rowmethod import RowMethod
-from nsa_models.methods._rowwise import attend_rows, observe_rows
+from nsa_models.methods._rowwise import attend_rows, attend_rows_by_lists, observe_rows
 
 _attached: weakref.WeakKeyDictionary[PreTrainedModel, Attached] = weakref.WeakKeyDictionary()
 
@@ -235,11 +236,15 @@ class Attached(ABC):
         """Attend by the method and count; q [B, H, n, d], k and v in order of positions."""
         rotate = self._rotations.get(layer)
         if isinstance(self.method, RowMethod):
+            given: Any = {
+                "scaling": scaling, "layer": layer, "rotate": rotate, "phase": phase,
+                "deepest": layer == max(self.layers),
+            }  # fmt: skip
             memories = self._memories_of(q.shape[0])
-            out, read = attend_rows(
-                self.method, q, k, v, place, memories,
-                scaling=scaling, layer=layer, rotate=rotate, phase=phase, deepest=layer == max(self.layers),
-            )  # fmt: skip
+            if isinstance(self.method, RowListed) and self.method.fast:
+                out, read = attend_rows_by_lists(self.method, q, k, v, place, memories, **given)
+            else:
+                out, read = attend_rows(self.method, q, k, v, place, memories, **given)
         else:
             plans = self._plans(q, k, place, scaling=scaling, layer=layer, phase=phase)
             by_lists = listed(self.method)

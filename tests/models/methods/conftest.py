@@ -329,6 +329,7 @@ def read_sets(
     layers: Sequence[int] = (0,),
     pieces: Sequence[int] = (),
     scaling: float = 0.5,
+    rotate: Rotation | None = None,
 ) -> dict[int, dict[int, Tensor]]:
     """What each query reads, [H, t + 1] by layer and position, where the method chose.
 
@@ -341,7 +342,9 @@ def read_sets(
         layers: Layers to run, one after the other.
         pieces: Sizes of the pieces that the prompt is read in; whole by default.
         scaling: Factor of q.k.
+        rotate: The rotary embedding; by default that for heads of 8.
     """
+    rotation = rotate or turned
     spy, select = dataclasses.replace(method), method.select
     found: dict[int, dict[int, Tensor]] = {layer: {} for layer in layers}
 
@@ -364,7 +367,7 @@ def read_sets(
         for layer in layers:
             queries, keys = q[:, :, start:stop], k[:, :, :stop]
             place = Placement.bottom_right(1, stop - start, stop, q.device)
-            given: Any = {"scaling": scaling, "layer": layer, "rotate": turned, "phase": phase}
+            given: Any = {"scaling": scaling, "layer": layer, "rotate": rotation, "phase": phase}
             if method.phase in ("both", phase):
                 attend_rows(spy, queries, keys, keys, place, memories, **given)
             else:
