@@ -21,7 +21,7 @@ from nsa_models.methods._listed import Listed, Run, backend_for
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._reads import Reads
 
-# Extremes get room for an eighth more tokens than there are, and 1024: they are copied as rarely then.
+# Room for tokens to come, as a part of those there are and at least: extremes are copied when it is used up.
 _SPARE_PART, _SPARE_TOKENS = 8, 1024
 
 

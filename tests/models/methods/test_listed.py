@@ -36,7 +36,7 @@ from nsa_models.methods import (
 )
 from nsa_models.methods import methods as known_methods
 from nsa_models.methods._block import attend
-from nsa_models.methods._listed import BACKENDS, Listed, Run, attend_by_lists, step_by_lists
+from nsa_models.methods._listed import Listed, Run, attend_by_lists, step_by_lists
 from nsa_models.methods._paged import Paged
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._rotary import Rotation
@@ -97,19 +97,6 @@ def named(case: tuple[str, dict[str, Any]]) -> str:
 
 each_pair = pytest.mark.parametrize("case", PAIRS, ids=named)
 each_at_once = pytest.mark.parametrize("case", AT_ONCE, ids=named)
-
-
-@pytest.fixture
-def by_twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists on a CPU, by their plain twin."""
-    monkeypatch.setitem(BACKENDS, "cpu", "torch")
-
-
-@pytest.fixture
-def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists on a CPU, by the kernels in Triton's interpreter."""
-    pytest.importorskip("triton")
-    monkeypatch.setitem(BACKENDS, "cpu", "triton")
 
 
 @pytest.fixture(params=["llama", "qwen3", "decoder"])
