@@ -184,7 +184,8 @@ def lists():
     low = torch.zeros(1, 300, dtype=torch.int32)
     for more in (dict(members=True), dict(low=low, columns=True), dict(causal=False)):
         listed(torch.float16, 64, 64, listed=8, **more)
-    for kind, sizes, page in ((torch.float16, (8, 2), 16), (torch.float32, (1,), 24), (torch.bfloat16, (8,), 1)):
+    for kind, sizes, page in ((torch.float16, (8, 2), 16), (torch.float32, (1,), 24),
+                              (torch.bfloat16, (8,), 1)):
         for found in sizes:
             pages = PageLists(firsts=torch.zeros(3, found, 9, dtype=torch.int32),
                               counts=torch.ones(3, found, dtype=torch.int32), page=page)
