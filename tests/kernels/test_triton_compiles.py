@@ -184,16 +184,18 @@ def lists():
     low = torch.zeros(1, 300, dtype=torch.int32)
     for more in (dict(members=True), dict(low=low, columns=True), dict(causal=False)):
         listed(torch.float16, 64, 64, listed=8, **more)
-    for kind, sizes in ((torch.float16, (8, 2)), (torch.float32, (1,))):
+    for kind, sizes, page in ((torch.float16, (8, 2), 16), (torch.float32, (1,), 24),
+                              (torch.bfloat16, (8,), 1)):
         for found in sizes:
             pages = PageLists(firsts=torch.zeros(3, found, 9, dtype=torch.int32),
-                              counts=torch.ones(3, found, dtype=torch.int32), page=16)
+                              counts=torch.ones(3, found, dtype=torch.int32), page=page)
             q, k = torch.zeros(3, 8, 64, dtype=kind), torch.zeros(3, 200, 2, 64, dtype=kind)
             blocks.decode(q, k, k, pages, lengths=torch.ones(3, dtype=torch.int32), scale=0.1)
-        blocks.append(k, k, k[:, 0], pages.counts[:, 0], page=16)
+        blocks.append(k, k, k[:, 0], pages.counts[:, 0], page=page)
         scores = blocks.page_scores(q, k, k)
+        blocks.page_scores(q, k, k, counts=pages.counts[:, 0])
         for forced in (True, False):
-            blocks.best_pages(scores, pages.counts[:, 0], page=16, budget=99, least=3, forced=forced)
+            blocks.best_pages(scores, pages.counts[:, 0], page=page, budget=99, least=3, forced=forced)
     below, columns = torch.zeros(1, 2, 365, dtype=torch.int32), torch.zeros(1, 2, 40, dtype=torch.int32)
     blocks.slash_lists(below, columns, tiles=5, block=64)
 

@@ -13,9 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nsa_models.methods._base import Method, MethodError
+from nsa_models.methods._beside import Held
 from nsa_models.methods._block import Rotate, attend
 from nsa_models.methods._listed import attend_by_lists, backend_of_model, listed, step_by_lists
 from nsa_models.methods._memory import Memories
+from nsa_models.methods._paged import KeptPages, Paged, step_by_pages
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._prompt import prompt_rows
 from nsa_models.methods._reads import Now, Reads
@@ -116,6 +118,7 @@ class Attached(ABC):
         self._told_memories: Memories | None = None
         self._memories = Memories.fresh(0)
         self._continued = True
+        self._kept = KeptPages()
 
     @property
     def model(self) -> PreTrainedModel:
@@ -219,7 +222,16 @@ class Attached(ABC):
         return layer in self.layers and self.method.phase in ("both", phase)
 
     def _sparse(
-        self, q: Tensor, k: Tensor, v: Tensor, place: Placement, *, scaling: float, layer: int, phase: Now
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        place: Placement,
+        *,
+        scaling: float,
+        layer: int,
+        phase: Now,
+        held: Held,
     ) -> Tensor:
         """Attend by the method and count; q [B, H, n, d], k and v in order of positions."""
         rotate = self._rotations.get(layer)
@@ -240,6 +252,11 @@ class Attached(ABC):
                 out, read = attend(
                     self.method, q, k, v, place, scaling=scaling, layer=layer, rotate=rotate, plans=plans
                 )
+            elif isinstance(by_lists, Paged):
+                out, read = step_by_pages(
+                    by_lists, q, k, v, place,
+                    scaling=scaling, layer=layer, held=held, kept=self._kept, reads=self.reads,
+                )  # fmt: skip
             elif phase == "decode" and q.shape[2] == 1:
                 out, read = step_by_lists(by_lists, q, k, v, place, scaling=scaling)
             else:

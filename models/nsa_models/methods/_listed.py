@@ -74,10 +74,17 @@ class Listed(Method):
         """
         super().__post_init__()
         if self.fast:
-            size = self._size
-            if size < 16 or size & (size - 1):
-                self.refuse(self.sized, "must be a power of 2 from 16 on with fast")
+            self._check_blocks()
             self.redeclare(simulated=False)
+
+    def _check_blocks(self) -> None:
+        """Refuse blocks that the kernels don't have.
+
+        Raises:
+            MethodError: Such blocks.
+        """
+        if self._size < 16 or self._size & (self._size - 1):
+            self.refuse(self.sized, "must be a power of 2 from 16 on with fast")
 
     @property
     def _size(self) -> int:

@@ -35,6 +35,7 @@ from nsa_models.methods import (
     RowMethod,
     make_method,
 )
+from nsa_models.methods._listed import BACKENDS
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._rotary import Rotation
 from nsa_models.methods._rowwise import attend_rows, observe_rows
@@ -225,6 +226,19 @@ def make_model() -> Callable[..., PreTrainedModel]:
 def model(request: pytest.FixtureRequest, make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
     """Each kind of model in turn."""
     return make_model(request.param)
+
+
+@pytest.fixture
+def by_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods with `fast` on a CPU, by their plain twin."""
+    monkeypatch.setitem(BACKENDS, "cpu", "torch")
+
+
+@pytest.fixture
+def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same by the kernels in Triton's interpreter."""
+    pytest.importorskip("triton")
+    monkeypatch.setitem(BACKENDS, "cpu", "triton")
 
 
 def whole_prompt(q: Tensor, k: Tensor, method: Method, *, scaling: float = 0.5) -> QueryBlock:

@@ -11,9 +11,13 @@ from transformers import PreTrainedModel
 
 from nsa_kernels.window import window_sums
 from nsa_models.methods import Memories, Method, MethodError, PromptRow, attach, make_method
+from nsa_models.methods._beside import Held
 from nsa_models.methods._block import attend
 from nsa_models.methods._listed import Listed, attend_by_lists, step_by_lists
+from nsa_models.methods._paged import KeptPages, Paged, step_by_pages
 from nsa_models.methods._placement import Placement
+from nsa_models.methods._placement import Run as Columns
+from nsa_models.methods._reads import Reads
 from nsa_models.methods._rotary import Rotation
 from nsa_models.methods._rowlisted import RowListed
 from nsa_models.methods._rowwise import attend_rows, attend_rows_by_lists
@@ -216,3 +220,123 @@ def test_float32_is_refused(make_model: Callable[..., PreTrainedModel]) -> None:
     model = make_model("llama", head_dim=64).to("cuda", torch.float32)
     with pytest.raises(MethodError, match="got float32 on cuda"):
         attach(model, make_method("block-sparse", 512, fast=True))
+
+
+# --- decode by pages whose extremes are kept
+
+PAGED: dict[str, dict[str, Any]] = {
+    "eval": {"budget": 512},
+    "kernel": {"budget": 500, "reading": "kernel", "page": 24},
+    "beside": {"budget": 640, "first": 70, "local": 133},
+}
+each_paged = pytest.mark.parametrize("case", list(PAGED))
+
+
+def paged(case: str) -> tuple[Method, Paged]:
+    options = {"dense_layers": (), **PAGED[case]}
+    fast = make_method("quest", fast=True, **options)
+    assert isinstance(fast, Paged)
+    return make_method("quest", **options), fast
+
+
+def at(ends: list[int]) -> Placement:
+    """A step of rows that have so many tokens with it."""
+    runs = tuple(Columns(column=0, count=1, position=end - 1) for end in ends)
+    return Placement(positions=torch.tensor(ends, device="cuda")[:, None] - 1, runs=runs)
+
+
+@each_paged
+@torch.no_grad()
+def test_kept_pages_are_those_of_the_masks(case: str) -> None:
+    """Whole numbers: bounds are exact whatever adds them up, and many pages have the same."""
+    reference, fast = paged(case)
+    k = (2 * drawn(3100, 2, torch.bfloat16, rows=3, seed=1)).round()
+    v = drawn(3100, 2, torch.bfloat16, rows=3, seed=2)
+    k[1] = 1.0  # all pages alike
+    kept = KeptPages()
+    found_reads = Reads()
+    starts = [2990, 1234, 24]
+    for step in range(1, 60):
+        ends = [start + step for start in starts]
+        q = drawn(1, 8, torch.bfloat16, rows=3, seed=100 + step).round()
+        place = at(ends)
+        expected, read = attend(reference, q.float(), k, v, place, scaling=0.05, layer=0, rotate=None)
+        found, found_read = step_by_pages(
+            fast, q, k, v, place,
+            scaling=0.05, layer=0, held=Held.in_place(k), kept=kept, reads=found_reads,
+        )  # fmt: skip
+        assert found.isfinite().all()
+        assert gap(found, expected) < CLOSE[torch.bfloat16]
+        assert int(found_read) == int(read.sum())
+        for row, end in enumerate(ends):
+            assert reference.kv_reads_least(end) * 8 <= int(read[row]) <= reference.kv_reads(end) * 8
+    assert found_reads.index.rebuilt == sum(starts) + 3  # the first step alone
+    stated = [reference.index_reads(start + step) for start in starts for step in range(1, 60)]
+    assert found_reads.index.scored == sum(stated)
+
+
+@each_paged
+@torch.no_grad()
+def test_a_step_by_kept_pages_makes_nothing_of_the_size_of_the_keys(case: str) -> None:
+    _, fast = paged(case)
+    count = 2**17
+    q, k, v = (drawn(n, heads, torch.bfloat16, seed=n) for n, heads in ((1, 8), (count, 2), (count, 2)))
+    kept = KeptPages()
+    given: dict[str, Any] = {"scaling": 0.1, "layer": 0, "held": Held.in_place(k), "kept": kept}
+    most = []
+    for end in (count - 1, count):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step_by_pages(fast, q, k, v, at([end]), reads=Reads(), **given)
+        most.append(torch.cuda.max_memory_allocated() - before)
+    assert most[1] < k.numel() * k.element_size() / 8 < most[0]
+
+
+@each_paged
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "decoder"])
+def test_a_model_in_half_precision_decodes_by_kept_pages(
+    kind: str, case: str, make_model: Callable[..., PreTrainedModel]
+) -> None:
+    model = make_model(kind, head_dim=64, num_hidden_layers=1, max_position_embeddings=2048)
+    model = model.to("cuda", torch.bfloat16)
+    many = [tokens(1500, seed=2), tokens(777, seed=3)]
+    found = []
+    for method in paged(case):
+        with attach(model, method) as attached:
+            rows = Rows(model, 2, attached)
+            parts = rows.feed([row[:-40] for row in many])
+            for step in range(40):
+                parts += rows.feed([row[len(row) - 40 + step][None] for row in many], decode=True)
+            found.append((torch.cat(parts), attached.reads))
+    assert gap(found[1][0], found[0][0]) < 2e-2
+    assert found[1][1].prefill == found[0][1].prefill
+    # One layer: the same queries and keys. Bounds that are all but equal may be ranked otherwise.
+    reads = [of.decode.read for _, of in found]
+    assert reads[1] == pytest.approx(reads[0], rel=1e-3)
+    rebuilt = found[1][1].index.rebuilt
+    first = 1500 - 39 + 777 - 39
+    # The decoder's buffers may grow into new memory once; transformers' cache is followed step by step.
+    assert rebuilt == first or (kind == "decoder" and first < rebuilt < 3 * first)
+
+
+@pytest.mark.parametrize("kind", ["llama", "decoder"])
+def test_kept_pages_give_to_the_last_bit_what_pages_made_anew_give(
+    kind: str, make_model: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(kind, head_dim=64, num_hidden_layers=3, max_position_embeddings=2048)
+    model = model.to("cuda", torch.bfloat16)
+    _, fast = paged("eval")
+    row = tokens(1300, seed=2)
+    found = []
+    for forgetful in (False, True):
+        if forgetful:
+            monkeypatch.setattr(KeptPages, "take", lambda *_: None)
+        with attach(model, fast) as attached:
+            rows = Rows(model, 1, attached)
+            parts = rows.feed([row[:1200]])
+            for token in row[1200:]:
+                parts += rows.feed([token[None]], decode=True)
+            found.append((torch.cat(parts), attached.reads.index.rebuilt))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] < found[1][1] / 20
