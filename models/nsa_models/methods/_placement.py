@@ -35,6 +35,8 @@ class Placement:
     """[B, S'] cache column of each position, None where column and position are the same."""
     first: int | None = None
     """Position of the first query where all rows start alike; lets blocks leave later keys out."""
+    seen: Tensor | None = None
+    """[B, S] cache columns that hold a token of their row, None = all of them."""
     runs: tuple[Run, ...] | None = None
     """Of each row, where they stand together. Plain numbers: to ask a GPU in each layer makes it wait."""
 
@@ -81,6 +83,7 @@ class Placement:
             positions=positions,
             columns=columns,
             real=None if bool(real.all()) else real,
+            seen=seen,
             runs=_runs(positions, real),
         )
 
