@@ -140,7 +140,9 @@ def _add_family_command(family: TaskFamily, command: FamilyCommand) -> None:
 
 def _parsed(parameter: Parameter, text: str) -> object:
     try:
-        return parameter.parse(text)
+        value = parameter.parse(text)
+        parameter.read(value)  # the config's check would call the flag a key of a task
+        return value
     except ValueError as error:
         raise UserError(f"--{parameter.name}: {error}") from None
 

@@ -88,6 +88,14 @@ class TestUsageErrors:
         assert "Traceback" not in errors
         assert errors
 
+    @pytest.mark.parametrize(
+        ("flag", "text", "said"),
+        [("--lengths", "1x", "expected a whole number of tokens"), ("--depths", "0", "expected"), ("--needle", "worms", "expected")],
+    )  # fmt: skip
+    def test_a_familys_flag_is_told_by_its_name(self, cli, flag, text, said):
+        _, _, errors = cli("needle", "--model", "zoo:twin-nsa-64k", flag, text, "--dry-run")
+        assert errors.startswith(f"error: {flag}: {said}")
+
     def test_ls_says_what_it_lists(self, cli):
         _, _, errors = cli("ls")
         assert errors == "error: ls: expected models, tasks, methods or configs, got nothing\n"
