@@ -11,7 +11,6 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from nsa_kernels.block_choice import (
-    block_means,
     block_sparse,
     column_and_diagonal_sums,
     lists_of_slashes,
@@ -21,6 +20,7 @@ from nsa_kernels.block_choice import (
     vertical_slash,
 )
 from nsa_kernels.blocks import block_attention, page_decode
+from nsa_kernels.order_free import block_means
 from nsa_kernels.pages import PageExtremes, quest_pages
 from nsa_kernels.triton.blocks import append, slash_lists
 
@@ -78,7 +78,7 @@ def test_block_sparse_takes_the_best_blocks_up_to_a_tile_s_own(tokens):
 
 @pytest.mark.parametrize(("chunk", "top", "tokens"), [(16, 3, 120), (32, 2, 120), (16, 20, 70)])
 def test_moba_is_each_query_s_own_choice(chunk, top, tokens, monkeypatch):
-    monkeypatch.setattr("nsa_kernels.block_choice._CELLS", 4000)
+    monkeypatch.setattr("nsa_kernels.block_choice.CELLS", 4000)
     q, k = heads_of(tokens)
     v = drawn(2, tokens, 2, 16, seed=2)
     lists = moba(q, k, chunk=chunk, top=top, query_block=16)

@@ -2,13 +2,14 @@
 
 The reference makes a mask of all keys and looks at every one. A method that is `Listed` can say the same
 choice as lists of blocks, and `nsa_kernels.blocks` reads what the lists name and nothing else. What chooses
-is the reference's own code, so the sets are the same; outputs differ by the rounding of 16 bits.
+is `nsa_kernels.block_choice`, to the bits of the reference's scores (`_order_free.py`), or the reference's own
+plan; so the sets are the same, and outputs differ by the rounding of 16 bits.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar
@@ -49,6 +50,12 @@ class Run:
     """Position of q's first entry: whole tiles from the row's first token."""
     first: int
     """Position of the first query."""
+    scaling: float
+    """Factor of q.k in the logits."""
+
+    def with_tokens_first(self) -> tuple[Tensor, Tensor]:
+        """q [1, n, H, d] and k [1, S, H_kv, d], as `nsa_kernels` takes them."""
+        return self.q.transpose(0, 1)[None], self.k.transpose(0, 1)[None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +69,8 @@ class Listed(Method):
 
     sized: ClassVar[str] = "block"
     """The field that says how many tokens a block of keys has."""
+    lists_by_itself: ClassVar[bool] = False
+    """`lists` chooses from the queries and keys as the model made them, and takes no plan."""
 
     fast: bool = False
 
@@ -93,7 +102,8 @@ class Listed(Method):
 
         Args:
             run: The queries; tile i begins at position run.start + i * tile.
-            plan: What `plan` decided for the row's prompt, None in a method that takes prompts in pieces.
+            plan: What `plan` decided for the row's prompt; None in a method that takes prompts in pieces, or
+                whose lists need none.
         """
 
     def pages(self, lengths: Tensor, *, heads: int, kv_heads: int, size: int) -> PageLists:
@@ -164,7 +174,7 @@ def attend_by_lists(
 ) -> tuple[Tensor, Tensor]:
     """Attention to the blocks that `method` lists: what `attend` gives, without a mask of keys.
 
-    Rows are taken one by one, so that padding of any kind costs nothing.
+    Rows are taken one by one, so that padding of any kind costs nothing; nothing makes a GPU wait.
 
     Args:
         method: Says which blocks.
@@ -183,11 +193,14 @@ def attend_by_lists(
     backend = backend_for(method, q.device, q.dtype, width=q.shape[3], value_width=v.shape[3])
     out = q.new_zeros(*q.shape[:3], v.shape[3])
     read = torch.zeros(q.shape[0], dtype=torch.long, device=q.device)
-    for row, where, first, end in _runs(place):
+    for row, new in enumerate(place.tokens()):
+        if not new.count:
+            continue
+        where, first, end = new.where, new.position, new.end
         front = first % method.tile
         queries = pad(q[row][:, where], (0, 0, front, 0)) if front else q[row][:, where]
         keys, values = k[row, :, :end], v[row, :, :end]
-        run = Run(q=queries, k=keys, start=first - front, first=first)
+        run = Run(q=queries, k=keys, start=first - front, first=first, scaling=scaling)
         lists = method.lists(run, None if plans is None else plans[row])
         found = block_attention(
             queries.transpose(0, 1)[None],
@@ -243,22 +256,6 @@ def pages_of(chosen: Tensor, page: int, most: int) -> PageLists:
     return PageLists(
         firsts=lists.firsts[:, :, 0, :most].contiguous(), counts=lists.counts[:, :, 0].contiguous(), page=page
     )
-
-
-def _runs(place: Placement) -> Iterator[tuple[int, slice | Tensor, int, int]]:
-    """Of each row that has tokens: number, where they stand, position of the first and behind the last."""
-    real = place.positions >= 0
-    if place.real is not None:
-        real = real & place.real
-    index = torch.arange(real.shape[1], device=real.device)
-    begin = torch.where(real, index, real.shape[1]).amin(-1)
-    last = torch.where(real, index, -1).amax(-1)
-    first = place.positions.gather(-1, begin.clamp(max=real.shape[1] - 1)[:, None])[:, 0]
-    table = torch.stack([begin, last, real.sum(-1), first], dim=-1)
-    for row, (at, until, count, position) in enumerate(table.tolist()):
-        if count:
-            together = until - at + 1 == count
-            yield row, slice(at, until + 1) if together else real[row], position, position + count
 
 
 def _width(config: PretrainedConfig) -> int:

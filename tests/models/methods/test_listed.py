@@ -228,7 +228,7 @@ def listed_keys(method: Listed, q: Tensor, k: Tensor, first: int) -> tuple[Tenso
     )
     front = first % method.tile
     queries = torch.nn.functional.pad(q[:, first:], (0, 0, front, 0))
-    run = Run(q=queries, k=k, start=first - front, first=first)
+    run = Run(q=queries, k=k, start=first - front, first=first, scaling=0.25)
     lists = method.lists(run, plan)
     lists.check()
     of_tiles = lists.seen(count)[0]
