@@ -1,9 +1,10 @@
 """Lists of blocks from queries and keys, as the methods choose them: plain torch, on any device.
 
 Nothing here makes a GPU wait. Each function is one published way to choose (what it scores, what it always
-keeps), with the sizes as arguments; `nsa_kernels.blocks` attends to what comes out. Scores are rounded once, to
-float32 (`nsa_kernels.order_free`), and of equal ones the lower index is taken: what is chosen depends neither
-on the pieces in which it was worked out nor on the batch, and is what the methods' own definitions choose.
+keeps), with the sizes as arguments; `nsa_kernels.blocks` attends to what comes out. Scores are rounded once,
+to float32 (`nsa_kernels.order_free`), and of equal ones the lower index is taken: what is chosen depends
+neither on the pieces in which it was worked out nor on the batch, and is what the methods' own definitions
+choose.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ def moba(
     the `top`. A tile's list is the union of what its queries chose, its `members` say who chose what: exact,
     and as fast as neighbours agree.
 
-    Held at a time: some 50 bytes for each of `CELLS` scores, 0.8 GiB at most; beside it the members, a bit for
-    each query, head and chunk.
+    Held at a time: some 50 bytes for each of `CELLS` scores, 0.8 GiB at most; beside it the members, a bit
+    for each query, head and chunk.
 
     Args:
         q: [B, N, H, D].
@@ -225,7 +226,7 @@ def column_and_diagonal_sums(q: Tensor, k: Tensor, *, scale: float | None = None
         # Row i, from its own key backwards, is shifted so that equal offsets stand below each other.
         padded = F.pad(weights.flip(-1), (0, count)).flatten(2)
         skewed = padded[..., : count * (tokens + count - 1)].unflatten(2, (count, tokens + count - 1))
-        # In the flipped matrix row i's own key is at column count - 1 - i; a row of the view is a cell shorter.
+        # In the flipped matrix row i's own key is at column count - 1 - i; rows of the view are a cell shorter.
         offsets.append(skewed.sum(2)[..., count - 1 : count - 1 + tokens].float())
     return torch.cat(columns, 1), torch.cat(offsets, 1)
 

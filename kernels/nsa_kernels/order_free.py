@@ -1,10 +1,10 @@
 """Sums and products for choosing, the same to the last bit however they are made.
 
-A choice between close scores is made by their last bits, and those of a float32 sum depend on its order: on the
-piece that a row stood in, the batch beside it, the kernel that a library picked, and the device. Here sums and
-products are made in float64 and rounded to float32 once. Two orders of n terms then differ only where the
-true sum lies within about n * 2^-53 of a border between two float32 numbers: for heads of 128 one score in some
-millions, and that one by its last bit. Scores that round alike are ties, which go to the lower index.
+A choice between close scores is made by their last bits, and those of a float32 sum depend on its order: on
+the piece that a row stood in, the batch beside it, the kernel that a library picked, and the device. Here
+sums and products are made in float64 and rounded to float32 once. Two orders then differ only where the true
+number lies within their float64 errors of a border between two float32 numbers, and there by the last bit of
+float32. Scores that round alike are ties, which go to the lower index.
 """
 
 from __future__ import annotations

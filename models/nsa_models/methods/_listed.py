@@ -2,8 +2,8 @@
 
 The reference makes a mask of all keys and looks at every one. A method that is `Listed` can say the same
 choice as lists of blocks, and `nsa_kernels.blocks` reads what the lists name and nothing else. What chooses
-is `nsa_kernels.block_choice`, to the bits of the reference's scores (`_order_free.py`), or the reference's own
-plan; so the sets are the same, and outputs differ by the rounding of 16 bits.
+is `nsa_kernels.block_choice`, to the bits of the reference's scores (`_order_free.py`), or the reference's
+own plan; so the sets are the same, and outputs differ by the rounding of 16 bits.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ def means(x: Tensor, size: int) -> Tensor:
     sums = pad(x.double(), (0, 0, 0, blocks * size - count)).unflatten(-2, (blocks, size)).sum(-2)
     sizes = torch.full((blocks, 1), size, device=x.device)
     sizes[-1:] = count - (blocks - 1) * size
-    return (sums / sizes).float()
+    rounded: Tensor = (sums / sizes).float()
+    return rounded
 
 
 def products(q: Tensor, keys: Tensor) -> Tensor:

@@ -129,10 +129,12 @@ class Placement:
         """With so many tokens a row; None where a row has them elsewhere, by the mask."""
         if self.new is None:
             return None
-        found = list(zip(self.new, counts, strict=True))
-        if any(count and (new.column or count > new.count or new.columns is not None) for new, count in found):
-            return None
-        return tuple(replace(new, column=0, count=count, columns=None) for new, count in found)
+        cut = []
+        for new, count in zip(self.new, counts, strict=True):
+            if count and (new.column or count > new.count or new.columns is not None):
+                return None
+            cut.append(replace(new, column=0, count=count, columns=None))
+        return tuple(cut)
 
     def queries(self) -> Tensor:
         """Real queries of all rows, a 0-d LongTensor."""

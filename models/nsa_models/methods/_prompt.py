@@ -77,5 +77,5 @@ def prompt_rows(
 
 
 def whole(place: Placement) -> bool:
-    """Whether each row's queries begin at its first token: otherwise what came before was another forward's."""
+    """Whether each row begins with its first token: what came before would be another forward's."""
     return all(new.position == 0 for new in place.tokens() if new.count)

@@ -41,8 +41,8 @@ class FlexPrefill(Listed, Planned):
     Prompts of up to `least` tokens and of two blocks, and decode steps, are dense.
 
     It has no budget: gamma decides, head by head. Blocks of diagonals begin at the farthest one, the last
-    query's to the first token, as in the authors' code: the nearest block has what is left. Weights of the last
-    queries are made and summed in float64, the sums rounded to float32.
+    query's to the first token, as in the authors' code: the nearest block has what is left. Weights of the
+    last queries are made and summed in float64, the sums rounded to float32.
 
     Attributes:
         gamma: Share of attention to cover, above 0 and below 1. Default 0.9 (the authors').
@@ -107,8 +107,7 @@ class FlexPrefill(Listed, Planned):
         return chosen & causal
 
     def _sums_of_last(self, row: PromptRow) -> tuple[Tensor, Tensor]:
-        """Weights of the last block's queries by key and by distance, [H, n] each; with `fast` by kernels' code,
-        a few heads at a time."""
+        """Weights of the last queries by key and by distance, [H, n] each; `fast` takes a few heads at once."""
         if not self.fast:
             return sums_of_last(row, self.block)
         q, k = row.q[:, -self.block :].transpose(0, 1)[None], row.k.transpose(0, 1)[None]
