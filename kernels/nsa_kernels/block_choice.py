@@ -226,7 +226,7 @@ def column_and_diagonal_sums(q: Tensor, k: Tensor, *, scale: float | None = None
         # Row i, from its own key backwards, is shifted so that equal offsets stand below each other.
         padded = F.pad(weights.flip(-1), (0, count)).flatten(2)
         skewed = padded[..., : count * (tokens + count - 1)].unflatten(2, (count, tokens + count - 1))
-        # In the flipped matrix row i's own key is at column count - 1 - i; rows of the view are a cell shorter.
+        # In the flipped matrix row i's own key is at column count - 1 - i; the view's rows are a cell short.
         offsets.append(skewed.sum(2)[..., count - 1 : count - 1 + tokens].float())
     return torch.cat(columns, 1), torch.cat(offsets, 1)
 

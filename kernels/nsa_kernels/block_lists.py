@@ -326,7 +326,7 @@ class PageLists:
 
 
 def _seen(firsts: Tensor, counts: Tensor, begin: Tensor, behind: Tensor, size: int) -> Tensor:
-    """Keys that queries at positions [begin, behind) of each tile [T, 1] see of `size` keys from each first on."""
+    """Keys that queries at positions [begin, behind) of tiles [T, 1] see of `size` keys from `firsts` on."""
     used = torch.arange(firsts.shape[-1], device=firsts.device) < counts[..., None]
     return ((_ramp(behind - firsts, size) - _ramp(begin - firsts, size)) * used).sum()
 

@@ -107,7 +107,7 @@ class FlexPrefill(Listed, Planned):
         return chosen & causal
 
     def _sums_of_last(self, row: PromptRow) -> tuple[Tensor, Tensor]:
-        """Weights of the last queries by key and by distance, [H, n] each; `fast` takes a few heads at once."""
+        """Weights of the last queries by key and by distance, [H, n] each; with `fast` few heads at once."""
         if not self.fast:
             return sums_of_last(row, self.block)
         q, k = row.q[:, -self.block :].transpose(0, 1)[None], row.k.transpose(0, 1)[None]
@@ -157,7 +157,13 @@ def pattern(columns: Tensor, offsets: Tensor, column_count: Tensor, offset_count
     index = torch.arange(columns.shape[-1], device=columns.device)
     all_blocks = torch.ones_like(index, dtype=torch.bool)
     taken = [
-        keep_top(each.masked_fill(index == 0, float("inf")), count[:, None], all_blocks, most=len(index))
+        keep_top(
+            each.masked_fill(index == 0, float("inf")),
+            count[:, None],
+            all_blocks,
+            most=len(index),
+            waits=False,
+        )
         for each, count in ((columns, column_count), (offsets, offset_count))
     ]
     distance = index[:, None] - index

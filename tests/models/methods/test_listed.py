@@ -164,11 +164,11 @@ def test_kernels_in_half_precision_give_what_masks_give(name: str) -> None:
     q, k, v = (x.half()[None] for x in (*drawn(70), drawn(70, seed=1)[1]))
     row = PromptRow(q=q[0].float(), k=k[0].float(), scaling=0.25, layer=0)
     place = Placement.bottom_right(1, 70, 70, q.device)
-    of_masks, of_lists = (None if m.chunked_prefill else [m.plan(row)] for m in (reference, fast))
+    plans = None if reference.chunked_prefill else [reference.plan(row)]
     expected, read = attend(
-        reference, q.float(), k, v, place, scaling=0.25, layer=0, rotate=None, plans=of_masks
+        reference, q.float(), k, v, place, scaling=0.25, layer=0, rotate=None, plans=plans
     )
-    found, found_read = attend_by_lists(fast, q, k, v, place, scaling=0.25, plans=of_lists)
+    found, found_read = attend_by_lists(fast, q, k, v, place, scaling=0.25, plans=None)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), expected, rtol=3e-3, atol=3e-3)
     assert int(found_read.sum()) == int(read.sum()) < 4 * 70 * 71 // 2
@@ -221,11 +221,9 @@ def drawn(count: int, *, seed: int = 0, width: int = 16) -> tuple[Tensor, Tensor
 def listed_keys(method: Listed, q: Tensor, k: Tensor, first: int) -> tuple[Tensor, BlockLists, Run]:
     """Booleans [H, n, S] of the queries from `first` on, by the method's lists."""
     count = q.shape[1]
-    plan = (
-        None
-        if method.chunked_prefill
-        else method.plan(PromptRow(q=q, k=k, scaling=0.25, layer=0, rotate=turned))
-    )
+    plan = None
+    if not (method.chunked_prefill or method.lists_by_itself):
+        plan = method.plan(PromptRow(q=q.float(), k=k.float(), scaling=0.25, layer=0, rotate=turned))
     front = first % method.tile
     queries = torch.nn.functional.pad(q[:, first:], (0, 0, front, 0))
     run = Run(q=queries, k=k, start=first - front, first=first, scaling=0.25)

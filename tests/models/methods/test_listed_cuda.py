@@ -49,7 +49,7 @@ def drawn(tokens: int, heads: int, dtype: torch.dtype, *, rows: int = 1, seed: i
 
 
 def plans(method: Method, q: torch.Tensor, k: torch.Tensor) -> list[Any] | None:
-    if method.chunked_prefill:
+    if method.chunked_prefill or (isinstance(method, Listed) and method.fast and method.lists_by_itself):
         return None
     return [method.plan(PromptRow(q=q[0].float(), k=k[0].float(), scaling=128**-0.5, layer=0))]
 
