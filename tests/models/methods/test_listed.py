@@ -232,11 +232,12 @@ def listed_keys(method: Listed, q: Tensor, k: Tensor, first: int) -> tuple[Tenso
     of_tiles = lists.seen(count)[0]
     keep = of_tiles.repeat_interleave(method.tile, dim=1)[:, : queries.shape[1]]
     keep = keep.repeat_interleave(len(q) // len(keep), dim=0)
+    at = torch.arange(count, device=q.device)
     if lists.members is not None:
-        block = torch.arange(count) // lists.key_block
+        block = at // lists.key_block
         keep = keep & ((lists.members[0][..., block // 32] >> (block % 32)) & 1).bool()
-    positions = run.start + torch.arange(queries.shape[1])
-    return (keep & (torch.arange(count) <= positions[:, None]))[:, front:], lists, run
+    positions = run.start + torch.arange(queries.shape[1], device=q.device)
+    return (keep & (at <= positions[:, None]))[:, front:], lists, run
 
 
 @each_pair
