@@ -200,8 +200,8 @@ def best_slashes(
 def column_and_diagonal_sums(q: Tensor, k: Tensor, *, scale: float | None = None) -> tuple[Tensor, Tensor]:
     """Softmax weights of a prompt's last queries, summed over each column and over each diagonal.
 
-    Weights are made and summed in float64, the sums rounded. Held at a time: some five tensors of `CELLS`
-    numbers, 0.7 GiB, or of one KV head's weights where they are more (n * N for each of its query heads).
+    Weights are made and summed in float64, the sums rounded. Held at a time: some six tensors of `CELLS`
+    numbers, 0.8 GiB, or of one query head's weights (n * N) where they are more.
 
     Args:
         q: Its last n queries [B, n, H, D].
@@ -215,11 +215,13 @@ def column_and_diagonal_sums(q: Tensor, k: Tensor, *, scale: float | None = None
     tokens, kv_heads = k.shape[1:3]
     group = heads // kv_heads
     hidden = torch.ones(count, tokens, dtype=torch.bool, device=q.device).triu(tokens - count + 1)
-    step = max(1, CELLS // (batch * group * count * tokens))
+    step = max(1, CELLS // (batch * count * tokens))
+    # Whole groups, or an even part of one.
+    step = step // group * group or max(part for part in range(1, step + 1) if group % part == 0)
     columns, offsets = [], []
-    for begin in range(0, kv_heads, step):
-        of_heads = slice(begin * group, (begin + step) * group)
-        scores = wide_products(q[:, :, of_heads], k[:, :, begin : begin + step])  # [B, h, n, N]
+    for begin in range(0, heads, step):
+        of_group = slice(begin // group, -(-(begin + step) // group))
+        scores = wide_products(q[:, :, begin : begin + step], k[:, :, of_group])  # [B, h, n, N]
         scores *= width**-0.5 if scale is None else scale
         weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1)
         columns.append(weights.sum(2).float())

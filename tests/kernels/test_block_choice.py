@@ -101,6 +101,24 @@ def test_moba_is_each_query_s_own_choice(chunk, top, tokens, monkeypatch):
         assert torch.equal(keep, causal.expand_as(keep))
 
 
+def test_a_piece_of_a_prompt_chooses_what_the_whole_does():
+    q, k = heads_of(140, batch=1)
+    whole = moba(q, k, chunk=16, top=3, query_block=16)
+    for begin, end in ((0, 33), (32, 100), (96, 140)):
+        part = moba(q[:, begin:end], k[:, :end], chunk=16, top=3, query_block=16, start=begin)
+        assert torch.equal(part.members, whole.members[:, :, begin:end])
+        tiles = end // 16 - begin // 16  # whole ones
+        expected = whole.seen(end)[:, :, begin // 16 : begin // 16 + tiles]
+        assert torch.equal(part.seen(end)[:, :, :tiles], expected)
+
+
+def test_a_block_of_queries_may_be_several_tiles():
+    q, k = heads_of(150)
+    given = {"top": 2, "block": 64}
+    seen = block_sparse(q, k, **given, query_block=16).seen(150)
+    assert torch.equal(seen, block_sparse(q, k, **given).seen(150).repeat_interleave(4, 2)[:, :, :10])
+
+
 def test_sums_over_columns_and_diagonals():
     q, k = heads_of(50)
     columns, offsets = column_and_diagonal_sums(q[:, -7:], k)

@@ -191,7 +191,7 @@ def attend_by_lists(
     """
     heads = q.shape[1]
     backend = backend_for(method, q.device, q.dtype, width=q.shape[3], value_width=v.shape[3])
-    out = q.new_zeros(*q.shape[:3], v.shape[3])
+    out = q.new_zeros(q.shape[0], q.shape[2], heads, v.shape[3])  # as the kernel writes, and a model goes on
     read = torch.zeros(q.shape[0], dtype=torch.long, device=q.device)
     for row, new in enumerate(place.tokens()):
         if not new.count:
@@ -211,9 +211,9 @@ def attend_by_lists(
             scale=scaling,
             backend=backend,
         )
-        out[row][:, where] = found.out[0, front:].transpose(0, 1)
+        out[row, where] = found.out[0, front:]
         read[row] += lists.reads(heads, start=run.start, first=first, end=end)
-    return out, read
+    return out.transpose(1, 2), read
 
 
 def step_by_lists(

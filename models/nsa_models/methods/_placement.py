@@ -21,13 +21,13 @@ class NewTokens:
     """0 for a row without one."""
     position: int
     """Of the first of them, in the row."""
-    columns: Tensor | None = None
-    """[count] where padding stands between them; None: one behind another."""
+    apart: Tensor | None = None
+    """[count] columns, where padding stands between them; None: one behind another."""
 
     @property
     def where(self) -> slice | Tensor:
         """Their columns."""
-        return slice(self.column, self.column + self.count) if self.columns is None else self.columns
+        return slice(self.column, self.column + self.count) if self.apart is None else self.apart
 
     @property
     def end(self) -> int:
@@ -116,7 +116,7 @@ class Placement:
     def together(self, row: int) -> NewTokens | None:
         """A row's tokens, None where they stand apart."""
         new = None if self.new is None else self.new[row]
-        return new if new is not None and new.columns is None else None
+        return new if new is not None and new.apart is None else None
 
     def tokens(self) -> tuple[NewTokens, ...]:
         """Of each row, from the device where the host doesn't know them: then it makes a GPU wait."""
@@ -131,9 +131,9 @@ class Placement:
             return None
         cut = []
         for new, count in zip(self.new, counts, strict=True):
-            if count and (new.column or count > new.count or new.columns is not None):
+            if count and (new.column or count > new.count or new.apart is not None):
                 return None
-            cut.append(replace(new, column=0, count=count, columns=None))
+            cut.append(replace(new, column=0, count=count, apart=None))
         return tuple(cut)
 
     def queries(self) -> Tensor:
@@ -159,7 +159,7 @@ def _new_tokens(positions: Tensor, real: Tensor) -> tuple[NewTokens, ...]:
             column=begin,
             count=count,
             position=position,
-            columns=index[real[row]] if count and behind - begin != count else None,
+            apart=index[real[row]] if count and behind - begin != count else None,
         )
         for row, (begin, behind, count, position) in enumerate(table)
     )
