@@ -21,8 +21,8 @@ from nsa_kernels.block_choice import (
 )
 from nsa_kernels.blocks import block_attention, page_decode
 from nsa_kernels.order_free import block_means
-from nsa_kernels.pages import PageExtremes, quest_pages
-from nsa_kernels.triton.blocks import append, slash_lists
+from nsa_kernels.pages import PageExtremes, best_pages, quest_pages, with_tokens
+from nsa_kernels.triton.blocks import slash_lists
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -236,15 +236,65 @@ def test_extremes_kept_token_by_token_are_those_of_the_whole(way):
     row = torch.arange(2, device=DEVICE)
     for step in range(25):
         new = k[row, starts + step], starts + step
-        if way == "triton":
-            append(kept.high, kept.low, new[0], new[1].int(), page=16)
-        else:
-            kept.append(*new)
+        kept.append(*new, backend=way)
     for i, length in enumerate((starts + 25).tolist()):
         whole = PageExtremes.of(k[i : i + 1, :length], page=16)
         pages = -(-length // 16)
         assert torch.equal(kept.high[i, :pages], whole.high[0])
         assert torch.equal(kept.low[i, :pages], whole.low[0])
+
+
+def test_pages_that_are_not_asked_for_are_not_read():
+    q, k = drawn(3, 4, 16), drawn(3, 300, 2, 16, seed=1)
+    kept = PageExtremes.of(k, page=4)
+    counts = torch.tensor([75, 17, 0], device=DEVICE)
+    hidden = (torch.arange(75, device=DEVICE) >= counts[:, None])[..., None, None]
+    poisoned = replace(
+        kept, high=kept.high.masked_fill(hidden, torch.nan), low=kept.low.masked_fill(hidden, torch.nan)
+    )
+    expected, found = kept.scores(q, backend="torch"), poisoned.scores(q, counts=counts, backend="triton")
+    for row, count in enumerate(counts.tolist()):
+        torch.testing.assert_close(found[row, :, :count], expected[row, :, :count], rtol=1e-5, atol=1e-5)
+        assert bool((found[row, :, count:] == 0).all())
+
+
+@pytest.mark.parametrize("way", ["torch", "triton"])
+@pytest.mark.parametrize(("first", "local"), [(5, 7), (0, 16), (20, 0), (90, 70), (3, 200)])
+def test_tokens_beside_pages_count_once(way, first, local):
+    """Rows whose pages lie under the leading or latest tokens, or across their edge."""
+    lengths = torch.tensor([160, 93, 4, 0], device=DEVICE)
+    q, k, v = drawn(4, 2, 16), drawn(4, 160, 1, 16, seed=1), drawn(4, 160, 1, 16, seed=2)
+    scores = drawn(4, 2, 20, seed=3)
+    pages = best_pages(scores, lengths, page=8, budget=40, least=5, backend=way)
+    lists = with_tokens(pages, lengths, first=first, local=local)
+    lists.check()
+    expected = torch.zeros(4, 2, 160, dtype=torch.bool, device=DEVICE)
+    for row, length in enumerate(lengths.tolist()):
+        expected[row, :, : min(first, length)] = True
+        expected[row, :, max(0, length - local) : length] = True
+        for head in range(2):
+            for begin in pages.firsts[row, head, : int(pages.counts[row, head])].tolist():
+                expected[row, head, begin : min(begin + 8, length)] = True
+    assert int(lists.reads(2, lengths)) == int(expected.sum())
+    weights = (product(q[:, None], k)[:, :, 0] / 4).masked_fill(~expected, -torch.inf).softmax(-1)
+    weights = weights.masked_fill(~expected, 0.0)
+    wanted = torch.einsum("bhs,bshd->bhd", weights, v.repeat_interleave(2, 2))
+    found = page_decode(q, k, v, lists, lengths=lengths, backend=way)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["torch", "triton"])
+def test_extremes_outgrow_their_room(way):
+    k = drawn(2, 60, 2, 16)
+    kept = PageExtremes.of(k[:, :30], page=8)
+    for position in range(30, 60):
+        kept = kept.with_room(position + 1)
+        kept.append(k[:, position], torch.full((2,), position, device=DEVICE), backend=way)
+    whole = PageExtremes.of(k, page=8)
+    assert kept.with_room(64) is kept
+    assert torch.equal(kept.high, whole.high)
+    assert torch.equal(kept.low, whole.low)
+    assert torch.equal(kept.part(2, 5).low, whole.low[:, 2:5])
 
 
 @pytest.mark.parametrize("reading", ["eval", "kernel"])

@@ -27,6 +27,7 @@ from nsa_kernels.blocks import (
     choose_block_backend,
     page_decode,
 )
+from nsa_kernels.spans import Merger, Part
 from nsa_models.methods._base import Method, MethodError
 from nsa_models.methods._placement import Placement
 
@@ -82,10 +83,17 @@ class Listed(Method):
         """
         super().__post_init__()
         if self.fast:
-            size = self._size
-            if size < 16 or size & (size - 1):
-                self.refuse(self.sized, "must be a power of 2 from 16 on with fast")
+            self._check_blocks()
             self.redeclare(simulated=False)
+
+    def _check_blocks(self) -> None:
+        """Refuse blocks that the kernels don't have.
+
+        Raises:
+            MethodError: Such blocks.
+        """
+        if self._size < 16 or self._size & (self._size - 1):
+            self.refuse(self.sized, "must be a power of 2 from 16 on with fast")
 
     @property
     def _size(self) -> int:
@@ -105,6 +113,20 @@ class Listed(Method):
             plan: What `plan` decided for the row's prompt; None in a method that takes prompts in pieces, or
                 whose lists need none.
         """
+
+    def parts(self, run: Run, v: Tensor, plan: Any) -> list[tuple[Tensor, Tensor, BlockLists]]:  # noqa: ANN401
+        """Keys, values and lists of them that the queries read, each key once: what they give is merged.
+
+        Args:
+            run: As in `lists`.
+            v: [H_kv, S, d_v] values of run.k.
+            plan: As in `lists`.
+
+        Returns:
+            One part of the row's own keys, unless the method has them in another order; queries stand at
+            their positions in each. [H_kv or H, S, d_k], [the same, S, d_v], and the lists.
+        """
+        return [(run.k, v, self.lists(run, plan))]
 
     def pages(self, lengths: Tensor, *, heads: int, kv_heads: int, size: int) -> PageLists:
         """The pages that one query a row reads while decoding; of methods that act there.
@@ -201,18 +223,22 @@ def attend_by_lists(
         queries = pad(q[row][:, where], (0, 0, front, 0)) if front else q[row][:, where]
         keys, values = k[row, :, :end], v[row, :, :end]
         run = Run(q=queries, k=keys, start=first - front, first=first, scaling=scaling)
-        lists = method.lists(run, None if plans is None else plans[row])
-        found = block_attention(
-            queries.transpose(0, 1)[None],
-            keys.transpose(0, 1)[None],
-            values.transpose(0, 1)[None],
-            lists,
-            start=run.start,
-            scale=scaling,
-            backend=backend,
-        )
-        out[row, where] = found.out[0, front:]
-        read[row] += lists.reads(heads, start=run.start, first=first, end=end)
+        found = []
+        for listed_keys, listed_values, lists in method.parts(
+            run, values, None if plans is None else plans[row]
+        ):
+            part = block_attention(
+                queries.transpose(0, 1)[None],
+                listed_keys.transpose(0, 1)[None],
+                listed_values.transpose(0, 1)[None],
+                lists,
+                start=run.start,
+                scale=scaling,
+                backend=backend,
+            )
+            found.append(Part(part.out[0], part.lse[0].T))
+            read[row] += lists.reads(heads, start=run.start, first=first, end=end)
+        out[row, where] = merged(found)[front:].to(out.dtype)
     return out.transpose(1, 2), read
 
 
@@ -256,6 +282,16 @@ def pages_of(chosen: Tensor, page: int, most: int) -> PageLists:
     return PageLists(
         firsts=lists.firsts[:, :, 0, :most].contiguous(), counts=lists.counts[:, :, 0].contiguous(), page=page
     )
+
+
+def merged(parts: Sequence[Part]) -> Tensor:
+    """[N, H, d_v] of parts of all N queries."""
+    if len(parts) == 1:
+        return parts[0].out
+    whole = Merger(parts[0])
+    for part in parts[1:]:
+        whole.add(part, slice(0, part.out.shape[0]))
+    return whole.out
 
 
 def _width(config: PretrainedConfig) -> int:

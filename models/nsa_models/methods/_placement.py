@@ -47,6 +47,8 @@ class Placement:
     """[B, S'] cache column of each position, None where column and position are the same."""
     first: int | None = None
     """Position of the first query where all rows start alike; lets blocks leave later keys out."""
+    seen: Tensor | None = None
+    """[B, S] cache columns that hold a token of their row, None = all of them."""
     new: tuple[NewTokens, ...] | None = None
     """Of each row, known to the host: to ask a GPU in each layer makes it wait. None where the device alone
     knows."""
@@ -94,6 +96,7 @@ class Placement:
             positions=positions,
             columns=columns,
             real=None if bool(real.all()) else real,
+            seen=seen,
             new=_new_tokens(positions, real),
         )
 

@@ -24,7 +24,7 @@ from nsa_models.methods._prompt import prompt_rows
 from nsa_models.methods._rotary import Rotation
 
 from .conftest import tokens
-from .test_listed import CASES, drawn, each_pair, gates, listed_keys, pair, turned
+from .test_listed import AT_ONCE, CASES, drawn, each_at_once, gates, listed_keys, pair, turned
 from .test_waits import Asked
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -72,7 +72,7 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
             monkeypatch.setattr(module, name, 700)
 
 
-@each_pair
+@each_at_once
 @pytest.mark.usefixtures("cut")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["random", "tied", "close"])
@@ -81,7 +81,7 @@ def test_both_choose_the_same_keys(case: tuple[str, dict[str, Any]], kind: str, 
     for seed, count in enumerate(LENGTHS):
         q, k = prompt(kind, count, dtype, seed)
         for first in {0, 16, 45, 46} & set(range(count)) if fast.chunked_prefill else (0,):
-            found, _, _ = listed_keys(fast, q, k, first)
+            found, _ = listed_keys(fast, q, k, first)
             assert torch.equal(found, defined_keys(reference, q, k, first, rows=23))
 
 
@@ -99,7 +99,7 @@ def test_lists_are_chosen_by_the_kernels_own_choosers(name: str, monkeypatch: py
     assert len(called) == 1
 
 
-@each_pair
+@each_at_once
 def test_rows_choose_as_they_do_alone(
     case: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,11 +126,13 @@ def test_rows_choose_as_they_do_alone(
     )  # fmt: skip
     for row in range(3):
         q, k = queries[row : row + 1, :, real[row]], keys[row : row + 1, :, real[row]]
-        alone = Placement.bottom_right(1, q.shape[2], q.shape[2], q.device)
-        _, own = attend_by_lists(fast, q, k, k, alone, **given, plans=planned(fast, q, k, alone))
-        assert torch.equal(found[row].firsts, found[3 + row].firsts)
-        assert torch.equal(found[row].counts, found[3 + row].counts)
+        apart = Placement.bottom_right(1, q.shape[2], q.shape[2], q.device)
+        _, own = attend_by_lists(fast, q, k, k, apart, **given, plans=planned(fast, q, k, apart))
         assert read[row] == own[0]
+    parts = len(found) // 6
+    for beside, alone in zip(found[: 3 * parts], found[3 * parts :], strict=True):
+        assert torch.equal(beside.firsts, alone.firsts)
+        assert torch.equal(beside.counts, alone.counts)
 
 
 def planned(method: Listed, q: Tensor, k: Tensor, place: Placement) -> list[Any] | None:
@@ -164,7 +166,7 @@ def kernels_apart(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(listed.BACKENDS, device, "torch")
 
 
-@each_pair
+@each_at_once
 @pytest.mark.usefixtures("kernels_apart")
 @pytest.mark.parametrize("kind", ["llama", "decoder"])
 def test_layers_of_a_prompt_ask_for_nothing(
@@ -217,7 +219,7 @@ def large_gate(tmp_path: Any) -> str:
     return str(tmp_path)
 
 
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("name", sorted({name for name, _ in AT_ONCE}))
 @pytest.mark.usefixtures("kernels_apart")
 def test_a_prompt_of_64k_needs_no_data_and_three_gib(name: str, tmp_path: Any) -> None:
     """32 heads of 128 on a device without data: whoever asked for a number would fail. Inputs and outputs are
@@ -235,7 +237,7 @@ def test_a_prompt_of_64k_needs_no_data_and_three_gib(name: str, tmp_path: Any) -
     place = Placement.bottom_right(1, 65536, 65536, q.device)
     with Peak() as peak, torch.no_grad():
         attend_by_lists(fast, q, k, k, place, scaling=0.1, plans=planned(fast, q, k, place))
-    assert peak.bytes < 3.2 * 2**30
+    assert peak.bytes < (7.4 if name == "pbs-attn" else 3.2) * 2**30  # it copies keys for each query head
 
 
 def test_gates_reach_a_device_without_data() -> None:
