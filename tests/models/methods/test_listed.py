@@ -165,7 +165,8 @@ def test_kernels_in_half_precision_give_what_masks_give(name: str) -> None:
     expected, read = attend(
         reference, q.float(), k, v, place, scaling=0.25, layer=0, rotate=None, plans=plans
     )
-    found, found_read = attend_by_lists(fast, q, k, v, place, scaling=0.25, plans=None)
+    of_lists = None if fast.lists_by_itself else plans
+    found, found_read = attend_by_lists(fast, q, k, v, place, scaling=0.25, plans=of_lists)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), expected, rtol=3e-3, atol=3e-3)
     assert int(found_read.sum()) == int(read.sum()) < 4 * 70 * 71 // 2
