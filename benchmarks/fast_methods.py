@@ -44,6 +44,8 @@ METHODS = (
     "moba:4k,chunk=512",
     "flexprefill",
     "xattention",
+    "pbs-attn",
+    "infllm:6272",
     "power-attention",
     "s2-attention",
     "seer-attention-prefill:ratio=0.2",

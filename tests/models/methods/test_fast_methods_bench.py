@@ -11,7 +11,7 @@ import pytest
 
 from nsa_models.methods import _listed
 
-SIZES = ["--lengths", "96,160", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--head-dim", "16"]
+SIZES = ["--lengths", "130,160", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--head-dim", "16"]
 SIZES += ["--mlp", "32", "--dtype", "float32", "--device", "cpu", "--repeats", "1"]
 SMALL = (
     "block-sparse:48,block=16",
@@ -19,6 +19,8 @@ SMALL = (
     "moba:48,chunk=16",
     "flexprefill:least=20,block=16",
     "xattention:tau=0.4,stride=4,block=16",
+    "pbs-attn:tau=0.4,block=16,segment=32",
+    "infllm:80,first=16,local=32,block=16,representatives=2,unit=24",
     "power-attention:window=2,block=16",
     "s2-attention:local=2,stride=3,block=16",
     "seer-attention-prefill:ratio=0.2,block=16",
@@ -40,7 +42,7 @@ def test_every_method_by_default_has_a_row_beside_full_attention(
     monkeypatch.setattr(fast_methods, "METHODS", SMALL)
     found = measured(tmp_path)
     assert found["notes"] == []
-    assert [row["tokens"] for row in found["rows"]] == [160] * (2 + len(SMALL)) + [96] * (2 + len(SMALL))
+    assert [row["tokens"] for row in found["rows"]] == [160] * (2 + len(SMALL)) + [130] * (2 + len(SMALL))
     assert [row["what"] for row in found["rows"][:2]] == ["rest", "full"]
     for row in found["rows"]:
         assert row["ms"] > 0
