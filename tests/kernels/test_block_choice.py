@@ -11,7 +11,6 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from nsa_kernels.block_choice import (
-    block_means,
     block_sparse,
     column_and_diagonal_sums,
     lists_of_slashes,
@@ -21,6 +20,7 @@ from nsa_kernels.block_choice import (
     vertical_slash,
 )
 from nsa_kernels.blocks import block_attention, page_decode
+from nsa_kernels.order_free import block_means
 from nsa_kernels.pages import PageExtremes, best_pages, quest_pages, with_tokens
 from nsa_kernels.triton.blocks import slash_lists
 
@@ -78,7 +78,7 @@ def test_block_sparse_takes_the_best_blocks_up_to_a_tile_s_own(tokens):
 
 @pytest.mark.parametrize(("chunk", "top", "tokens"), [(16, 3, 120), (32, 2, 120), (16, 20, 70)])
 def test_moba_is_each_query_s_own_choice(chunk, top, tokens, monkeypatch):
-    monkeypatch.setattr("nsa_kernels.block_choice._CELLS", 4000)
+    monkeypatch.setattr("nsa_kernels.block_choice.CELLS", 4000)
     q, k = heads_of(tokens)
     v = drawn(2, tokens, 2, 16, seed=2)
     lists = moba(q, k, chunk=chunk, top=top, query_block=16)
@@ -99,6 +99,24 @@ def test_moba_is_each_query_s_own_choice(chunk, top, tokens, monkeypatch):
     if top >= -(-tokens // chunk):
         causal = torch.ones(tokens, tokens, dtype=torch.bool, device=DEVICE).tril()
         assert torch.equal(keep, causal.expand_as(keep))
+
+
+def test_a_piece_of_a_prompt_chooses_what_the_whole_does():
+    q, k = heads_of(140, batch=1)
+    whole = moba(q, k, chunk=16, top=3, query_block=16)
+    for begin, end in ((0, 33), (32, 100), (96, 140)):
+        part = moba(q[:, begin:end], k[:, :end], chunk=16, top=3, query_block=16, start=begin)
+        assert torch.equal(part.members, whole.members[:, :, begin:end])
+        tiles = end // 16 - begin // 16  # whole ones
+        expected = whole.seen(end)[:, :, begin // 16 : begin // 16 + tiles]
+        assert torch.equal(part.seen(end)[:, :, :tiles], expected)
+
+
+def test_a_block_of_queries_may_be_several_tiles():
+    q, k = heads_of(150)
+    given = {"top": 2, "block": 64}
+    seen = block_sparse(q, k, **given, query_block=16).seen(150)
+    assert torch.equal(seen, block_sparse(q, k, **given).seen(150).repeat_interleave(4, 2)[:, :, :10])
 
 
 def test_sums_over_columns_and_diagonals():

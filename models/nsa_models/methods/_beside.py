@@ -118,9 +118,9 @@ class Beside(Generic[T]):
 
 def starts_of_step(place: Placement) -> tuple[int, ...] | None:
     """Position of each row's token; None where rows didn't get one each, or only the device knows."""
-    if place.runs is None or any(run.count != 1 for run in place.runs):
+    if place.new is None or any(new.count != 1 for new in place.new):
         return None
-    return tuple(run.position for run in place.runs)
+    return tuple(new.position for new in place.new)
 
 
 def _is_longer(before: Tensor | None, now: Tensor | None) -> bool:

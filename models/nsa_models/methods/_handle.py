@@ -19,7 +19,7 @@ from nsa_models.methods._listed import attend_by_lists, backend_of_model, listed
 from nsa_models.methods._memory import Memories
 from nsa_models.methods._paged import KeptPages, Paged, step_by_pages
 from nsa_models.methods._placement import Placement
-from nsa_models.methods._prompt import prompt_rows
+from nsa_models.methods._prompt import prompt_rows, whole
 from nsa_models.methods._reads import Now, Reads
 from nsa_models.methods._rowlisted import RowListed
 from nsa_models.methods._rowmethod import RowMethod
@@ -291,20 +291,23 @@ class Attached(ABC):
     def _plans(
         self, q: Tensor, k: Tensor, place: Placement, *, scaling: float, layer: int, phase: Now
     ) -> list[Any] | None:
-        """What the method decides for whole prompts; None if it takes them in pieces, and in decode.
+        """What the method decides for whole prompts; None if it takes them in pieces, or lists by itself.
 
         Raises:
             MethodError: A piece of a prompt arrived.
         """
         if phase == "decode" or self.method.chunked_prefill:
             return None
-        rotate = self._rotations.get(layer)
-        rows = prompt_rows(q, k, place, scaling=scaling, layer=layer, rotate=rotate)
-        if rows is None:
+        if not whole(place):
             raise MethodError(
                 f"{self.method.name}: it needs a prompt whole, and this one came in pieces; read it in one "
                 "forward with an empty cache, and wrap decode steps in decoding()"
             )
+        by_lists = listed(self.method)
+        if by_lists is not None and by_lists.lists_by_itself:
+            return None
+        rotate = self._rotations.get(layer)
+        rows = prompt_rows(q, k, place, scaling=scaling, layer=layer, rotate=rotate)
         return [None if row is None else self.method.plan(row) for row in rows]
 
     def _count(

@@ -2,13 +2,14 @@
 
 The reference makes a mask of all keys and looks at every one. A method that is `Listed` can say the same
 choice as lists of blocks, and `nsa_kernels.blocks` reads what the lists name and nothing else. What chooses
-is the reference's own code, so the sets are the same; outputs differ by the rounding of 16 bits.
+is `nsa_kernels.block_choice`, to the bits of the reference's scores (`_order_free.py`), or the reference's
+own plan; so the sets are the same, and outputs differ by the rounding of 16 bits.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar
@@ -50,6 +51,12 @@ class Run:
     """Position of q's first entry: whole tiles from the row's first token."""
     first: int
     """Position of the first query."""
+    scaling: float
+    """Factor of q.k in the logits."""
+
+    def with_tokens_first(self) -> tuple[Tensor, Tensor]:
+        """q [1, n, H, d] and k [1, S, H_kv, d], as `nsa_kernels` takes them."""
+        return self.q.transpose(0, 1)[None], self.k.transpose(0, 1)[None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +70,8 @@ class Listed(Method):
 
     sized: ClassVar[str] = "block"
     """The field that says how many tokens a block of keys has."""
+    lists_by_itself: ClassVar[bool] = False
+    """`lists` chooses from the queries and keys as the model made them, and takes no plan."""
 
     fast: bool = False
 
@@ -101,7 +110,8 @@ class Listed(Method):
 
         Args:
             run: The queries; tile i begins at position run.start + i * tile.
-            plan: What `plan` decided for the row's prompt, None in a method that takes prompts in pieces.
+            plan: What `plan` decided for the row's prompt; None in a method that takes prompts in pieces, or
+                whose lists need none.
         """
 
     def parts(self, run: Run, v: Tensor, plan: Any) -> list[tuple[Tensor, Tensor, BlockLists]]:  # noqa: ANN401
@@ -186,7 +196,7 @@ def attend_by_lists(
 ) -> tuple[Tensor, Tensor]:
     """Attention to the blocks that `method` lists: what `attend` gives, without a mask of keys.
 
-    Rows are taken one by one, so that padding of any kind costs nothing.
+    Rows are taken one by one, so that padding of any kind costs nothing; nothing makes a GPU wait.
 
     Args:
         method: Says which blocks.
@@ -203,13 +213,16 @@ def attend_by_lists(
     """
     heads = q.shape[1]
     backend = backend_for(method, q.device, q.dtype, width=q.shape[3], value_width=v.shape[3])
-    out = q.new_zeros(*q.shape[:3], v.shape[3])
+    out = q.new_zeros(q.shape[0], q.shape[2], heads, v.shape[3])  # as the kernel writes, and a model goes on
     read = torch.zeros(q.shape[0], dtype=torch.long, device=q.device)
-    for row, where, first, end in _runs(place):
+    for row, new in enumerate(place.tokens()):
+        if not new.count:
+            continue
+        where, first, end = new.where, new.position, new.end
         front = first % method.tile
         queries = pad(q[row][:, where], (0, 0, front, 0)) if front else q[row][:, where]
         keys, values = k[row, :, :end], v[row, :, :end]
-        run = Run(q=queries, k=keys, start=first - front, first=first)
+        run = Run(q=queries, k=keys, start=first - front, first=first, scaling=scaling)
         found = []
         for listed_keys, listed_values, lists in method.parts(
             run, values, None if plans is None else plans[row]
@@ -225,8 +238,8 @@ def attend_by_lists(
             )
             found.append(Part(part.out[0], part.lse[0].T))
             read[row] += lists.reads(heads, start=run.start, first=first, end=end)
-        out[row][:, where] = merged(found)[front:].transpose(0, 1)
-    return out, read
+        out[row, where] = merged(found)[front:].to(out.dtype)
+    return out.transpose(1, 2), read
 
 
 def step_by_lists(
@@ -279,22 +292,6 @@ def merged(parts: Sequence[Part]) -> Tensor:
     for part in parts[1:]:
         whole.add(part, slice(0, part.out.shape[0]))
     return whole.out
-
-
-def _runs(place: Placement) -> Iterator[tuple[int, slice | Tensor, int, int]]:
-    """Of each row that has tokens: number, where they stand, position of the first and behind the last."""
-    real = place.positions >= 0
-    if place.real is not None:
-        real = real & place.real
-    index = torch.arange(real.shape[1], device=real.device)
-    begin = torch.where(real, index, real.shape[1]).amin(-1)
-    last = torch.where(real, index, -1).amax(-1)
-    first = place.positions.gather(-1, begin.clamp(max=real.shape[1] - 1)[:, None])[:, 0]
-    table = torch.stack([begin, last, real.sum(-1), first], dim=-1)
-    for row, (at, until, count, position) in enumerate(table.tolist()):
-        if count:
-            together = until - at + 1 == count
-            yield row, slice(at, until + 1) if together else real[row], position, position + count
 
 
 def _width(config: PretrainedConfig) -> int:

@@ -245,9 +245,9 @@ def _rows(
 
 def _tokens(place: Placement, row: int) -> tuple[slice | Tensor, int, int]:
     """A row's tokens among the columns of the forward, the position of the first, and their number."""
-    run = place.run(row)
-    if run is not None:
-        return slice(run.column, run.column + run.count), run.position, run.count
+    new = place.together(row)
+    if new is not None:
+        return new.where, new.position, new.count
     columns = torch.arange(place.positions.shape[1], device=place.positions.device)
     if place.real is not None:
         columns = columns[place.real[row]]

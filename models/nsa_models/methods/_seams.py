@@ -22,7 +22,7 @@ from nsa_models.methods._beside import Allocation, Held
 from nsa_models.methods._handle import Attached, name_of
 from nsa_models.methods._listed import listed
 from nsa_models.methods._paged import Paged
-from nsa_models.methods._placement import Placement, Run
+from nsa_models.methods._placement import NewTokens, Placement
 from nsa_models.methods._reads import Now
 from nsa_models.methods._rotary import Rotation, frequencies, measured, moving_type, unmoved
 from nsa_models.trained import trained_sparsity
@@ -299,10 +299,10 @@ class DecoderAttached(Attached):
         phase: Now = self._now(q.shape[1], k.shape[1])
         positions = batch.positions().expand(q.shape[0], -1)
         counts = self._counts if batch.full else batch.counts
-        runs = None
+        new = None
         if not isinstance(batch, SteadyBatch):  # whose positions the device alone knows
-            runs = tuple(Run(column=0, count=batch.width, position=start) for start in batch.starts)
-        place = Placement(positions=positions, first=batch.start, runs=runs).counted(counts)
+            new = tuple(NewTokens(column=0, count=batch.width, position=start) for start in batch.starts)
+        place = Placement(positions=positions, first=batch.start, new=new).counted(counts)
         queries, scaling = q.transpose(1, 2), q.shape[-1] ** -0.5
         if not self._acts(layer, phase):
             self._kept.forget(layer, k)

@@ -327,6 +327,7 @@ class InfLLM(RowListed):
             k=kept.keys.tokens[:, :behind],
             start=start + near - self.local,
             first=start + near - self.local,
+            scaling=row.scaling,
         )
         found = block_attention(
             *_by_token(run.q, run.k, row.v[:, :behind]),

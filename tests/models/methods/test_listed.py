@@ -161,10 +161,11 @@ def test_kernels_in_half_precision_give_what_masks_give(name: str) -> None:
     q, k, v = (x.half()[None] for x in (*drawn(70), drawn(70, seed=1)[1]))
     row = PromptRow(q=q[0].float(), k=k[0].float(), scaling=0.25, layer=0)
     place = Placement.bottom_right(1, 70, 70, q.device)
-    of_masks, of_lists = (None if m.chunked_prefill else [m.plan(row)] for m in (reference, fast))
+    plans = None if reference.chunked_prefill else [reference.plan(row)]
     expected, read = attend(
-        reference, q.float(), k, v, place, scaling=0.25, layer=0, rotate=None, plans=of_masks
+        reference, q.float(), k, v, place, scaling=0.25, layer=0, rotate=None, plans=plans
     )
+    of_lists = None if fast.lists_by_itself else plans
     found, found_read = attend_by_lists(fast, q, k, v, place, scaling=0.25, plans=of_lists)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), expected, rtol=3e-3, atol=3e-3)
@@ -218,26 +219,25 @@ def drawn(count: int, *, seed: int = 0, width: int = 16) -> tuple[Tensor, Tensor
 def listed_keys(method: Listed, q: Tensor, k: Tensor, first: int) -> tuple[Tensor, int]:
     """Booleans [H, n, S] of the queries from `first` on, by the method's lists, and the reads they count."""
     count, heads = q.shape[1], len(q)
-    plan = (
-        None
-        if method.chunked_prefill
-        else method.plan(PromptRow(q=q, k=k, scaling=0.25, layer=0, rotate=turned))
-    )
+    plan = None
+    if not (method.chunked_prefill or method.lists_by_itself):
+        plan = method.plan(PromptRow(q=q.float(), k=k.float(), scaling=0.25, layer=0, rotate=turned))
     front = first % method.tile
     queries = torch.nn.functional.pad(q[:, first:], (0, 0, front, 0))
-    run = Run(q=queries, k=k, start=first - front, first=first)
-    positions = run.start + torch.arange(queries.shape[1])
-    numbers = torch.arange(count).expand(len(k), -1)[..., None]  # values that tell which key's they are
-    times, reads = torch.zeros(heads, queries.shape[1], count, dtype=torch.long), 0
+    run = Run(q=queries, k=k, start=first - front, first=first, scaling=0.25)
+    at = torch.arange(count, device=q.device)
+    positions = run.start + torch.arange(queries.shape[1], device=q.device)
+    numbers = at.expand(len(k), -1)[..., None]  # values that tell which key's they are
+    times, reads = torch.zeros(heads, queries.shape[1], count, dtype=torch.long, device=q.device), 0
     for keys, values, lists in method.parts(run, numbers, plan):
         lists.check()
         of_tiles = lists.seen(count)[0]
         keep = of_tiles.repeat_interleave(method.tile, dim=1)[:, : queries.shape[1]]
         keep = keep.repeat_interleave(heads // len(keep), dim=0)
         if lists.members is not None:
-            block = torch.arange(count) // lists.key_block
+            block = at // lists.key_block
             keep = keep & ((lists.members[0][..., block // 32] >> (block % 32)) & 1).bool()
-        keep = keep & (torch.arange(count) <= positions[:, None])
+        keep = keep & (at <= positions[:, None])
         key = values[..., 0].repeat_interleave(heads // len(values), dim=0)
         own = k.repeat_interleave(heads // len(k), dim=0).gather(1, key[..., None].expand(-1, -1, k.shape[2]))
         assert torch.equal(keys.repeat_interleave(heads // len(keys), dim=0), own)

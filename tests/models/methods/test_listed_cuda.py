@@ -10,19 +10,19 @@ import torch
 from transformers import PreTrainedModel
 
 from nsa_kernels.window import window_sums
-from nsa_models.methods import Memories, Method, MethodError, PromptRow, attach, make_method
+from nsa_models.methods import Memories, Method, MethodError, PromptRow, QueryBlock, attach, make_method
 from nsa_models.methods._beside import Held
 from nsa_models.methods._block import attend
 from nsa_models.methods._listed import Listed, attend_by_lists, step_by_lists
 from nsa_models.methods._paged import KeptPages, Paged, step_by_pages
-from nsa_models.methods._placement import Placement
-from nsa_models.methods._placement import Run as Columns
+from nsa_models.methods._placement import NewTokens, Placement
 from nsa_models.methods._reads import Reads
 from nsa_models.methods._rotary import Rotation
 from nsa_models.methods._rowlisted import RowListed
 from nsa_models.methods._rowwise import attend_rows, attend_rows_by_lists
 
 from .conftest import Rows, tokens
+from .test_listed import listed_keys
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,7 +66,7 @@ def drawn(tokens: int, heads: int, dtype: torch.dtype, *, rows: int = 1, seed: i
 
 
 def plans(method: Method, q: torch.Tensor, k: torch.Tensor) -> list[Any] | None:
-    if method.chunked_prefill:
+    if method.chunked_prefill or (isinstance(method, Listed) and method.fast and method.lists_by_itself):
         return None
     return [method.plan(PromptRow(q=q[0].float(), k=k[0].float(), scaling=128**-0.5, layer=0))]
 
@@ -107,6 +107,45 @@ def test_steps_of_unequal_rows_give_what_masks_give(name: str) -> None:
     found, found_read = step_by_lists(fast, q, k, v, place, scaling=0.1)
     assert gap(found, expected) < CLOSE[torch.bfloat16]
     assert int(found_read) == int(read.sum())
+
+
+@pytest.mark.parametrize("name", ["block-sparse", "moba", "vertical-slash"])
+@pytest.mark.parametrize("dtype", list(CLOSE), ids=str)
+@torch.no_grad()
+def test_sets_are_those_of_the_definition_and_of_a_cpu(name: str, dtype: torch.dtype) -> None:
+    """Blocks and chunks hold nearly the same keys again and again: scores are close, or the same."""
+    reference, fast = pair(name)
+    q, k = drawn(1500, 4, dtype)[0], drawn(1500, 2, torch.float32, seed=1)[0]
+    k = k[:, torch.arange(1500, device="cuda") % 64]
+    k = (k * (1 + 1e-3 * drawn(1500, 2, torch.float32, seed=2)[0])).to(dtype)
+    row = PromptRow(q=q.float(), k=k.float(), scaling=0.25, layer=0)
+    plans = None if reference.chunked_prefill else [reference.plan(row)]
+    block = QueryBlock(
+        q=row.q[None],
+        k=row.k[None],
+        positions=torch.arange(1500, device="cuda")[None],
+        scaling=0.25,
+        layer=0,
+        plans=plans,
+    )
+    expected = (reference.select(block) & block.visible)[0]
+    found, _ = listed_keys(fast, q, k, 0)
+    assert torch.equal(found, expected)
+    assert torch.equal(found.cpu(), listed_keys(fast, q.cpu(), k.cpu(), 0)[0])
+
+
+@each_case
+@torch.no_grad()
+def test_a_prompt_makes_the_gpu_wait_for_nothing(name: str) -> None:
+    _, fast = pair(name)
+    q, k, v = (drawn(3001, n, torch.bfloat16, seed=n) for n in (8, 2, 2))
+    place = Placement.bottom_right(1, 3001, 3001, q.device)
+    for mode in ("default", "error"):  # compiled, then watched
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            attend_by_lists(fast, q, k, v, place, scaling=0.1, plans=plans(fast, q, k))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @each_case
@@ -241,8 +280,8 @@ def paged(case: str) -> tuple[Method, Paged]:
 
 def at(ends: list[int]) -> Placement:
     """A step of rows that have so many tokens with it."""
-    runs = tuple(Columns(column=0, count=1, position=end - 1) for end in ends)
-    return Placement(positions=torch.tensor(ends, device="cuda")[:, None] - 1, runs=runs)
+    new = tuple(NewTokens(column=0, count=1, position=end - 1) for end in ends)
+    return Placement(positions=torch.tensor(ends, device="cuda")[:, None] - 1, new=new)
 
 
 @each_paged
