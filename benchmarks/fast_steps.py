@@ -1,0 +1,180 @@
+"""Decode steps of a dense model under a sparse method that keeps its pages' extremes, beside full attention.
+
+    python benchmarks/fast_steps.py --json steps.json                  # 32k and 64k, one row and eight
+    python benchmarks/fast_steps.py --method quest:2560,dense_layers=none --lengths 64k --rows 1
+
+The project's full-attention decoder with random weights (four layers of an 8B's shape by default), bfloat16,
+over one batch of random prompts. `full` and the methods launch each kernel of a step, as the engine does
+under methods; `full, graph` replays the step from a CUDA graph, as the engine does without. A step is all
+layers with their MLPs: attention is what differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nsa_kernels.bench.result import describe
+from nsa_kernels.bench.settings import DTYPES, length_name, parse_lengths
+from nsa_models import DecodeGraph, NSACache, NSADecoderConfig, NSADecoderForCausalLM
+from nsa_models.methods import attach, parse_method
+
+METHODS = ("quest:1024,dense_layers=none", "quest:2560,dense_layers=none")
+_PIECE = 4096
+"""Tokens of a prompt that are read at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One contender at one length and batch; times in milliseconds a step."""
+
+    tokens: int
+    rows: int
+    what: str
+    ms: float
+    """Median over the repeats."""
+    spread: tuple[float, float]
+    """Fastest and slowest repeat."""
+    density: float | None
+    """KV tokens read, of those that full attention reads; None for full attention."""
+    rebuilt: int | None
+    """Keys whose page was looked at anew: those of the first step."""
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    args = _arguments(words)
+    device = torch.device(args.device)
+    model = random_decoder(args, device)
+    rows: list[Row] = []
+    with torch.inference_mode():
+        for length in sorted(args.lengths):
+            for count in args.rows:
+                rows += _measured(model, length, count, args)
+                print(table(rows[-(2 + len(args.method or METHODS)) :]), flush=True)
+    if args.json:
+        command = [sys.argv[0], *(sys.argv[1:] if words is None else words)]
+        found = {
+            "environment": describe(device, command),
+            "layers": args.layers,
+            "rows": [asdict(row) for row in rows],
+        }
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown; multiples of `full`, which launches its kernels as the methods do."""
+    full = {(row.tokens, row.rows): row.ms for row in rows if row.what == "full"}
+    lines = ["| tokens | rows | | a step, ms | full / this | density |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        density = "" if row.density is None else f"{row.density:.3f}"
+        lines.append(
+            f"| {length_name(row.tokens)} | {row.rows} | {row.what} | {row.ms:.2f} | "
+            f"{full[row.tokens, row.rows] / row.ms:.2f} | {density} |"
+        )
+    return "\n".join(lines)
+
+
+def random_decoder(args: argparse.Namespace, device: torch.device) -> NSADecoderForCausalLM:
+    """The project's decoder with full attention, random weights and a small vocabulary."""
+    config = NSADecoderConfig(
+        attention="full",
+        vocab_size=1024,
+        hidden_size=args.heads * args.head_dim,
+        intermediate_size=args.mlp,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        num_key_value_heads=args.kv_heads,
+        head_dim=args.head_dim,
+        max_position_embeddings=2 * max(args.lengths),
+    )
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[args.dtype])
+    try:
+        with device:
+            return NSADecoderForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _measured(model: NSADecoderForCausalLM, length: int, count: int, args: argparse.Namespace) -> list[Row]:
+    """All contenders on caches of the same prompts."""
+    ids = torch.randint(3, model.config.vocab_size, (count, length), device=model.device)
+    token = ids[:, :1]
+    cache = _read(model, ids)
+
+    def timed(step: Callable[[], object]) -> tuple[float, tuple[float, float]]:
+        _run(step, args.steps)
+        times = [_run(step, args.steps) for _ in range(args.repeats)]
+        return statistics.median(times), (min(times), max(times))
+
+    def eager() -> object:
+        return model(token, past_key_values=cache, use_cache=True).logits
+
+    rows = [Row(length, count, "full", *timed(eager), None, None)]
+    for spec in args.method or METHODS:
+        with attach(model, parse_method(f"{spec},fast=true")) as attached, attached.decoding():
+            measured = timed(eager)
+            reads = attached.reads
+            density = reads.decode.read / reads.decode.dense
+            rows.append(Row(length, count, spec, *measured, density, reads.index.rebuilt))
+    graph = DecodeGraph(model, cache, max_new_tokens=(args.repeats + 1) * args.steps)
+    rows.append(Row(length, count, "full, graph", *timed(lambda: graph.step(token[:, 0])), None, None))
+    return rows
+
+
+def _read(model: NSADecoderForCausalLM, ids: Tensor) -> NSACache:
+    cache = NSACache(model.config.num_hidden_layers, room=ids.shape[1] + 1024)
+    for piece in ids.split(_PIECE, dim=1):
+        model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def _run(step: Callable[[], object], steps: int) -> float:
+    """Milliseconds a step."""
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else contextlib.nullcontext
+    synchronize()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize()
+    return 1000 * (time.perf_counter() - begin) / steps
+
+
+def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--lengths", type=parse_lengths, default="32k,64k", help="tokens; k = 1024")
+    parser.add_argument(
+        "--rows", type=lambda text: [int(part) for part in text.split(",")], default="1,8", help="of a batch"
+    )
+    parser.add_argument(
+        "--method", action="append", help="NAME:BUDGET,OPTION=VALUE,..., again for more; default: Quest twice"
+    )
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=32, help="query heads")
+    parser.add_argument("--kv-heads", type=int, default=8, help="KV heads")
+    parser.add_argument("--head-dim", type=int, default=128, help="width of a head")
+    parser.add_argument("--mlp", type=int, default=14336, help="width of the MLP")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=32, help="steps to a timed run")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    main()
