@@ -1,4 +1,4 @@
-"""Figures for papers: every heatmap as PNG and SVG, and all heatmaps of a task in one row.
+"""Figures for papers: every heatmap as PNG and SVG, and all heatmaps of a task as PDF, one beside the other.
 
 A page carries the last ones inside; a run's own report has all of them as files beside it.
 
@@ -7,23 +7,26 @@ Text in the SVG files stays text (editable, searchable), and two runs over the s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import re
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from nsa_reports import _format as fmt
+from nsa_reports._png import with_palette
 from nsa_reports.panels import Panel, difference_limit, panels_of
 from nsa_reports.view import HeatmapGroup
 
@@ -34,11 +37,16 @@ STYLE = {
     "axes.linewidth": 0.6,
     "svg.fonttype": "none",
     "svg.hashsalt": "nsa-reports",
+    "pdf.fonttype": 42,  # TrueType: publishers refuse type 3
 }
 DPI = 220
 _CELL = (0.44, 0.27)  # inches; a 6 x 11 grid of three panels then fits the width of a two-column page
 _CELL_MIN = (1.9, 1.5)
 _PANELS_IN_ROW = 3
+
+
+_TOGETHER = 4
+"""Models whose maps and differences fit into one figure; with more each comparison has a page of its own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +56,25 @@ class Picture:
     name: str
     """Of its files, without their endings."""
     png: bytes
-    svg: bytes
+    """Empty where the figure has several pages."""
+    pdf: bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FigureFiles:
-    """Where one figure was written, relative to the folder of the report."""
+    """Where one figure was written, relative to the folder of the report; empty for a form that it hasn't."""
 
-    png: str
-    svg: str
+    png: str = ""
+    svg: str = ""
+    pdf: str = ""
 
     def read(self, folder: Path) -> Picture:
         """The figure again."""
-        name = Path(self.png).name.removesuffix(".png")
-        return Picture(name=name, png=(folder / self.png).read_bytes(), svg=(folder / self.svg).read_bytes())
+        return Picture(
+            name=Path(self.pdf).name.removesuffix(".pdf"),
+            png=(folder / self.png).read_bytes() if self.png else b"",
+            pdf=(folder / self.pdf).read_bytes(),
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,20 +82,20 @@ class GroupFigures:
     """All figures of one needle task."""
 
     combined: FigureFiles
-    """Every panel in one row."""
+    """Every panel in one figure, or a page for each comparison."""
     panels: tuple[FigureFiles, ...]
-    """One per panel: the models' in the order of the group, then the differences."""
+    """One per panel, as PNG and SVG: the models' in the order of the group, then the differences."""
 
 
 def combined_figures(groups: Sequence[HeatmapGroup]) -> tuple[Picture, ...]:
-    """Draw all panels of each grid in one figure.
+    """Draw all panels of each grid in one figure, or in one of several pages.
 
     Args:
         groups: the grids of a section; their difference maps share one scale.
     """
     limit = difference_limit(groups)
     return tuple(
-        picture(_draw(panels_of(group, limit)), file_name(group.task), group.title or group.task)
+        picture(list(map(_draw, sheets_of(group, limit))), file_name(group.task), group.title or group.task)
         for group in groups
     )
 
@@ -104,24 +117,39 @@ def save_figures(
     taken = set() if taken is None else taken
     written = []
     for group in groups:
-        panels = panels_of(group, limit)
         title = group.title or group.task
         stem = file_name(group.task)
-        written.append(
-            GroupFigures(
-                combined=save_picture(_draw(panels), folder, unused_name(stem, taken), title),
-                panels=tuple(
-                    save_picture(
-                        _draw([panel]),
-                        folder,
-                        unused_name(f"{stem}-{_panel_slug(group, index)}", taken),
-                        title,
-                    )
-                    for index, panel in enumerate(panels)
-                ),
-            )
-        )
+        pages = [_draw(panels) for panels in sheets_of(group, limit)]
+        combined = save_picture(pages, folder, unused_name(stem, taken), title)
+        panels = []
+        for index, panel in enumerate(panels_of(group, limit)):
+            name = unused_name(f"{stem}-{_panel_slug(group, index)}", taken)
+            panels.append(_write(folder, name, _forms(_draw([panel]), title)))
+        written.append(GroupFigures(combined=combined, panels=tuple(panels)))
     return tuple(written)
+
+
+def sheets_of(group: HeatmapGroup, limit: float) -> list[tuple[Panel, ...]]:
+    """The panels of a grid by the figures that they share.
+
+    A few models stand in one. A figure of many can't be read: then a candidate, its baseline and their
+    difference share one, and models that aren't compared are three to a figure.
+
+    Args:
+        group: The grid.
+        limit: As in `panels_of`.
+    """
+    panels = panels_of(group, limit)
+    if len(group.maps) <= _TOGETHER:
+        return [panels]
+    maps = {grid.model: panel for grid, panel in zip(group.maps, panels, strict=False)}
+    gaps = zip(group.differences, panels[len(maps) :], strict=True)
+    triples = [(maps[gap.candidate], maps[gap.baseline], panel) for gap, panel in gaps]
+    compared = {name for gap in group.differences for name in (gap.candidate, gap.baseline)}
+    alone = [panel for model, panel in maps.items() if model not in compared]
+    return triples + [
+        tuple(alone[at : at + _PANELS_IN_ROW]) for at in range(0, len(alone), _PANELS_IN_ROW)
+    ]
 
 
 def _panel_slug(group: HeatmapGroup, index: int) -> str:
@@ -151,6 +179,25 @@ def plain_line(text: str, limit: int) -> str:
     return fmt.shorten(" ".join("".join(char if char.isprintable() else " " for char in text).split()), limit)
 
 
+def title_lines(name: str, room: int) -> str:
+    """A name in one line, or in two of equal length that break it at its joints; what is longer is cut.
+
+    Args:
+        name: Of one or two models.
+        room: Characters that fit into a line.
+    """
+    text = plain_line(name, 2 * room)
+    if len(text) <= room:
+        return text
+    pieces = [piece for word in re.split(r"(?<= )", text) for piece in fmt.joints(word)]
+    splits = [("".join(pieces[:at]), "".join(pieces[at:])) for at in range(1, len(pieces))]
+    fits = [pair for pair in splits if max(map(len, pair)) <= room]
+    if not fits:
+        return plain_line(name, room)
+    first, second = min(fits, key=lambda pair: max(map(len, pair)))
+    return f"{first.rstrip()}\n{second.lstrip()}"
+
+
 def _draw(panels: Sequence[Panel]) -> Figure:
     """Panels in one row, or scores above differences when there are more than three."""
     columns = max(len(panels[0].lengths) * _CELL[0], _CELL_MIN[0])
@@ -176,27 +223,29 @@ def _draw(panels: Sequence[Panel]) -> Figure:
                 if alike:
                     beside = [axis for axis, _ in alike] if len(lines) == 1 else list(axes)
                     _colour_bar(figure, beside, alike[0][1])
+        _lay_out(figure)
     return figure
 
 
+def _lay_out(figure: Figure) -> None:
+    """Place everything once: otherwise each form that is saved draws all of it twice, to measure first."""
+    engine = figure.get_layout_engine()
+    assert engine is not None, "figures are made with one"
+    engine.execute(figure)
+    figure.set_layout_engine("none")
+
+
 def _panel(axis: Axes, panel: Panel, *, labelled: bool, room: int) -> None:
+    squares, colours = [], []
     for row, cells in enumerate(panel.matrix):
         for column, cell in enumerate(cells):
             value = None if cell is None else fmt.finite(cell.value)
             if value is None:
                 continue
-            # rectangles, not an image: they stay vectors in the SVG, and a missing cell is simply not drawn
-            axis.add_patch(
-                Rectangle(
-                    (column - 0.5, row - 0.5),
-                    1,
-                    1,
-                    facecolor=panel.colour(value),
-                    edgecolor="white",
-                    linewidth=0.8,
-                )
-            )
-            axis.text(
+            left, top, right, bottom = column - 0.5, row - 0.5, column + 0.5, row + 0.5
+            squares.append([(left, top), (right, top), (right, bottom), (left, bottom)])
+            colours.append(panel.colour(value))
+            text = axis.text(
                 column,
                 row,
                 panel.cell_text(cell),
@@ -205,6 +254,11 @@ def _panel(axis: Axes, panel: Panel, *, labelled: bool, room: int) -> None:
                 fontsize=7,
                 color=panel.ink(value),
             )
+            text.set_in_layout(False)  # measuring each of them takes most of the time, and all are inside
+    # squares, not an image: they stay vectors in SVG and PDF, and a missing cell is simply not drawn
+    drawn = PolyCollection(squares, facecolors=colours, edgecolors="white", linewidths=0.8)
+    drawn.set_in_layout(False)
+    axis.add_collection(drawn, autolim=False)
     axis.set_xlim(-0.5, len(panel.lengths) - 0.5)
     axis.set_ylim(len(panel.depths) - 0.5, -0.5)  # depth 0 at the top
     axis.set_xticks(range(len(panel.lengths)), [fmt.tokens(length) for length in panel.lengths])
@@ -214,7 +268,7 @@ def _panel(axis: Axes, panel: Panel, *, labelled: bool, room: int) -> None:
     if labelled:
         axis.set_ylabel("Needle depth (%)")
     axis.set_title(
-        plain_line(panel.title, room), fontsize=8.5, parse_math=False
+        title_lines(panel.title, room), fontsize=8.5, parse_math=False
     )  # a `$` in a name is a dollar
     for side in axis.spines.values():
         side.set_visible(False)
@@ -237,23 +291,57 @@ def _scale(panel: Panel) -> tuple[Normalize, LinearSegmentedColormap]:
     return Normalize(low, high), LinearSegmentedColormap.from_list("panel", panel.colours)
 
 
-def picture(figure: Figure, name: str, title: str) -> Picture:
-    """Draw a figure in both forms: the same bytes at every call."""
-    png, svg = io.BytesIO(), io.BytesIO()
+def picture(pages: Sequence[Figure], name: str, title: str) -> Picture:
+    """Draw a figure of one or more pages as PDF, and as PNG if it has one: the same bytes at every call."""
+    png = with_palette(_forms(pages[0], title, ("png",))["png"]) if len(pages) == 1 else b""
+    return Picture(name=name, png=png, pdf=_pdf(pages, title))
+
+
+def save_picture(pages: Sequence[Figure], folder: Path, name: str, title: str) -> FigureFiles:
+    """Write a figure under `folder`/figures: as PDF, and where it has one page as PNG and SVG too."""
+    forms = _forms(pages[0], title) if len(pages) == 1 else {}
+    if forms:
+        forms["png"] = with_palette(forms["png"])
+    return _write(folder, name, {**forms, "pdf": _pdf(pages, title)})
+
+
+def _forms(figure: Figure, title: str, endings: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
+    """A figure as PNG and SVG, by their endings."""
+    facts: dict[str, dict[str, str | None]] = {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Title": plain_line(title, 200)},
+    }
+    drawn = {}
+    with _drawing():
+        for ending in endings:
+            file = io.BytesIO()
+            figure.savefig(file, format=ending, dpi=DPI, facecolor="white", metadata=facts[ending])
+            drawn[ending] = file.getvalue()
+    return drawn
+
+
+def _pdf(pages: Sequence[Figure], title: str) -> bytes:
+    """Figures as the pages of one PDF, with their fonts in it."""
+    file = io.BytesIO()
+    facts = {"CreationDate": None, "Title": plain_line(title, 200)}
+    with _drawing(), PdfPages(file, metadata=facts) as document:
+        for page in pages:
+            document.savefig(page, facecolor="white")
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[None]:
+    """Matplotlib in the style of all figures; names may be in any script."""
     with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # names may be in any script
-        figure.savefig(png, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-        metadata = {"Date": None, "Title": plain_line(title, 200)}
-        figure.savefig(svg, format="svg", facecolor="white", metadata=metadata)
-    return Picture(name=name, png=png.getvalue(), svg=svg.getvalue())
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
-def save_picture(figure: Figure, folder: Path, name: str, title: str) -> FigureFiles:
-    """Write both forms of a figure under `folder`/figures."""
-    drawn = picture(figure, name, title)
-    # ending added by hand: with_suffix would eat the `.1` of a name such as llama-3.1
-    files = FigureFiles(png=f"figures/{name}.png", svg=f"figures/{name}.svg")
+def _write(folder: Path, name: str, forms: Mapping[str, bytes]) -> FigureFiles:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    (folder / files.png).write_bytes(drawn.png)
-    (folder / files.svg).write_bytes(drawn.svg)
-    return files
+    # ending added by hand: with_suffix would eat the `.1` of a name such as llama-3.1
+    paths = {ending: f"figures/{name}.{ending}" for ending in forms}
+    for ending, content in forms.items():
+        (folder / paths[ending]).write_bytes(content)
+    return FigureFiles(**paths)

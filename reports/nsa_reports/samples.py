@@ -14,7 +14,7 @@ from typing import Any
 
 from nsa_reports._format import finite
 from nsa_reports.page import ALL, Page
-from nsa_reports.view import ShownSample
+from nsa_reports.view import Reply, ShownSample
 
 _MAX_SAFE_INTEGER = 2**53 - 1
 
@@ -83,10 +83,14 @@ def _tail(text: str, limit: int) -> str:
 
 
 def _record(sample: ShownSample, models: dict[str, int], limits: SampleLimits) -> dict[str, Any]:
-    replies = []
+    # Models that reply alike share an entry: with many variants of one checkpoint most of them do.
+    alike: dict[Reply, list[int]] = {}
     for reply in sorted(sample.replies, key=lambda reply: models[reply.model]):
+        alike.setdefault(dataclasses.replace(reply, model=""), []).append(models[reply.model])
+    replies = []
+    for reply, places in alike.items():
         entry: dict[str, Any] = {
-            "model": models[reply.model],
+            "models": places,
             "text": _head(reply.text, limits.reply_chars),
             "score": finite(reply.score),
         }
