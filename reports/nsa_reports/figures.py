@@ -231,7 +231,8 @@ def _lay_out(figure: Figure) -> None:
     """Place everything once: otherwise each form that is saved draws all of it twice, to measure first."""
     engine = figure.get_layout_engine()
     assert engine is not None, "figures are made with one"
-    engine.execute(figure)
+    with _drawing():
+        engine.execute(figure)
     figure.set_layout_engine("none")
 
 
