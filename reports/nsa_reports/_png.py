@@ -13,8 +13,9 @@ _EXACT, _COLOURS = 128, 256
 def with_palette(png: bytes) -> bytes:
     """The picture in 256 colours.
 
-    The most frequent ones (grounds, lines, the colour bar) are kept to the bit. The others are shades at the edges
-    of letters: each becomes the nearest of a palette that is filled up with whatever is farthest from all of it.
+    The most frequent ones (grounds, lines) are kept to the bit. The others are shades at the edges of letters
+    and in colour bars: each becomes the nearest of a palette that is filled up with whatever is farthest from
+    all of it.
 
     Args:
         png: A picture without transparency.

@@ -1,4 +1,4 @@
-"""The colours of a page's maps as CSS classes: a pair of colours is written once, not in every cell that has it."""
+"""The colours of a page's maps as CSS classes: a pair is written once, not in every cell that has it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from nsa_reports.view import Cell
 
 
 class Shades:
-    """Classes for the grounds and inks of one page's cells, named in the order in which they are asked for."""
+    """Classes for grounds and inks of one page's cells, named in the order in which they are asked for."""
 
     def __init__(self) -> None:
         """Knows none yet."""

@@ -20,7 +20,7 @@ STYLES = COLOURS * COLOURS
 
 
 def colour_and_dashes(style: int) -> tuple[int, int]:
-    """What one of the `STYLES` has of `COLOURS` colours and as many kinds of dashes; no two have both alike."""
+    """Which of `COLOURS` colours and as many kinds of dashes one of the `STYLES` has; no two have both."""
     return style % COLOURS, (style + style // COLOURS) % COLOURS
 
 
@@ -135,8 +135,8 @@ def keys_of(models: Sequence[str]) -> tuple[Key, ...]:
     """One legend for all charts of a section.
 
     Args:
-        models: Names of all models or sweeps that any of them shows. A name has its colour, dashes and number by
-            its place, and so keeps them in every chart.
+        models: Names of all models or sweeps that any of them shows. A name has its colour, dashes and number
+            by its place, and so keeps them in every chart.
     """
     short = fmt.short_names(models)
     return tuple(

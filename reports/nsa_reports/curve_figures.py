@@ -11,8 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nsa_reports import _format as fmt
+from nsa_reports._map_figure import STYLE, plain_line
 from nsa_reports.charts import COLOURS, colour_and_dashes
-from nsa_reports.figures import STYLE, Picture, file_name, picture, plain_line, save_picture, unused_name
+from nsa_reports.figures import Picture, file_name, picture, save_picture, unused_name
 from nsa_reports.view import CurveGroup, CurvePoint
 
 _PANEL = (2.9, 2.2)

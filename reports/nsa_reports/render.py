@@ -19,9 +19,9 @@ from markupsafe import Markup
 
 from nsa_reports import _colours, _tables, samples
 from nsa_reports import _format as fmt
+from nsa_reports._shades import Shades
 from nsa_reports.charts import style_class
 from nsa_reports.curve_figures import curve_pictures, save_curve_figures
-from nsa_reports._shades import Shades
 from nsa_reports.figures import Picture, combined_figures, save_figures
 from nsa_reports.page import SCRIPT, STYLE, TEMPLATE, Page, SectionData, SectionView
 from nsa_reports.samples import SampleLimits

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,6 +71,11 @@ def pick(samples: Sequence[ShownSample], limit: int) -> tuple[ShownSample, ...]:
     return tuple(sorted(samples, key=_interest)[:limit])
 
 
+_all_but_model = operator.attrgetter(
+    *(field.name for field in dataclasses.fields(Reply) if field.name != "model")
+)
+
+
 def _head(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]} […{len(text) - limit:,} more characters]"
 
@@ -84,11 +90,11 @@ def _tail(text: str, limit: int) -> str:
 
 def _record(sample: ShownSample, models: dict[str, int], limits: SampleLimits) -> dict[str, Any]:
     # Models that reply alike share an entry: with many variants of one checkpoint most of them do.
-    alike: dict[Reply, list[int]] = {}
+    alike: dict[object, tuple[Reply, list[int]]] = {}
     for reply in sorted(sample.replies, key=lambda reply: models[reply.model]):
-        alike.setdefault(dataclasses.replace(reply, model=""), []).append(models[reply.model])
+        alike.setdefault(_all_but_model(reply), (reply, []))[1].append(models[reply.model])
     replies = []
-    for reply, places in alike.items():
+    for reply, places in alike.values():
         entry: dict[str, Any] = {
             "models": places,
             "text": _head(reply.text, limits.reply_chars),

@@ -30,7 +30,8 @@ class Differences(SectionData):
         What a method's parameters belong to needs no saying then.
         """
         own = sorted(self.settings, key=lambda row: row.name != "method")
-        return tuple((row.name.removeprefix("method "), row.values[model]) for row in own if row.values[model])
+        named = ((row.name.removeprefix("method "), row.values[model]) for row in own)
+        return tuple((name, value) for name, value in named if value)
 
 
 def build(material: Material) -> Differences | None:

@@ -29,7 +29,7 @@ from nsa_reports import (
     panels_of,
 )
 
-# With more models than this a difference stands beside its candidate's map, not in a row of differences far below.
+# With more models than this a difference stands beside its candidate's map, not in rows far below.
 _IN_ROWS = 4
 # Maps (a candidate's with its difference as one) that are there at once; the others are folded away.
 _SHOWN = 12
@@ -64,7 +64,7 @@ class Part:
 
     @property
     def blocks(self) -> tuple[tuple[Panel, ...], ...]:
-        """What stands together: all maps and differences of a few models, or of many each with its difference."""
+        """What stands together: the maps of a few models by themselves, of many each with its difference."""
         maps = dict(zip((grid.model for grid in self.group.maps), self.panels, strict=False))
         gaps = self.panels[len(maps) :]
         if len(maps) <= _IN_ROWS:
