@@ -202,5 +202,4 @@ def _text(
     color: str = "black",
 ) -> None:
     """A `$` in a name is a dollar, not the start of a formula."""
-    options = {"ha": ha, "va": va, "rotation": rotation, "color": color, "parse_math": False}
-    axis.text(x, y, text, fontsize=size, **options)
+    axis.text(x, y, text, fontsize=size, ha=ha, va=va, rotation=rotation, color=color, parse_math=False)

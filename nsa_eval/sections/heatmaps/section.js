@@ -60,7 +60,9 @@ report.section("heatmaps", function* (grids) {
         readings.append(report.element("li", "", `${panel}: ${button.title}`));
       }
       for (const button of home.querySelectorAll("td:not(.chosen) > button[aria-current]")) button.removeAttribute("aria-current");
-      target.querySelector("h3").after(readings);
+      // Those of many models would push the samples off the screen.
+      const many = readings.children.length > 9;
+      target.querySelector("h3").after(many ? report.folded("Scores and differences in this cell", readings) : readings);
     }
 
     // Number("") is 0: the first choice in one list fills the other with its first entry.

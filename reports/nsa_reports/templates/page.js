@@ -62,7 +62,6 @@ const report = (() => {
     const names = reply.models.map((model) => data.models[model]);
     const who = names.length > FEW ? element("b", "", `${names.length} models`) : named("b", "name", names.join(", "));
     const card = element("article", quality(reply.score), null, element("header", "", null, who, score));
-    if (names.length > FEW) card.append(named("p", "muted name", names.join(", ")));
     const texts = [reply.text, ...(reply.more || [])];
     const extracts = reply.extracts || [];
     const ofEach = ({ texts: found }) => found.length === texts.length;
@@ -85,7 +84,12 @@ const report = (() => {
     for (const found of extracts) if (!ofEach(found)) card.append(extract(found, found.texts.join("\n")));
     for (const note of reply.notes || []) card.append(element("p", "muted", note));
     if (reply.prompt) card.append(labelled(`End of ${names.length > 1 ? "these models'" : "this model's"} prompt`, reply.prompt));
+    if (names.length > FEW) card.append(folded("Which models", named("p", "muted name", names.join(", "))));
     return card;
+  }
+
+  function folded(summary, ...children) {
+    return element("details", "", null, element("summary", "", summary), ...children);
   }
 
   function labelled(label, text) {
@@ -210,5 +214,5 @@ const report = (() => {
     })();
   }
 
-  return { element, section: (id, run) => scripts.set(id, run), showSamples, start };
+  return { element, folded, section: (id, run) => scripts.set(id, run), showSamples, start };
 })();
