@@ -186,6 +186,11 @@ class Budgets(SectionData):
         return any(chart.ringed for panel in self.panels for chart in panel.charts if chart)
 
     @property
+    def by_sweep(self) -> bool:
+        """Whether the least budgets have a line for each sweep, and not a column."""
+        return len(self.sweeps) > max(_SHOWN, len(self.least))
+
+    @property
     def looks(self) -> int:
         """Questions that are answered at the stated level each."""
         answers = (cell for row in self.least for cell in row.cells if cell is not None)
