@@ -4,6 +4,7 @@ parameter."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 BUDGET = "budget"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: `declared` is kept with it
 class Variant:
     """What makes a model of a run what it is."""
 
@@ -38,7 +39,7 @@ class Variant:
         """Whether it is a checkpoint of full attention as it is."""
         return self.attention == "full" and not self.method and not self.parameters
 
-    @property
+    @functools.cached_property
     def declared(self) -> Method | type[Method] | None:
         """The method, with its declarations; None without one, and where it isn't known any more."""
         if not self.method:

@@ -12,6 +12,7 @@ The bootstrap can only resample what it has seen. Twenty differences that are al
 a score with known bounds; without bounds no interval is given.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from scipy import optimize, stats
 
 Floats = NDArray[np.float64]
 Method = Literal["wilson", "tango", "bca", "percentile", "unanimous"]
+
+# The intervals of counts are kept: a grid of a few documents a cell has thousands of cells, and few counts.
 
 # Elements of one block of resamples: 8 MiB of float64 at a time, whatever the number of documents.
 _BATCH_ELEMENTS = 1_000_000
@@ -43,6 +46,7 @@ class Interval(BaseModel):
         return self.low <= value <= self.high
 
 
+@functools.lru_cache(maxsize=4096)
 def wilson(successes: int, n: int, confidence: float) -> Interval:
     """Wilson's score interval for a proportion (Wilson 1927, JASA 22:209).
 
@@ -57,6 +61,7 @@ def wilson(successes: int, n: int, confidence: float) -> Interval:
     return Interval(low=float(found.low), high=float(found.high), method="wilson")
 
 
+@functools.lru_cache(maxsize=4096)
 def tango(b: int, c: int, n: int, confidence: float) -> Interval:
     """Tango's score interval for the difference of two paired proportions (Tango 1998, Stat. Med. 17:891).
 

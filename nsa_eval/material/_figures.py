@@ -195,6 +195,7 @@ class Figures:
                 return str(metadata[key])
         return ""
 
+    @_once
     def _scores(
         self, task: str, metric: str, filter_name: str, length: int | None
     ) -> tuple[ShownScore | None, ...]:

@@ -1,6 +1,6 @@
 """HTML reports and paper figures from plain data; knows nothing of how the data was made."""
 
-from nsa_reports.charts import Chart, charts_of
+from nsa_reports.charts import Chart, Key, charts_of, keys_of
 from nsa_reports.choices import ChoicePicture, choice_picture, shades_in_words
 from nsa_reports.frontier import CostCurve, Frontier, Spot, frontier_of
 from nsa_reports.page import ALL, Anchor, Page, SectionData, SectionView
@@ -41,6 +41,7 @@ __all__ = [
     "Extract",
     "Frontier",
     "HeatmapGroup",
+    "Key",
     "LengthRow",
     "ModelCurve",
     "ModelMap",
@@ -61,6 +62,7 @@ __all__ = [
     "difference_limit",
     "figure",
     "frontier_of",
+    "keys_of",
     "panels_of",
     "render",
     "scatter_of",

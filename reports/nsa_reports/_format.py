@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 MISSING = "\u2013"
 MINUS = "\u2212"
-_JOINT = re.compile(r"(?<=[+@=_/-])(?=[^+@=_/-])")
+_JOINT = re.compile(r"(?<=[+@=,_/-])(?=[^+@=,_/\s-])")
 
 
 def finite(value: float | None) -> float | None:

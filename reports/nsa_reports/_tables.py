@@ -27,7 +27,7 @@ class Bar:
     low: float
     high: float
     point: float
-    zero: float = BAR_WIDTH / 2
+    """0 is in the middle."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +85,10 @@ class RowText:
     comparisons: tuple[ComparisonText, ...]
     lines: tuple[ModelLine, ...]
     """One per model, for tables `by_model`."""
+    tests: tuple[str, ...]
+    """Behind its p values."""
+    bar_scale: str
+    """Half-width of its bars where it is not the table's own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +116,13 @@ class Table:
     @property
     def comparison_columns(self) -> int:
         """How many columns a comparison takes."""
-        return 3 + self.many_pairs + self.has_p + self.has_minimum_detectable
+        adjusted = self.by_model and self.has_p_adjusted  # beside p, not under it
+        return 3 + self.many_pairs + self.has_p + adjusted + self.has_minimum_detectable
+
+    @property
+    def columns(self) -> int:
+        """How many columns a table `by_model` has."""
+        return 2 + (self.comparison_columns if self.has_comparisons else 0)
 
 
 def _verdict(pair: ShownDifference, higher_is_better: bool) -> tuple[str, str]:
@@ -138,7 +148,7 @@ def _bar(pair: ShownDifference, scale: float) -> Bar | None:
 
     def place(value: float) -> float:
         share = min(max(value / scale, -1.0), 1.0)
-        return round(BAR_WIDTH / 2 + share * (BAR_WIDTH / 2 - _BAR_MARGIN), 2)
+        return round(BAR_WIDTH / 2 + share * (BAR_WIDTH / 2 - _BAR_MARGIN), 1)
 
     return Bar(
         low=place(point if low is None else low),
@@ -251,6 +261,8 @@ def build_table(
                     )
                     for model, score in zip(models, scores, strict=True)
                 ),
+                tests=tuple(dict.fromkeys(pair.test for pair in row.comparisons if pair.test)),
+                bar_scale=next((text.bar_scale for text in compared), ""),
             )
         )
     pairs = [pair for row in texts for pair in row.comparisons]

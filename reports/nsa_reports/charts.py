@@ -13,8 +13,32 @@ WIDTH, HEIGHT = 460.0, 300.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 14.0, 12.0, 44.0
 _Y_TICKS = 5
 _LABEL = 34.0
-STYLES = 6
-"""Lines that can be told apart by colour and dashes; more models begin again."""
+COLOURS = 6
+"""Lines and dots that can be told apart by colour; more are numbered where dots have to be found."""
+STYLES = COLOURS * COLOURS
+"""Lines that differ in colour or dashes; more models begin again."""
+
+
+def colour_and_dashes(style: int) -> tuple[int, int]:
+    """Which of `COLOURS` colours and as many kinds of dashes one of the `STYLES` has; no two have both."""
+    return style % COLOURS, (style + style // COLOURS) % COLOURS
+
+
+def style_class(style: int) -> str:
+    """The same as classes of the page: each colour comes with dashes of its own, unless others are named."""
+    colour, dashes = colour_and_dashes(style)
+    return f"s{colour}" if dashes == colour else f"s{colour} d{dashes}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """What a legend says of one line or dot."""
+
+    name: str
+    full_name: str
+    style: int
+    number: str = ""
+    """Beside its dots, where colours don't tell them apart."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +129,25 @@ def charts_of(group: CurveGroup) -> tuple[Chart, ...]:
         title = f"{group.task}: difference of {what}"
         found.append(_chart(group, title, f"difference ({group.unit})", differences, signed=True))
     return tuple(found)
+
+
+def keys_of(models: Sequence[str]) -> tuple[Key, ...]:
+    """One legend for all charts of a section.
+
+    Args:
+        models: Names of all models or sweeps that any of them shows. A name has its colour, dashes and number
+            by its place, and so keeps them in every chart.
+    """
+    short = fmt.short_names(models)
+    return tuple(
+        Key(
+            name=short[model],
+            full_name=model,
+            style=place % STYLES,
+            number=str(place + 1) if len(models) > COLOURS else "",
+        )
+        for place, model in enumerate(models)
+    )
 
 
 def nice_ticks(low: float, high: float, count: int = _Y_TICKS) -> list[float]:

@@ -11,7 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nsa_reports import _format as fmt
-from nsa_reports.figures import STYLE, Picture, file_name, picture, plain_line, save_picture, unused_name
+from nsa_reports._map_figure import STYLE, plain_line
+from nsa_reports.charts import COLOURS, colour_and_dashes
+from nsa_reports.figures import Picture, file_name, picture, save_picture, unused_name
 from nsa_reports.view import CurveGroup, CurvePoint
 
 _PANEL = (2.9, 2.2)
@@ -24,12 +26,13 @@ _LINES = (
     ("#5a5f66", (0, (6, 2)), "v"),
     ("#b3261e", (0, (2, 2)), "x"),
 )
-"""Colour, dashes and mark: told apart in grey print too."""
+"""Colour, dashes and mark: told apart in grey print too. As many as the page has."""
+assert len(_LINES) == COLOURS
 
 
 def curve_pictures(groups: Sequence[CurveGroup]) -> tuple[Picture, ...]:
     """Draw each group: its models' curves, and the differences beside them."""
-    return tuple(picture(_draw(group), _name(group), _title(group)) for group in groups)
+    return tuple(picture([_draw(group)], _name(group), _title(group)) for group in groups)
 
 
 def save_curve_figures(
@@ -47,7 +50,7 @@ def save_curve_figures(
     """
     taken = set() if taken is None else taken
     return tuple(
-        save_picture(_draw(group), folder, unused_name(_name(group), taken), _title(group)).read(folder)
+        save_picture([_draw(group)], folder, unused_name(_name(group), taken), _title(group)).read(folder)
         for group in groups
     )
 
@@ -91,13 +94,14 @@ def _draw(group: CurveGroup) -> Figure:
 
 
 def _line(axis: Axes, points: Sequence[CurvePoint], name: str, style: int) -> None:
-    colour, dashes, mark = _LINES[style % len(_LINES)]
+    colour, kind = colour_and_dashes(style)
+    (ink, _, _), (_, dashes, mark) = _LINES[colour], _LINES[kind]
     ends = [point.end for point in points]
     axis.plot(
         ends,
         [point.value for point in points],
         label=name,
-        color=colour,
+        color=ink,
         linestyle=dashes,
         marker=mark,
         markersize=3,
@@ -108,7 +112,7 @@ def _line(axis: Axes, points: Sequence[CurvePoint], name: str, style: int) -> No
         ends,
         [missing if point.low is None else point.low for point in points],
         [missing if point.high is None else point.high for point in points],
-        color=colour,
+        color=ink,
         alpha=0.15,
         linewidth=0,
     )

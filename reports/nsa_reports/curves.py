@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from nsa_reports import _format as fmt
-from nsa_reports.figures import DPI, STYLE
+from nsa_reports._map_figure import STYLE
+from nsa_reports.figures import DPI
 
 _COLOURS = ("#b35806", "#1f5a9e")  # the two ends of the difference map: dense and sparse read as there
 _PANEL = (2.5, 2.3)  # inches; three or four fit the width of a two-column page

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from nsa_reports import _format as fmt
-from nsa_reports.charts import HEIGHT, STYLES, WIDTH, Tick, nice_ticks
-from nsa_reports.scatter import BOTTOM, LEFT, RIGHT, TOP, cost_axis, figure
+from nsa_reports.charts import HEIGHT, WIDTH, Key, Tick, nice_ticks
+from nsa_reports.scatter import BOTTOM, HEARD, LEFT, RIGHT, TOP, cost_axis, figure, whiskers
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +27,8 @@ class Spot:
 class CostCurve:
     """The points of one sweep."""
 
-    name: str
-    style: int
-    """Its place among the page's sweeps, which decides its colour."""
+    key: Key
+    """Of `keys_of` for all of the page's sweeps."""
     spots: tuple[Spot, ...]
     """In the order of the sweep."""
 
@@ -52,11 +51,15 @@ class CostMark:
 class CostLine:
     """One sweep in pixels."""
 
-    name: str
-    style: int
+    key: Key
     points: str
     """Of a `<polyline>`."""
     marks: tuple[CostMark, ...]
+
+    @property
+    def whiskers(self) -> str:
+        """The intervals of its points, of a `<path>`; empty without any."""
+        return "".join(path for _, path in whiskers((0, one.x, one.low, one.high) for one in self.marks))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,7 @@ class Frontier:
     """One pair of axes."""
 
     title: str
-    """For those who hear it: with every point's figures."""
+    """For those who hear it: with every point's figures, while these are few."""
     x_label: str
     y_label: str
     lines: tuple[CostLine, ...]
@@ -148,8 +151,7 @@ def frontier_of(
 
     lines = [
         CostLine(
-            name=curve.name,
-            style=curve.style % STYLES,
+            key=curve.key,
             # In the order of the sweep: along a noisy cost the line may turn back, and that should show.
             points=" ".join(f"{place(spot.cost)},{y(spot.score)}" for spot in curve.spots),
             marks=tuple(map(mark, curve.spots)),
@@ -168,8 +170,10 @@ def frontier_of(
         )
         for spot, costed in levels
     ]
-    said = [f"{line.name}: {', '.join(one.label for one in line.marks)}" for line in lines]
+    said = [f"{line.key.name}: {', '.join(one.label for one in line.marks)}" for line in lines]
     said += [f"{band.name} {band.label}" for band in bands]
+    if len(spots) > HEARD:
+        said = [f"{len(spots)} points of {len(lines)} sweeps, which the table of every point has"]
     return Frontier(
         title=f"{title}. {'; '.join(said)}",
         x_label=x_label,

@@ -11,6 +11,9 @@ from nsa_reports import _colours
 from nsa_reports import _format as fmt
 from nsa_reports.view import Cell, HeatmapGroup
 
+_SHADES = 200
+"""Steps of a colour map: half a percent each. Neighbours can't be told apart, and a page names each once."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
@@ -73,7 +76,7 @@ class Panel:
     def colour(self, value: float) -> str:
         """Where a value stands on the colour map, as a colour."""
         low, high = self.bounds
-        return _colours.colour_at(self.colours, (value - low) / (high - low))
+        return _colours.colour_at(self.colours, round(_SHADES * (value - low) / (high - low)) / _SHADES)
 
     def ink(self, value: float) -> str:
         """The colour of the text in a cell of that value."""

@@ -19,6 +19,8 @@ from markupsafe import Markup
 
 from nsa_reports import _colours, _tables, samples
 from nsa_reports import _format as fmt
+from nsa_reports._shades import Shades
+from nsa_reports.charts import style_class
 from nsa_reports.curve_figures import curve_pictures, save_curve_figures
 from nsa_reports.figures import Picture, combined_figures, save_figures
 from nsa_reports.page import SCRIPT, STYLE, TEMPLATE, Page, SectionData, SectionView
@@ -52,6 +54,7 @@ def environment(sections: Sequence[SectionView] = ()) -> Environment:
         bar_width=int(_tables.BAR_WIDTH),
         score_gradient=_colours.css_gradient(_colours.SCORE),
         difference_gradient=_colours.css_gradient(_colours.DIFFERENCE),
+        style_class=style_class,
     )
     return env
 
@@ -75,8 +78,10 @@ def to_html(
     short = fmt.short_names(page.models)
     embedded = samples.embed(page, limits)
     shown, total = samples.left_out(embedded)
+    shades = Shades()
     env = environment(page.sections)
     env.globals.update(
+        shade=shades,
         table=functools.partial(_tables.build_table, page.models),
         length_table=functools.partial(_tables.length_table, page.models),
     )
@@ -102,7 +107,9 @@ def to_html(
     return env.get_template("base.html.j2").render(
         page=page,
         bodies=[Markup(body) for body in bodies],
-        style=Markup("".join([_asset("page.css"), *(section.asset(STYLE) for section in page.sections)])),
+        style=Markup(
+            "".join([_asset("page.css"), *(section.asset(STYLE) for section in page.sections), shades.style])
+        ),
         script=Markup(script),
         policy=_policy(script),
         data=Markup(samples.script_json(data)),
@@ -167,10 +174,11 @@ def _asset(name: str) -> str:
 
 def _links(picture: Picture) -> list[tuple[str, str, str]]:
     """(label, file name, address) of each form of a picture that the page offers for download."""
-    forms = (("PNG", "png", "image/png", picture.png), ("SVG", "svg", "image/svg+xml", picture.svg))
+    forms = (("PNG", "png", "image/png", picture.png), ("PDF", "pdf", "application/pdf", picture.pdf))
     return [
         (label, f"{picture.name}.{ending}", f"data:{kind};base64,{base64.b64encode(content).decode()}")
         for label, ending, kind, content in forms
+        if content
     ]
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nsa_reports._format import finite
 from nsa_reports.page import ALL, Page
-from nsa_reports.view import ShownSample
+from nsa_reports.view import Reply, ShownSample
 
 _MAX_SAFE_INTEGER = 2**53 - 1
 
@@ -70,6 +71,11 @@ def pick(samples: Sequence[ShownSample], limit: int) -> tuple[ShownSample, ...]:
     return tuple(sorted(samples, key=_interest)[:limit])
 
 
+_all_but_model = operator.attrgetter(
+    *(field.name for field in dataclasses.fields(Reply) if field.name != "model")
+)
+
+
 def _head(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]} […{len(text) - limit:,} more characters]"
 
@@ -83,10 +89,14 @@ def _tail(text: str, limit: int) -> str:
 
 
 def _record(sample: ShownSample, models: dict[str, int], limits: SampleLimits) -> dict[str, Any]:
-    replies = []
+    # Models that reply alike share an entry: with many variants of one checkpoint most of them do.
+    alike: dict[object, tuple[Reply, list[int]]] = {}
     for reply in sorted(sample.replies, key=lambda reply: models[reply.model]):
+        alike.setdefault(_all_but_model(reply), (reply, []))[1].append(models[reply.model])
+    replies = []
+    for reply, places in alike.values():
         entry: dict[str, Any] = {
-            "model": models[reply.model],
+            "models": places,
             "text": _head(reply.text, limits.reply_chars),
             "score": finite(reply.score),
         }

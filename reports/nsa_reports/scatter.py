@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from nsa_reports import _format as fmt
-from nsa_reports.charts import HEIGHT, STYLES, WIDTH, Tick, nice_ticks
+from nsa_reports.charts import HEIGHT, WIDTH, Key, Tick, keys_of, nice_ticks
 
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 18.0, 12.0, 44.0
 """Margins of a chart over costs, in pixels."""
 _LOGARITHMIC = 20
 """Costs that are so many times apart stand on a logarithmic axis."""
 _LABEL = 26.0
+HEARD = 12
+"""Points that a chart's label reads out; nobody listens to more, and tables say them too."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +33,7 @@ class CostPoint:
 class Dot:
     """One model in pixels."""
 
-    name: str
-    """Short enough for a legend."""
-    full_name: str
-    style: int
+    key: Key
     x: float
     y: float
     low: float | None
@@ -49,10 +48,12 @@ class Scatter:
     """One pair of axes."""
 
     title: str
-    """For those who hear it: with every point's figures."""
+    """For those who hear it: with every point's figures, while these are few."""
     x_label: str
     y_label: str
     dots: tuple[Dot, ...]
+    whiskers: tuple[tuple[int, str], ...]
+    """The intervals by style, of a `<path>` each."""
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     width: float = WIDTH
@@ -98,7 +99,7 @@ def scatter_of(
         share = (value - ticks[0]) / (ticks[-1] - ticks[0])
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
-    short = fmt.short_names(list(models))
+    keys = {key.full_name: key for key in keys_of(models)}
     dots = []
     for point in points:
         low, high = fmt.finite(point.low), fmt.finite(point.high)
@@ -106,9 +107,7 @@ def scatter_of(
         ends = fmt.interval(low, high, percent=percent)
         dots.append(
             Dot(
-                name=short.get(point.model, point.model),
-                full_name=point.model,
-                style=list(models).index(point.model) % STYLES if point.model in models else 0,
+                key=keys.get(point.model) or Key(name=point.model, full_name=point.model, style=0),
                 x=place(point.cost),
                 y=y(point.score),
                 low=None if low is None or high is None else y(low),
@@ -116,18 +115,34 @@ def scatter_of(
                 label=f"{figure(point.cost)}, {score} {ends}".strip(),
             )
         )
-    said = "; ".join(f"{dot.full_name} {dot.label}" for dot in dots)
+    said = "; ".join(f"{dot.key.full_name} {dot.label}" for dot in dots)
     return Scatter(
-        title=f"{title}: {said}",
+        title=f"{title}: {said}" if len(dots) <= HEARD else f"{title}: {len(dots)} models",
         x_label=x_label,
         y_label=y_label,
         dots=tuple(dots),
+        whiskers=whiskers((dot.key.style, dot.x, dot.low, dot.high) for dot in dots),
         x_ticks=tuple(Tick(at=place(tick), label=figure(tick)) for tick in x_ticks),
         y_ticks=tuple(
             Tick(at=y(tick), label=fmt.score(tick, percent=percent, unit=False).removesuffix(".0"))
             for tick in ticks
         ),
     )
+
+
+def whiskers(
+    ends: Iterable[tuple[int, float, float | None, float | None]],
+) -> tuple[tuple[int, str], ...]:
+    """Intervals as vertical strokes, those of a style in one path.
+
+    Args:
+        ends: Style, place, and both ends; None where there is no interval.
+    """
+    paths: dict[int, str] = {}
+    for style, x, low, high in ends:
+        if low is not None and high is not None:
+            paths[style] = f"{paths.get(style, '')}M{x:g} {low:g}V{high:g}"
+    return tuple(paths.items())
 
 
 def figure(value: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 import sys
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
@@ -361,7 +362,8 @@ class ParsedPage(HTMLParser):
         self.scripts: list[str] = []
         self.json: dict[str, Any] = {}
         self.maps: list[list[list[dict[str, str] | None]]] = []
-        """Every heatmap: rows of cells, each with style, place, title, label and text; None where blank."""
+        """Every heatmap: rows of cells, each with style, title and text; None where blank."""
+        self.style = ""
         self._open = ""
         self._joint = self._map = False
         self._cell: dict[str, str] | None = None
@@ -375,8 +377,12 @@ class ParsedPage(HTMLParser):
         return " ".join(" ".join(self._text).split())
 
     def cells(self, number: int) -> list[list[dict[str, str] | None]]:
-        """The cells of a heatmap, without its two rows of heads."""
-        return self.maps[number][2:]
+        """The cells of a heatmap, without its two rows of heads; their style is that of their class."""
+        rules = dict(re.findall(r"^\.(k\d+)\{(.*)\}$", self.style, re.M))
+        return [
+            [cell and {**cell, "style": rules[cell["class"]]} for cell in row]
+            for row in self.maps[number][2:]
+        ]
 
     def attributes(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
@@ -392,12 +398,8 @@ class ParsedPage(HTMLParser):
         if tag == "tr" and self.maps and self._map:
             self.maps[-1].append([])
         if tag == "td" and self.maps and self._map:
-            self.maps[-1][-1].append(None if found.get("class") == "blank" else {"style": found["style"]})
-        if tag == "button" and "data-cell" in found:
-            cell = self.maps[-1][-1][-1]
-            assert cell is not None
-            cell.update(place=found["data-cell"], title=found["title"], label=found["aria-label"], text="")
-            self._cell = cell
+            self._cell = {"class": found["class"], "title": found["title"], "text": ""} if found else None
+            self.maps[-1][-1].append(self._cell)
         elif tag != "wbr":
             self._cell = None
         if tag in ("script", "style"):
@@ -406,7 +408,7 @@ class ParsedPage(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag in ("script", "style"):
             self._open = ""
-        if tag == "button":
+        if tag == "td":
             self._cell = None
 
     def handle_data(self, data: str) -> None:
@@ -414,6 +416,8 @@ class ParsedPage(HTMLParser):
             self.json = json.loads(data)
         elif self._open == "script":
             self.scripts.append(data)
+        elif self._open == "style":
+            self.style += data
         elif not self._open:
             if self._joint and self._text:
                 self._text[-1] += data

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nsa_reports import CostCurve, Spot, frontier_of
+from nsa_reports import CostCurve, Spot, frontier_of, keys_of
 
 POINTS = ((10.0, 0.5), (40.0, 0.9), (20.0, 0.8))
 
@@ -13,7 +13,7 @@ def chart(points=POINTS, levels=(), front=(), **changes):
         for cost, score in points
     )
     given = {"x_label": "cells", "y_label": "score", "percent": True, **changes}
-    curves = [CostCurve(name="quest", style=7, spots=spots)]
+    curves = [CostCurve(key=keys_of(["a", "quest"])[1], spots=spots)]
     return frontier_of("task", curves, levels, front=front, **given)
 
 
@@ -27,7 +27,7 @@ def test_a_line_runs_in_the_order_of_its_sweep():
         "budget 40 at 40: 90.0 % [80.0, 100.0]",
         "budget 20 at 20: 80.0 % [70.0, 90.0]",
     ]
-    assert line.style == 1  # six styles, then from the start
+    assert line.key.style == 1
 
 
 def test_everything_lies_between_the_axes():

@@ -137,8 +137,10 @@ def test_samples_of_both_models_stand_side_by_side(page, demo):
     bundle = page.json["samples"]["g0"]["0,0"]
     record = bundle["shown"][0]
     sample = next(s for s in demo.heatmaps[0].samples if s.id == record["id"])
-    assert [page.json["models"][reply["model"]] for reply in record["replies"]] == ["nsa", "dense"]
-    assert [reply["text"] for reply in record["replies"]] == [reply.text for reply in sample.replies]
+    replies = {
+        page.json["models"][model]: reply["text"] for reply in record["replies"] for model in reply["models"]
+    }
+    assert replies == {reply.model: reply.text for reply in sample.replies}
     assert (record["needle"], record["seed"], record["prompt"]) == (
         sample.needle,
         sample.seed,
@@ -219,9 +221,9 @@ def test_render_writes_one_file_with_its_figures_in_it(demo, parse_page, tmp_pat
     assert sorted(path.name for path in out.parent.iterdir()) == ["report.html"]
     links = [a for a in parse_page(out.read_text(encoding="utf-8")).attributes("a") if "download" in a]
     assert [link["download"] for link in links] == [
-        f"{task}.{ending}" for task in ("needle_single", "needle_multikey") for ending in ("png", "svg")
+        f"{task}.{ending}" for task in ("needle_single", "needle_multikey") for ending in ("png", "pdf")
     ]
-    kinds = {"png": ("data:image/png;base64,", b"\x89PNG"), "svg": ("data:image/svg+xml;base64,", b"<?xml")}
+    kinds = {"png": ("data:image/png;base64,", b"\x89PNG"), "pdf": ("data:application/pdf;base64,", b"%PDF")}
     for link in links:
         prefix, start = kinds[link["download"][-3:]]
         assert link["href"].startswith(prefix)
@@ -239,7 +241,8 @@ def test_two_pages_in_one_folder_leave_each_others_figures_alone(make_view, tmp_
 def test_a_runs_own_page_has_every_figure_beside_it_and_links_none(demo, parse_page, tmp_path):
     out = render(demo, out=tmp_path / "report.html", figures_in=tmp_path)
     figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert len(figures) == 2 * 4 * 2  # two tasks, three panels and all together, PNG and SVG
+    # Two tasks: three panels and all together as PNG and SVG, and the latter as PDF.
+    assert len(figures) == 2 * (4 * 2 + 1)
     assert not [
         a for a in parse_page(out.read_text(encoding="utf-8")).attributes("a") if "figures" in a["href"]
     ]
@@ -278,15 +281,18 @@ def test_long_names_break_at_their_joints_alone(make_view, make_group, parse_pag
 
 
 def test_with_many_models_each_has_a_line_and_the_comparison_stays_on_the_page(make_view, parse_page):
-    html = to_html(make_view(LONG))
+    demo = make_view(LONG)
+    html = to_html(demo)
     page = parse_page(html)
-    table = html.split('<table class="scores"')[1].split("</table>")[0]
+    table = html.split('<table class="lines"')[1].split("</table>")[0]
     heads = [
         re.sub(r"<[^>]+>", " ", head).split()[0]
-        for head in re.findall(r'<th role="columnheader".*?</th>', table, re.S)
+        for head in re.findall(r"<th[ >].*?</th>", table.split("</thead>")[0], re.S)
     ]
-    assert heads == ["Task", "n", "Model", "Score", "Difference", f"{MINUS}20", "Verdict", "p", "Detectable"]
-    assert table.count('data-label="Model"') == 3 * len(LONG)
+    assert heads == ["Model", "Score", "Difference", f"{MINUS}20", "Verdict", "p", "p", "Detectable"]
+    assert table.count('<th scope="row"') == 3 * len(LONG)
+    over = re.findall(r'<th scope="rowgroup" colspan="8">(.*?)</th>', table)
+    assert [re.sub(r"<[^>]+>", "", head).split()[0] for head in over] == [row.task for row in demo.rows]
     assert table.count(">baseline<") == 3
     assert "to dense" in page.text
 
@@ -311,7 +317,7 @@ def test_the_page_sees_every_reply_extract_and_reason(demo, parse_page):
     (record,) = page.json["samples"]["g0"]["0,0"]["shown"]
     assert record["replies"] == [
         {
-            "model": 0,
+            "models": [0],
             "text": "one",
             "score": 0.5,
             "more": [("two" * 50)[:100] + " […50 more characters]", ""],

@@ -2,8 +2,9 @@
 
 import pytest
 
-from nsa_reports import CostPoint, scatter_of
-from nsa_reports.scatter import figure
+from nsa_reports import CostPoint, keys_of, scatter_of
+from nsa_reports.charts import STYLES, colour_and_dashes, style_class
+from nsa_reports.scatter import figure, whiskers
 
 
 def made(*points, models=("nsa", "dense"), percent=True):
@@ -36,7 +37,34 @@ def test_costs_far_apart_stand_on_a_logarithmic_axis():
 
 
 def test_a_model_keeps_its_colour_where_others_are_missing():
-    assert [dot.style for dot in made(point("dense")).dots] == [1]
+    assert [dot.key.style for dot in made(point("dense")).dots] == [1]
+
+
+def test_more_models_than_colours_are_numbered_by_their_place():
+    few, many = ([f"m{i}" for i in range(count)] for count in (6, 7))
+    assert {key.number for key in keys_of(few)} == {""}
+    assert [key.number for key in keys_of(many)] == ["1", "2", "3", "4", "5", "6", "7"]
+    [dot] = made(point("m6"), models=many).dots
+    assert (dot.key.number, dot.key.style) == ("7", 6)
+
+
+def test_lines_differ_in_colour_or_dashes_and_the_first_six_in_both():
+    looks = [colour_and_dashes(style) for style in range(STYLES)]
+    assert len(set(looks)) == STYLES == 36
+    assert looks[:6] == [(i, i) for i in range(6)]
+    assert (style_class(1), style_class(6)) == ("s1", "s0 d1")
+
+
+def test_a_chart_of_many_points_is_not_read_out_point_by_point():
+    few, many = (made(*[point(cost=1.0 + i) for i in range(count)]).title for count in (12, 13))
+    assert few.count("50.0 %") == 12
+    assert many == "t: 13 models"
+
+
+def test_intervals_of_a_style_are_one_path():
+    assert whiskers([(0, 1.0, 9.0, 2.5), (1, 2.0, None, None), (0, 3.0, 8.0, 4.0)]) == (
+        (0, "M1 9V2.5M3 8V4"),
+    )
 
 
 def test_an_unknown_interval_is_not_drawn():

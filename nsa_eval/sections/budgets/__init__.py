@@ -6,7 +6,7 @@ at several values of one parameter, whatever it is called.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nsa_eval.budgets import Density, Line, Place, Point, Study, study_of
@@ -24,7 +24,7 @@ from nsa_eval.sections._budget_words import (
     point_rows,
     trial_rows,
 )
-from nsa_reports import CostCurve, Frontier, SectionData, Spot, frontier_of
+from nsa_reports import CostCurve, Frontier, Key, SectionData, Spot, frontier_of, keys_of
 
 _SHOWN = 6
 """Charts that are there at once; the others are folded away."""
@@ -154,6 +154,8 @@ class Budgets(SectionData):
 
     axes: tuple[Axis, ...]
     """Those that any chart has."""
+    keys: tuple[Key, ...]
+    """The legend of all charts, a sweep each."""
     panels: tuple[Panel, ...]
     sweeps: tuple[tuple[str, str], ...]
     """Name, and what is swept, of those with more than one point or a full attention to be held to."""
@@ -177,6 +179,16 @@ class Budgets(SectionData):
     def folded(self) -> tuple[Panel, ...]:
         """The others."""
         return self.panels[_SHOWN:]
+
+    @property
+    def ringed(self) -> bool:
+        """Whether a chart has points on a Pareto front."""
+        return any(chart.ringed for panel in self.panels for chart in panel.charts if chart)
+
+    @property
+    def by_sweep(self) -> bool:
+        """Whether the least budgets have a line for each sweep, and not a column."""
+        return len(self.sweeps) > max(_SHOWN, len(self.least))
 
     @property
     def looks(self) -> int:
@@ -207,12 +219,14 @@ def build(material: Material) -> Budgets | None:
         return None
     names = list(dict.fromkeys(line.sweep.name for place in study.places for line in place.lines))
     drawn = [axis for axis in AXES if study.timed or not axis.timed]
-    charts = {axis.name: [_chart(place, axis, names) for place in study.places] for axis in drawn}
+    keys = {key.full_name: key for key in keys_of(names)}
+    charts = {axis.name: [_chart(place, axis, keys) for place in study.places] for axis in drawn}
     kept = [axis for axis in drawn if any(charts[axis.name])]
     places = list(enumerate(study.places))
     lines = [line for place in study.places for line in place.lines]
     return Budgets(
         axes=tuple(kept),
+        keys=tuple(keys.values()),
         panels=tuple(
             Panel(
                 title=place_name(place),
@@ -258,9 +272,9 @@ def _least_row(place: Place, names: Sequence[str]) -> LeastRow:
     return LeastRow(place=place_name(place), n=place.n, cells=tuple(cells))
 
 
-def _chart(place: Place, axis: Axis, names: Sequence[str]) -> Frontier | None:
+def _chart(place: Place, axis: Axis, keys: Mapping[str, Key]) -> Frontier | None:
     """Scores over one cost; None where no line moves along it."""
-    curves = [_curve(line, axis, names) for line in place.lines]
+    curves = [_curve(line, axis, keys[line.sweep.name]) for line in place.lines]
     if not any(len({spot.cost for spot in curve.spots}) > 1 for curve in curves):
         return None
     levels = [
@@ -281,14 +295,14 @@ def _chart(place: Place, axis: Axis, names: Sequence[str]) -> Frontier | None:
     )
 
 
-def _curve(line: Line, axis: Axis, names: Sequence[str]) -> CostCurve:
+def _curve(line: Line, axis: Axis, key: Key) -> CostCurve:
     said = f"{line.sweep.parameter} " if line.sweep.parameter else ""
     spots = [
         _spot(point, cost, f"{line.sweep.name}, {said}{point.value}" if said else line.sweep.name)
         for point in line.points
         if (cost := axis.of(point)) is not None
     ]
-    return CostCurve(name=line.sweep.name, style=names.index(line.sweep.name), spots=tuple(spots))
+    return CostCurve(key=key, spots=tuple(spots))
 
 
 def _spot(point: Point, cost: float, name: str) -> Spot:

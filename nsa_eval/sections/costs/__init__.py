@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 from nsa_eval._words import bytes_text, seconds_text
 from nsa_eval.material import (
@@ -13,6 +14,9 @@ from nsa_eval.material import (
 )
 from nsa_eval.sections import Section
 from nsa_reports import SectionData
+
+_FEW = 6
+"""With more models than this a setting that they share isn't repeated for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,17 @@ class Costs(SectionData):
     def devices(self) -> tuple[str, ...]:
         """All that were measured on."""
         return tuple(dict.fromkeys(setting.device for setting in self.settings))
+
+    @property
+    def together(self) -> Setting | None:
+        """The setting that many models share, to be said once; None for a few, or where they differ."""
+        alike = {(one.device, one.how, one.weights) for one in self.settings}
+        return self.settings[0] if len(alike) == 1 and len(self.settings) > _FEW else None
+
+    @property
+    def by_task(self) -> tuple[tuple[str, tuple[CostRow, ...]], ...]:
+        """The rows of each task."""
+        return tuple((task, tuple(rows)) for task, rows in groupby(self.rows, lambda row: row.task))
 
 
 def build(material: Material) -> Costs | None:

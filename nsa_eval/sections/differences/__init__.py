@@ -25,8 +25,13 @@ class Differences(SectionData):
     settings: tuple[Setting, ...]
 
     def of(self, model: int) -> tuple[tuple[str, str], ...]:
-        """Names and values of the settings that one model has, by its place on the page."""
-        return tuple((row.name, row.values[model]) for row in self.settings if row.values[model])
+        """Names and values of the settings that one model has, by its place on the page: its method first.
+
+        What a method's parameters belong to needs no saying then.
+        """
+        own = sorted(self.settings, key=lambda row: row.name != "method")
+        named = ((row.name.removeprefix("method "), row.values[model]) for row in own)
+        return tuple((name, value) for name, value in named if value)
 
 
 def build(material: Material) -> Differences | None:

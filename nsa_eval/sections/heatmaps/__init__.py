@@ -29,6 +29,11 @@ from nsa_reports import (
     panels_of,
 )
 
+# With more models than this a difference stands beside its candidate's map, not in rows far below.
+_IN_ROWS = 4
+# Maps (a candidate's with its difference as one) that are there at once; the others are folded away.
+_SHOWN = 12
+
 # A cell holds a handful of documents: more resamples than this would only look precise.
 _CELL_RESAMPLES = 1000
 
@@ -56,6 +61,38 @@ class Part:
     panels: tuple[Panel, ...]
     """The models' maps in the page's order, then the differences."""
     fold: Fold
+
+    @property
+    def blocks(self) -> tuple[tuple[Panel, ...], ...]:
+        """What stands together: the maps of a few models by themselves, of many each with its difference."""
+        maps = dict(zip((grid.model for grid in self.group.maps), self.panels, strict=False))
+        gaps = self.panels[len(maps) :]
+        if len(maps) <= _IN_ROWS:
+            return tuple((panel,) for panel in self.panels)
+        found = {model: [panel] for model, panel in maps.items()}
+        for grid, panel in zip(self.group.differences, gaps, strict=True):
+            found[grid.candidate].append(panel)
+        return tuple(map(tuple, found.values()))
+
+    @property
+    def paired(self) -> bool:
+        """Whether any of them is a map with its difference."""
+        return any(len(block) > 1 for block in self.blocks)
+
+    @property
+    def shown(self) -> tuple[tuple[Panel, ...], ...]:
+        """Those that are there at once."""
+        return self.blocks if len(self.group.maps) <= _SHOWN else self.blocks[:_SHOWN]
+
+    @property
+    def folded(self) -> tuple[tuple[Panel, ...], ...]:
+        """The others."""
+        return self.blocks[len(self.shown) :]
+
+    @property
+    def many(self) -> bool:
+        """Whether what is said of each model is too much for the page's first view."""
+        return len(self.group.maps) > _IN_ROWS
 
     @property
     def scales(self) -> tuple[tuple[str, Panel], ...]:

@@ -2,6 +2,21 @@
 report.section("heatmaps", function* (grids) {
   const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
+  /** Makes a button of each cell of a map, which says the cell's place as well: tables are heard cell by cell. */
+  function press(map, grid) {
+    const panel = map.closest("figure").querySelector("figcaption").textContent.trim();
+    [...map.tBodies[0].rows].forEach((line, row) => [...line.cells].slice(1).forEach((cell, column) => {
+      if (!cell.title) return; // no result
+      const button = report.element("button", "", cell.textContent);
+      button.type = "button";
+      button.title = cell.title;
+      button.dataset.cell = `${row},${column}`;
+      button.setAttribute("aria-label", `${panel}, length ${grid.columns[column]}, depth ${grid.rows[row]}: ${cell.title}`);
+      cell.removeAttribute("title");
+      cell.replaceChildren(button);
+    }));
+  }
+
   /** Makes a map one stop of the Tab key; arrows go from cell to cell inside of it. */
   function walkable(map) {
     const cells = new Map([...map.querySelectorAll("button[data-cell]")].map((cell) => [cell.dataset.cell, cell]));
@@ -45,7 +60,9 @@ report.section("heatmaps", function* (grids) {
         readings.append(report.element("li", "", `${panel}: ${button.title}`));
       }
       for (const button of home.querySelectorAll("td:not(.chosen) > button[aria-current]")) button.removeAttribute("aria-current");
-      target.querySelector("h3").after(readings);
+      // Those of many models would push the samples off the screen.
+      const many = readings.children.length > 9;
+      target.querySelector("h3").after(many ? report.folded("Scores and differences in this cell", readings) : readings);
     }
 
     // Number("") is 0: the first choice in one list fills the other with its first entry.
@@ -69,10 +86,14 @@ report.section("heatmaps", function* (grids) {
       if (top < 0 || top > window.innerHeight / 2) browser.scrollIntoView({ block: "start" });
       target.focus({ preventScroll: true });
     });
-    for (const map of home.querySelectorAll("table.heatmap")) if (map.querySelector("button")) walkable(map);
   }
 
   for (const grid of grids) {
+    for (const map of document.getElementById(grid.id).querySelectorAll("table.heatmap")) {
+      press(map, grid);
+      if (map.querySelector("button")) walkable(map);
+      yield;
+    }
     prepare(grid);
     yield;
   }

@@ -49,12 +49,59 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """One thing that is known of the models."""
+
+    label: str
+    values: tuple[str | int | None, ...]
+    """One per model, in the page's order; empty or None where a model has none."""
+    field: str = ""
+    """Of `ModelCard`; empty for what is in its `extra`."""
+
+    @property
+    def alike(self) -> bool:
+        """Whether it is the same of all."""
+        return len(set(self.values)) == 1
+
+    @property
+    def code(self) -> bool:
+        """Whether it is something to copy, not to read."""
+        return self.field in ("path", "fingerprint", "tokenizer")
+
+
+_FIELDS = {
+    "path": "Path",
+    "fingerprint": "Fingerprint",
+    "attention": "Attention",
+    "parameters": "Parameters",
+    "dtype": "Dtype",
+    "backend": "Backend",
+    "tokenizer": "Tokenizer",
+    "max_length": "Longest context",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance(SectionData):
     """What the section shows."""
 
     models: tuple[ModelCard, ...]
     """In the page's order."""
     origin: Origin = field(default_factory=Origin)
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """Everything that is known of any model."""
+        found = [
+            Fact(label=label, field=name, values=tuple(getattr(card, name) for card in self.models))
+            for name, label in _FIELDS.items()
+        ]
+        extras = dict.fromkeys(label for card in self.models for label in card.extra)
+        found += [
+            Fact(label=label, values=tuple(card.extra.get(label, "") for card in self.models))
+            for label in extras
+        ]
+        return tuple(fact for fact in found if any(value not in ("", None) for value in fact.values))
 
 
 def build(material: Material) -> Provenance:

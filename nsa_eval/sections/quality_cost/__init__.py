@@ -17,7 +17,7 @@ from nsa_eval.material import (
     metric_label,
 )
 from nsa_eval.sections import Section
-from nsa_reports import CostPoint, Scatter, SectionData, scatter_of
+from nsa_reports import CostPoint, Key, Scatter, SectionData, keys_of, scatter_of
 
 _SHOWN = 6
 """Tasks whose charts are there at once; the others are folded away."""
@@ -82,6 +82,8 @@ class Bench:
     conditions: tuple[tuple[str, str], ...]
     """How models were run, and which."""
     plots: tuple[Plot, ...]
+    keys: tuple[Key, ...]
+    """The legend of its charts, a model each."""
 
     @property
     def shown(self) -> tuple[Plot, ...]:
@@ -134,6 +136,7 @@ def build(material: Material) -> QualityCost | None:
             Bench(
                 device=device,
                 conditions=_conditions(material, homes[device]),
+                keys=tuple(key for key in keys_of(list(material.models)) if key.full_name in homes[device]),
                 plots=tuple(
                     Plot(task=task, charts=tuple(charts[index] for index in drawn))
                     for task, charts in plots.items()

@@ -16,6 +16,9 @@ const report = (() => {
     return made;
   }
 
+  /** With more models than this their names are counted where a line has to hold them. */
+  const FEW = 3;
+
   const percent = (score) => (score === null ? "no score" : `${Math.round(1000 * score) / 10} %`);
 
   function quality(score) {
@@ -49,14 +52,16 @@ const report = (() => {
 
   /** An element with a name that may be broken at its joints, as templates write them. */
   function named(tag, className, text) {
-    const pieces = text.match(/[^+@=_/-]*[+@=_/-]*/g).filter(Boolean);
+    const pieces = text.match(/[^+@=,_/-]*[+@=,_/-]*/g).filter(Boolean);
     return element(tag, className, null, ...pieces.flatMap((piece, at) => (at ? [element("wbr"), piece] : [piece])));
   }
 
+  /** What a sample's models replied: one card for those that replied alike. */
   function replyCard(reply, sample) {
     const score = element("span", `score ${quality(reply.score)}`, percent(reply.score));
-    const head = element("header", "", null, named("b", "name", data.models[reply.model]), score);
-    const card = element("article", quality(reply.score), null, head);
+    const names = reply.models.map((model) => data.models[model]);
+    const who = names.length > FEW ? element("b", "", `${names.length} models`) : named("b", "name", names.join(", "));
+    const card = element("article", quality(reply.score), null, element("header", "", null, who, score));
     const texts = [reply.text, ...(reply.more || [])];
     const extracts = reply.extracts || [];
     const ofEach = ({ texts: found }) => found.length === texts.length;
@@ -78,8 +83,13 @@ const report = (() => {
     });
     for (const found of extracts) if (!ofEach(found)) card.append(extract(found, found.texts.join("\n")));
     for (const note of reply.notes || []) card.append(element("p", "muted", note));
-    if (reply.prompt) card.append(labelled("End of this model's prompt", reply.prompt));
+    if (reply.prompt) card.append(labelled(`End of ${names.length > 1 ? "these models'" : "this model's"} prompt`, reply.prompt));
+    if (names.length > FEW) card.append(folded("Which models", named("p", "muted name", names.join(", "))));
     return card;
+  }
+
+  function folded(summary, ...children) {
+    return element("details", "", null, element("summary", "", summary), ...children);
   }
 
   function labelled(label, text) {
@@ -96,14 +106,29 @@ const report = (() => {
     body.append(element("div", "replies", null, ...sample.replies.map((reply) => replyCard(reply, sample))));
   }
 
+  /** Scores of a sample with what a single reply holds instead of the answer: a model each, or many by outcome. */
+  function outcomes(sample) {
+    const found = new Map();
+    for (const reply of sample.replies) {
+      // Of several replies the card says it of each.
+      const reason = reply.reasons && reply.reasons.length === 1 ? reply.reasons[0] : "";
+      for (const model of reply.models) {
+        const key = data.models.length > FEW ? `${reply.score} ${reason}` : model;
+        if (!found.has(key)) found.set(key, { score: reply.score, reason, models: [] });
+        found.get(key).models.push(model);
+      }
+    }
+    return [...found.values()].sort((one, other) => one.models[0] - other.models[0]);
+  }
+
   function sampleDetails(sample, open) {
     const summary = element("summary", "", null, element("span", "name", sample.id));
     if (sample.seed !== null) summary.append(element("span", "muted", `seed ${sample.seed}`));
-    for (const reply of sample.replies) {
-      const chip = element("span", `score ${quality(reply.score)}`);
-      chip.textContent = `${data.short[reply.model]}: ${percent(reply.score)}`;
-      // Of several replies the card says it of each.
-      if (reply.reasons && reply.reasons.length === 1) chip.append(element("span", "reason", ` (${reply.reasons[0]})`));
+    for (const { score, reason, models } of outcomes(sample)) {
+      const who = models.length === 1 ? data.short[models[0]] : `${models.length} models`;
+      const chip = element("span", `score ${quality(score)}`, `${who}: ${percent(score)}`);
+      if (models.length > 1) chip.title = models.map((model) => data.models[model]).join(", ");
+      if (reason) chip.append(element("span", "reason", ` (${reason})`));
       summary.append(chip);
     }
     const details = element("details", "sample", null, summary);
@@ -189,5 +214,5 @@ const report = (() => {
     })();
   }
 
-  return { element, section: (id, run) => scripts.set(id, run), showSamples, start };
+  return { element, folded, section: (id, run) => scripts.set(id, run), showSamples, start };
 })();

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 
@@ -399,3 +400,23 @@ def test_the_page_shows_it_and_a_run_writes_its_files(run, tmp_path):
     render_report(tmp_path, comparison=material.comparison, run=made)
     assert (tmp_path / "tables" / "budgets.csv").is_file()
     assert json.loads((tmp_path / "tables" / "budgets.json").read_text())["places"]
+
+
+def test_many_sweeps_have_a_line_each_and_numbers_in_charts(run):
+    """As columns, and told apart by six colours, they could not be read."""
+    models = {
+        f"{name}@{budget}": (method(name, budget=budget), RIGHT, cost_of(budget / 100))
+        for name in ("quest", "h2o", "snapkv", "ada-snapkv", "exact-top", "streaming-llm", "infllm")
+        for budget in (16, 32)
+    }
+    html = to_html(build_page(material_of(run({**DENSE, **models}))))
+    section = html.split('<section id="budgets">')[1].split("</section>")[0]
+    table = section.split('aria-label="The least budget')[1].split("</table>")[0]
+    assert table.split("</thead>")[0].count('scope="col"') == 2  # the model, and the one place
+    assert table.count('scope="row"') == 7
+    first_chart = section.split("<svg viewBox")[1:]
+    chart = next(part for part in first_chart if "number-of" in part).split("</svg>")[0]
+    assert re.findall(r'class="number-of"[^>]*>(\d)<', chart) == list("1234567")
+    legend = section.split('<p class="legends numbered">')[1].split("</p>")[0]
+    assert re.findall(r"<b>(\d)</b>", legend) == list("1234567")
+    assert section.count('class="legends') == 1

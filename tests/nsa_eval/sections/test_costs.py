@@ -105,7 +105,7 @@ def test_models_of_different_devices_are_never_set_beside_each_other(run, other)
     models["third"] = ({"task": REPLIES}, H200)
     data = quality_cost.build(Material(run(models)))
     [bench] = data.benches
-    assert {dot.full_name for dot in bench.plots[0].charts[0].dots} == {"nsa", "third"}
+    assert {dot.key.full_name for dot in bench.plots[0].charts[0].dots} == {"nsa", "third"}
     assert data.alone == (("dense",) if other else ())
 
 

@@ -114,9 +114,9 @@ def test_many_models_have_a_row_each(material):
 
     budgets = {f"m+quest@{n}": {"method": {"name": "quest", "budget": n}} for n in (1, 2, 3, 4, 5, 6)}
     found = material({"m": {}, **budgets})
-    assert differences.build(found).of(2) == (("method budget", "2"), ("method", "quest"))
+    assert differences.build(found).of(2) == (("method", "quest"), ("budget", "2"))
     html = to_html(build_page(found))
     section = html[html.index('id="differences"') : html.index('id="result"')]
-    assert "<td>method budget 2, method quest</td>" in section
+    assert "<td>method quest, budget 2</td>" in section
     assert section.count("<tr>") == 7
     assert "<td>\u2013</td>" in section

@@ -140,7 +140,9 @@ def test_figures_for_papers_are_written_once_a_metric(write, tmp_path):
     write({"nsa": NSA, "dense": DENSE})
     render_report(tmp_path)
     names = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert names == {f"ppl-{metric}.{end}" for metric in ("nll", "bits_per_byte") for end in ("png", "svg")}
+    assert names == {
+        f"ppl-{metric}.{end}" for metric in ("nll", "bits_per_byte") for end in ("png", "svg", "pdf")
+    }
     again = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
     render_report(tmp_path)
     assert again == {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}

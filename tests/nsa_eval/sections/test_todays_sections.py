@@ -253,7 +253,7 @@ def test_perplexity_is_no_percentage_and_has_a_colour_scale_of_its_own(
     assert (group.percent, group.unit, group.higher_is_better) == (False, "perplexity", False)
     html = to_html(view.page)
     assert re.search(r"perplexity <span>0\.00</span><span[^>]*></span><span>5\.00</span>", html)
-    assert ">4.50</button>" in html
+    assert ">4.50</td>" in html
     assert "450" not in html
 
 
@@ -273,7 +273,7 @@ def test_a_runs_own_report_has_figures_for_papers_beside_it(run: Path) -> None:
     assert {"needle_single.png", "needle_single-nsa.svg", "needle_single-nsa-minus-dense.png"} <= names
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "figures/" not in page
-    assert 'download="needle_single.svg"' in page
+    assert 'download="needle_single.pdf"' in page
 
 
 def test_reports_of_two_runs_in_one_folder_are_two_files(run: Path, tmp_path: Path) -> None:
