@@ -11,11 +11,12 @@ from lm_eval.utils import simple_parse_args_string
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nsa_eval.config import EngineSpec
-from nsa_eval.engine._answerer import Answerer, Emit, ModelFacts
+from nsa_eval.engine._answerer import Answerer
 from nsa_eval.engine._building import build
 from nsa_eval.engine._ledger import Call, Ledger
+from nsa_eval.engine._loaded import ModelFacts
 from nsa_eval.engine._prompts import PromptEncoder
-from nsa_eval.engine._requests import Naming, Request, name_requests
+from nsa_eval.engine._requests import Emit, Naming, Request, name_requests
 from nsa_eval.engine._sampling import DEFAULT_NEW_TOKENS
 from nsa_eval.engine._scoring import LogLikelihood, units_of
 from nsa_eval.engine._settings import engine_settings
@@ -84,7 +85,7 @@ class Engine(TemplateLM):
         """
         checked = engine_settings(settings)
         answerer = Answerer(model, tokenizer, max_length=max_length, settings=checked)
-        self.model = answerer.model
+        self.model = answerer.loaded.model
         self._answerer: Answerer | None = answerer
         self._connect(
             tokenizer,
@@ -144,13 +145,7 @@ class Engine(TemplateLM):
         super().__init__()
         self.tokenizer = tokenizer
         self._attach(facts, answer, settings=settings, **asking)
-        self.prompts = PromptEncoder(
-            tokenizer,
-            max_length=facts.max_length,
-            truncation=settings.truncation,
-            add_bos_token=settings.add_bos_token,
-            parity=settings.parity,
-        )
+        self.prompts = PromptEncoder(tokenizer, max_length=facts.max_length, settings=settings)
 
     def _attach(
         self,

@@ -10,10 +10,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook, TemplateLM
 
 from nsa_eval.config import EngineSpec
-from nsa_eval.engine._answerer import Emit, ModelFacts
 from nsa_eval.engine._engine import Answer, Engine, OnRequests
 from nsa_eval.engine._ledger import Ledger
-from nsa_eval.engine._requests import Naming, Request
+from nsa_eval.engine._loaded import ModelFacts
+from nsa_eval.engine._requests import Emit, Naming, Request
 from nsa_eval.errors import UserError
 from nsa_eval.store import Response, ResponseStore
 

@@ -12,14 +12,13 @@ from transformers import PreTrainedModel
 
 from nsa_eval._devices import device_name
 from nsa_eval.engine._prompts import PromptEncoder
-from nsa_eval.engine._requests import Request
+from nsa_eval.engine._requests import Emit, Request
 from nsa_eval.looks import COLUMNS, QUERIES, AnswerLook, BlockGrid, Look, NotLooked, Picture
 from nsa_eval.store import Cost, Response
 from nsa_models.looking import blocks_of, chosen_blocks, forced_blocks, hold
 from nsa_tasks.spans import AnswerTokens, answer_tokens
 
 if TYPE_CHECKING:
-    from nsa_eval.engine._answerer import Emit
     from nsa_models import NSADecoderForCausalLM
 
 # Blocks on both sides of an answer that a picture shows one by one.

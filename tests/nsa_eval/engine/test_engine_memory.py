@@ -103,7 +103,7 @@ def test_oom_in_the_middle_of_a_step(tokenizer, toys, name, slots, step, monkeyp
                 inside.pop()
 
         monkeypatch.setattr(kind, "step", counted)
-    engine._answerer.prepared()
+    engine._answerer.loaded.reader()
     last = engine.model.get_input_embeddings()
     layers = [m for n, m in engine.model.named_modules() if n.endswith(("layers.1", "h.1"))]
     assert len(layers) == 1
