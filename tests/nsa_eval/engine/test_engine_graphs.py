@@ -45,7 +45,7 @@ def slots(monkeypatch):
             self.lag = 1
 
     monkeypatch.setattr(_steps, "FixedSlots", Late)
-    monkeypatch.setattr("nsa_eval.engine._scheduling.FixedSlots", Late)
+    monkeypatch.setattr("nsa_eval.engine._running.FixedSlots", Late)
     monkeypatch.setattr(ours, "STEADY_DEVICES", ("cuda", "cpu"))
     monkeypatch.setattr(packed, "DEVICES", ("cuda", "cpu"))
     monkeypatch.setattr(ours, "_Slots", counting(ours._Slots))
