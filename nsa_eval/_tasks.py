@@ -15,7 +15,8 @@ from typing import Any
 from nsa_eval._gen_kwargs import merged
 from nsa_eval._paths import user_path
 from nsa_eval._seeds import set_seeds
-from nsa_eval._task_errors import folder_error, loading_error, said
+from nsa_eval._task_errors import folder_error, loading_error
+from nsa_eval._words import said
 from nsa_eval.catalog import task_names
 from nsa_eval.config import ModelSpec, RunConfig, TaskSpec, expand, generation_problems
 from nsa_eval.config.marks import Effect, own_values

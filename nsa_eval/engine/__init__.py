@@ -3,7 +3,7 @@
 from nsa_eval.engine._answerer import Answerer
 from nsa_eval.engine._building import register
 from nsa_eval.engine._engine import Engine
-from nsa_eval.engine._foreign import ForeignAnswerer, ForeignEngine, said
+from nsa_eval.engine._foreign import ForeignAnswerer, ForeignEngine
 from nsa_eval.engine._loaded import ModelFacts
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.engine._reader import NonFiniteLogitsError
@@ -20,7 +20,6 @@ __all__ = [
     "NonFiniteLogitsError",
     "Origin",
     "Request",
-    "said",
 ]
 
 register(Engine)

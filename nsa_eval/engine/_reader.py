@@ -16,7 +16,7 @@ from nsa_eval.engine._batching import chunk_of
 from nsa_eval.engine._prefixes import Tokens
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.errors import UserError
-from nsa_models.families import Family, Restrictions, Rows, accepts, family_of
+from nsa_models.families import Family, Restrictions, Rows, accepts, family_of, name_of
 from nsa_models.methods import Memories, attached_to
 
 # Cells of logits [positions, vocabulary] made at a time: 128 MiB in float32.
@@ -75,7 +75,7 @@ class Reader:
             FamilyError: The model isn't causal, or can't be run on token ids alone.
         """
         self.model = model
-        self.name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+        self.name = name_of(model)
         self.family = family or family_of(model)
         allowed = restrictions or Restrictions()
         # The one place where the two meet: the rest of the engine asks for these.
