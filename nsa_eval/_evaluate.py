@@ -173,20 +173,18 @@ def _evaluate_variant(
         results["config"] |= _recorded(variant, facts, ongoing, prepared)
         lengths = {task: _lengths(rows) for task, rows in results["samples"].items()}
         sheet = engine.cost_sheet(conditions_of(facts, config.engine), lengths)
+        events = (
+            *(AuditEvent(kind="imported", detail=note) for note in prepared.weights.notes),
+            *tasks.events,
+            *engine.audit,
+            *_task_cuts(results["samples"]),
+        )
         stage(
             results,
             variant,
             engine,
             ongoing.directory,
-            audit=[
-                event.model_dump(mode="json")
-                for event in (
-                    *(AuditEvent(kind="imported", detail=note) for note in prepared.weights.notes),
-                    *tasks.events,
-                    *engine.audit,
-                    *_task_cuts(results["samples"]),
-                )
-            ],
+            audit=[event.model_dump(mode="json") for event in events],
             costs=sheet.model_dump(mode="json"),
         )
     for message in heard.messages:
