@@ -28,15 +28,9 @@ from nsa_tasks import TaskDataError, TaskParameterError, Truncation, family_of, 
 SERVED = frozenset(
     {
         *("local-completions", "local-chat-completions", "openai-completions", "openai-chat-completions"),
-        *(
-            "anthropic-chat",
-            "anthropic-chat-completions",
-            "anthropic-completions",
-            "gguf",
-            "ggml",
-            "textsynth",
-        ),
-        *("litellm", "litellm-chat", "litellm-chat-completions", "sglang-generate", "watsonx_llm"),
+        *("anthropic-chat", "anthropic-chat-completions", "anthropic-completions", "gguf", "ggml"),
+        *("textsynth", "litellm", "litellm-chat", "litellm-chat-completions", "sglang-generate"),
+        "watsonx_llm",
     }
 )
 """lm-eval's classes that ask a server: the model's name is no path of a tokenizer."""

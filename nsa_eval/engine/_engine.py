@@ -335,9 +335,10 @@ class Engine(TemplateLM):
 
             self._answer(distinct, call.missing, finish)
         answers = call.responses()
-        origins = {request.key: request.origin for request in requests}
-        for key, answer in {r.key: answer for r, answer in zip(requests, answers, strict=True)}.items():
-            self._tally.add(origins[key].task, kind, answer, document=origins[key].doc_id)
+        # Equal requests cost once.
+        by_key = {r.key: (r.origin, answer) for r, answer in zip(requests, answers, strict=True)}
+        for origin, answer in by_key.values():
+            self._tally.add(origin.task, kind, answer, document=origin.doc_id)
         return answers
 
 
