@@ -88,12 +88,12 @@ def draw(logs: dict[str, list[Row]], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None, "Title": ", ".join(logs)})
 
 
-def label_axis(axis: Axes, title: str, unit: str) -> None:
+def label_axis(axis: Axes, title: str, unit: str, *, legend: bool = True) -> None:
     """Title, units, grid, and a legend where there are lines; the other axis is training tokens."""
     axis.set_title(title, fontsize=8.5)
     axis.set_xlabel("training tokens, millions")
     axis.set_ylabel(unit)
-    if axis.lines:
+    if legend and axis.lines:
         axis.legend(fontsize=5.5, frameon=False)
     axis.grid(visible=True, linewidth=0.3, color="#dddddd")
 

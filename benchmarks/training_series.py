@@ -30,7 +30,10 @@ BINS = 45
 FOUND = 1.0
 """Nats of the answers' loss, under half of what a digit costs that is guessed: ln 10."""
 _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 2)), (0, (1, 1)))
-_PALETTE = ("#1f5a9e", "#b35806", "#1b7f5c", "#8f3a94", "#5a5f66", "#b3261e", "#c59b08", "#4a83c0")
+_PALETTE = (
+    *("#1a1a1a", "#1f5a9e", "#b35806", "#1b7f5c", "#8f3a94"),
+    *("#b3261e", "#c59b08", "#3aa7c4", "#d16ba5", "#7a5230"),
+)
 Run = dict[str, Any]
 Runs = dict[str, Run]
 Points = list[tuple[float, float]]
@@ -117,22 +120,29 @@ def draw(runs: Runs, path: Path, title: str) -> None:
     compared = references(runs)
     styles = _styles(runs, compared)
     with mpl.rc_context({"svg.hashsalt": "nsa-eval", "font.size": 7.5}):
-        figure = Figure(figsize=(8.4, 2.9), layout="constrained")
+        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
         FigureCanvasSVG(figure)
         text, answers, apart = figure.subplots(1, 3)
         for name, run in runs.items():
             _line(text, binned(run, "loss"), name, styles[name])
             _line(answers, binned(run, "answer_loss"), name, styles[name])
         for name, other in compared.items():
-            points = differences(runs[name], runs[other], "loss")
-            _line(apart, points, f"{name} \N{MINUS SIGN} {other}", styles[name])
+            _line(apart, differences(runs[name], runs[other], "loss"), name, styles[name])
         apart.axhline(0.0, color="black", linewidth=0.5)
         _limit(text, margin=0.1)
         _limit(apart, margin=0.02)
         answers.set_yscale("log")
-        label_axis(text, "Loss, all tokens", "nats")
-        label_axis(answers, "Loss, answers", "nats")
-        label_axis(apart, "Loss, all tokens, difference", "nats")
+        label_axis(text, "Loss, all tokens", "nats", legend=False)
+        label_axis(answers, "Loss, answers", "nats", legend=False)
+        reference = set(compared.values())
+        less = f"{reference.pop()}'s" if len(reference) == 1 else "the dense twin's"
+        label_axis(apart, f"Loss, all tokens, less {less}", "nats", legend=False)
+        figure.legend(
+            *text.get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=-(-len(runs) // 2),
+            frameon=False,
+        )
         figure.savefig(path, metadata={"Date": None, "Title": title})
 
 
@@ -150,10 +160,7 @@ def _styles(runs: Runs, compared: dict[str, str]) -> dict[str, tuple[str, Any]]:
         for dashes, (name, other) in zip(_DASHES * len(runs), compared.items(), strict=False):
             made[other], made[name] = (COLOURS[0], dashes), (COLOURS[1], dashes)
         return made
-    return {
-        name: (_PALETTE[index % len(_PALETTE)], _DASHES[index // 2 % len(_DASHES)])
-        for index, name in enumerate(runs)
-    }
+    return {name: (_PALETTE[index % len(_PALETTE)], _DASHES[index % 3]) for index, name in enumerate(runs)}
 
 
 def _line(axis: Axes, points: Points, name: str, style: tuple[str, Any]) -> None:

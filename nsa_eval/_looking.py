@@ -109,11 +109,11 @@ def look_at(
     finished = _Finished.read(variant, ongoing)
     sheet = LooksSheet(per_cell=config.report.looks, why_not=finished.why_not)
     if not sheet.why_not and known is not None:
-        progress.say(f"{variant.name}: looking")
+        progress.say(f"{variant.name}: preparing looks")
         context = store_context(variant, *known, config)
         chosen = _chosen(finished, config)
         requests = dict(_requests(chosen, finished, config, context))
-        answers = _answered(requests, store=store, executor=executor, progress=progress)
+        answers = _answered(requests, variant.name, store=store, executor=executor, progress=progress)
         sheet = sheet.model_copy(update=_gathered(chosen, requests, answers))
     write_atomically(finished.folder / FILE, sheet.model_dump_json() + "\n")
 
@@ -243,6 +243,7 @@ def _requests(
 
 def _answered(
     requests: Mapping[tuple[str, int], Request],
+    variant: str,
     *,
     store: CountingStore,
     executor: Executor,
@@ -252,16 +253,16 @@ def _answered(
     distinct = list({request.key: request for request in requests.values()}.values())
     if not distinct:
         return {}
-    progress.change_total(sum(map(size_of, distinct)), len(distinct))
-    store.expect(distinct)
-    looked_up = ((request.key, store.get(request.key)) for request in distinct)
-    found = {key: response for key, response in looked_up if response is not None}
-    for key, response in found.items():
-        if not response.answers("look"):
-            raise store.unfit(key, "look")
-    missing = {request.key for request in distinct} - found.keys()
-    if missing:
-        executor.answer(distinct, missing, found.update)
+    with progress.apart(f"{variant}: looking", "look", sum(map(size_of, distinct)), len(distinct)):
+        store.expect(distinct)
+        looked_up = ((request.key, store.get(request.key)) for request in distinct)
+        found = {key: response for key, response in looked_up if response is not None}
+        for key, response in found.items():
+            if not response.answers("look"):
+                raise store.unfit(key, "look")
+        missing = {request.key for request in distinct} - found.keys()
+        if missing:
+            executor.answer(distinct, missing, found.update)
     return found
 
 

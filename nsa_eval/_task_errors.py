@@ -19,8 +19,8 @@ import yaml
 
 from nsa_eval._words import said
 from nsa_eval.catalog import names_in_file, task_yaml_files
-from nsa_eval.config import YamlError, check_shape
 from nsa_eval.errors import UserError
+from nsa_settings import YamlError, check_shape
 
 _OURS = ("nsa_eval", "nsa_models", "nsa_kernels")
 _NOT_FOUND = {

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from nsa_eval._paths import is_file, is_folder, user_path
-from nsa_eval._suggest import did_you_mean
 from nsa_eval.errors import UserError
+from nsa_settings import did_you_mean
 
 _LARGEST_CONFIG = 16 * 2**20
 """Bytes. A larger file is no config.json."""

@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nsa_eval._suggest import did_you_mean
 from nsa_eval.errors import UserError
+from nsa_settings import did_you_mean
 
 if TYPE_CHECKING:
     from nsa_eval.outcome import RunResult
@@ -146,8 +146,12 @@ def with_variants(
     for flag, variant in wanted:
         fitting = [entry for entry in entries if _fits(entry["path"], variant)]
         if not fitting:
-            why = "are sparse already" if "method" in variant else "have no such field in their config"
-            raise UserError(f"{flag}: the models {why}: {', '.join(entry['path'] for entry in entries)}")
+            paths = ", ".join(entry["path"] for entry in entries)
+            if "method" in variant:
+                raise UserError(f"{flag}: the models are sparse already: {paths}")
+            near = did_you_mean(next(iter(variant["set"])), _fields(entries))
+            near = near if near.startswith("; did you mean") else ""
+            raise UserError(f"{flag}: the models have no such field in their config{near}: {paths}")
         for entry in fitting:
             entry["variants"].append(variant)
     return entries
@@ -183,7 +187,7 @@ def _plain(value: object) -> object:
 
 
 def _sweep(text: str) -> dict[str, Any]:
-    from nsa_eval.config import YamlError, parse_yaml
+    from nsa_settings import YamlError, parse_yaml
 
     key, equals, values = text.partition("=")
     if not key.strip() or not equals or not values.strip():
@@ -193,6 +197,13 @@ def _sweep(text: str) -> dict[str, Any]:
     except YamlError as error:
         raise UserError(f"--sweep {text}: the values are {error.message}") from None
     return {key.strip(): listed}
+
+
+def _fields(entries: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The names of all fields of models' configs, as far as these are here."""
+    from nsa_eval.catalog import checkpoint_config
+
+    return {name for entry in entries for name in checkpoint_config(entry["path"]) or {}}
 
 
 def _fits(path: str, variant: dict[str, Any]) -> bool:

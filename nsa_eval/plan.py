@@ -39,6 +39,8 @@ class Job:
     """Documents; None where only the data tells, which isn't loaded for a plan (of lm-eval's own tasks)."""
     tokens: int | None
     """Prompt tokens plus generation budget over all samples; None when `samples` is."""
+    at_most: str = ""
+    """Where `tokens` is far above what most documents take: as if what."""
 
     @property
     def model(self) -> ModelSpec:
@@ -62,6 +64,11 @@ class Plan:
     def tokens(self) -> int:
         """Tokens of all jobs whose size is known."""
         return sum(job.tokens or 0 for job in self.jobs)
+
+    @property
+    def at_most(self) -> tuple[str, ...]:
+        """Why `tokens` is an upper bound, each reason once; none where it is what the run takes."""
+        return tuple(dict.fromkeys(job.at_most for job in self.jobs if job.at_most))
 
     @property
     def complete(self) -> bool:
@@ -101,6 +108,7 @@ def make_plan(config: RunConfig) -> Plan:
                 group_files=member.files,
                 samples=samples,
                 tokens=tokens,
+                at_most=_at_most(task),
             )
             for variant in all_variants(config)
             for member, task, own, (samples, tokens) in zip(members, tasks, params, sizes, strict=True)
@@ -187,6 +195,11 @@ def _size(task: TaskSpec, params: Params | None) -> tuple[int | None, int | None
     kept = limited(documents, task.limit)
     tokens *= repeats_of(task, params) or 1
     return kept, round(tokens * kept / documents) if documents else 0
+
+
+def _at_most(task: TaskSpec) -> str:
+    family = family_of(task.task)
+    return "" if family is None else family.size_is_at_most
 
 
 def _job_id(variant: Variant, task: TaskSpec, member: Member, config: RunConfig) -> str:

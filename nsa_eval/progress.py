@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from nsa_eval._words import counted
 
@@ -26,6 +27,7 @@ class Progress:
         self.total = self.done = self.skipped = 0
         self.requests_total = self.requests = 0
         """Requests in all as far as is known, and answered ones."""
+        self.noun = "request"
         self.stage = ""
         self._clock = clock
         self._began: float | None = None
@@ -57,6 +59,32 @@ class Progress:
         self.requests_total += requests
         self.draw()
 
+    @contextmanager
+    def apart(self, stage: str, noun: str, tokens: int, count: int) -> Iterator[None]:
+        """Count so many of something else by itself, from nothing, then go on with the run where it was.
+
+        The run's own totals stay as they were begun, and its pace isn't slowed by this.
+
+        Args:
+            stage: What is done meanwhile, as for `say`.
+            noun: What one of them is called, such as `look`.
+            tokens: Their tokens.
+            count: How many there are.
+        """
+        names = ("total", "done", "skipped", "requests_total", "requests", "noun", "stage", "_began")
+        own = {name: getattr(self, name) for name in names}
+        since = self._clock()
+        self.total, self.requests_total, self.noun, self._began = tokens, count, noun, since
+        self.done = self.skipped = self.requests = 0
+        try:
+            self.say(stage)
+            yield
+        finally:
+            if own["_began"] is not None:
+                own["_began"] += self._clock() - since
+            for name, value in own.items():
+                setattr(self, name, value)
+
     def begin_work(self) -> None:
         """Say that a model is about to compute: the pace is measured from the first time on."""
         if self._began is None:
@@ -71,7 +99,7 @@ class Progress:
     def counted(self) -> str:
         """`12/60 requests`, or nothing while their number isn't known."""
         total = self.requests_total
-        return f"{self.requests:,}/{counted(total, 'request')}" if total > 0 else ""
+        return f"{self.requests:,}/{counted(total, self.noun)}" if total > 0 else ""
 
     @property
     def left(self) -> float | None:
@@ -192,10 +220,12 @@ def choose(show: bool | None = None) -> Progress:
 
 
 def duration(seconds: float | None) -> str:
-    """Write a time as people do: `45s`, `3m 20s`, `2h 05m`."""
+    """Write a time as people do: `45s`, `3m 20s`, `2h 05m`, `6d 03h`."""
     whole = round(seconds or 0)
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:
         return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    if whole < 96 * 3600:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"

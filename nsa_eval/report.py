@@ -30,7 +30,8 @@ def render_report(
     Args:
         directory: A run directory, one that lm-eval wrote by itself too; "DIR:model" for one model of it.
         out: The HTML file; by default report.html in the directory.
-        title: Heading; by default the title of run.yaml's `report`, else the run's name.
+        title: Heading; by default the title of run.yaml's `report`, else the run's name, or its
+            models and tasks where that is a hash.
         comparison: What `compare` found for the run's models. Where neither this nor `refusal` is given, it
             is read from comparison.json if that was made of the same results, else computed.
         refusal: Why the models were not compared, a line each.

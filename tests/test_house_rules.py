@@ -12,6 +12,7 @@ ROOTS = {
     "nsa_kernels": HOME / "kernels" / "nsa_kernels",
     "nsa_models": HOME / "models" / "nsa_models",
     "nsa_reports": HOME / "reports" / "nsa_reports",
+    "nsa_settings": HOME / "models" / "nsa_settings",
     "nsa_tasks": HOME / "tasks" / "nsa_tasks",
 }
 

@@ -1,21 +1,24 @@
 """Lists of blocks from queries and keys, as the methods choose them: plain torch, on any device.
 
 Nothing here makes a GPU wait. Each function is one published way to choose (what it scores, what it always
-keeps), with the sizes as arguments; `nsa_kernels.blocks` attends to what comes out. Prompts are whole: query
-i stands at position i.
+keeps), with the sizes as arguments; `nsa_kernels.blocks` attends to what comes out. Scores are rounded once,
+to float32 (`nsa_kernels.order_free`), and of equal ones the lower index is taken: what is chosen depends
+neither on the pieces in which it was worked out nor on the batch, and is what the methods' own definitions
+choose.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nsa_kernels.ahead import real_device
-from nsa_kernels.block_lists import BlockLists
+from nsa_kernels.block_lists import BlockLists, pack_members
+from nsa_kernels.order_free import CELLS, block_means, products, wide_products
 
-_CELLS = 2**26
-"""Numbers of queries, or of their scores against blocks, that are held at a time."""
 _MOST_INDEX = 2**31 - 1
 _SHORT = 512
 """Blocks to a row that is sorted whole."""
@@ -52,137 +55,182 @@ def _unique(scores: Tensor) -> Tensor:
     return (rising << 32) | (_MOST_INDEX - index)
 
 
-def block_means(x: Tensor, block: int) -> Tensor:
-    """Mean of each block's tokens, the last one's of what it has.
-
-    Args:
-        x: [B, N, H, D].
-        block: Tokens to a block.
-
-    Returns:
-        float32 [B, ceil(N / block), H, D].
-    """
-    whole = x.shape[1] // block
-    means = x[:, : whole * block].unflatten(1, (whole, block)).mean(2, dtype=torch.float32)
-    rest = x[:, whole * block :]
-    return torch.cat([means, rest.mean(1, keepdim=True, dtype=torch.float32)], 1) if rest.shape[1] else means
-
-
-def block_sparse(q: Tensor, k: Tensor, *, top: int = 100, block: int = 64) -> BlockLists:
+def block_sparse(
+    q: Tensor, k: Tensor, *, top: int = 100, block: int = 64, query_block: int | None = None
+) -> BlockLists:
     """The block-sparse heads of MInference (arXiv 2407.02490): mean query with mean key of a block.
 
     Each query head takes for each block of queries the `top` blocks of highest score among those that begin
-    at or before it; nothing is forced.
+    at or before it; nothing is forced. Prompts are whole: query i stands at position i.
+
+    Held at a time: some 50 bytes for each of `CELLS` scores, 0.8 GiB at most, beside the lists.
 
     Args:
         q: [B, N, H, D].
         k: [B, N, H_kv, D].
-        top: Blocks of each tile.
-        block: Queries to a tile, and keys to a block.
+        top: Blocks of each block of queries.
+        block: Queries and keys to a block.
+        query_block: Queries to a tile, which divides a block; None = a block.
     """
-    scores = _grouped(block_means(q, block), block_means(k, block))  # [B, H, T, T]
-    tiles = scores.shape[-1]
-    scores.masked_fill_(_later(tiles, scores.device), -torch.inf)
-    chosen = top_indices(scores, min(top, tiles), ordered=False)
-    own = torch.arange(tiles, device=q.device)[:, None]
-    chosen = torch.where(chosen <= own, chosen, -1)
-    return BlockLists.from_blocks(chosen, query_block=block, key_block=block, distinct=True)
+    means, keys = block_means(q, block), block_means(k, block)
+    batch, blocks, heads, _ = means.shape
+    step = max(1, CELLS // (batch * heads * blocks))
+    parts = []
+    for begin in range(0, blocks, step):
+        end = min(begin + step, blocks)  # blocks of keys from there on are later than all of this step's
+        scores = products(means[:, begin:end], keys[:, :end])  # [B, H, n, end]
+        own = torch.arange(begin, end, device=q.device)[:, None]
+        scores.masked_fill_(torch.arange(end, device=q.device) > own, -torch.inf)
+        best = top_indices(scores, min(top, end), ordered=False)
+        best = torch.where(best <= own, best, -1).int()
+        parts.append(F.pad(best, (0, min(top, blocks) - best.shape[-1]), value=-1))
+    chosen = torch.cat(parts, 2)
+    tile = query_block or block
+    if tile != block:
+        chosen = chosen.repeat_interleave(block // tile, 2)[:, :, : -(-q.shape[1] // tile)]
+    return BlockLists.from_blocks(chosen, query_block=tile, key_block=block, distinct=True)
 
 
-def moba(q: Tensor, k: Tensor, *, chunk: int = 4096, top: int = 12, query_block: int = 128) -> BlockLists:
+def moba(
+    q: Tensor, k: Tensor, *, chunk: int = 4096, top: int = 12, query_block: int = 128, start: int = 0
+) -> BlockLists:
     """MoBA (arXiv 2502.13189): each query of each head reads the chunks whose mean key it scores highest.
 
-    The gate is q . mean(k of a chunk) in float32; chunks that end after the query are out, and its own is
-    always one of the `top`. A tile's list is the union of what its queries chose, its `members` say who chose
-    what: exact, and as fast as neighbours agree.
+    The gate is q . mean(k of a chunk); chunks that end after the query are out, and its own is always one of
+    the `top`. A tile's list is the union of what its queries chose, its `members` say who chose what: exact,
+    and as fast as neighbours agree.
+
+    Held at a time: some 50 bytes for each of `CELLS` scores, 0.8 GiB at most; beside it the members, a bit
+    for each query, head and chunk.
 
     Args:
         q: [B, N, H, D].
-        k: [B, N, H_kv, D].
+        k: [B, S, H_kv, D], the queries' own among them.
         chunk: Tokens to a chunk: a power of 2.
         top: Chunks of each query, its own among them.
         query_block: Queries to a tile.
+        start: Position of the first query.
     """
     batch, count, heads, width = q.shape
     means = block_means(k, chunk)
     chunks = means.shape[1]
-    parts = []
-    step = max(query_block, _CELLS // (batch * heads * max(width, chunks)) // query_block * query_block)
+    step = max(query_block, CELLS // (batch * heads * max(width, chunks)) // query_block * query_block)
+    unions, members = [], []
     for begin in range(0, count, step):
-        some = q[:, begin : begin + step].float()
-        scores = _grouped(some, means)  # [B, H, n, C]
-        own = torch.arange(begin, begin + some.shape[1], device=q.device)[:, None] // chunk
-        number = torch.arange(chunks, device=q.device)
-        scores = scores.masked_fill(number > own, -torch.inf).masked_fill(number == own, torch.inf)
-        parts.append(top_mask(scores, min(top, chunks)) & (number <= own))
-    chosen = torch.cat(parts, 2)
-    tiles = -(-count // query_block)
-    padded = F.pad(chosen, (0, 0, 0, tiles * query_block - count))
-    union = padded.unflatten(2, (tiles, query_block)).any(3)
-    return BlockLists.from_mask(union, query_block=query_block, key_block=chunk).with_members(chosen)
+        some = q[:, begin : begin + step]
+        own = (start + begin + torch.arange(some.shape[1], device=q.device))[:, None] // chunk
+        reached = min(chunks, (start + begin + some.shape[1] - 1) // chunk + 1)
+        number = torch.arange(reached, device=q.device)
+        scores = products(some, means[:, :reached])  # [B, H, n, C]
+        scores.masked_fill_(number > own, -torch.inf).masked_fill_(number == own, torch.inf)
+        chosen = top_mask(scores, min(top, reached)) & (number <= own)
+        chosen = F.pad(chosen, (0, chunks - reached))
+        members.append(pack_members(chosen))
+        whole = F.pad(chosen, (0, 0, 0, -some.shape[1] % query_block))
+        unions.append(whole.unflatten(2, (-1, query_block)).any(3))
+    lists = BlockLists.from_mask(torch.cat(unions, 2), query_block=query_block, key_block=chunk)
+    return replace(lists, members=torch.cat(members, 2))
 
 
 def vertical_slash(
-    q: Tensor, k: Tensor, *, vertical: int = 1000, slash: int = 6096, last: int = 64, block: int = 64
+    q: Tensor,
+    k: Tensor,
+    *,
+    vertical: int = 1000,
+    slash: int = 6096,
+    first: int = 30,
+    local: int = 100,
+    last: int = 64,
+    block: int = 64,
+    scale: float | None = None,
 ) -> BlockLists:
     """Vertical-slash heads of MInference (arXiv 2407.02490), read as their kernel reads them.
 
-    P of the last queries, summed by column and by diagonal; the first 30 columns and the last 100 diagonals
-    are always chosen. Tiles of 64 queries read runs of 64 keys along the diagonals, and single columns.
+    Weights of the last queries, summed by column and by diagonal; the `first` columns and the `local` nearest
+    diagonals are always chosen before others. Tiles of `block` queries read runs of `block` keys along the
+    diagonals, and single columns. Prompts are whole: query i stands at position i.
 
     Args:
         q: [B, N, H, D].
         k: [B, N, H_kv, D].
-        vertical: Columns of each head, 30 at least.
-        slash: Diagonals of each head, 50 at least.
+        vertical: Columns of each head, `first` at least.
+        slash: Diagonals of each head, half of `local` at least.
+        first: First columns that are chosen whatever their sums.
+        local: Nearest diagonals that are.
         last: Queries whose weights are summed.
         block: Queries to a tile and keys to a run.
+        scale: Factor on q.k; None = D ** -0.5.
     """
     last = min(last, q.shape[1])
-    columns, offsets = column_and_diagonal_sums(q[:, -last:], k)
-    return best_slashes(columns, offsets, vertical=vertical, slash=slash, block=block)
+    columns, offsets = column_and_diagonal_sums(q[:, -last:], k, scale=scale)
+    return best_slashes(
+        columns, offsets, vertical=vertical, slash=slash, first=first, local=local, block=block
+    )
 
 
 def best_slashes(
-    columns: Tensor, offsets: Tensor, *, vertical: int, slash: int, block: int = 64
+    columns: Tensor,
+    offsets: Tensor,
+    *,
+    vertical: int,
+    slash: int,
+    first: int = 30,
+    local: int = 100,
+    block: int = 64,
 ) -> BlockLists:
     """Lists of the columns and diagonals of highest sums, with those that are always chosen.
 
     Args:
         columns: float32 [B, H, N], sums by key; changed in place.
         offsets: float32 [B, H, N], sums by offset; changed in place.
-        vertical: Columns of each head, 30 at least.
-        slash: Diagonals of each head, 50 at least.
+        vertical: Columns of each head, `first` at least.
+        slash: Diagonals of each head, half of `local` at least.
+        first: As in `vertical_slash`.
+        local: As there.
         block: Queries to a tile and keys to a run.
     """
     tokens = columns.shape[-1]
-    columns[..., :30] = torch.inf
-    offsets[..., :100] = torch.inf
-    chosen = top_indices(columns, min(tokens, max(vertical, 30)), ordered=False).sort(-1).values
-    slashes = top_indices(offsets, min(tokens, max(slash, 50)), ordered=False)
+    columns[..., :first] = torch.inf
+    offsets[..., :local] = torch.inf
+    chosen = top_indices(columns, min(tokens, max(vertical, first)), ordered=False).sort(-1).values
+    slashes = top_indices(offsets, min(tokens, max(slash, local // 2)), ordered=False)
     return lists_of_slashes(chosen, slashes, tokens=tokens, block=block)
 
 
-def column_and_diagonal_sums(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+def column_and_diagonal_sums(q: Tensor, k: Tensor, *, scale: float | None = None) -> tuple[Tensor, Tensor]:
     """Softmax weights of a prompt's last queries, summed over each column and over each diagonal.
+
+    Weights are made and summed in float64, the sums rounded. Held at a time: some six tensors of `CELLS`
+    numbers, 0.8 GiB, or of one query head's weights (n * N) where they are more.
 
     Args:
         q: Its last n queries [B, n, H, D].
         k: All of its keys [B, N, H_kv, D].
+        scale: Factor on q.k; None = D ** -0.5.
 
     Returns:
         float32 [B, H, N] by key, and [B, H, N] by offset t - s.
     """
-    count, tokens = q.shape[1], k.shape[1]
-    scores = _grouped(q.float(), k.float()) * q.shape[-1] ** -0.5  # [B, H, n, N]
+    batch, count, heads, width = q.shape
+    tokens, kv_heads = k.shape[1:3]
+    group = heads // kv_heads
     hidden = torch.ones(count, tokens, dtype=torch.bool, device=q.device).triu(tokens - count + 1)
-    weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1)
-    columns = weights.sum(2)
-    # Row i, from its own key backwards, is shifted so that equal offsets stand below each other.
-    padded = F.pad(weights.flip(-1), (0, count)).flatten(2)
-    skewed = padded[..., : count * (tokens + count - 1)].unflatten(2, (count, tokens + count - 1))
-    # In the flipped matrix row i's own key is at column count - 1 - i; a row of the view is one cell shorter.
-    return columns, skewed.sum(2)[..., count - 1 : count - 1 + tokens]
+    step = max(1, CELLS // (batch * count * tokens))
+    # Whole groups, or an even part of one.
+    step = step // group * group or max(part for part in range(1, step + 1) if group % part == 0)
+    columns, offsets = [], []
+    for begin in range(0, heads, step):
+        of_group = slice(begin // group, -(-(begin + step) // group))
+        scores = wide_products(q[:, :, begin : begin + step], k[:, :, of_group])  # [B, h, n, N]
+        scores *= width**-0.5 if scale is None else scale
+        weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1)
+        columns.append(weights.sum(2).float())
+        # Row i, from its own key backwards, is shifted so that equal offsets stand below each other.
+        padded = F.pad(weights.flip(-1), (0, count)).flatten(2)
+        skewed = padded[..., : count * (tokens + count - 1)].unflatten(2, (count, tokens + count - 1))
+        # In the flipped matrix row i's own key is at column count - 1 - i; the view's rows are a cell short.
+        offsets.append(skewed.sum(2)[..., count - 1 : count - 1 + tokens].float())
+    return torch.cat(columns, 1), torch.cat(offsets, 1)
 
 
 def lists_of_slashes(columns: Tensor, slashes: Tensor, *, tokens: int, block: int = 64) -> BlockLists:
@@ -244,16 +292,3 @@ def _slash_lists_plainly(
     beside = ~lists.covers(every) & (every < bottom[:, None])
     order = (~beside).byte().argsort(dim=-1, stable=True)
     return firsts, counts, every.gather(-1, order), beside.sum(-1, dtype=torch.int32)
-
-
-def _grouped(q: Tensor, k: Tensor) -> Tensor:
-    """float32 products [B, H, n, X] of q [B, n, H, D] with k [B, X, H_kv, D] of each head's group."""
-    batch, count, heads, width = q.shape
-    kv_heads = k.shape[2]
-    folded = q.transpose(1, 2).reshape(batch, kv_heads, heads // kv_heads * count, width)
-    product: Tensor = folded @ k.permute(0, 2, 3, 1)
-    return product.view(batch, heads, count, -1)
-
-
-def _later(tiles: int, device: torch.device) -> Tensor:
-    return torch.ones(tiles, tiles, dtype=torch.bool, device=device).triu(1)

@@ -224,18 +224,20 @@ class BlockLists:
         """
         if self.members is not None:
             return self._reads_of_members(self.members, start=start, first=first, end=end)
-        tiles = torch.arange(self.counts.shape[-1], device=self.counts.device)
-        edge = start + tiles * self.query_block
-        begin = edge.clamp(min=first, max=end)[:, None]
-        behind = (edge + self.query_block).clamp(min=first, max=end)[:, None]
-        used = torch.arange(self.firsts.shape[-1], device=begin.device) < self.counts[..., None]
-        seen = _ramp(behind - self.firsts, self.key_block) - _ramp(begin - self.firsts, self.key_block)
-        total = (seen * used).sum()
-        if self.columns is not None and self.column_counts is not None:
-            used = torch.arange(self.columns.shape[-1], device=begin.device) < self.column_counts[..., None]
-            seen = _ramp(behind - self.columns, 1) - _ramp(begin - self.columns, 1)
-            total = total + (seen * used).sum()
-        read: Tensor = total * (heads // self.counts.shape[1])
+        batch, lists, tiles = self.counts.shape
+        widest = max(self.firsts.shape[-1], 1 if self.columns is None else self.columns.shape[-1], 1)
+        step = max(1, _CELLS // (batch * lists * widest))
+        total = torch.zeros((), dtype=torch.long, device=self.counts.device)
+        for at in range(0, tiles, step):
+            some = slice(at, at + step)
+            edge = start + torch.arange(at, min(at + step, tiles), device=total.device) * self.query_block
+            begin = edge.clamp(min=first, max=end)[:, None]
+            behind = (edge + self.query_block).clamp(min=first, max=end)[:, None]
+            total += _seen(self.firsts[:, :, some], self.counts[:, :, some], begin, behind, self.key_block)
+            if self.columns is not None and self.column_counts is not None:
+                columns, counts = self.columns[:, :, some], self.column_counts[:, :, some]
+                total += _seen(columns, counts, begin, behind, 1)
+        read: Tensor = total * (heads // lists)
         return read
 
     def _reads_of_members(self, members: Tensor, *, start: int, first: int, end: int) -> Tensor:
@@ -245,7 +247,7 @@ class BlockLists:
         total = torch.zeros((), dtype=torch.long, device=members.device)
         step = max(1, _CELLS // (batch * heads * _WORD))
         for begin in range(first, end, step):
-            position = torch.arange(begin, min(begin + step, end), device=members.device)[:, None]
+            position = torch.arange(begin, min(begin + step, end), device=members.device)[:, None].int()
             some = members[:, :, begin - start : begin - start + len(position)]
             for word in range(words):
                 keys = (word * _WORD + bits) * self.key_block
@@ -321,6 +323,12 @@ class PageLists:
         held = (lengths.long()[:, None, None] - self.firsts).clamp(min=0, max=self.page)
         total: Tensor = (held * used).sum() * (heads // self.counts.shape[1])
         return total
+
+
+def _seen(firsts: Tensor, counts: Tensor, begin: Tensor, behind: Tensor, size: int) -> Tensor:
+    """Keys that queries at positions [begin, behind) of tiles [T, 1] see of `size` keys from `firsts` on."""
+    used = torch.arange(firsts.shape[-1], device=firsts.device) < counts[..., None]
+    return ((_ramp(behind - firsts, size) - _ramp(begin - firsts, size)) * used).sum()
 
 
 def _ramp(x: Tensor, size: int) -> Tensor:

@@ -97,7 +97,7 @@ def block_attention(
             f"the queries stand at {start}..{start + count - 1} but k holds {k.shape[1]} tokens: append the "
             "queries' own keys first, or pass lengths if the queries are padded"
         )
-    module = _backend(backend, q, k, v)
+    module = backend_module(backend, q, k, v)
     with torch.cuda.device_of(q):
         out, lse = module.prefill(
             q, k, v, lists, start=_rows(start, batch, q.device), ends=_ends(lengths, k), low=low,
@@ -138,7 +138,7 @@ def page_decode(
     if q.dim() != 3:
         raise ValueError(f"q must be [B, H, D_k], got {list(q.shape)}")
     _check(q.unsqueeze(1), k, v, (lists.firsts, lists.counts), rank=3)
-    module = _backend(backend, q, k, v)
+    module = backend_module(backend, q, k, v)
     with torch.cuda.device_of(q):
         out: Tensor = module.decode(
             q, k, v, lists, lengths=_ends(lengths, k),
@@ -202,7 +202,13 @@ def _ends(lengths: Tensor | None, k: Tensor) -> Tensor:
     return ends if lengths is None else ends.clamp(max=size)
 
 
-def _backend(name: str, q: Tensor, k: Tensor, v: Tensor) -> ModuleType:
+def backend_module(name: str, q: Tensor, k: Tensor, v: Tensor) -> ModuleType:
+    """What runs calls of such tensors, by the name of a backend or "auto".
+
+    Raises:
+        ValueError: An unknown name, gradients asked of the kernels, or heads that they don't take.
+        BackendUnavailableError: The backend can't run here.
+    """
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if name == "auto":
         chosen = choose_block_backend(

@@ -6,7 +6,7 @@ of highest bound. Extremes of 16-bit keys are 16-bit numbers, so that keeping th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -62,14 +62,27 @@ class PageExtremes:
             made.append(room)
         return cls(high=made[0], low=made[1], page=page)
 
-    def append(self, k: Tensor, positions: Tensor) -> None:
+    def part(self, first: int, end: int) -> PageExtremes:
+        """Pages `first`..`end` - 1 alone: a view."""
+        return replace(self, high=self.high[:, first:end], low=self.low[:, first:end])
+
+    def with_room(self, tokens: int) -> PageExtremes:
+        """The same with room for so many tokens a row at least; itself where it has that."""
+        missing = -(-tokens // self.page) - self.high.shape[1]
+        if missing <= 0:
+            return self
+        high, low = (F.pad(x, (0, 0, 0, 0, 0, missing)) for x in (self.high, self.low))
+        return replace(self, high=high, low=low)
+
+    def append(self, k: Tensor, positions: Tensor, *, backend: str = "auto") -> None:
         """Take in one new key a row, in place; nothing of it makes a GPU wait.
 
         Args:
             k: [B, H_kv, D].
             positions: Where it stands, integers [B]: behind all that the row has.
+            backend: "auto" (the kernel on a GPU), "torch" or "triton".
         """
-        if real_device(k.device).type == "cuda" and self.high.dtype == k.dtype:
+        if _by_kernel(backend, k.device) and self.high.dtype == k.dtype:
             from nsa_kernels.triton.blocks import append
 
             with torch.cuda.device_of(k):
@@ -81,15 +94,17 @@ class PageExtremes:
         for kept, pick in ((self.high, torch.maximum), (self.low, torch.minimum)):
             kept[row, number] = torch.where(begins, k, pick(kept[row, number], k))
 
-    def scores(self, q: Tensor, *, backend: str = "auto") -> Tensor:
+    def scores(self, q: Tensor, *, counts: Tensor | None = None, backend: str = "auto") -> Tensor:
         """The bound of q.k for every page.
 
         Args:
             q: [B, H, D].
+            counts: Pages of each row that are asked for, integers [B]: the kernel reads no others. None = P.
             backend: "auto" (the kernel on a GPU, for heads of a power of 2), "torch" or "triton".
 
         Returns:
-            float32 [B, H, P], or float64 of float64 keys; of pages without tokens, anything.
+            float32 [B, H, P], or float64 of float64 keys; of pages without tokens, and of those that aren't
+            asked for, anything.
         """
         width = q.shape[-1]
         if backend == "auto":
@@ -99,7 +114,9 @@ class PageExtremes:
             from nsa_kernels.triton.blocks import page_scores
 
             with torch.cuda.device_of(q):
-                found: Tensor = page_scores(q, self.high, self.low)
+                found: Tensor = page_scores(
+                    q, self.high, self.low, counts=None if counts is None else counts.int()
+                )
                 return found
         wide = torch.promote_types(q.dtype, torch.float32)
         kv_heads = self.high.shape[2]
@@ -139,27 +156,96 @@ def quest_pages(
     least = LEAST_PAGES if reading == "eval" else 1
     if budget < page * least:
         raise ValueError(f"the {reading} reading of Quest takes more than {budget} tokens in pages of {page}")
-    if backend == "auto":
-        backend = "triton" if real_device(scores.device).type == "cuda" else "torch"
-    if backend == "triton":
-        from nsa_kernels.triton.blocks import MOST_PAGES, best_pages
+    return best_pages(
+        scores,
+        lengths,
+        page=page,
+        budget=budget,
+        least=least,
+        forced=reading == "kernel",
+        backend=backend,
+    )
+
+
+def best_pages(
+    scores: Tensor,
+    lengths: Tensor,
+    *,
+    page: int,
+    budget: int,
+    least: int,
+    forced: bool = False,
+    backend: str = "auto",
+) -> PageLists:
+    """The pages of highest score of each head.
+
+    Args:
+        scores: [B, H, P] of `PageExtremes.scores`.
+        lengths: Tokens of each row in these pages, integers [B].
+        page: Tokens to a page.
+        budget: KV tokens: budget // page pages at most.
+        least: Pages that are taken whatever the budget. Without `forced`, a row of fewer tokens than the
+            budget takes its tokens // page, as far as they reach this.
+        forced: A row's last page is always one of them, and its score doesn't count.
+        backend: "auto" (the kernel on a GPU), "torch" or "triton".
+
+    Returns:
+        The pages in any order; of equal scores the lower page.
+    """
+    if _by_kernel(backend, scores.device):
+        from nsa_kernels.triton.blocks import MOST_PAGES
+        from nsa_kernels.triton.blocks import best_pages as launch
 
         if scores.shape[-1] <= MOST_PAGES:
             with torch.cuda.device_of(scores):
-                firsts, counts = best_pages(
-                    scores, lengths.int(), page=page, budget=budget, least=least, forced=reading == "kernel"
+                firsts, counts = launch(
+                    scores, lengths.int(), page=page, budget=budget, least=least, forced=forced
                 )
             return PageLists(firsts=firsts, counts=counts, page=page)
     most = max(least, budget // page)
     index = torch.arange(scores.shape[-1], device=scores.device)
     pages = ((lengths + page - 1) // page)[:, None, None]  # [B, 1, 1]
     ranked = scores.float().masked_fill(index >= pages, -torch.inf)
-    if reading == "eval":
-        count = (lengths.clamp(max=budget) // page).clamp(min=least)[:, None]
-    else:
+    if forced:
         # Above all that is scored, if that be infinite.
         ranked = ranked.clamp(max=torch.finfo(torch.float32).max).masked_fill(index == pages - 1, torch.inf)
         count = torch.full_like(lengths, most)[:, None]
+    else:
+        count = (lengths.clamp(max=budget) // page).clamp(min=least)[:, None]
     best = top_indices(ranked, min(most, scores.shape[-1]))
     count = torch.minimum(count, pages[..., 0]).expand(scores.shape[:2])
     return PageLists(firsts=(best * page).int(), counts=count.int().contiguous(), page=page)
+
+
+def with_tokens(lists: PageLists, lengths: Tensor, *, first: int, local: int) -> PageLists:
+    """Pages, and the tokens that are read whatever was chosen, as lists of single tokens, each once.
+
+    A page that holds such tokens and others can't be a page of the lists: those would count twice.
+
+    Args:
+        lists: Chosen pages.
+        lengths: Tokens of each row, the query's own among them, integers [B].
+        first: Leading tokens that are always there.
+        local: Latest tokens that are always there.
+    """
+    firsts, device = lists.firsts, lists.firsts.device
+    near = (lengths.int() - local)[:, None, None]  # [B, 1, 1]: where the latest tokens begin
+    slot = torch.arange(firsts.shape[-1], device=device)[:, None]
+    pages = firsts[..., None] + torch.arange(lists.page, dtype=torch.int32, device=device)  # [B, L, W, page]
+    used = (slot < lists.counts[..., None, None]) & (pages >= first) & (pages < near[..., None])
+    leading = torch.arange(first, dtype=torch.int32, device=device)
+    latest = near + torch.arange(local, dtype=torch.int32, device=device)
+    shape = (*firsts.shape[:2], -1)
+    always = torch.cat([leading.expand(*near.shape[:2], -1), latest], -1)
+    there = torch.cat([(leading < lengths[:, None, None]).expand(*near.shape[:2], -1), latest >= first], -1)
+    tokens = torch.cat([always.expand(shape), pages.flatten(2)], -1)
+    kept = torch.cat([there.expand(shape), used.flatten(2)], -1)
+    # Those that aren't kept all go to a place of their own, which is cut off.
+    place = torch.where(kept, kept.cumsum(-1) - 1, kept.shape[-1])
+    ordered = tokens.new_zeros(*tokens.shape[:2], tokens.shape[-1] + 1).scatter_(-1, place, tokens)
+    counts = kept.sum(-1, dtype=torch.int32)
+    return PageLists(firsts=ordered[..., :-1].contiguous(), counts=counts, page=1)
+
+
+def _by_kernel(backend: str, device: torch.device) -> bool:
+    return backend == "triton" or (backend == "auto" and real_device(device).type == "cuda")

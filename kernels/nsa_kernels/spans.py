@@ -134,7 +134,8 @@ class Merger:
         if self.out.is_cuda:
             from nsa_kernels.triton.spans import merge_into
 
-            merge_into(self.out, self.lse, part.out, part.lse, where)
+            with torch.cuda.device_of(self.out):
+                merge_into(self.out, self.lse, part.out, part.lse, where)
         else:
             merge_plainly(self.out, self.lse, part.out, part.lse, where)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nsa_models.once import once
+from nsa_models.shortage import is_out_of_memory
 
 # cuBLAS picks and allocates at its first call, Triton compiles at its first: both before the capture.
 _WARM_UPS = 1
@@ -77,9 +78,9 @@ class ReplayedStep:
                 # Kernels are recorded and don't run. Other threads may go on using the device meanwhile.
                 with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                     self._result = self._step()
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 warnings.warn(
                     f"the decode step could not be captured in a CUDA graph and runs without: {reason}",

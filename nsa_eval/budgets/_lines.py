@@ -83,6 +83,7 @@ def sweeps_of(material: Material) -> tuple[Sweep, ...]:
 
     Models of one checkpoint and method that differ in one parameter are a line. Where more differ, the budget
     is what is swept, else the parameter of most values, and there is a line for each setting of the others.
+    Budgets in tokens and as shares of each prompt are points of one line: both say how much a method reads.
     """
     variants = [variant_of(label, model) for label, model in material.models.items()]
     full = {one.checkpoint: one.label for one in variants if one.full}
@@ -105,10 +106,9 @@ def sweeps_of(material: Material) -> tuple[Sweep, ...]:
         lines: dict[tuple[str, ...], list[Variant]] = {}
         for one in filled:
             setting = [written(one.parameters.get(key, "")) for key in others]
-            lines.setdefault((*setting, "%" if _is_share(one) else ""), []).append(one)
-        for (*values, share), line in lines.items():
+            lines.setdefault(tuple(setting), []).append(one)
+        for values, line in lines.items():
             said = [f"{key}={value}" for key, value in zip(others, values, strict=True)]
-            said += ["of the prompt"] if share else []
             head = f"{checkpoint}+{method}" if method else checkpoint
             alone = len(line) == 1
             found.append(
@@ -149,11 +149,6 @@ def written(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _is_share(variant: Variant) -> bool:
-    """Whether its budget is a share of each prompt: another axis than budgets in tokens."""
-    return str(variant.given.get(BUDGET, "")).endswith("%")
 
 
 def _filled(variant: Variant, keys: Sequence[str], material: Material) -> Variant:

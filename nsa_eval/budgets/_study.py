@@ -163,7 +163,7 @@ def _place(
 
     lines = []
     for sweep in sweeps:
-        found = sorted(points(sweep.variants, sweep), key=lambda point: _order(point, sweep))
+        found = _ordered(list(points(sweep.variants, sweep)), sweep)
         if found:
             as_full = sweep.variants[0].decodes_only and all(point.no_decode for point in found)
             listed = [
@@ -193,14 +193,20 @@ def _place(
     )
 
 
-def _order(point: Point, sweep: Sweep) -> tuple[float, ...]:
-    """Largest first: by budget, else by what was read, and then by the parameter."""
-    try:
-        value = float(point.value.rstrip("%"))
-    except ValueError:
-        value = 0.0
-    read = sum(one.value for one in (point.decode, point.prefill) if one is not None)
-    return (-value,) if sweep.parameter == BUDGET else (-round(read, 6), -value)
+def _ordered(points: Sequence[Point], sweep: Sweep) -> list[Point]:
+    """Largest first: by budgets of one kind; else by what was read, which no score decides, then by value."""
+    shares = {point.value.endswith("%") for point in points}
+    by_value = sweep.parameter == BUDGET and len(shares) == 1
+
+    def order(point: Point) -> tuple[float, ...]:
+        try:
+            value = float(point.value.rstrip("%"))
+        except ValueError:
+            value = 0.0
+        read = sum(one.value for one in (point.decode, point.prefill) if one is not None)
+        return (-value,) if by_value else (-round(read, 6), point.value.endswith("%"), -value)
+
+    return sorted(points, key=order)
 
 
 def _least(rows: Sequence[Row], margin: float, material: Material) -> Least | None:

@@ -54,8 +54,8 @@ def check_command(
 
     Exit code 2 where a file is there and can't be used; a file that isn't there is no error.
     """
-    from nsa_eval._suggest import did_you_mean
     from nsa_eval.errors import UserError
+    from nsa_settings import did_you_mean
     from nsa_tasks import data_states, families
 
     if family is not None and family not in families():

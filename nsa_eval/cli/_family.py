@@ -112,7 +112,9 @@ def _own_flags(
 
 def _parsed(parameter: Parameter, text: str) -> object:
     try:
-        return parameter.parse(text)
+        value = parameter.parse(text)
+        parameter.read(value)  # the config's check would call the flag a key of a task
+        return value
     except ValueError as error:
         raise UserError(f"--{parameter.name}: {error}") from None
 

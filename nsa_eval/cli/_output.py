@@ -44,18 +44,26 @@ def show_plan(plan: Plan, estimate: Estimate, lines: Sequence[str]) -> None:
     table.add_column("model")
     table.add_column("task")
     table.add_column("samples", f"{plan.samples:,}", justify="right")
-    table.add_column("tokens", f"{plan.tokens:,}", justify="right")
+    table.add_column("tokens", _bounded(plan.tokens, at_most=bool(plan.at_most)), justify="right")
     if times:
         table.add_column("time", time_range(estimate.seconds), justify="right", no_wrap=True)
     for job in plan.jobs:
-        known = (f"{job.samples:,}", f"{job.tokens:,}") if job.samples is not None else ("?", "?")
+        known = ("?", "?")
+        if job.samples is not None:
+            known = (f"{job.samples:,}", _bounded(job.tokens or 0, at_most=bool(job.at_most)))
         time = [time_range(times[job.id].seconds)] if times else []
         table.add_row(job.id, job.model.path, job.task.label, *known, *time)
     _console().print(table)
     if not plan.complete:
         typer.echo("?: a task whose size isn't known until its data is loaded")
+    for reason in plan.at_most:
+        typer.echo(f"up to: {reason}")
     for line in lines:
         typer.echo(line)
+
+
+def _bounded(tokens: int, *, at_most: bool) -> str:
+    return f"up to {tokens:,}" if at_most else f"{tokens:,}"
 
 
 def print_comparison(comparison: Comparison) -> None:

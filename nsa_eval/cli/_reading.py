@@ -22,15 +22,6 @@ class TableFormat(StrEnum):
     json = "json"
 
 
-class Kind(StrEnum):
-    """What `ls` lists."""
-
-    models = "models"
-    tasks = "tasks"
-    methods = "methods"
-    configs = "configs"
-
-
 @app.command(
     "compare",
     epilog=examples(
@@ -149,7 +140,10 @@ def report_command(
 )
 @guarded
 def ls_command(
-    kind: Annotated[Kind, typer.Argument(help="What to list.", show_default=False)],
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="models|tasks|methods|configs", help="What to list.", show_default=False),
+    ] = "",
     lm_eval: Annotated[
         bool, typer.Option("--lm-eval", help="List lm-eval's own tasks, groups and tags.")
     ] = False,
@@ -158,16 +152,21 @@ def ls_command(
     """List bundled checkpoints, tasks, sparse-attention methods or configs."""
     from nsa_eval import catalog
     from nsa_eval.cli._output import print_entries
+    from nsa_eval.errors import UserError
+    from nsa_settings import did_you_mean
 
-    if kind is Kind.tasks and lm_eval:
+    lists = {
+        "models": catalog.list_models,
+        "tasks": catalog.list_tasks,
+        "methods": catalog.list_methods,
+        "configs": catalog.list_configs,
+    }
+    if kind not in lists:
+        near = did_you_mean(kind, lists) if kind else ""
+        raise UserError(f"ls: expected models, tasks, methods or configs, got {kind or 'nothing'}{near}")
+    if kind == "tasks" and lm_eval:
         typer.echo("\n".join(sorted(name for name in catalog.lm_eval_tasks() if match in name)))
         return
-    lists = {
-        Kind.models: catalog.list_models,
-        Kind.tasks: catalog.list_tasks,
-        Kind.methods: catalog.list_methods,
-        Kind.configs: catalog.list_configs,
-    }
     print_entries([entry for entry in lists[kind]() if match in entry.name])
-    if kind is Kind.tasks:
+    if kind == "tasks":
         typer.echo("lm-eval's own tasks work too: nsa-eval ls tasks --lm-eval lists them.", err=True)

@@ -175,5 +175,6 @@ def validate_command(config: Annotated[str, CONFIG], overrides: Set = None) -> N
 
 
 def _size(plan: Any) -> str:  # noqa: ANN401  (Plan, whose import waits until it is needed)
-    text = f"{counted(plan.samples, 'sample')}, {plan.tokens:,} tokens"
+    bound = "up to " if plan.at_most else ""
+    text = f"{counted(plan.samples, 'sample')}, {bound}{plan.tokens:,} tokens"
     return text if plan.complete else f"{text} and those of tasks whose size only their data tell"

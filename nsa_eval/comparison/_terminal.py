@@ -1,4 +1,11 @@
-"""The comparison in a terminal: on one line per row where it is wide enough, else on two."""
+"""The comparison in a terminal: on one line per row where it is wide enough, else on two.
+
+Rows of documents too few to tell anything are short: a single document has no interval and no p, and lengths
+in a row with the same figures share a line. Files and the page have every row.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -11,6 +18,7 @@ from nsa_eval.comparison._types import Comparison
 
 # Columns that the one-line form needs with ordinary names.
 _WIDE = 160
+_FEW = "too few documents"
 _COLOURS = {"better": "green", "worse": "red", "higher": "yellow", "lower": "yellow"}
 
 
@@ -30,8 +38,12 @@ class TerminalTable:
         """Lays the table out for the width at hand."""
         wide = options.max_width >= _WIDE
         yield self._table(wide)
-        yield Text(legend(self.comparison), style="dim")
-        for note in self.comparison.notes:
+        shown = list(self.comparison.rows)
+        shown += [row for main in shown for row in main.lengths if self.lengths]
+        few = any(row.too_few_documents for row in shown)
+        meaning = f" {_FEW.capitalize()}: no difference could be seen." if few else ""
+        yield Text(legend(self.comparison) + meaning, style="dim")
+        for note in _gathered(self.comparison.notes):
             yield Text(f"Note: {printable(note)}")
 
     def _table(self, wide: bool) -> Table:
@@ -46,7 +58,7 @@ class TerminalTable:
         for name in ("won/lost", "p", "p (Holm)", "MDE") if wide else ():
             table.add_column(name, justify="right")
         table.add_column("verdict" if wide else "verdict\np (Holm), MDE", no_wrap=True)
-        for line in lines(self.comparison, lengths=self.lengths):
+        for line in _folded([_shortened(line) for line in lines(self.comparison, lengths=self.lengths)]):
             table.add_row(*self._cells(line, wide), style="dim" if line.sub else None)
         return table
 
@@ -54,17 +66,64 @@ class TerminalTable:
         name = "  " * line.indent + printable(line.name)
         if len(self.comparison.candidates) > 1 and not line.sub:
             name += f": {printable(line.row.candidate)}"
-        verdict = Text(verdict_words(line.row).replace(" (", "\n("), style=_COLOURS.get(line.row.verdict, ""))
+        words = _FEW if line.row.too_few_documents else verdict_words(line.row)
+        verdict = Text(words, style=_COLOURS.get(line.row.verdict, ""))
         scores = (line.candidate, line.baseline, line.difference)
         if wide:
             numbers = (line.won_lost, line.p, line.p_adjusted, line.detectable)
             return [
                 Text(name),
                 Text(line.n),
-                *(Text(" ".join(s)) for s in scores),
+                *(Text(" ".join(filter(None, s))) for s in scores),
                 *map(Text, numbers),
                 verdict,
             ]
-        verdict.append(f"\np {line.p_adjusted}, MDE {line.detectable}", style="default")
-        counts = Text(f"{name}\n  n {line.n}, {line.won_lost}")
-        return [counts, *(Text("\n".join(pair)) for pair in scores), verdict]
+        short = line.p == line.detectable == "-"  # one document: a line is enough
+        counts = Text(f"{name}: " if short and line.n == "1" else f"{name}\n  ")
+        counts.append(f"n {line.n}, {line.won_lost}")
+        if not short:
+            verdict.append(f"\np {line.p_adjusted}, MDE {line.detectable}", style="default")
+        return [counts, *(Text("\n".join(filter(None, pair))) for pair in scores), verdict]
+
+
+def _shortened(line: Line) -> Line:
+    """A line of one document without intervals and p, which say nothing then."""
+    if line.row.n != 1 or not line.row.too_few_documents:
+        return line
+    return replace(
+        line,
+        baseline=(line.baseline[0], ""),
+        candidate=(line.candidate[0], ""),
+        difference=(line.difference[0], ""),
+        p="-",
+        p_adjusted="-",
+    )
+
+
+def _folded(found: Sequence[Line]) -> Iterator[Line]:
+    """Lengths that follow each other with too few documents and the same figures, on one line."""
+    at = 0
+    while at < len(found):
+        end = at + 1
+        while end < len(found) and _alike(found[at], found[end]):
+            end += 1
+        first, last = found[at], found[end - 1]
+        if end - at > 1:
+            first = replace(first, name=f"{first.name} to {last.name}", n=f"{first.n} each")
+        yield first
+        at = end
+
+
+def _alike(one: Line, other: Line) -> bool:
+    """Whether both are lengths of a task that differ in nothing that a line shows but their names."""
+    few = one.sub and other.sub and one.row.too_few_documents and other.row.too_few_documents
+    return few and replace(one, row=other.row, name=other.name) == other
+
+
+def _gathered(notes: Sequence[str]) -> Iterator[str]:
+    """Notes that say the same of several tasks, as one."""
+    said: dict[str, list[str]] = {}
+    for note in notes:
+        task, colon, text = note.rpartition(": ")
+        said.setdefault(colon + text, []).append(task)
+    yield from ("; ".join(tasks) + text for text, tasks in said.items())

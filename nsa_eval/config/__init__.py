@@ -1,11 +1,10 @@
-"""The config of a run: strict, read from YAML with line numbers."""
+"""The config of a run: strict, read from YAML with line numbers (`nsa_settings`)."""
 
 from nsa_eval.config._generation import generation_problems
 from nsa_eval.config._load import ConfigLike, dump_yaml, load_config, to_plain
 from nsa_eval.config._members import Member, MemberGroup, Members, expand
 from nsa_eval.config._types import parse_length
 from nsa_eval.config._variants import Variant, all_variants, variants_of
-from nsa_eval.config._yaml import YamlError, check_shape, parse_yaml
 from nsa_eval.config.schema import (
     ColumnSpec,
     CompareSpec,
@@ -38,15 +37,12 @@ __all__ = [
     "TaskSpec",
     "Variant",
     "VariantSpec",
-    "YamlError",
     "all_variants",
-    "check_shape",
     "dump_yaml",
     "expand",
     "generation_problems",
     "load_config",
     "parse_length",
-    "parse_yaml",
     "section_keys",
     "to_plain",
     "variants_of",

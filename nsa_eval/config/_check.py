@@ -8,18 +8,23 @@ from collections.abc import Iterator
 from nsa_eval._gen_kwargs import contradiction
 from nsa_eval._limits import declared_max_length
 from nsa_eval._paths import is_file, is_folder, is_there, user_path
-from nsa_eval._suggest import did_you_mean
-from nsa_eval.catalog import LARGEST_TASK_FILE, lm_eval_models, lm_eval_tasks, task_yaml_files, zoo_names
+from nsa_eval.catalog import (
+    LARGEST_TASK_FILE,
+    checkpoint_config,
+    lm_eval_models,
+    lm_eval_tasks,
+    task_yaml_files,
+    zoo_names,
+)
 from nsa_eval.config._check_tables import check_tables
-from nsa_eval.config._generation import generation_problems
+from nsa_eval.config._generation import generation_problems, unknown_settings
 from nsa_eval.config._members import expand
-from nsa_eval.config._source import Source
-from nsa_eval.config._variants import all_variants, variants_of
-from nsa_eval.config._yaml import Path_
+from nsa_eval.config._variants import Variant, all_variants, variants_of
 from nsa_eval.config.schema import MethodSpec, ModelSpec, RunConfig, TaskSpec, VariantSpec
 from nsa_eval.errors import ConfigError
+from nsa_settings import Place, Source, did_you_mean
 
-Problem = tuple[Path_, str]
+Problem = tuple[Place, str]
 RESERVED = frozenset(
     {
         *("store", "figures", "tables", "audit.json", "comparison.json", "comparison.md"),
@@ -86,13 +91,13 @@ def _variant_names(config: RunConfig) -> list[str]:
 
 def _check_variants(config: RunConfig) -> Iterator[Problem]:
     """Their names become folders of a run: each once, and none that the run itself uses."""
-    taken: dict[str, Path_] = {}
+    taken: dict[str, Place] = {}
     for i, model in enumerate(config.models):
         if not model.variants:
             text = "the list is empty: leave it out to evaluate the checkpoint as it is"
             yield ("models", i, "variants"), text
         for j, spec in enumerate(model.variants):
-            where: Path_ = (
+            where: Place = (
                 ("models", i) if model.variants == [VariantSpec()] else ("models", i, "variants", j)
             )
             try:
@@ -100,6 +105,8 @@ def _check_variants(config: RunConfig) -> Iterator[Problem]:
             except ValueError as error:
                 yield where, str(error)
                 continue
+            wrong = dict.fromkeys(text for variant in found for text in _check_fields(variant))
+            yield from (((*where, "set"), text) for text in wrong)
             if spec.name is not None and len(found) > 1:
                 yield (*where, "name"), f"{spec.name!r} would name {len(found)} variants: leave it out"
                 continue
@@ -114,6 +121,23 @@ def _check_variants(config: RunConfig) -> Iterator[Problem]:
                 if variant.method is not None:
                     problems = _check_method(variant.method)
                     yield from (((*where, "method", *path), text) for path, text in problems)
+
+
+def _check_fields(variant: Variant) -> Iterator[str]:
+    """Fields that a checkpoint's config doesn't have or can't take, where the checkpoint is at hand."""
+    model = variant.checkpoint
+    if not variant.changes or model.lm is not None or checkpoint_config(model.path) is None:
+        return
+    import nsa_models  # torch takes seconds
+
+    try:
+        config = nsa_models.load_config(model.path, trust_remote_code=model.trust_remote_code)
+    except nsa_models.ModelLoadError:
+        return  # said in full when the checkpoint is loaded
+    try:
+        nsa_models.config_with(config, variant.changes)
+    except nsa_models.ModelLoadError as error:
+        yield str(error)
 
 
 def _check_method(method: MethodSpec) -> Iterator[Problem]:
@@ -203,6 +227,8 @@ def _check_task(task: TaskSpec, config: RunConfig) -> Iterator[Problem]:
         yield from _check_group(task, config)
         return
     wrong = list(generation_problems(task.gen_kwargs or {}))
+    if any(model.lm is None for model in config.models):
+        wrong += unknown_settings(task.gen_kwargs or {})
     for key, text in wrong:
         yield ("gen_kwargs", key), text
     against = None if wrong or config.engine.parity is not None else contradiction(task.gen_kwargs or {})

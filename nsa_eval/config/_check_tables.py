@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from nsa_eval._paths import is_folder, user_path
-from nsa_eval._suggest import did_you_mean
 from nsa_eval.catalog import lm_eval_tasks
 from nsa_eval.config._members import expand
-from nsa_eval.config._yaml import Path_
 from nsa_eval.config.schema import ColumnSpec, RunConfig, TableSpec
+from nsa_settings import Place, did_you_mean
 
-Problem = tuple[Path_, str]
+Problem = tuple[Place, str]
 
 
 def check_tables(config: RunConfig, models: Sequence[str]) -> Iterator[Problem]:
@@ -24,7 +23,7 @@ def check_tables(config: RunConfig, models: Sequence[str]) -> Iterator[Problem]:
     """
     seen = {"scores", "budgets"}  # every run's own
     for i, table in enumerate(config.report.tables):
-        where: Path_ = ("report", "tables", i)
+        where: Place = ("report", "tables", i)
         if table.name.casefold() in seen:
             yield (*where, "name"), f"{table.name!r} is the name of another table already"
         seen.add(table.name.casefold())

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from nsa_settings import did_you_mean
+
 _MOST_TOKENS = 1 << 32
 _MOST_STOPS = 1000
 
@@ -40,6 +42,18 @@ def _stops(value: Any) -> bool:  # noqa: ANN401 - whatever was given
     )
 
 
+def unknown_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, that it is unknown) of each setting that the engine doesn't have; others may have it."""
+    for key, value in settings.items():
+        if value is not None and key not in _CHECKS and key not in ENGINES_OWN:
+            yield key, f"no generation setting of the engine{did_you_mean(key, [*_CHECKS, *ENGINES_OWN])}"
+
+
+ENGINES_OWN = (
+    *("min_new_tokens", "num_beams", "num_return_sequences", "repetition_penalty", "length_penalty"),
+    *("early_stopping", "use_cache"),
+)
+"""Settings whose values the engine looks at when a request is made."""
 _TOKENS = ("a whole number of tokens from 1", _whole(1))
 _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"), _TOKENS),

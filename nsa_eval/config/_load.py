@@ -13,13 +13,18 @@ from pydantic import ValidationError
 
 from nsa_eval.catalog import find_config
 from nsa_eval.config._check import check
-from nsa_eval.config._explain import explain
-from nsa_eval.config._overrides import apply_override
-from nsa_eval.config._source import Source
 from nsa_eval.config._variants import all_variants
-from nsa_eval.config._yaml import MOST_CHARACTERS, YamlError, parse_yaml
 from nsa_eval.config.schema import RunConfig, TaskSpec, VariantSpec, default_model_name
 from nsa_eval.errors import ConfigError, UserError
+from nsa_settings import (
+    MOST_CHARACTERS,
+    SettingsError,
+    Source,
+    YamlError,
+    apply_override,
+    explain,
+    parse_yaml,
+)
 
 _LARGEST_FILE = 4 * MOST_CHARACTERS
 """Bytes: a character of UTF-8 has at most four."""
@@ -48,12 +53,14 @@ def load_config(config: ConfigLike, overrides: Iterable[str] = (), *, check_name
         2
     """
     data, source = _read(config)
-    for override in overrides:
-        apply_override(data, override, source)
     try:
+        for override in overrides:
+            apply_override(data, override, source, example="engine.batch_size=4")
         resolved = RunConfig.model_validate(data)
+    except SettingsError as error:
+        raise ConfigError(error.problems) from None
     except ValidationError as error:
-        raise ConfigError(explain(error, source)) from None
+        raise ConfigError(explain(error, source, RunConfig)) from None
     if check_names:
         check(resolved, source)
         resolved = resolved.model_copy(update={"tasks": [normal_task(task) for task in resolved.tasks]})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -34,12 +34,16 @@ from nsa_eval.config.marks import Neutral, Request, Source
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
+    main_key: ClassVar[str] = ""
+    """The key of what people write in the section's place: `needle_single` for {task: needle_single}."""
+
 
 class MethodSpec(_Section):
     """A sparse-attention method on a dense checkpoint. Keys that aren't listed are the method's own; a list
     of values makes one variant of each, as it does of the budget."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstrings=True)
+    main_key: ClassVar[str] = "name"
 
     name: str = Field(min_length=1)
     """Which method: `nsa-eval ls methods` lists them."""
@@ -80,6 +84,8 @@ class VariantSpec(_Section):
 
 class ModelSpec(_Section):
     """One checkpoint to evaluate."""
+
+    main_key: ClassVar[str] = "path"
 
     name: Neutral[Name]
     """Its name in tables, folders and `--set models.NAME.key=`. Default: the last part of `path`."""
@@ -138,6 +144,7 @@ class TaskSpec(_Section):
     """One task with its parameters. Keys that aren't listed here are the task's own parameters."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstrings=True)
+    main_key: ClassVar[str] = "task"
 
     task: Request[str] = Field(min_length=1)
     """Name of the task: `nsa-eval ls tasks` lists them; lm-eval's own tasks, groups and tags work too."""
@@ -289,7 +296,7 @@ class ReportSpec(_Section):
     """The HTML report at the end of a run, and its tables."""
 
     title: str | None = None
-    """Heading of the page. Default: the run's name."""
+    """Heading of the page. Default: the run's name; without a config its models and tasks."""
     tables: list[TableSpec] = []
     """Tables in a paper's layout, on the page and as files."""
     looks: int = Field(default=0, ge=0, le=100_000)

@@ -9,9 +9,9 @@ from lm_eval.api.registry import model_registry, register_model
 from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nsa_eval._suggest import did_you_mean
 from nsa_eval.config import EngineSpec, ModelSpec
 from nsa_eval.errors import UserError
+from nsa_settings import did_you_mean
 
 NAME = "nsa-eval"
 """What lm-eval knows the engine by."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nsa_eval._suggest import did_you_mean
 from nsa_eval.config import EngineSpec
 from nsa_eval.errors import UserError
+from nsa_settings import did_you_mean
 
 
 def engine_settings(given: Mapping[str, Any]) -> EngineSpec:

@@ -211,4 +211,4 @@ def _job(job: Job, paces: Paces | None) -> JobEstimate:
             answers = size.documents * repeats
             near, far = paces.decode.at(prompt + least / 2), paces.decode.at(prompt + most / 2)
             total += Range(near.low * least * answers, far.high * most * answers)
-    return JobEstimate(job=job, seconds=total)
+    return JobEstimate(job=job, seconds=Range(0.0, total.high) if job.at_most else total)

@@ -14,10 +14,12 @@ _HOW = "--dry-run --measure measures a little, here and now; --profile PATH name
 
 
 def time_range(seconds: Range | None) -> str:
-    """`3m 10s to 5m 00s`, no finer than the estimate is; `?` where nothing is known."""
+    """`3m 10s to 5m 00s`, `up to 5m 00s`, no finer than the estimate is; `?` where nothing is known."""
     if seconds is None:
         return "?"
     low, high = _coarse(seconds.low, up=False), _coarse(seconds.high, up=True)
+    if low == 0 and high > 0:
+        return f"up to {duration(high)}"
     return duration(high) if duration(low) == duration(high) else f"{duration(low)} to {duration(high)}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from nsa_eval._json import read_json, read_mapping
 from nsa_eval._paths import is_file, is_folder, user_path
-from nsa_eval.config import ModelSpec, YamlError, parse_yaml, variants_of
+from nsa_eval.config import ModelSpec, variants_of
 from nsa_eval.errors import UserError
 from nsa_eval.looks import FILE as LOOKS
 from nsa_eval.looks import read_looks
@@ -16,6 +16,7 @@ from nsa_eval.results._groups import groups_of
 from nsa_eval.results._samples import read_samples
 from nsa_eval.results._types import ModelRun, Run, Sample, TaskResult
 from nsa_eval.store import CostSheet
+from nsa_settings import YamlError, parse_yaml
 
 # lm-eval's date_id: an ISO time with ":" replaced. Before it stands "results" or, for --output_path x.json,
 # "x".

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from types import ModuleType
 
+from nsa_eval._titles import default_title
 from nsa_eval.material import Material
 from nsa_reports import Page, SectionData, SectionView
 
@@ -52,7 +53,7 @@ def build_page(material: Material, *, title: str | None = None) -> Page:
 
     Args:
         material: The runs and what was found out about them.
-        title: Heading; by default the run's name.
+        title: Heading; by default the run's name, or its models and tasks where that is a hash.
     """
     shown = []
     for name, section in sections().items():
@@ -61,7 +62,7 @@ def build_page(material: Material, *, title: str | None = None) -> Page:
             folder = resources.files(_module(name))
             shown.append(SectionView(id=name, title=section.title, folder=folder, data=data))
     return Page(
-        title=title or str(material.run_config.get("name") or material.first.directory.name),
+        title=title or default_title(material),
         models=tuple(material.models),
         sections=tuple(shown),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

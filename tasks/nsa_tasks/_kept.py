@@ -21,6 +21,8 @@ def documents(
     hashes: dict[str, str],
     tokens: RequestTokens,
     build: Callable[[RequestTokens], list[Row]],
+    *,
+    characters: Callable[[Row], int] = lambda row: len(row["input"]),
 ) -> list[Row]:
     """Build a task's documents, or take those that equal parameters, files and tokenizer gave before.
 
@@ -29,6 +31,7 @@ def documents(
         hashes: Of the local files that it reads.
         tokens: Counts a request's tokens.
         build: Makes the documents.
+        characters: Of a document's text.
 
     Returns:
         Rows of the caller's own; what their fields hold is not to be changed.
@@ -40,7 +43,7 @@ def documents(
     key = (type(params).__qualname__, json.dumps(asked, sort_keys=True), *counted)
     if key not in _rows:
         rows = build(tokens)
-        _rows[key] = rows, sum(len(row["input"]) for row in rows)
+        _rows[key] = rows, sum(map(characters, rows))
         while len(_rows) > 1 and sum(size for _, size in _rows.values()) > _MOST_CHARACTERS:
             _rows.popitem(last=False)
     _rows.move_to_end(key)

@@ -97,6 +97,8 @@ class TaskFamily(ABC):
     effective_score: float | None = None
     """The score, 0..1, that the mean over the family's tasks has to reach at a length for the length to count
     as one that a model can use; reports then have the family's lengths with it. None: no such threshold."""
+    size_is_at_most: str = ""
+    """Where `size` is far above what most documents take: as if what. Plans then say "up to", and this."""
     command: FamilyCommand | None = None
     """Its own command on the command line, if it has one."""
 

@@ -11,7 +11,6 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from nsa_kernels.block_choice import (
-    block_means,
     block_sparse,
     column_and_diagonal_sums,
     lists_of_slashes,
@@ -21,8 +20,9 @@ from nsa_kernels.block_choice import (
     vertical_slash,
 )
 from nsa_kernels.blocks import block_attention, page_decode
-from nsa_kernels.pages import PageExtremes, quest_pages
-from nsa_kernels.triton.blocks import append, slash_lists
+from nsa_kernels.order_free import block_means
+from nsa_kernels.pages import PageExtremes, best_pages, quest_pages, with_tokens
+from nsa_kernels.triton.blocks import slash_lists
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -78,7 +78,7 @@ def test_block_sparse_takes_the_best_blocks_up_to_a_tile_s_own(tokens):
 
 @pytest.mark.parametrize(("chunk", "top", "tokens"), [(16, 3, 120), (32, 2, 120), (16, 20, 70)])
 def test_moba_is_each_query_s_own_choice(chunk, top, tokens, monkeypatch):
-    monkeypatch.setattr("nsa_kernels.block_choice._CELLS", 4000)
+    monkeypatch.setattr("nsa_kernels.block_choice.CELLS", 4000)
     q, k = heads_of(tokens)
     v = drawn(2, tokens, 2, 16, seed=2)
     lists = moba(q, k, chunk=chunk, top=top, query_block=16)
@@ -99,6 +99,24 @@ def test_moba_is_each_query_s_own_choice(chunk, top, tokens, monkeypatch):
     if top >= -(-tokens // chunk):
         causal = torch.ones(tokens, tokens, dtype=torch.bool, device=DEVICE).tril()
         assert torch.equal(keep, causal.expand_as(keep))
+
+
+def test_a_piece_of_a_prompt_chooses_what_the_whole_does():
+    q, k = heads_of(140, batch=1)
+    whole = moba(q, k, chunk=16, top=3, query_block=16)
+    for begin, end in ((0, 33), (32, 100), (96, 140)):
+        part = moba(q[:, begin:end], k[:, :end], chunk=16, top=3, query_block=16, start=begin)
+        assert torch.equal(part.members, whole.members[:, :, begin:end])
+        tiles = end // 16 - begin // 16  # whole ones
+        expected = whole.seen(end)[:, :, begin // 16 : begin // 16 + tiles]
+        assert torch.equal(part.seen(end)[:, :, :tiles], expected)
+
+
+def test_a_block_of_queries_may_be_several_tiles():
+    q, k = heads_of(150)
+    given = {"top": 2, "block": 64}
+    seen = block_sparse(q, k, **given, query_block=16).seen(150)
+    assert torch.equal(seen, block_sparse(q, k, **given).seen(150).repeat_interleave(4, 2)[:, :, :10])
 
 
 def test_sums_over_columns_and_diagonals():
@@ -218,15 +236,65 @@ def test_extremes_kept_token_by_token_are_those_of_the_whole(way):
     row = torch.arange(2, device=DEVICE)
     for step in range(25):
         new = k[row, starts + step], starts + step
-        if way == "triton":
-            append(kept.high, kept.low, new[0], new[1].int(), page=16)
-        else:
-            kept.append(*new)
+        kept.append(*new, backend=way)
     for i, length in enumerate((starts + 25).tolist()):
         whole = PageExtremes.of(k[i : i + 1, :length], page=16)
         pages = -(-length // 16)
         assert torch.equal(kept.high[i, :pages], whole.high[0])
         assert torch.equal(kept.low[i, :pages], whole.low[0])
+
+
+def test_pages_that_are_not_asked_for_are_not_read():
+    q, k = drawn(3, 4, 16), drawn(3, 300, 2, 16, seed=1)
+    kept = PageExtremes.of(k, page=4)
+    counts = torch.tensor([75, 17, 0], device=DEVICE)
+    hidden = (torch.arange(75, device=DEVICE) >= counts[:, None])[..., None, None]
+    poisoned = replace(
+        kept, high=kept.high.masked_fill(hidden, torch.nan), low=kept.low.masked_fill(hidden, torch.nan)
+    )
+    expected, found = kept.scores(q, backend="torch"), poisoned.scores(q, counts=counts, backend="triton")
+    for row, count in enumerate(counts.tolist()):
+        torch.testing.assert_close(found[row, :, :count], expected[row, :, :count], rtol=1e-5, atol=1e-5)
+        assert bool((found[row, :, count:] == 0).all())
+
+
+@pytest.mark.parametrize("way", ["torch", "triton"])
+@pytest.mark.parametrize(("first", "local"), [(5, 7), (0, 16), (20, 0), (90, 70), (3, 200)])
+def test_tokens_beside_pages_count_once(way, first, local):
+    """Rows whose pages lie under the leading or latest tokens, or across their edge."""
+    lengths = torch.tensor([160, 93, 4, 0], device=DEVICE)
+    q, k, v = drawn(4, 2, 16), drawn(4, 160, 1, 16, seed=1), drawn(4, 160, 1, 16, seed=2)
+    scores = drawn(4, 2, 20, seed=3)
+    pages = best_pages(scores, lengths, page=8, budget=40, least=5, backend=way)
+    lists = with_tokens(pages, lengths, first=first, local=local)
+    lists.check()
+    expected = torch.zeros(4, 2, 160, dtype=torch.bool, device=DEVICE)
+    for row, length in enumerate(lengths.tolist()):
+        expected[row, :, : min(first, length)] = True
+        expected[row, :, max(0, length - local) : length] = True
+        for head in range(2):
+            for begin in pages.firsts[row, head, : int(pages.counts[row, head])].tolist():
+                expected[row, head, begin : min(begin + 8, length)] = True
+    assert int(lists.reads(2, lengths)) == int(expected.sum())
+    weights = (product(q[:, None], k)[:, :, 0] / 4).masked_fill(~expected, -torch.inf).softmax(-1)
+    weights = weights.masked_fill(~expected, 0.0)
+    wanted = torch.einsum("bhs,bshd->bhd", weights, v.repeat_interleave(2, 2))
+    found = page_decode(q, k, v, lists, lengths=lengths, backend=way)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["torch", "triton"])
+def test_extremes_outgrow_their_room(way):
+    k = drawn(2, 60, 2, 16)
+    kept = PageExtremes.of(k[:, :30], page=8)
+    for position in range(30, 60):
+        kept = kept.with_room(position + 1)
+        kept.append(k[:, position], torch.full((2,), position, device=DEVICE), backend=way)
+    whole = PageExtremes.of(k, page=8)
+    assert kept.with_room(64) is kept
+    assert torch.equal(kept.high, whole.high)
+    assert torch.equal(kept.low, whole.low)
+    assert torch.equal(kept.part(2, 5).low, whole.low[:, 2:5])
 
 
 @pytest.mark.parametrize("reading", ["eval", "kernel"])

@@ -99,9 +99,8 @@ def test_slashes_become_the_same_lists_as_without_a_gpu():
         for where in ("cuda", "cpu")
         for x, y in [(q.float(), k.float())]
     )
-    # Sums of weights differ in their last bits, so that sets may differ at their edge.
-    same = (found.seen(1999).cpu() == expected.seen(1999)).float().mean()
-    assert float(same) > 0.995
+    # Sums are rounded once: whichever device made them, they have the same bits.
+    assert torch.equal(found.seen(1999).cpu(), expected.seen(1999))
 
 
 def test_offsets_beyond_two_billion_elements():

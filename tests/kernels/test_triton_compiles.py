@@ -89,6 +89,7 @@ def shipped():
         for query_block, found, more in ((64, 8, {}), (64, 8, {"columns": True}), (64, 2, {}), (128, 8, {}),
                                          (128, 8, {"members": True}), (128, 2, {"low": low})):
             listed(torch.bfloat16, 128, query_block, listed=found, tokens=2048, key_block=query_block, **more)
+        window(torch.bfloat16, 128, 512)
 
 def masked():
     # A group of 4, 64 wide: where all is chosen, where it is not, and the window's own keys and values.
@@ -166,6 +167,12 @@ def listed(kind, width, query_block, listed=4, tokens=300, key_block=64, **more)
     rows = dict(start=torch.zeros(1, dtype=torch.int32), ends=torch.ones(1, dtype=torch.int32))
     blocks.prefill(q, k, k, lists, **rows, **{"low": None, "causal": True, "scale": 0.1} | more)
 
+def window(kind, width, queries):
+    from nsa_kernels.triton import blocks
+
+    q, k = torch.zeros(queries, 8, width, dtype=kind), torch.zeros(1500, 2, width, dtype=kind)
+    blocks.window_sums(q, k, torch.zeros(8, queries), window=700, scale=0.1)
+
 def lists():
     from nsa_kernels.blocks import PageLists
     from nsa_kernels.triton import blocks
@@ -173,19 +180,22 @@ def lists():
     for kind, width, query_block in ((torch.float32, 64, 64), (torch.float16, 64, 128),
                                      (torch.bfloat16, 128, 64)):
         listed(kind, width, query_block)
+        window(kind, width, 1 if width == 64 else 300)
     low = torch.zeros(1, 300, dtype=torch.int32)
     for more in (dict(members=True), dict(low=low, columns=True), dict(causal=False)):
         listed(torch.float16, 64, 64, listed=8, **more)
-    for kind, sizes in ((torch.float16, (8, 2)), (torch.float32, (1,))):
+    for kind, sizes, page in ((torch.float16, (8, 2), 16), (torch.float32, (1,), 24),
+                              (torch.bfloat16, (8,), 1)):
         for found in sizes:
             pages = PageLists(firsts=torch.zeros(3, found, 9, dtype=torch.int32),
-                              counts=torch.ones(3, found, dtype=torch.int32), page=16)
+                              counts=torch.ones(3, found, dtype=torch.int32), page=page)
             q, k = torch.zeros(3, 8, 64, dtype=kind), torch.zeros(3, 200, 2, 64, dtype=kind)
             blocks.decode(q, k, k, pages, lengths=torch.ones(3, dtype=torch.int32), scale=0.1)
-        blocks.append(k, k, k[:, 0], pages.counts[:, 0], page=16)
+        blocks.append(k, k, k[:, 0], pages.counts[:, 0], page=page)
         scores = blocks.page_scores(q, k, k)
+        blocks.page_scores(q, k, k, counts=pages.counts[:, 0])
         for forced in (True, False):
-            blocks.best_pages(scores, pages.counts[:, 0], page=16, budget=99, least=3, forced=forced)
+            blocks.best_pages(scores, pages.counts[:, 0], page=page, budget=99, least=3, forced=forced)
     below, columns = torch.zeros(1, 2, 365, dtype=torch.int32), torch.zeros(1, 2, 40, dtype=torch.int32)
     blocks.slash_lists(below, columns, tiles=5, block=64)
 
@@ -201,7 +211,7 @@ KERNELS = {
     "one_token": "attend_kernel merge_kernel score_kernel",
     "dense": "merge_kernel merge_splits_kernel norm_rotate_kernel nucleus_kernel partial_kernel place_kernel",
     "lists": "append_kernel best_pages_kernel block_prefill_kernel columns_kernel merge_splits_kernel "
-    "page_partial_kernel page_scores_kernel runs_kernel",
+    "page_partial_kernel page_scores_kernel runs_kernel window_sums_kernel",
     "many": "attend_kernel bulk merge_kernel pointers score_kernel",
 }
 

@@ -27,7 +27,8 @@ from nsa_models.train.facts import FactWriter
 from nsa_models.train.learner import Learner
 from nsa_models.train.loop import Stopped, train
 from nsa_models.train.parallel import Group
-from nsa_models.train.recipe import Recipe, load_recipe
+from nsa_models.train.reading import load_recipe
+from nsa_models.train.recipe import Recipe
 
 Plain = dict[str, Any]
 
@@ -430,7 +431,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(recipe: Plain, monkeypatch: py
         return text * (float("nan") if next(calls) == 3 else 1.0), answer, ranking
 
     monkeypatch.setattr(Learner, "losses", broken)
-    with pytest.raises(ValueError, match=r"step 3: the loss is nan .*: lower the rate"):
+    with pytest.raises(ValueError, match=r"step 3: the loss is nan .*: lower optim.lr"):
         run({**recipe, "save_every": 1})
     assert all(torch.isfinite(weight).all() for weight in weights(recipe).values())
 
@@ -507,7 +508,7 @@ def test_the_log_tells_tokens_a_second(recipe: Plain) -> None:
 @pytest.mark.parametrize(
     ("hurt", "said"),
     [
-        (lambda r: r.update(bach_tokens=1), "bach_tokens: Extra inputs are not permitted"),
+        (lambda r: r.update(bach_tokens=1), "bach_tokens: unknown key; did you mean 'batch_tokens'?"),
         (lambda r: r["text"].update(cache="/nowhere/cache", folder="/nowhere"), "text in /nowhere, and no"),
         (lambda r: r.update(output="/dev/null/run"), "/dev/null"),
     ],

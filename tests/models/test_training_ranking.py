@@ -20,7 +20,9 @@ from nsa_models.train.learner import Learner
 from nsa_models.train.loop import train
 from nsa_models.train.parallel import Group
 from nsa_models.train.ranking import asked_positions, ranking_losses
-from nsa_models.train.recipe import Recipe, RecipeError, load_recipe
+from nsa_models.train.reading import load_recipe
+from nsa_models.train.recipe import Recipe
+from nsa_settings import SettingsError
 
 Plain = dict[str, Any]
 SMALL = BlockGeometry(block=8, stride=4, select_block=16, select_count=5, window=16)
@@ -221,5 +223,5 @@ def test_without_blocks_to_rank_or_without_asking_there_is_none(recipe: Plain, a
 )
 def test_a_wrong_ranking_is_refused(tmp_path: Path, change: str) -> None:
     path = Path("models/nsa_models/recipes/twin-nsa-64k.yaml")
-    with pytest.raises(RecipeError, match="ranking"):
+    with pytest.raises(SettingsError, match="ranking"):
         load_recipe(path, [change])

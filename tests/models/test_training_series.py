@@ -25,8 +25,11 @@ from nsa_models.train.held_out import HeldOutTest
 from nsa_models.train.learner import Learner, Learnt
 from nsa_models.train.loop import Stopped
 from nsa_models.train.parallel import Group
-from nsa_models.train.recipe import Recipe, RecipeError, TextRecipe, load_recipe
-from nsa_models.train.series import command_line, load_series, main, train_series
+from nsa_models.train.reading import load_recipe
+from nsa_models.train.recipe import Recipe, TextRecipe
+from nsa_models.train.series import load_series, train_series
+from nsa_models.train.series.__main__ import command_line, main
+from nsa_settings import SettingsError
 
 Plain = dict[str, Any]
 HOME = Path(__file__).resolve().parents[2]
@@ -111,14 +114,27 @@ def test_a_base_that_is_no_recipe_is_told(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rnus": {}}, "tiny.yaml: rnus: Extra inputs are not permitted"),
-        ({"runs": {}}, "runs: Dictionary should have at least 1 item"),
-        ({"runs": {"../up": {}}}, "runs.../up"),
-        ({"runs": {"a": {"bach_tokens": 1}}}, "runs.a: bach_tokens: Extra inputs are not permitted"),
-        ({"runs": {"a": {"model.hiden_size": 1}}}, "runs.a: model: hiden_size not among its fields"),
-        ({"runs": {"a": {"stages.3.max_steps": 1}}}, "runs.a.stages.3.max_steps: there is no place for"),
+        ({"rnus": {}}, "tiny.yaml:19: rnus: unknown key; did you mean 'runs'?"),
+        ({"runs": {}}, "tiny.yaml:10: runs: the mapping is empty: name at least one run"),
+        ({"runs": {"../up": {}}}, "tiny.yaml:11: runs.../up: expected letters, digits"),
+        (
+            {"runs": {"a": {"bach_tokens": 1}}},
+            "tiny.yaml:12: runs.a: bach_tokens: unknown key; did you mean 'batch_tokens'?",
+        ),
+        (
+            {"runs": {"a": {"model.hiden_size": 1}}},
+            "tiny.yaml:12: runs.a: model.hiden_size: unknown key; did you mean 'hidden_size'?",
+        ),
+        (
+            {"runs": {"a": {"stages.3.max_steps": 1}}},
+            "tiny.yaml:12: runs.a: stages has entry 0 alone; there is no 3",
+        ),
         ({"runs": {"a": {"output": "x"}}}, "runs.a: output of a run follows from the series"),
-        ({"set": {"name": "x"}}, "set: name of a run follows from the series"),
+        (
+            {"set": {"ranking.weigth": 1.0}},
+            "tiny.yaml:5: set: ranking.weigth: unknown key; did you mean 'weight'?",
+        ),
+        ({"set": {"name": "x"}}, "tiny.yaml:5: set: name of a run follows from the series"),
         ({"base": "gone.yaml"}, "gone.yaml: cannot be read"),
     ],
 )
@@ -129,7 +145,20 @@ def test_a_wrong_key_is_told_before_anything_is_trained(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert said in error
+    assert error.count("\n") == 1, "what all runs share is told once"
     assert not (written.parent / "out").exists()
+
+
+def test_a_mistake_in_the_base_is_told_once_by_its_own_file(
+    written: Path, recipe: Plain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = written.parent.parent / "base.yaml"
+    recipe["optim"]["warmup_step"] = 5
+    base.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    number = next(i for i, line in enumerate(base.read_text().splitlines(), 1) if "warmup_step:" in line)
+    assert main([str(written)]) == 2
+    told = "optim.warmup_step: unknown key; did you mean 'warmup_steps'?"
+    assert capsys.readouterr().err == f"error: {written.parent}/../base.yaml:{number}: {told}\n"
 
 
 def test_a_series_stopped_again_and_again_ends_as_an_undisturbed_one(
@@ -187,7 +216,7 @@ def test_named_runs_alone_are_trained_and_done_ones_are_left(
     assert "full-32: done before" in capsys.readouterr().out
     assert (written.parent / "out" / "full-32" / "log.jsonl").stat() == made
     assert list(results(written)["runs"]) == ["full-32", "full-16"]
-    with pytest.raises(RecipeError, match="no run nsa-64 in tiny; it has nsa-32, full-32"):
+    with pytest.raises(SettingsError, match="no run nsa-64 in tiny; it has nsa-32, full-32"):
         train_series(load_series(written), only=["nsa-64"])
     assert main([str(written), "--list"]) == 0
     assert "full-32: 6 steps, 0.0M tokens, done" in capsys.readouterr().out

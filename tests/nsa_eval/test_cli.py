@@ -89,6 +89,19 @@ class TestUsageErrors:
         assert "Traceback" not in errors
         assert errors
 
+    @pytest.mark.parametrize(
+        ("flag", "text", "said"),
+        [("--lengths", "1x", "expected a whole number of tokens"), ("--depths", "0", "expected"), ("--needle", "worms", "expected")],
+    )  # fmt: skip
+    def test_a_familys_flag_is_told_by_its_name(self, cli, flag, text, said):
+        _, _, errors = cli("needle", "--model", "zoo:twin-nsa-64k", flag, text, "--dry-run")
+        assert errors.startswith(f"error: {flag}: {said}")
+
+    def test_ls_says_what_it_lists(self, cli):
+        _, _, errors = cli("ls")
+        assert errors == "error: ls: expected models, tasks, methods or configs, got nothing\n"
+        assert "got model; did you mean 'models'?" in cli("ls", "model")[2]
+
 
 class TestUserErrors:
     @pytest.mark.parametrize("command", ["run", "validate"])
@@ -186,7 +199,7 @@ class TestRun:
         code, output, _ = cli("run", config, "--limit", "1", "-o", "out", "--set", "compare.resamples=100")
         assert code == 0
         assert "needle_single" in output
-        assert "not distinguishable" in output
+        assert "too few documents" in output
         assert output.strip().splitlines()[-1] == "report: out/report.html"
         assert yaml.safe_load(Path("out/run.yaml").read_text())["limit"] == 1
         assert cli("compare", "out", "--format", "md", "--resamples", "100")[1].count("|") > 10
@@ -225,6 +238,24 @@ class TestRun:
         assert output.splitlines()[-2].split() == ["total", "12", "3,584"]
         assert output.splitlines()[-1].startswith("time: nothing is known")
         assert [p.name for p in tmp_path.iterdir()] == ["tiny.yaml"]
+
+    def test_a_dry_run_says_which_sizes_are_upper_bounds(self, cli, config):
+        few = [
+            "--set",
+            "tasks=[{task: lb_qasper, limit: 2}, {task: needle_single, lengths: [256], samples: 1, depths: 1}]",
+        ]
+        code, output, _ = cli("run", config, "--dry-run", *few)
+        assert code == 0
+        told = [line.split("  ")[-1].strip() for line in output.splitlines()]
+        assert told.count("up to 63,256") == 2
+        assert told.count("256") == 2
+        assert "up to 127,024" in told  # the total
+        assert (
+            "up to: as if every prompt were as long as LongBench's cut lets it be (31,500 tokens where the"
+            in output
+        )
+        _, output, _ = cli("validate", config, *few)
+        assert output.rstrip().endswith("6 samples, up to 127,024 tokens")
 
 
 class TestEval:

@@ -96,11 +96,49 @@ def test_each_mistake_is_one_line(write, extra, expected):
         ("{path: .}", "x.yaml:2: models[0].path: . has no config.json: name the folder that save_pretrained wrote"),
         ("{name: a}", "x.yaml:2: models[0].path: this key is required"),
         ("{path: 3}", "x.yaml:2: models[0].path: expected text, got 3"),
-        ("just-text", "x.yaml:2: models[0]: expected a mapping of keys to values, got 'just-text'"),
+        ("just-text", "x.yaml:2: models[0]: expected a mapping of keys to values, got 'just-text'; write {path: just-text}"),
+        ("path:zoo:m", "x.yaml:2: models[0]: expected a mapping of keys to values, got 'path:zoo:m'; put a space behind path:"),
+        ("{path: org/m, variants: [{method: quest}]}", "x.yaml:2: models[0].variants[0].method: expected a mapping of keys to values, got 'quest'; write {name: quest}"),
     ],
 )  # fmt: skip
 def test_models_are_checked(write, models, expected):
     assert problems(write(GOOD.replace("MODEL", models))) == [expected]
+
+
+def test_a_text_in_place_of_a_list_is_shown_as_one(write):
+    text = GOOD.replace("{task: needle_single, lengths: [512, 1k], depths: 3, samples: 2}", "")
+    lines = problems(write(text.replace("tasks:\n  - ", "tasks: needle_single")))
+    assert lines == ["x.yaml:3: tasks: expected a list, got 'needle_single'; write [{task: needle_single}]"]
+
+
+def test_a_misspelt_generation_setting_is_told_before_anything_is_loaded(write):
+    task = "{task: needle_single, gen_kwargs: {temprature: 1, max_gen_toks: 8}}"
+    text = GOOD.replace("{task: needle_single, lengths: [512, 1k], depths: 3, samples: 2}", task)
+    told = "no generation setting of the engine; did you mean 'temperature'?"
+    assert problems(write(text)) == [f"x.yaml:4: tasks[0].gen_kwargs.temprature: {told}"]
+    elsewhere = text.replace("MODEL", "{path: gpt, lm: local-completions}")
+    assert load_config(write(elsewhere)).tasks[0].gen_kwargs == {"temprature": 1, "max_gen_toks": 8}
+
+
+def test_the_settings_that_are_let_through_are_those_that_the_engine_has(write):
+    from nsa_eval.config._generation import ENGINES_OWN
+    from nsa_eval.engine import _sampling
+
+    assert set(ENGINES_OWN) == {"min_new_tokens", *_sampling._NEUTRAL}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ("{nsa_windw: 256}", "its config has no field 'nsa_windw' to set; did you mean 'nsa_window'?"),
+        ("{nsa_select_count: [4, 0]}", "nsa_select_count = 0: the model can't be made so: select_count must be a positive"),
+    ],
+)  # fmt: skip
+def test_fields_that_a_checkpoint_at_hand_cannot_have_are_told_at_once(write, fields, said):
+    model = f"{{path: 'zoo:twin-nsa-64k', variants: [{{}}, {{set: {fields}}}]}}"
+    [line] = problems(write(GOOD.replace("MODEL", model)))
+    assert line.startswith("x.yaml:2: models[0].variants[1].set: ")
+    assert said in line
 
 
 def test_an_unknown_zoo_name_lists_what_there_is(write, monkeypatch):
@@ -235,7 +273,7 @@ class TestOverrides:
         ("override", "expected"),
         [
             ("limit", "--set limit: expected KEY=VALUE, such as --set engine.batch_size=4"),
-            ("tasks.3.samples=1", "--set tasks.3.samples=1: tasks has entries 0 to 0; there is no 3"),
+            ("tasks.3.samples=1", "--set tasks.3.samples=1: tasks has entry 0 alone; there is no 3"),
             ("models.tny.dtype=auto", "--set models.tny.dtype=auto: models has no entry 'tny'; did you mean 'tiny'?"),
             ("name.x=1", "--set name.x=1: name is 'good', so it has no 'x' to set"),
             ("tasks.0.lenghts=1k", "--set tasks.0.lenghts=1k: tasks[0].lenghts: unknown key; did you mean 'lengths'?"),

@@ -85,6 +85,7 @@ def test_a_model_that_is_not_here_yet_takes_both(tmp_path):
         ([DENSE], ["quest"], [], "--method quest: a method is written NAME:BUDGET"),
         ([DENSE], ["xattention:512"], [], "--method xattention:512: xattention has no budget, got '512'"),
         ([DENSE], ["quest:"], [], "--method quest:: a method is written NAME:BUDGET"),
+        ([DENSE], ["quest@512"], [], "--method quest@512: unknown method 'quest@512': write quest:512"),
         ([DENSE], ["qest:512"], [], "--method qest:512: unknown method 'qest', did you mean quest?"),
         ([DENSE], ["quest:512,pages=2"], [], "unknown option 'pages', did you mean page?"),
         ([NSA], [], ["nsa_window"], "--sweep nsa_window: expected KEY=V1,V2"),

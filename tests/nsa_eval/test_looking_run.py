@@ -13,6 +13,7 @@ from nsa_eval._counting import CountingStore
 from nsa_eval._looking import _Candidate, _with_pictures
 from nsa_eval.errors import UserError
 from nsa_eval.looks import Look, read_looks
+from nsa_eval.progress import Progress
 from nsa_models import NSADecoderConfig, NSADecoderForCausalLM
 
 
@@ -120,6 +121,22 @@ def once(config, tmp_path_factory):
 def finished(once, tmp_path):
     """A copy of it, to be changed."""
     return Path(shutil.copytree(once, tmp_path / "finished"))
+
+
+def test_looks_are_counted_apart_and_the_runs_own_total_is_known_from_the_start(config, tmp_path):
+    class Watched(Progress):
+        seen: list
+
+        def draw(self, *, now=False):
+            self.seen = [*getattr(self, "seen", []), (self.noun, self.requests, self.requests_total)]
+
+    progress = Watched()
+    nsa_eval.run(config(), output=tmp_path / "run", progress=progress)
+    own = [total for noun, _, total in progress.seen if noun == "request"]
+    assert set(own) == {2 * (8 + 1)}
+    assert [done for noun, done, _ in progress.seen if noun == "request"][-1] == own[-1]
+    looks = [(done, total) for noun, done, total in progress.seen if noun == "look"]
+    assert (looks[0], looks[-1]) == ((0, 9), (9, 9))
 
 
 def test_a_model_with_nsa_gets_looks_and_a_dense_one_the_reason(finished):

@@ -131,6 +131,32 @@ def test_lines_count_requests():
     assert lines == ["nsa: 0%, 0/1 request", "dense: 50%, 1,200/2,000 requests"]
 
 
+def test_what_is_counted_apart_leaves_the_runs_totals_and_pace_alone():
+    clock, lines = Clock(), []
+    progress = Lines(every=0, write=lines.append, clock=clock)
+    progress.start(1000, 10)
+    progress.say("nsa")
+    progress.begin_work()
+    clock.now += 10
+    progress.add(500, 5)
+    with progress.apart("nsa: looking", "look", 80, 4):
+        progress.skip(20, 1)
+        clock.now += 30
+        progress.begin_work()
+        progress.add(20, 1)
+    progress.say("dense")
+    assert lines[1:] == [
+        "nsa: 50%, 5/10 requests, 10s left",
+        "nsa: looking: 0%, 0/4 looks",
+        "nsa: looking: 25%, 1/4 looks",
+        "nsa: looking: 50%, 2/4 looks, 1m 00s left",
+        "dense: 50%, 5/10 requests, 10s left",
+    ]
+    with pytest.raises(KeyError), progress.apart("nsa: looking", "look", 1, 1):
+        raise KeyError
+    assert (progress.total, progress.requests_total, progress.counted) == (1000, 10, "5/10 requests")
+
+
 def _request(key, prompt, task="t", **settings):
     arguments = (prompt, settings) if settings else (prompt, " yes")
     return SimpleNamespace(key=key, arguments=arguments, origin=SimpleNamespace(task=task))
@@ -211,6 +237,9 @@ def test_a_run_ends_at_its_total_and_not_before(tiny_config, tmp_path, monkeypat
     assert all(done < total for done, total in computing)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (45, "45s"), (200, "3m 20s"), (7500, "2h 05m")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (45, "45s"), (200, "3m 20s"), (7500, "2h 05m"), (345_599, "95h 59m"), (356_400, "4d 03h")],
+)
 def test_durations(seconds, text):
     assert duration(seconds) == text

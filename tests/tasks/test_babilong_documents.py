@@ -13,9 +13,10 @@ from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from nsa_tasks import TaskDataError, TaskParameterError, resolve, task_spec
+from nsa_tasks import TaskDataError, TaskParameterError, _kept, resolve, task_spec
 from nsa_tasks._random import Draw
 from nsa_tasks._tokens import Encoding, RequestTokens
+from nsa_tasks.babilong import build
 from nsa_tasks.babilong.background import Books, Generated
 from nsa_tasks.babilong.build import choose
 from nsa_tasks.babilong.family import FAMILY
@@ -347,3 +348,27 @@ def test_what_a_wrong_reply_names_is_in_its_sample(root, bpe_tokenizer):
     results = evaluate(Lost(), load(root, bpe_tokenizer), bootstrap_iters=0)
     assert results["results"]["babilong_qa1"]["score,none"] == 0.0
     assert results["samples"]["babilong_qa1"][0]["doc"]["reasons"] == ["names garden, office"]
+
+
+def test_models_that_count_alike_take_the_same_contexts_and_others_their_own(
+    root, bpe_tokenizer, byte_tokenizer, monkeypatch
+):
+    monkeypatch.setattr(_kept, "_rows", type(_kept._rows)())
+    made = []
+    document = build.document
+    monkeypatch.setattr(build, "document", lambda *given: made.append(given) or document(*given))
+    first = task_of(root, bpe_tokenizer)
+    assert len(made) == 8
+    again = task_of(root, bpe_tokenizer)
+    assert len(made) == 8
+    assert list(again.eval_docs) == list(first.eval_docs)
+    assert [again.prompt_of(doc) for doc in again.eval_docs] == [
+        first.prompt_of(doc) for doc in first.eval_docs
+    ]
+    task_of(root, byte_tokenizer)
+    assert len(made) == 16
+    facts = root / "needle/babi_en/qa1_single-supporting-fact_train.txt"
+    facts.write_text(facts.read_text(encoding="utf-8").replace("garden", "cellar"), encoding="utf-8")
+    changed = task_of(root, bpe_tokenizer)
+    assert len(made) == 24
+    assert list(changed.eval_docs) != list(first.eval_docs)

@@ -12,7 +12,7 @@ from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from nsa_tasks import TaskDataError, TaskParameterError, resolve, task_spec
+from nsa_tasks import TaskDataError, TaskParameterError, _kept, resolve, task_spec
 from nsa_tasks._random import Draw
 from nsa_tasks._tokens import RequestTokens
 from nsa_tasks.haystack import generate_text
@@ -160,6 +160,27 @@ def test_every_cut_encodes_to_the_windows_own_tokens(case):
             assert cutter.ids(head) == whole[:position] if head else cutter.starts == whole[:position]
         for start, end, position in zip((0, *ENDS), ENDS, window.positions[1:], strict=False):
             assert end - min(MOST_BACK, (end - start) // 2) <= position <= end
+
+
+def test_models_that_count_alike_take_the_same_windows_and_others_their_own(
+    bpe_tokenizer, byte_tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(_kept, "_rows", type(_kept._rows)())
+    read = []
+    cut = WindowCutter.cut
+    monkeypatch.setattr(WindowCutter, "cut", lambda *given: read.append(given) or cut(*given))
+    texts = [generate_text(Draw("kept", i), 6000) for i in range(3)]
+    source = write_books(tmp_path, texts[:2])
+    first, again = (load(bpe_tokenizer, source) for _ in range(2))
+    assert len(read) == 2
+    assert list(again.eval_docs) == list(first.eval_docs)
+    assert again._pieces == first._pieces
+    load(byte_tokenizer, source)
+    assert len(read) == 4
+    load(bpe_tokenizer, source, ends=ENDS[:1])
+    assert len(read) == 6
+    load(bpe_tokenizer, write_books(tmp_path, texts[1:]))
+    assert len(read) == 8
 
 
 def test_lm_eval_scores_each_token_once_after_all_that_stand_before_it(case, tmp_path):

@@ -19,7 +19,7 @@ from nsa_tasks._random import Draw
 from nsa_tasks._tokens import RequestTokens
 from nsa_tasks.haystack import NOISE, generate_text
 from nsa_tasks.ruler import build
-from nsa_tasks.ruler.fit import Drawn, Generator, TooSmallError, fitted, search
+from nsa_tasks.ruler.fit import Drawn, Generator, TooSmallError, fitted, samples_ahead, search
 from nsa_tasks.ruler.niah import DEPTHS, NiahGenerator
 from nsa_tasks.ruler.settings import TASKS as TASK_SETTINGS
 from nsa_tasks.ruler.words import AdjectiveNouns
@@ -467,7 +467,13 @@ class Lines(Generator):
             raise TooSmallError
         self.drawn.append(size)
         more = self.longer.pop(0) if self.longer else 0
-        return Drawn("x" * (self.head + size + more), "", ("a",))
+        return Drawn("x" * (self.head + size + more), "", (f"{index}",))
+
+    def place(self):
+        return (tuple(self.longer),)
+
+    def go_back(self, place):
+        self.longer = list(place[0])
 
 
 def characters(prompt, prefix):
@@ -484,7 +490,32 @@ class TestSize:
     def test_an_overflow_takes_a_step_away(self):
         generator = Lines(10, longer=[1, 1])
         drawn, size, tokens = fitted(generator, 0, 42, 57, 5, characters)
-        assert (generator.drawn, size, tokens, drawn.answers) == ([42, 37], 37, 48, ("a",))
+        assert (generator.drawn, size, tokens, drawn.answers) == ([42, 37], 37, 48, ("0",))
+
+    @pytest.mark.parametrize("workers", [1, 3])
+    @pytest.mark.parametrize("size", [4, 5, 9, 42])
+    @pytest.mark.parametrize("seed", range(12))
+    def test_samples_drawn_ahead_are_those_drawn_one_after_another(self, seed, size, workers, monkeypatch):
+        monkeypatch.setattr("os.cpu_count", lambda: workers)
+        rng = random.Random(seed)
+        share = rng.choice([0.0, 0.1, 0.5, 0.9])
+        longer = [rng.choice([1, 9, 99]) if rng.random() < share else 0 for _ in range(80)]
+        room = 15 + size
+
+        def plain(generator):
+            return [fitted(generator, index, size, room, 5, characters) for index in range(30)]
+
+        def ahead(generator):
+            return samples_ahead(generator, 30, size, room, 5, characters)
+
+        outcomes = []
+        for make in (plain, ahead):
+            generator = Lines(10, longer)
+            try:
+                outcomes.append((make(generator), generator.longer))
+            except TaskParameterError as error:
+                outcomes.append(str(error))
+        assert outcomes[0] == outcomes[1]
 
     def test_the_smallest_size_that_never_fits_is_an_error(self):
         with pytest.raises(TaskParameterError, match="length 18 is too short: its smallest request takes 15"):

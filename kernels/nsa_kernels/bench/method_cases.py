@@ -15,7 +15,6 @@ from torch import Tensor
 from nsa_kernels.bench.block_result import BlockSettings
 from nsa_kernels.block_choice import (
     best_slashes,
-    block_means,
     block_sparse,
     column_and_diagonal_sums,
     moba,
@@ -23,6 +22,7 @@ from nsa_kernels.block_choice import (
     vertical_slash,
 )
 from nsa_kernels.blocks import BlockLists, PageLists, block_attention, page_decode
+from nsa_kernels.order_free import block_means
 from nsa_kernels.pages import PageExtremes, quest_pages
 from nsa_kernels.spans import Merger, Part
 

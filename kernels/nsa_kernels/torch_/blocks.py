@@ -7,6 +7,9 @@ from torch import Tensor
 
 from nsa_kernels.block_lists import BlockLists, PageLists
 
+_CELLS = 2**24
+"""Weights of windows that are made at a time."""
+
 
 def prefill(
     q: Tensor,
@@ -59,6 +62,26 @@ def decode(q: Tensor, k: Tensor, v: Tensor, lists: PageLists, *, lengths: Tensor
     keep = _each_head(keep[..., :tokens], q.shape[1])[:, :, None]
     out, _ = _softmax(q.unsqueeze(1), k, v, keep, scale)
     return out.squeeze(1).to(q.dtype)
+
+
+def window_sums(q: Tensor, k: Tensor, lse: Tensor, *, window: int, scale: float) -> Tensor:
+    """Arguments of `nsa_kernels.window.window_sums`."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    (queries, heads, _), (tokens, kv_heads, _) = q.shape, k.shape
+    first, front = tokens - queries, max(0, tokens - queries - window + 1)
+    sums = torch.zeros(heads, tokens - front, dtype=wide, device=q.device)
+    step = max(1, _CELLS // (heads * (window + queries)))
+    for begin in range(first, tokens, step):
+        end = min(begin + step, tokens)
+        low, some = max(0, begin - window + 1), slice(begin - first, end - first)
+        grouped = q[some].to(wide).unflatten(1, (kv_heads, heads // kv_heads))
+        scores = torch.einsum("nghd,sgd->ghns", grouped, k[low:end].to(wide)).flatten(0, 1) * scale
+        position = torch.arange(begin, end, device=q.device)[:, None]
+        key = torch.arange(low, end, device=q.device)
+        outside = (key > position) | (key <= position - window)
+        weights = (scores - lse[:, some, None]).masked_fill(outside, -torch.inf).exp()
+        sums[:, low - front : end - front] += weights.sum(1)
+    return sums
 
 
 def _each_head(x: Tensor, heads: int) -> Tensor:

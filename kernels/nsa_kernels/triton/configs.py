@@ -8,8 +8,8 @@ chosen). num_warps, num_stages, maxnreg: as Triton has them. compress_linear: BM
 elements of a token at a time (of 16 bits each; half as many of 32); compress_mlp the same with BN hidden
 units; compress_mean: PIECES blocks to a program, ROWS tokens read at once. block_prefill: for tiles of up to
 64 queries, block_prefill_128 for larger ones; heads share a tile of up to BM rows. block_decode: keys to a
-step, programs to a multiprocessor. page_scores: pages to a program. The kernel for Hopper: BN, and the slots
-of its rings.
+step, programs to a multiprocessor. page_scores: pages to a program. window_sums: BN keys to a program, BM
+queries to a step. The kernel for Hopper: BN, and the slots of its rings.
 
 Candidates are measured by `benchmarks/tune_kernels.py` and `tune_decode.py` on the machine that they run on;
 what wins goes into these tables.
@@ -130,6 +130,7 @@ DEFAULT: Table = {
         256: {"keys": 32, "programs": 4, "num_warps": 4},
     },
     "page_scores": {128: {"pages": 64, "num_warps": 4}},
+    "window_sums": {128: {"BM": 64, "BN": 64, **_SMALL}, 256: {"BM": 32, "BN": 64, **_SMALL}},
 }
 
 _FEW = {**_DECODE, "keys": 128, "columns": 16, "overlap": 1, "attend_warps": 4}
@@ -180,6 +181,8 @@ H200: Table = {
     "masked_queries": {128: {"BM": 64, "BN": 64, "num_warps": 4, "num_stages": 2}},
     "masked_keys": {128: {"BM": 32, "BN": 64, "num_warps": 4, "num_stages": 2}},
     "masked_compressed": {128: {"BM": 64, "BN": 64, "CHUNK": 2048, "num_warps": 4, "num_stages": 2}},
+    # Not measured: no spills, and two programs to a multiprocessor, by what the compiler reports.
+    "window_sums": {128: {"BM": 64, "BN": 128, "num_warps": 8, "num_stages": 3}},
     # Wider than 128: not measured, and chosen for shared memory.
     "block_prefill": {
         128: {"BM": 64, "BN": 64, "TMA": 1, "num_warps": 4, "num_stages": 3},
@@ -230,6 +233,7 @@ INTERPRETER: Table = {
     "block_prefill_128": {128: {"BM": 128, "BN": 16, **_SMALL}},
     "block_decode": {128: {"keys": 32, "programs": 3, "num_warps": 4}},
     "page_scores": {128: {"pages": 16, "num_warps": 4}},
+    "window_sums": {128: {"BM": 32, "BN": 64, **_SMALL}},
 }
 
 TABLES: Mapping[str, Table] = {"h200": H200, "a100": A100, "default": DEFAULT, "interpreter": INTERPRETER}

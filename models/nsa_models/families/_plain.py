@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from nsa_models.families._contract import FamilyError
 from nsa_models.families._declared import Declared, accepts, setting, text_config
 from nsa_models.families._frequencies import Frequencies
+from nsa_models.shortage import is_out_of_memory
 
 ROWS = 3
 _TOKENS = 14
@@ -115,9 +116,9 @@ class PlainForwards:
         self.frequencies.reset()
         try:
             logits = self.model(input_ids=tokens, **self.arguments).logits
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a model raises that lacks an input
+            if is_out_of_memory(error):
+                raise
             raise FamilyError(
                 f"{name_of(self.model)} can't be run on {tokens.shape[1]} token ids alone "
                 f"({type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}); it may need an "

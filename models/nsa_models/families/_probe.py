@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from nsa_models.families._contract import Family, FamilyError, Rows, right_padded
 from nsa_models.families._declared import Declared, narrowed
 from nsa_models.families._plain import AFFORDABLE_WINDOW, ROWS, PlainForwards, Sample, name_of
+from nsa_models.shortage import is_out_of_memory
 
 # Tokens of the windows in `holds_narrowed`: probed rows pass them twice.
 _NARROW = 8
@@ -88,9 +89,9 @@ class Probe:
                 return False
             family.cache_bytes = self._cache_bytes(family)
             return True
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # what a model raises when it is fed in a way that it doesn't know
+        except Exception as error:  # what a model raises when it is fed in a way that it doesn't know
+            if is_out_of_memory(error):
+                raise
             return False
 
     def _cache_bytes(self, family: Family) -> int:

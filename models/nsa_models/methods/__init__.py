@@ -19,7 +19,7 @@ from nsa_models.methods._block import QueryBlock, keep_top
 from nsa_models.methods._handle import Attached, attached_to
 from nsa_models.methods._memory import Memories
 from nsa_models.methods._prompt import PromptRow
-from nsa_models.methods._reads import LayerReads, ReadCounts, Reads
+from nsa_models.methods._reads import IndexReads, LayerReads, ReadCounts, Reads
 from nsa_models.methods._registry import make_method, methods, parse_method, split_method
 from nsa_models.methods._rowmethod import RowMethod
 from nsa_models.methods._share import MethodShare, is_share, method_at
@@ -29,6 +29,7 @@ __all__ = [
     "DECLARATIONS",
     "Attached",
     "Budgeted",
+    "IndexReads",
     "LayerReads",
     "Memories",
     "Method",

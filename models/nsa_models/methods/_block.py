@@ -75,7 +75,9 @@ def grouped(x: Tensor, of_group: Tensor) -> Tensor:
     return product
 
 
-def keep_top(scores: Tensor, count: int | Tensor, among: Tensor, *, most: int | None = None) -> Tensor:
+def keep_top(
+    scores: Tensor, count: int | Tensor, among: Tensor, *, most: int | None = None, waits: bool = True
+) -> Tensor:
     """The `count` highest scores of the last axis; of equal ones, the lower index.
 
     Args:
@@ -83,6 +85,7 @@ def keep_top(scores: Tensor, count: int | Tensor, among: Tensor, *, most: int | 
         count: How many; a LongTensor that broadcasts to [..., 1] where it differs.
         among: Booleans that broadcast to [..., S]: candidates. Where there are fewer, all are kept.
         most: What no count exceeds, where that is known: to ask a tensor makes a GPU wait.
+        waits: Whether many cells may be looked through for ties, which makes a GPU wait too.
 
     Returns:
         Booleans [..., S].
@@ -102,7 +105,7 @@ def keep_top(scores: Tensor, count: int | Tensor, among: Tensor, *, most: int | 
     values = candidates.topk(most, dim=-1).values
     bar = values.gather(-1, (wanted - 1).clamp(min=0))
     reaching = (candidates >= bar) & among & (wanted > 0)
-    if _worth_asking(reaching) and bool((reaching.sum(-1, keepdim=True) <= wanted).all()):
+    if waits and _worth_asking(reaching) and bool((reaching.sum(-1, keepdim=True) <= wanted).all()):
         return reaching
     # topk has no rule for ties: of those at the bar, take from the left while there is room.
     above = reaching & (candidates > bar)

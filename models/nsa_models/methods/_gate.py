@@ -178,10 +178,10 @@ class DecodeGate(Gated):
         elif weight.dim() == 4:
             shape = [groups, heads.shape[2], q.shape[-1]]
             self.expect(block.layer, weight, shape, name, self.pooling)
-            made = torch.einsum("bkgni,kgio->bkno", heads, weight.to(q))
+            made = torch.einsum("bkgni,kgio->bkno", heads, like(weight, q))
         else:
             self.expect(block.layer, weight, [groups, q.shape[-1]], name, self.pooling)
-            made = torch.einsum("bkni,kio->bkno", heads.mean(2), weight.to(q))
+            made = torch.einsum("bkni,kio->bkno", heads.mean(2), like(weight, q))
         return self._normed(block, made, "attngate_qnorm.weight")
 
     def _keys(self, block: QueryBlock, k: Tensor) -> Tensor:
@@ -190,14 +190,19 @@ class DecodeGate(Gated):
         of_blocks = pooled(k[:, :, : whole * self.block], self.block, self.pooling)
         weight = self.tensor(block.layer, name)
         self.expect(block.layer, weight, [k.shape[1], of_blocks.shape[-1]], name, self.pooling)
-        made = torch.einsum("bkmi,kio->bkmo", of_blocks, weight.to(k))
+        made = torch.einsum("bkmi,kio->bkmo", of_blocks, like(weight, k))
         return self._normed(block, made, "attngate_knorm.weight")
 
     def _normed(self, block: QueryBlock, x: Tensor, name: str) -> Tensor:
         weight = self.maybe_tensor(block.layer, name)
         if weight is None:
             return x
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + _EPS) * weight.to(x)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + _EPS) * like(weight, x)
+
+
+def like(weight: Tensor, x: Tensor) -> Tensor:
+    """A weight where x is and in its dtype; a GPU doesn't wait for it."""
+    return weight.to(x.device, non_blocking=True).to(x.dtype)
 
 
 def pooled(x: Tensor, size: int, pooling: Pooling) -> Tensor:

@@ -13,14 +13,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nsa_models.methods._base import Method, MethodError
+from nsa_models.methods._beside import Held
 from nsa_models.methods._block import Rotate, attend
 from nsa_models.methods._listed import attend_by_lists, backend_of_model, listed, step_by_lists
 from nsa_models.methods._memory import Memories
+from nsa_models.methods._paged import KeptPages, Paged, step_by_pages
 from nsa_models.methods._placement import Placement
-from nsa_models.methods._prompt import prompt_rows
+from nsa_models.methods._prompt import prompt_rows, whole
 from nsa_models.methods._reads import Now, Reads
+from nsa_models.methods._rowlisted import RowListed
 from nsa_models.methods._rowmethod import RowMethod
-from nsa_models.methods._rowwise import attend_rows, observe_rows
+from nsa_models.methods._rowwise import attend_rows, attend_rows_by_lists, observe_rows
 
 _attached: weakref.WeakKeyDictionary[PreTrainedModel, Attached] = weakref.WeakKeyDictionary()
 
@@ -115,6 +118,7 @@ class Attached(ABC):
         self._told_memories: Memories | None = None
         self._memories = Memories.fresh(0)
         self._continued = True
+        self._kept = KeptPages()
 
     @property
     def model(self) -> PreTrainedModel:
@@ -218,16 +222,29 @@ class Attached(ABC):
         return layer in self.layers and self.method.phase in ("both", phase)
 
     def _sparse(
-        self, q: Tensor, k: Tensor, v: Tensor, place: Placement, *, scaling: float, layer: int, phase: Now
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        place: Placement,
+        *,
+        scaling: float,
+        layer: int,
+        phase: Now,
+        held: Held,
     ) -> Tensor:
         """Attend by the method and count; q [B, H, n, d], k and v in order of positions."""
         rotate = self._rotations.get(layer)
         if isinstance(self.method, RowMethod):
+            given: Any = {
+                "scaling": scaling, "layer": layer, "rotate": rotate, "phase": phase,
+                "deepest": layer == max(self.layers),
+            }  # fmt: skip
             memories = self._memories_of(q.shape[0])
-            out, read = attend_rows(
-                self.method, q, k, v, place, memories,
-                scaling=scaling, layer=layer, rotate=rotate, phase=phase, deepest=layer == max(self.layers),
-            )  # fmt: skip
+            if isinstance(self.method, RowListed) and self.method.fast:
+                out, read = attend_rows_by_lists(self.method, q, k, v, place, memories, **given)
+            else:
+                out, read = attend_rows(self.method, q, k, v, place, memories, **given)
         else:
             plans = self._plans(q, k, place, scaling=scaling, layer=layer, phase=phase)
             by_lists = listed(self.method)
@@ -235,6 +252,11 @@ class Attached(ABC):
                 out, read = attend(
                     self.method, q, k, v, place, scaling=scaling, layer=layer, rotate=rotate, plans=plans
                 )
+            elif isinstance(by_lists, Paged):
+                out, read = step_by_pages(
+                    by_lists, q, k, v, place,
+                    scaling=scaling, layer=layer, held=held, kept=self._kept, reads=self.reads,
+                )  # fmt: skip
             elif phase == "decode" and q.shape[2] == 1:
                 out, read = step_by_lists(by_lists, q, k, v, place, scaling=scaling)
             else:
@@ -269,20 +291,23 @@ class Attached(ABC):
     def _plans(
         self, q: Tensor, k: Tensor, place: Placement, *, scaling: float, layer: int, phase: Now
     ) -> list[Any] | None:
-        """What the method decides for whole prompts; None if it takes them in pieces, and in decode.
+        """What the method decides for whole prompts; None if it takes them in pieces, or lists by itself.
 
         Raises:
             MethodError: A piece of a prompt arrived.
         """
         if phase == "decode" or self.method.chunked_prefill:
             return None
-        rotate = self._rotations.get(layer)
-        rows = prompt_rows(q, k, place, scaling=scaling, layer=layer, rotate=rotate)
-        if rows is None:
+        if not whole(place):
             raise MethodError(
                 f"{self.method.name}: it needs a prompt whole, and this one came in pieces; read it in one "
                 "forward with an empty cache, and wrap decode steps in decoding()"
             )
+        by_lists = listed(self.method)
+        if by_lists is not None and by_lists.lists_by_itself:
+            return None
+        rotate = self._rotations.get(layer)
+        rows = prompt_rows(q, k, place, scaling=scaling, layer=layer, rotate=rotate)
         return [None if row is None else self.method.plan(row) for row in rows]
 
     def _count(

@@ -2,13 +2,14 @@
 
 The reference makes a mask of all keys and looks at every one. A method that is `Listed` can say the same
 choice as lists of blocks, and `nsa_kernels.blocks` reads what the lists name and nothing else. What chooses
-is the reference's own code, so the sets are the same; outputs differ by the rounding of 16 bits.
+is `nsa_kernels.block_choice`, to the bits of the reference's scores (`_order_free.py`), or the reference's
+own plan; so the sets are the same, and outputs differ by the rounding of 16 bits.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from nsa_kernels.blocks import (
     choose_block_backend,
     page_decode,
 )
+from nsa_kernels.spans import Merger, Part
 from nsa_models.methods._base import Method, MethodError
 from nsa_models.methods._placement import Placement
 
@@ -49,6 +51,12 @@ class Run:
     """Position of q's first entry: whole tiles from the row's first token."""
     first: int
     """Position of the first query."""
+    scaling: float
+    """Factor of q.k in the logits."""
+
+    def with_tokens_first(self) -> tuple[Tensor, Tensor]:
+        """q [1, n, H, d] and k [1, S, H_kv, d], as `nsa_kernels` takes them."""
+        return self.q.transpose(0, 1)[None], self.k.transpose(0, 1)[None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,8 @@ class Listed(Method):
 
     sized: ClassVar[str] = "block"
     """The field that says how many tokens a block of keys has."""
+    lists_by_itself: ClassVar[bool] = False
+    """`lists` chooses from the queries and keys as the model made them, and takes no plan."""
 
     fast: bool = False
 
@@ -73,10 +83,17 @@ class Listed(Method):
         """
         super().__post_init__()
         if self.fast:
-            size = self._size
-            if size < 16 or size & (size - 1):
-                self.refuse(self.sized, "must be a power of 2 from 16 on with fast")
+            self._check_blocks()
             self.redeclare(simulated=False)
+
+    def _check_blocks(self) -> None:
+        """Refuse blocks that the kernels don't have.
+
+        Raises:
+            MethodError: Such blocks.
+        """
+        if self._size < 16 or self._size & (self._size - 1):
+            self.refuse(self.sized, "must be a power of 2 from 16 on with fast")
 
     @property
     def _size(self) -> int:
@@ -93,8 +110,23 @@ class Listed(Method):
 
         Args:
             run: The queries; tile i begins at position run.start + i * tile.
-            plan: What `plan` decided for the row's prompt, None in a method that takes prompts in pieces.
+            plan: What `plan` decided for the row's prompt; None in a method that takes prompts in pieces, or
+                whose lists need none.
         """
+
+    def parts(self, run: Run, v: Tensor, plan: Any) -> list[tuple[Tensor, Tensor, BlockLists]]:  # noqa: ANN401
+        """Keys, values and lists of them that the queries read, each key once: what they give is merged.
+
+        Args:
+            run: As in `lists`.
+            v: [H_kv, S, d_v] values of run.k.
+            plan: As in `lists`.
+
+        Returns:
+            One part of the row's own keys, unless the method has them in another order; queries stand at
+            their positions in each. [H_kv or H, S, d_k], [the same, S, d_v], and the lists.
+        """
+        return [(run.k, v, self.lists(run, plan))]
 
     def pages(self, lengths: Tensor, *, heads: int, kv_heads: int, size: int) -> PageLists:
         """The pages that one query a row reads while decoding; of methods that act there.
@@ -164,7 +196,7 @@ def attend_by_lists(
 ) -> tuple[Tensor, Tensor]:
     """Attention to the blocks that `method` lists: what `attend` gives, without a mask of keys.
 
-    Rows are taken one by one, so that padding of any kind costs nothing.
+    Rows are taken one by one, so that padding of any kind costs nothing; nothing makes a GPU wait.
 
     Args:
         method: Says which blocks.
@@ -181,26 +213,33 @@ def attend_by_lists(
     """
     heads = q.shape[1]
     backend = backend_for(method, q.device, q.dtype, width=q.shape[3], value_width=v.shape[3])
-    out = q.new_zeros(*q.shape[:3], v.shape[3])
+    out = q.new_zeros(q.shape[0], q.shape[2], heads, v.shape[3])  # as the kernel writes, and a model goes on
     read = torch.zeros(q.shape[0], dtype=torch.long, device=q.device)
-    for row, where, first, end in _runs(place):
+    for row, new in enumerate(place.tokens()):
+        if not new.count:
+            continue
+        where, first, end = new.where, new.position, new.end
         front = first % method.tile
         queries = pad(q[row][:, where], (0, 0, front, 0)) if front else q[row][:, where]
         keys, values = k[row, :, :end], v[row, :, :end]
-        run = Run(q=queries, k=keys, start=first - front, first=first)
-        lists = method.lists(run, None if plans is None else plans[row])
-        found = block_attention(
-            queries.transpose(0, 1)[None],
-            keys.transpose(0, 1)[None],
-            values.transpose(0, 1)[None],
-            lists,
-            start=run.start,
-            scale=scaling,
-            backend=backend,
-        )
-        out[row][:, where] = found.out[0, front:].transpose(0, 1)
-        read[row] += lists.reads(heads, start=run.start, first=first, end=end)
-    return out, read
+        run = Run(q=queries, k=keys, start=first - front, first=first, scaling=scaling)
+        found = []
+        for listed_keys, listed_values, lists in method.parts(
+            run, values, None if plans is None else plans[row]
+        ):
+            part = block_attention(
+                queries.transpose(0, 1)[None],
+                listed_keys.transpose(0, 1)[None],
+                listed_values.transpose(0, 1)[None],
+                lists,
+                start=run.start,
+                scale=scaling,
+                backend=backend,
+            )
+            found.append(Part(part.out[0], part.lse[0].T))
+            read[row] += lists.reads(heads, start=run.start, first=first, end=end)
+        out[row, where] = merged(found)[front:].to(out.dtype)
+    return out.transpose(1, 2), read
 
 
 def step_by_lists(
@@ -245,20 +284,14 @@ def pages_of(chosen: Tensor, page: int, most: int) -> PageLists:
     )
 
 
-def _runs(place: Placement) -> Iterator[tuple[int, slice | Tensor, int, int]]:
-    """Of each row that has tokens: number, where they stand, position of the first and behind the last."""
-    real = place.positions >= 0
-    if place.real is not None:
-        real = real & place.real
-    index = torch.arange(real.shape[1], device=real.device)
-    begin = torch.where(real, index, real.shape[1]).amin(-1)
-    last = torch.where(real, index, -1).amax(-1)
-    first = place.positions.gather(-1, begin.clamp(max=real.shape[1] - 1)[:, None])[:, 0]
-    table = torch.stack([begin, last, real.sum(-1), first], dim=-1)
-    for row, (at, until, count, position) in enumerate(table.tolist()):
-        if count:
-            together = until - at + 1 == count
-            yield row, slice(at, until + 1) if together else real[row], position, position + count
+def merged(parts: Sequence[Part]) -> Tensor:
+    """[N, H, d_v] of parts of all N queries."""
+    if len(parts) == 1:
+        return parts[0].out
+    whole = Merger(parts[0])
+    for part in parts[1:]:
+        whole.add(part, slice(0, part.out.shape[0]))
+    return whole.out
 
 
 def _width(config: PretrainedConfig) -> int:

@@ -12,8 +12,8 @@ _CHECKED_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A row's new tokens, one behind another."""
+class NewTokens:
+    """A row's tokens among the queries of a forward; their positions follow each other."""
 
     column: int
     """Of the first of them, among the forward's n."""
@@ -21,6 +21,18 @@ class Run:
     """0 for a row without one."""
     position: int
     """Of the first of them, in the row."""
+    apart: Tensor | None = None
+    """[count] columns, where padding stands between them; None: one behind another."""
+
+    @property
+    def where(self) -> slice | Tensor:
+        """Their columns."""
+        return slice(self.column, self.column + self.count) if self.apart is None else self.apart
+
+    @property
+    def end(self) -> int:
+        """Position behind the last of them."""
+        return self.position + self.count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,16 +47,19 @@ class Placement:
     """[B, S'] cache column of each position, None where column and position are the same."""
     first: int | None = None
     """Position of the first query where all rows start alike; lets blocks leave later keys out."""
-    runs: tuple[Run, ...] | None = None
-    """Of each row, where they stand together. Plain numbers: to ask a GPU in each layer makes it wait."""
+    seen: Tensor | None = None
+    """[B, S] cache columns that hold a token of their row, None = all of them."""
+    new: tuple[NewTokens, ...] | None = None
+    """Of each row, known to the host: to ask a GPU in each layer makes it wait. None where the device alone
+    knows."""
 
     @classmethod
     def bottom_right(cls, rows: int, queries: int, keys: int, device: torch.device) -> Placement:
         """The last `queries` of `keys` columns, all of them tokens: plain causal attention."""
         first = keys - queries
         positions = torch.arange(first, keys, device=device).expand(rows, queries)
-        runs = (Run(column=0, count=queries, position=first),) * rows
-        return cls(positions=positions, first=first, runs=runs)
+        new = (NewTokens(column=0, count=queries, position=first),) * rows
+        return cls(positions=positions, first=first, new=new)
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Placement | None:
@@ -81,7 +96,8 @@ class Placement:
             positions=positions,
             columns=columns,
             real=None if bool(real.all()) else real,
-            runs=_runs(positions, real),
+            seen=seen,
+            new=_new_tokens(positions, real),
         )
 
     def in_order(self, x: Tensor) -> Tensor:
@@ -95,23 +111,33 @@ class Placement:
         """The same with row b's first counts[b] queries as its tokens; None leaves it as it is."""
         if counts is None or (self.real is None and min(counts) >= self.positions.shape[1]):
             return self
-        limit = torch.tensor(counts, device=self.positions.device)[:, None]
+        # Without waiting for what the device has to do before.
+        limit = torch.tensor(counts)[:, None].to(self.positions.device, non_blocking=True)
         real = torch.arange(self.positions.shape[1], device=limit.device) < limit
-        return replace(self, real=real, runs=self._counted_runs(counts))
+        return replace(self, real=real, new=self._counted_new(counts))
 
-    def run(self, row: int) -> Run | None:
-        """Where a row's tokens stand, None where they stand apart."""
-        return None if self.runs is None else self.runs[row]
+    def together(self, row: int) -> NewTokens | None:
+        """A row's tokens, None where they stand apart."""
+        new = None if self.new is None else self.new[row]
+        return new if new is not None and new.apart is None else None
 
-    def _counted_runs(self, counts: list[int]) -> tuple[Run, ...] | None:
-        """The runs of so many tokens a row; None where a row has them elsewhere, by the mask."""
-        if self.runs is None:
+    def tokens(self) -> tuple[NewTokens, ...]:
+        """Of each row, from the device where the host doesn't know them: then it makes a GPU wait."""
+        if self.new is not None:
+            return self.new
+        real = self.positions >= 0
+        return _new_tokens(self.positions, real if self.real is None else real & self.real)
+
+    def _counted_new(self, counts: list[int]) -> tuple[NewTokens, ...] | None:
+        """With so many tokens a row; None where a row has them elsewhere, by the mask."""
+        if self.new is None:
             return None
-        cut = [(run, count) for run, count in zip(self.runs, counts, strict=True) if count]
-        if any(run.column or count > run.count for run, count in cut):
-            return None
-        found = zip(self.runs, counts, strict=True)
-        return tuple(replace(run, column=0, count=count) for run, count in found)
+        cut = []
+        for new, count in zip(self.new, counts, strict=True):
+            if count and (new.column or count > new.count or new.apart is not None):
+                return None
+            cut.append(replace(new, column=0, count=count, apart=None))
+        return tuple(cut)
 
     def queries(self) -> Tensor:
         """Real queries of all rows, a 0-d LongTensor."""
@@ -124,13 +150,19 @@ class Placement:
         return seen.sum(-1) if self.real is None else (seen * self.real).sum(-1)
 
 
-def _runs(positions: Tensor, real: Tensor) -> tuple[Run, ...] | None:
-    """Where each row's tokens stand among queries at `positions` [B, n]; None if a row has holes."""
+def _new_tokens(positions: Tensor, real: Tensor) -> tuple[NewTokens, ...]:
+    """Where each row's tokens stand among queries at `positions` [B, n]; the host waits for one table."""
     index = torch.arange(real.shape[1], device=real.device)
     begin = torch.where(real, index, real.shape[1]).amin(-1)
     behind = torch.where(real, index, -1).amax(-1) + 1
     position = positions.gather(-1, begin.clamp(max=real.shape[1] - 1)[:, None])[:, 0]
     table = torch.stack([begin, behind, real.sum(-1), position], dim=-1).tolist()
-    if any(count and behind - begin != count for begin, behind, count, _ in table):
-        return None
-    return tuple(Run(column=begin, count=count, position=position) for begin, _, count, position in table)
+    return tuple(
+        NewTokens(
+            column=begin,
+            count=count,
+            position=position,
+            apart=index[real[row]] if count and behind - begin != count else None,
+        )
+        for row, (begin, behind, count, position) in enumerate(table)
+    )

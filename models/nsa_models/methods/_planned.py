@@ -78,15 +78,6 @@ def block_sums(x: Tensor, size: int) -> Tensor:
     return sums
 
 
-def diagonal_sums(weights: Tensor) -> Tensor:
-    """Sums [H, n] over the distances t - s = 0, 1, ... of causal weights [H, m, n] of the last m queries."""
-    heads, asked, count = weights.shape
-    at = torch.arange(count, device=weights.device)
-    distance = (at[count - asked :, None] - at).clamp(min=0)  # later keys have weight 0
-    sums = torch.zeros(heads, count, dtype=weights.dtype, device=weights.device)
-    return sums.index_add(1, distance.flatten(), weights.flatten(1))
-
-
 def keys_of_blocks(chosen: Tensor, positions: Tensor, *, rows: int, columns: int, width: int) -> Tensor:
     """The keys of chosen blocks, query by query.
 

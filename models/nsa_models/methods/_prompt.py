@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,13 +39,6 @@ class PromptRow:
         """Unscaled products [H, m, X] of q [H, m, d] with keys [H_kv, X, d] of each head's group."""
         return grouped(q[None], keys.transpose(-1, -2)[None])[0]
 
-    def last_weights(self, count: int) -> Tensor:
-        """Causal attention weights [H, m, n] of the last m = min(count, n) queries over all keys."""
-        asked = min(count, self.length)
-        at = torch.arange(self.length, device=self.q.device)
-        logits = self.dot(self.q[:, -asked:], self.k) * self.scaling
-        return logits.masked_fill(at > at[-asked:, None], float("-inf")).softmax(-1)
-
 
 def prompt_rows(
     q: Tensor,
@@ -54,41 +48,34 @@ def prompt_rows(
     scaling: float,
     layer: int,
     rotate: Rotate | None = None,
-) -> list[PromptRow | None] | None:
-    """The prompts of a forward, row by row, wherever their padding stands.
+) -> Iterator[PromptRow | None]:
+    """The prompts of a forward, row by row, wherever their padding stands; each is made as it is asked for.
 
     Args:
         q: [B, H, N, d].
         k: [B, H_kv, S, d], column s at position s.
-        place: Where the queries stand.
+        place: Where the queries stand; see `whole`.
         scaling: Factor of q.k.
         layer: Index of the layer.
         rotate: See `PromptRow`.
 
-    Returns:
-        A prompt for each row, None for one that has no token here; None for all if a row's queries don't
-        begin at its first token: what came before was another forward's.
+    Yields:
+        A prompt for each row, None for one that has no token here.
     """
-    real = place.positions >= 0
-    if place.real is not None:
-        real = real & place.real
-    counts = real.sum(-1)
-    if not torch.equal(counts, place.positions.masked_fill(~real, -1).amax(-1) + 1):
-        return None
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    rows: list[PromptRow | None] = []
-    for row, count in enumerate(counts.tolist()):
-        if not count:
-            rows.append(None)
+    for row, new in enumerate(place.tokens()):
+        if not new.count:
+            yield None
             continue
-        queries = q[row] if count == q.shape[2] else q[row][:, real[row]]
-        rows.append(
-            PromptRow(
-                q=queries.to(dtype),
-                k=k[row, :, :count].to(dtype),
-                scaling=scaling,
-                layer=layer,
-                rotate=rotate,
-            )
+        yield PromptRow(
+            q=q[row][:, new.where].to(dtype),
+            k=k[row, :, : new.count].to(dtype),
+            scaling=scaling,
+            layer=layer,
+            rotate=rotate,
         )
-    return rows
+
+
+def whole(place: Placement) -> bool:
+    """Whether each row begins with its first token: what came before would be another forward's."""
+    return all(new.position == 0 for new in place.tokens() if new.count)

@@ -29,6 +29,19 @@ class ReadCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IndexReads:
+    """What choosing read, where kernels choose by something that is kept beside the cache (`fast`).
+
+    Vectors of a key's width in each KV head, over rows, steps and layers.
+    """
+
+    scored: int
+    """Of the index: `Method.index_reads` of each query."""
+    rebuilt: int
+    """Keys that were read to make it anew: at a reply's first step, and where rows of a batch had changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerReads:
     """What one layer read in one forward."""
 
@@ -51,6 +64,19 @@ class Reads:
         self._totals: dict[Now, Tensor] = {}
         self._last: list[tuple[int, Now, bool, Tensor]] = []
         self._rows: list[Tensor] | None = None
+        self._index: dict[str, Tensor] = {}
+
+    def look(self, **vectors: Tensor) -> None:
+        """Count what choosing read, by the fields of `IndexReads`: 0-d LongTensors."""
+        for name, count in vectors.items():
+            before = self._index.get(name)
+            self._index[name] = count if before is None else before + count.to(before.device)
+
+    @property
+    def index(self) -> IndexReads:
+        """All that choosing read so far."""
+        found = {name: int(count) for name, count in self._index.items()}
+        return IndexReads(scored=found.get("scored", 0), rebuilt=found.get("rebuilt", 0))
 
     def add(
         self,
@@ -118,7 +144,7 @@ class Reads:
 
     def reset(self) -> None:
         """Begin anew."""
-        self._totals, self._last = {}, []
+        self._totals, self._last, self._index = {}, [], {}
         self._rows = None if self._rows is None else []
 
 

@@ -119,7 +119,9 @@ def split_method(text: str) -> tuple[str, str | None, dict[str, str]]:
     name, colon, rest = text.strip().partition(":")
     parts = [part.strip() for part in rest.split(",")] if colon else []
     if name and name not in methods():
-        raise MethodError(f"unknown method {name!r}{_hint(name, methods())}")
+        written, at, rest = name.partition("@")  # as variants are named
+        hint = f": write {written}:{rest}" if at and written in methods() else _hint(written, methods())
+        raise MethodError(f"unknown method {name!r}{hint}")
     chosen = methods().get(name)
     budgeted = chosen is None or issubclass(chosen, Budgeted)
     has_budget = bool(parts) and bool(parts[0]) and "=" not in parts[0]

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from nsa_models.methods._base import MethodError
 from nsa_models.methods._block import QueryBlock, Rotate, block_rows, grouped
+from nsa_models.methods._listed import backend_for
 from nsa_models.methods._memory import Memories, Memory, RowMemory
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._reads import Now
+from nsa_models.methods._rowlisted import RowListed, RowTokens
 from nsa_models.methods._rowmethod import RowMethod
 
 
@@ -127,6 +129,45 @@ def attend_rows(
     return out, read
 
 
+def attend_rows_by_lists(
+    method: RowListed,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    place: Placement,
+    memories: Memories,
+    *,
+    scaling: float,
+    layer: int,
+    rotate: Rotate | None,
+    phase: Now,
+    deepest: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """As `attend_rows`, by kernels over lists of what is read: nothing is made of queries by keys.
+
+    Raises:
+        MethodError: A row doesn't go on where its memory ends, or nothing attends by lists of such tensors.
+    """
+    backend = backend_for(method, q.device, q.dtype, width=q.shape[3], value_width=v.shape[3])
+    out = q.new_zeros(*q.shape[:3], v.shape[-1])
+    read = [0] * q.shape[0]
+    common = _Layer(scaling=scaling, number=layer, rotate=rotate, phase=phase, deepest=deepest)
+    for row in _rows(method, q, k, place, memories, common, dtype=q.dtype):
+        tokens = RowTokens(
+            q=row.queries[0],
+            k=row.keys[0],
+            v=v[row.number, :, : row.end],
+            first=row.first,
+            scaling=scaling,
+            rotate=rotate,
+            memory=row.memory,
+            backend=backend,
+        )
+        made, read[row.number] = method.attend(tokens, list(_chosen_together(method, row)))
+        out[row.number][:, row.columns] = made
+    return out, torch.tensor(read).to(q.device, non_blocking=True)
+
+
 def observe_rows(
     method: RowMethod,
     q: Tensor,
@@ -160,10 +201,21 @@ def _chosen_together(method: RowMethod, row: _Row) -> Iterator[tuple[int, int]]:
 
 
 def _rows(
-    method: RowMethod, q: Tensor, k: Tensor, place: Placement, memories: Memories, layer: _Layer
+    method: RowMethod,
+    q: Tensor,
+    k: Tensor,
+    place: Placement,
+    memories: Memories,
+    layer: _Layer,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[_Row]:
-    """Rows with tokens in this forward; memory has seen a row's when the next is asked for."""
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    """Rows with tokens in this forward, float32 at least where no dtype is named.
+
+    Memory has seen a row's when the next is asked for.
+    """
+    if dtype is None:
+        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     if len(memories.rows) != q.shape[0]:
         raise MethodError(
             f"{method.name}: {q.shape[0]} rows came with the memory of {len(memories.rows)}; rows of a cache "
@@ -193,9 +245,9 @@ def _rows(
 
 def _tokens(place: Placement, row: int) -> tuple[slice | Tensor, int, int]:
     """A row's tokens among the columns of the forward, the position of the first, and their number."""
-    run = place.run(row)
-    if run is not None:
-        return slice(run.column, run.column + run.count), run.position, run.count
+    new = place.together(row)
+    if new is not None:
+        return new.where, new.position, new.count
     columns = torch.arange(place.positions.shape[1], device=place.positions.device)
     if place.real is not None:
         columns = columns[place.real[row]]

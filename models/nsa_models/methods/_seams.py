@@ -9,15 +9,20 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from torch.utils.hooks import RemovableHandle
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import sdpa_mask
 
 from nsa_models.attention import FullAttention, causal_attention
 from nsa_models.batch import RaggedBatch, SteadyBatch
 from nsa_models.lower_right import stock_attention
 from nsa_models.methods._base import Method, MethodError
+from nsa_models.methods._beside import Allocation, Held
 from nsa_models.methods._handle import Attached, name_of
-from nsa_models.methods._placement import Placement, Run
+from nsa_models.methods._listed import listed
+from nsa_models.methods._paged import Paged
+from nsa_models.methods._placement import NewTokens, Placement
 from nsa_models.methods._reads import Now
 from nsa_models.methods._rotary import Rotation, frequencies, measured, moving_type, unmoved
 from nsa_models.trained import trained_sparsity
@@ -82,6 +87,9 @@ class StockAttached(Attached):
         self._before: str | None = None
         self._seen: tuple[weakref.ref[Tensor], Placement] | None = None
         self._looks: dict[int, Tensor] | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._caches: dict[int, tuple[DynamicLayer, Allocation]] = {}
+        """Each layer's cache, and where it had the keys as the layer began."""
 
     def _install(self, model: PreTrainedModel) -> None:
         for module in model.modules():
@@ -93,6 +101,12 @@ class StockAttached(Attached):
             raise MethodError(f"{self.method.name}: {name_of(model)} doesn't let its attention be replaced")
         if self.method.needs_rotary:
             self._find_rotations(model)
+        if isinstance(listed(self.method), Paged):
+            self._hooks = [
+                module.register_forward_pre_hook(self._note_cache, with_kwargs=True)
+                for module, handle in _handles.items()
+                if handle is self and module.layer_idx in self.layers
+            ]
 
     def _remove(self, model: PreTrainedModel) -> None:
         if self._before is not None:
@@ -100,7 +114,31 @@ class StockAttached(Attached):
         for module in model.modules():
             if _handles.get(module) is self:
                 del _handles[module]
+        for hook in self._hooks:
+            hook.remove()
         self._seen = None
+
+    def _note_cache(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note where the cache that a layer is called with has its keys, before its own are added.
+
+        Of the kinds of cache only the one that keeps all keys as they are, in a tensor, is looked at.
+        """
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        self._caches.pop(layer, None)
+        cache = next((one for one in (*kwargs.values(), *args) if isinstance(one, Cache)), None)
+        if cache is None or layer >= len(cache.layers):
+            return
+        held = cache.layers[layer]
+        if type(held) is DynamicLayer and held.is_initialized and held.keys is not None:
+            self._caches[layer] = held, Allocation(held.keys)
+
+    def _held(self, layer: int, key: Tensor) -> Held:
+        """Where the keys of a layer lie, if the model attends to what its cache has as it is."""
+        if layer not in self._caches:
+            return Held()
+        cache, before = self._caches.pop(layer)
+        given = Allocation(key)
+        return Held(before=before, after=given) if given == Allocation(cache.keys) else Held()
 
     def forward(
         self,
@@ -124,7 +162,9 @@ class StockAttached(Attached):
             place = self._place(query, key, attention_mask).counted(self._counts)
         given = kwargs.get("scaling")
         scaling = query.shape[-1] ** -0.5 if given is None else float(given)
+        held = self._held(layer, key)
         if not self._acts(layer, phase):
+            self._kept.forget(layer, key)
             self._count(query, place, None, layer=layer, phase=phase, sparse=False)
             if self._watches(layer):
                 self._watch(query, place.in_order(key), place, scaling=scaling, layer=layer, phase=phase)
@@ -137,6 +177,7 @@ class StockAttached(Attached):
             scaling=scaling,
             layer=layer,
             phase=phase,
+            held=held,
         )
         return out.transpose(1, 2).contiguous(), None
 
@@ -258,12 +299,13 @@ class DecoderAttached(Attached):
         phase: Now = self._now(q.shape[1], k.shape[1])
         positions = batch.positions().expand(q.shape[0], -1)
         counts = self._counts if batch.full else batch.counts
-        runs = None
+        new = None
         if not isinstance(batch, SteadyBatch):  # whose positions the device alone knows
-            runs = tuple(Run(column=0, count=batch.width, position=start) for start in batch.starts)
-        place = Placement(positions=positions, first=batch.start, runs=runs).counted(counts)
+            new = tuple(NewTokens(column=0, count=batch.width, position=start) for start in batch.starts)
+        place = Placement(positions=positions, first=batch.start, new=new).counted(counts)
         queries, scaling = q.transpose(1, 2), q.shape[-1] ** -0.5
         if not self._acts(layer, phase):
+            self._kept.forget(layer, k)
             self._count(queries, place, None, layer=layer, phase=phase, sparse=False)
             if self._watches(layer):
                 self._watch(queries, k.transpose(1, 2), place, scaling=scaling, layer=layer, phase=phase)
@@ -276,6 +318,7 @@ class DecoderAttached(Attached):
             scaling=scaling,
             layer=layer,
             phase=phase,
+            held=Held.in_place(k),
         ).transpose(1, 2)
 
 

@@ -7,11 +7,13 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from nsa_kernels import block_choice
 from nsa_kernels.blocks import BlockLists
 from nsa_models.methods._base import Budgeted
 from nsa_models.methods._block import keep_top
-from nsa_models.methods._listed import Listed, Run, lists_of_plan
-from nsa_models.methods._planned import Planned, block_means, causal_blocks, keys_of_blocks, shared_means
+from nsa_models.methods._listed import Listed, Run
+from nsa_models.methods._order_free import means, products
+from nsa_models.methods._planned import Planned, causal_blocks, keys_of_blocks, shared_means
 from nsa_models.methods._prompt import PromptRow
 
 
@@ -24,7 +26,8 @@ class BlockSparse(Listed, Planned, Budgeted):
     forced, not even its own. A query in its own block sees what stands before it there, so it reads fewer
     than the budget when that block is chosen. Decode steps are dense.
 
-    An incomplete last block is averaged over its tokens; the authors' code fills it with zeros first.
+    An incomplete last block is averaged over its tokens; the authors' code fills it with zeros first. Means
+    and products are made in float64 and rounded to float32; of equal products the earlier block is read.
 
     Attributes:
         budget: KV tokens a query reads per layer and head, rounded down to whole blocks. The authors' 100
@@ -39,6 +42,8 @@ class BlockSparse(Listed, Planned, Budgeted):
     paper: ClassVar[str] = "2407.02490"
     budget_unit: ClassVar[str] = "KV tokens read per query of a prompt, layer and head, in whole blocks"
     per: ClassVar[Literal["query head", "KV head", "layer"]] = "query head"
+    version: ClassVar[int] = 2
+    lists_by_itself: ClassVar[bool] = True
 
     block: int = 64
 
@@ -56,16 +61,21 @@ class BlockSparse(Listed, Planned, Budgeted):
 
     def plan(self, row: PromptRow) -> Tensor:
         """Chosen blocks, booleans [H, blocks, blocks]."""
-        means = block_means(row.q, self.block), block_means(row.k, self.block)
-        return choose(row.dot(*means), self.budget // self.block)
+        scores = products(means(row.q, self.block)[None], means(row.k, self.block)[None])[0]
+        return choose(scores, self.budget // self.block)
 
     def reads(self, plan: Tensor, positions: Tensor, width: int) -> Tensor:
         """[H, n, S]."""
         return keys_of_blocks(plan, positions, rows=self.block, columns=self.block, width=width)
 
-    def lists(self, run: Run, plan: Tensor) -> BlockLists:
-        """The plan, as lists."""
-        return lists_of_plan(plan, run, block=self.block, tile=self.tile)
+    def lists(self, run: Run, plan: None) -> BlockLists:
+        """What `plan` chooses, by the kernels' chooser."""
+        return block_choice.block_sparse(
+            *run.with_tokens_first(),
+            top=self.budget // self.block,
+            block=self.block,
+            query_block=self.tile,
+        )
 
     def kv_reads(self, tokens: int) -> int:
         """Of a head that doesn't choose the query's own block."""

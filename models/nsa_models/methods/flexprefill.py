@@ -8,16 +8,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from nsa_kernels.block_choice import column_and_diagonal_sums
 from nsa_kernels.blocks import BlockLists
 from nsa_models.methods._block import keep_top
 from nsa_models.methods._listed import Listed, Run, lists_of_plan
+from nsa_models.methods._order_free import sums_of_last
 from nsa_models.methods._planned import (
     Planned,
     block_means,
     block_sums,
     causal_blocks,
     cover,
-    diagonal_sums,
     keys_of_blocks,
     shared_means,
 )
@@ -40,7 +41,8 @@ class FlexPrefill(Listed, Planned):
     Prompts of up to `least` tokens and of two blocks, and decode steps, are dense.
 
     It has no budget: gamma decides, head by head. Blocks of diagonals begin at the farthest one, the last
-    query's to the first token, as in the authors' code: the nearest block has what is left.
+    query's to the first token, as in the authors' code: the nearest block has what is left. Weights of the
+    last queries are made and summed in float64, the sums rounded to float32.
 
     Attributes:
         gamma: Share of attention to cover, above 0 and below 1. Default 0.9 (the authors').
@@ -58,6 +60,7 @@ class FlexPrefill(Listed, Planned):
     budget_unit: ClassVar[str] = "none: gamma, the share of attention that is covered"
     stated: ClassVar[tuple[str, ...]] = ("gamma", "least")
     per: ClassVar[Literal["query head", "KV head", "layer"]] = "query head"
+    version: ClassVar[int] = 2
 
     gamma: float = 0.9
     tau: float = 0.1
@@ -86,8 +89,7 @@ class FlexPrefill(Listed, Planned):
         causal = causal_blocks(blocks, row.q.device)
         if row.length <= max(2 * size, floor * size):
             return causal.expand(heads, -1, -1)
-        weights = row.last_weights(size)
-        columns, offsets = weights.mean(1), diagonal_sums(weights) / size
+        columns, offsets = (sums / size for sums in self._sums_of_last(row))
         of_columns, of_offsets = block_sums(columns, size), block_sums(offsets.flip(-1), size).flip(-1)
         keys = block_means(row.k, size)
         last = row.q[:, -size:].mean(1, keepdim=True)
@@ -98,11 +100,19 @@ class FlexPrefill(Listed, Planned):
             for each in (columns, offsets)
         ]
         chosen = pattern(of_columns, of_offsets, *counts)
-        if bool(aware.any()):
+        if self.tau:  # whether any head is aware isn't asked: a GPU would wait
             scores = row.dot(block_means(row.q, size), keys) * row.scaling
             by_means = heaviest(scores.masked_fill(~causal, float("-inf")).softmax(-1), self.gamma)
             chosen = chosen | (by_means & aware[:, None, None])
         return chosen & causal
+
+    def _sums_of_last(self, row: PromptRow) -> tuple[Tensor, Tensor]:
+        """Weights of the last queries by key and by distance, [H, n] each; with `fast` few heads at once."""
+        if not self.fast:
+            return sums_of_last(row, self.block)
+        q, k = row.q[:, -self.block :].transpose(0, 1)[None], row.k.transpose(0, 1)[None]
+        columns, offsets = column_and_diagonal_sums(q, k, scale=row.scaling)
+        return columns[0], offsets[0]
 
     def reads(self, plan: Tensor, positions: Tensor, width: int) -> Tensor:
         """[H, n, S]."""
@@ -147,7 +157,13 @@ def pattern(columns: Tensor, offsets: Tensor, column_count: Tensor, offset_count
     index = torch.arange(columns.shape[-1], device=columns.device)
     all_blocks = torch.ones_like(index, dtype=torch.bool)
     taken = [
-        keep_top(each.masked_fill(index == 0, float("inf")), count[:, None], all_blocks)
+        keep_top(
+            each.masked_fill(index == 0, float("inf")),
+            count[:, None],
+            all_blocks,
+            most=len(index),
+            waits=False,
+        )
         for each, count in ((columns, column_count), (offsets, offset_count))
     ]
     distance = index[:, None] - index

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from nsa_kernels.block_lists import pack_members
+from nsa_kernels import block_choice
 from nsa_kernels.blocks import BlockLists
 from nsa_models.methods._base import Budgeted, Phase
-from nsa_models.methods._block import QueryBlock, block_rows, grouped, keep_top
+from nsa_models.methods._block import QueryBlock, keep_top
 from nsa_models.methods._listed import Listed, Run
+from nsa_models.methods._order_free import means, products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class MoBA(Listed, Budgeted):
 
     Keys stand in chunks of `chunk` tokens. Query t reads its own chunk up to itself, and of the chunks that
     end before it those with the highest q . mean k, `budget // chunk` chunks in all. The authors train models
-    with it; as released it acts on prompts alone, and decode steps are dense.
+    with it; as released it acts on prompts alone, and decode steps are dense. Means and products are made in
+    float64 and rounded to float32; of equal products the earlier chunk is read.
 
     Attributes:
         budget: KV tokens a query reads per layer and head, rounded down to whole chunks with its own (of
@@ -41,7 +43,9 @@ class MoBA(Listed, Budgeted):
     shared_prefixes: ClassVar[bool] = True
     lm_scores: ClassVar[bool] = True
     simulated: ClassVar[bool] = True
+    version: ClassVar[int] = 2
     sized: ClassVar[str] = "chunk"
+    lists_by_itself: ClassVar[bool] = True
 
     chunk: int = 4096
 
@@ -59,27 +63,20 @@ class MoBA(Listed, Budgeted):
 
     def select(self, block: QueryBlock) -> Tensor:
         """[B, H, n, S]."""
-        means = chunk_means(block.k, self.chunk)
-        chosen = choose(block.dot(block.q, means), block.positions, self.chunk, self.budget // self.chunk)
+        # The last chunk may be incomplete, and hold what stands behind a row: no query scores it.
+        scores = products(block.q, means(block.k, self.chunk))
+        chosen = choose(scores, block.positions, self.chunk, self.budget // self.chunk)
         return chosen.repeat_interleave(self.chunk, dim=-1)[..., : block.k.shape[2]] & block.visible
 
     def lists(self, run: Run, plan: None) -> BlockLists:
         """Of each tile the chunks that any of its queries reads, and who reads which of them."""
-        dtype = torch.float64 if run.q.dtype == torch.float64 else torch.float32
-        means = chunk_means(run.k[None].to(dtype), self.chunk)
-        count, rows = run.q.shape[1], block_rows(run.q[None], max(run.q.shape[2], means.shape[2]))
-        rows = max(self.tile, rows // self.tile * self.tile)
-        unions, members = [], []
-        for begin in range(0, count, rows):
-            some = run.q[None, :, begin : begin + rows].to(dtype)
-            positions = run.start + begin + torch.arange(some.shape[2], device=some.device)[None]
-            scores = grouped(some, means.transpose(-1, -2))
-            chosen = choose(scores, positions, self.chunk, self.budget // self.chunk)
-            members.append(pack_members(chosen))
-            whole = torch.nn.functional.pad(chosen, (0, 0, 0, -some.shape[2] % self.tile))
-            unions.append(whole.unflatten(2, (-1, self.tile)).any(3))
-        lists = BlockLists.from_mask(torch.cat(unions, 2), query_block=self.tile, key_block=self.chunk)
-        return replace(lists, members=torch.cat(members, 2))
+        return block_choice.moba(
+            *run.with_tokens_first(),
+            chunk=self.chunk,
+            top=self.budget // self.chunk,
+            query_block=self.tile,
+            start=run.start,
+        )
 
     def kv_reads(self, tokens: int) -> int:
         """Whole older chunks, and the own one up to the query."""
@@ -89,17 +86,6 @@ class MoBA(Listed, Budgeted):
     def index_reads(self, tokens: int) -> int:
         """The mean keys of all older chunks."""
         return (tokens - 1) // self.chunk
-
-
-def chunk_means(k: Tensor, chunk: int) -> Tensor:
-    """Mean keys [B, H_kv, chunks, d] of k [B, H_kv, S, d].
-
-    The last chunk may be incomplete, and hold what stands behind a row: no query scores it.
-    """
-    chunks = -(-k.shape[2] // chunk)
-    padded = torch.nn.functional.pad(k, (0, 0, 0, chunks * chunk - k.shape[2]))
-    means: Tensor = padded.unflatten(2, (chunks, chunk)).mean(3)
-    return means
 
 
 def choose(scores: Tensor, positions: Tensor, chunk: int, count: int) -> Tensor:

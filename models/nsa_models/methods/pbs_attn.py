@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from nsa_kernels.blocks import BlockLists
+from nsa_models.methods._listed import Listed, Run, lists_of_plan
 from nsa_models.methods._planned import Planned, block_means, block_of, fitted, shared_means
 from nsa_models.methods._prompt import PromptRow
 
@@ -20,10 +22,12 @@ class Plan:
     """Booleans [H, blocks of queries, blocks of sorted keys]."""
     of_key: Tensor
     """[H, n] the block of sorted keys in which each key stands."""
+    order: Tensor | None = None
+    """[H, n] the sorted keys; None for a prompt of one segment."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PBSAttn(Planned):
+class PBSAttn(Listed, Planned):
     """PBS-Attn: permuted block-sparse attention (arXiv 2510.21270).
 
     In each whole segment of `segment` tokens keys are sorted by the mean attention of the prompt's last
@@ -40,6 +44,8 @@ class PBSAttn(Planned):
             read. Default 0.9 (the authors').
         block: Tokens of a block. Default 128 (the authors').
         segment: Tokens within which keys are sorted, whole blocks. Default 256 (the authors').
+        fast: Read the chosen blocks by kernels, on a GPU and in 16 bits (`Listed`); while a layer reads its
+            prompt, each query head has keys and values of its own in its order. Default false.
         dense_layers: Layers left dense. Default none.
     """
 
@@ -86,7 +92,36 @@ class PBSAttn(Planned):
         of_segment = index // (self.segment // self.block)
         chosen = choose(scores, of_segment, self.tau)
         chosen = chosen | (of_segment[:, None] == of_segment) | (index == of_key[:, :1])[:, None]
-        return Plan(chosen=chosen, of_key=of_key)
+        return Plan(chosen=chosen, of_key=of_key, order=order)
+
+    def lists(self, run: Run, plan: Plan) -> BlockLists:
+        """Of earlier segments' sorted keys: all of a block stands before the query, sorted or not."""
+        of_segment = torch.arange(plan.chosen.shape[1], device=run.q.device) // (self.segment // self.block)
+        earlier = of_segment < of_segment[:, None]
+        return lists_of_plan(plan.chosen & earlier, run, block=self.block, tile=self.tile)
+
+    def parts(self, run: Run, v: Tensor, plan: Plan) -> list[tuple[Tensor, Tensor, BlockLists]]:
+        """A query's own segment in the order of time, and blocks of earlier ones in each head's order."""
+        own = (run.k, v, self._own_segment(run))
+        if plan.order is None:
+            return [own]
+        heads, count = plan.order.shape
+        # A query head's keys are its own: as many KV heads as query heads.
+        head = torch.arange(heads, device=v.device)[:, None] // (heads // len(v))
+        sorted_k, sorted_v = (x[:, :count][head, plan.order] for x in (run.k, v))
+        return [own, (sorted_k, sorted_v, self.lists(run, plan))]
+
+    def _own_segment(self, run: Run) -> BlockLists:
+        """The blocks of each tile's segment up to its own."""
+        first = torch.arange(0, run.q.shape[1], self.tile, dtype=torch.int32, device=run.q.device)
+        begin = first // self.segment * self.segment
+        blocks = torch.arange(0, self.segment, self.block, dtype=torch.int32, device=first.device)
+        return BlockLists(
+            firsts=(begin[:, None] + blocks)[None, None],
+            counts=((first - begin) // self.block + 1)[None, None],
+            query_block=self.tile,
+            key_block=self.block,
+        )
 
     def reads(self, plan: Plan, positions: Tensor, width: int) -> Tensor:
         """[H, n, S]."""

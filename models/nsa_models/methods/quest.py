@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from nsa_kernels.blocks import PageLists
+from nsa_kernels.pages import LEAST_PAGES, PageExtremes, best_pages, quest_pages, with_tokens
 from nsa_models.methods._base import Budgeted, Phase
-from nsa_models.methods._block import QueryBlock, grouped, keep_top
+from nsa_models.methods._block import QueryBlock, keep_top
+from nsa_models.methods._paged import Paged
 
 Reading = Literal["eval", "kernel"]
 
-# The evaluation code of the paper never chooses fewer pages.
-_LEAST_PAGES = 3
-
 
 @dataclass(frozen=True, kw_only=True)
-class Quest(Budgeted):
+class Quest(Paged, Budgeted):
     """Quest: query-aware choice of KV pages while decoding (arXiv 2406.10774).
 
     Keys stand in pages of `page` tokens, the last one incomplete. Over its keys after RoPE, a page
@@ -39,6 +39,8 @@ class Quest(Budgeted):
         reading: "eval" (default) or "kernel".
         first: Leading tokens that are always read. Default 0 (the authors').
         local: Latest tokens that are always read, the query's own among them. Default 0 (the authors').
+        fast: Keep the pages' extremes beside the cache and read the chosen pages by kernels, on a GPU and in
+            16 bits (`Paged`). Default false.
         dense_layers: Layers left dense. Default 0 and 1 (the authors').
     """
 
@@ -80,7 +82,7 @@ class Quest(Budgeted):
                     "budget",
                     f"must be at least first + local + page = {self._fixed + self.page} KV tokens",
                 )
-        pages = _LEAST_PAGES if self.reading == "eval" and not self._fixed else 1
+        pages = LEAST_PAGES if self.reading == "eval" and not self._fixed else 1
         if self.budget < pages * self.page:
             self.refuse(
                 "budget",
@@ -103,6 +105,37 @@ class Quest(Budgeted):
         return select(
             block.q, block.k, block.positions, budget=self.budget, page=self.page, reading=self.reading
         )
+
+    def choose(
+        self, extremes: PageExtremes, q: Tensor, lengths: Tensor, scored: Tensor, *, backend: str
+    ) -> PageLists:
+        """As `select`, by extremes that are kept."""
+        if not self._fixed:
+            scores = extremes.scores(q, counts=scored, backend=backend)
+            return quest_pages(
+                scores, lengths, page=self.page, budget=self.budget, reading=self.reading, backend=backend
+            )
+        # Pages that hold a token behind the leading and in front of the latest ones, which stand together.
+        begin = self.first // self.page
+        among = extremes.part(min(begin, extremes.high.shape[1] - 1), extremes.high.shape[1])
+        count = (self.budget - self._fixed) // self.page
+        chosen = best_pages(
+            among.scores(q, counts=scored, backend=backend),
+            (lengths - self.local - begin * self.page).clamp(min=0),
+            page=self.page,
+            budget=count * self.page,
+            least=count,
+            backend=backend,
+        )
+        chosen = replace(chosen, firsts=chosen.firsts + begin * self.page)
+        return with_tokens(chosen, lengths, first=self.first, local=self.local)
+
+    def scored(self, lengths: Tensor) -> Tensor:
+        """Pages that `index_reads` counts."""
+        if self._fixed:
+            lengths = (lengths - self.local - self.first // self.page * self.page).clamp(min=0)
+        pages = (lengths + self.page - 1).div(self.page, rounding_mode="floor")
+        return (pages - 1).clamp(min=0) if self.reading == "kernel" else pages
 
     def kv_reads(self, tokens: int) -> int:
         """Tokens of the chosen pages; with "eval", of a head that doesn't take an incomplete last page."""
@@ -153,7 +186,7 @@ class Quest(Budgeted):
     def _chosen(self, tokens: int) -> int:
         pages, _ = self._pages(tokens)
         if self.reading == "eval":
-            return min(max(_LEAST_PAGES, min(self.budget, tokens) // self.page), pages)
+            return min(max(LEAST_PAGES, min(self.budget, tokens) // self.page), pages)
         return min(self.budget // self.page, pages)
 
 
@@ -176,8 +209,8 @@ def select(q: Tensor, k: Tensor, positions: Tensor, *, budget: int, page: int, r
     pages = (tokens + page - 1).div(page, rounding_mode="floor")
     index = torch.arange(scores.shape[-1], device=q.device)
     if reading == "eval":
-        count = tokens.clamp(max=budget).div(page, rounding_mode="floor").clamp(min=_LEAST_PAGES)
-        chosen = keep_top(scores, count, index < pages, most=max(_LEAST_PAGES, budget // page))
+        count = tokens.clamp(max=budget).div(page, rounding_mode="floor").clamp(min=LEAST_PAGES)
+        chosen = keep_top(scores, count, index < pages, most=max(LEAST_PAGES, budget // page))
     else:
         last = index == pages - 1
         chosen = last | keep_top(scores, budget // page - 1, index < pages - 1)
@@ -221,15 +254,5 @@ def page_scores(q: Tensor, k: Tensor, positions: Tensor, page: int) -> Tensor:
         positions: [B, 1] of the queries; a page holds no key behind its row's query.
         page: Tokens of a page.
     """
-    width = k.shape[2]
-    pages = -(-width // page)
-    hidden = (torch.arange(width, device=k.device) > positions)[:, None, :, None]  # [B, 1, S, 1]
-    extremes = []
-    for fill, reduce in ((float("-inf"), torch.amax), (float("inf"), torch.amin)):
-        filled = k.masked_fill(hidden, fill)
-        filled = torch.nn.functional.pad(filled, (0, 0, 0, pages * page - width), value=fill)
-        extreme = reduce(filled.unflatten(2, (pages, page)), dim=3)
-        extremes.append(extreme.masked_fill(extreme.isinf(), 0.0))  # pages without a visible key
-    high, low = extremes
-    # max(q max, q min) is q max where q > 0, and q min elsewhere.
-    return grouped(q.clamp(min=0), high.transpose(-1, -2)) + grouped(q.clamp(max=0), low.transpose(-1, -2))
+    extremes = PageExtremes.of(k.transpose(1, 2), page=page, lengths=positions[:, 0] + 1)
+    return extremes.scores(q[:, :, 0], backend="torch")[:, :, None]

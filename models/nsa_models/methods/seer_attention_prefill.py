@@ -11,13 +11,15 @@ from torch import Tensor
 
 from nsa_kernels.blocks import BlockLists
 from nsa_models.methods._base import MethodError
-from nsa_models.methods._block import keep_top
-from nsa_models.methods._gate import Gated, Pooling, pooled
+from nsa_models.methods._block import Rotate, keep_top
+from nsa_models.methods._gate import Gated, Pooling, like, pooled
 from nsa_models.methods._listed import Listed, Run, lists_of_plan
 from nsa_models.methods._planned import Planned, causal_blocks, keys_of_blocks, shared_means
 from nsa_models.methods._prompt import PromptRow
 
 _THRESHOLD = 2e-3
+# Numbers of queries or keys that are turned back and pooled at once.
+_CELLS = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,7 @@ class SeerAttentionPrefill(Listed, Gated, Planned):
     )
     stated: ClassVar[tuple[str, ...]] = ("threshold",)
     per: ClassVar[Literal["query head", "KV head", "layer"]] = "query head"
+    version: ClassVar[int] = 2
     marks: ClassVar[tuple[str, ...]] = (".mask_linear_",)
 
     threshold: float = _THRESHOLD
@@ -97,9 +100,8 @@ class SeerAttentionPrefill(Listed, Gated, Planned):
             MethodError: The gate has none of this layer, or is of another shape.
         """
         assert row.rotate is not None  # declared by needs_rotary
-        at = torch.arange(row.length, device=row.q.device)[None]
-        q = pooled(row.rotate(row.q[None], -at)[0], self.block, self.query_pooling)
-        k = pooled(row.rotate(row.k[None], -at)[0], self.block, self.pooling)
+        q = self._pooled(row.q, row.rotate, self.query_pooling)
+        k = self._pooled(row.k, row.rotate, self.pooling)
         heads, groups = q.shape[0], k.shape[0]
         of_keys = self.tensor(row.layer, "mask_linear_k.weight")
         of_queries = self.maybe_tensor(row.layer, "mask_linear_q.weight")
@@ -108,19 +110,29 @@ class SeerAttentionPrefill(Listed, Gated, Planned):
         else:
             shape, name = [heads, q.shape[-1]], "mask_linear_q.weight"
             self.expect(row.layer, of_queries, shape, name, self.query_pooling)
-            q = q @ of_queries.to(q)
+            q = q @ like(of_queries, q)
         self.expect(row.layer, of_keys, [k.shape[0], k.shape[-1]], "mask_linear_k.weight", self.pooling)
-        k = k @ of_keys.to(k)
+        k = k @ like(of_keys, k)
         if q.shape[-1] != k.shape[-1]:
             raise MethodError(
                 f"{self.name}: the gate of layer {row.layer} makes queries of width {q.shape[-1]} and keys "
                 f"of width {k.shape[-1]}; they must be the same"
             )
-        firsts = at[:, :: self.block]
+        firsts = torch.arange(0, row.length, self.block, device=q.device)[None]
         q = self.turned(q[None], firsts, row.rotate, row.layer)[0]
         k = self.turned(k[None], firsts, row.rotate, row.layer)[0]
         logits: Tensor = row.dot(q, k) * q.shape[-1] ** -0.5
         return logits
+
+    def _pooled(self, x: Tensor, rotate: Rotate, pooling: Pooling) -> Tensor:
+        """Pools [h, blocks, d * pools] of x [h, n, d] as it is before RoPE, some blocks at a time."""
+        step = max(1, _CELLS // (x.shape[0] * x.shape[2] * self.block)) * self.block
+        parts = []
+        for begin in range(0, x.shape[1], step):
+            some = x[None, :, begin : begin + step]
+            at = torch.arange(begin, begin + some.shape[2], device=x.device)[None]
+            parts.append(pooled(rotate(some, -at)[0], self.block, pooling))
+        return torch.cat(parts, dim=1)
 
     def plan(self, row: PromptRow) -> Tensor:
         """Chosen blocks, booleans [H, blocks, blocks]."""
@@ -129,10 +141,11 @@ class SeerAttentionPrefill(Listed, Gated, Planned):
         causal = causal_blocks(blocks, scores.device)
         if self.ratio:
             count = max(1, int((1 - math.sqrt(1 - self.ratio)) * blocks))
-            chosen = keep_top(scores, count, causal)
+            chosen = keep_top(scores, count, causal, waits=not self.fast)
         else:
             shares = scores.masked_fill(~causal, float("-inf")).softmax(-1)
-            chosen = (shares > self.threshold) | keep_top(shares, 1, causal)
+            best = shares.argmax(-1, keepdim=True)  # of equal ones the first
+            chosen = (shares > self.threshold).scatter(-1, best, True)
         dense = torch.arange(blocks, device=scores.device) >= blocks - self.dense_rows
         found: Tensor = (chosen | dense[:, None]) & causal
         return found

@@ -8,12 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nsa_kernels.block_choice import lists_of_slashes
+from nsa_kernels import block_choice
 from nsa_kernels.blocks import BlockLists
 from nsa_models.methods._base import Budgeted
 from nsa_models.methods._block import keep_top
 from nsa_models.methods._listed import Listed, Run
-from nsa_models.methods._planned import Planned, block_of, diagonal_sums, fitted
+from nsa_models.methods._order_free import sums_of_last
+from nsa_models.methods._planned import Planned, block_of, fitted
 from nsa_models.methods._prompt import PromptRow
 
 Reading = Literal["token", "kernel"]
@@ -29,7 +30,7 @@ class Plan:
     """Booleans [H, n]: distances t - s at which all queries read."""
     starts: Tensor | None
     """[H, blocks, m] where a kernel's blocks of keys begin for each block of queries, -1 behind the last;
-    None in the other reading, and where they are made as lists."""
+    None in the other reading."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,9 @@ class VerticalSlash(Listed, Planned, Budgeted):
       keys that the diagonal crosses there; blocks that would leave a gap of less than a block are moved
       together. It holds all keys of the other reading.
 
-    Here all heads have the same sizes. The authors search them head by head, between (30, 800) and (3500,
-    100) for Llama 3.1, and take (1000, 6096) where nothing was searched.
+    Weights are made and summed in float64, the sums rounded to float32; of equal sums the earlier column or
+    the nearer diagonal is read. Here all heads have the same sizes. The authors search them head by head,
+    between (30, 800) and (3500, 100) for Llama 3.1, and take (1000, 6096) where nothing was searched.
 
     Attributes:
         budget: Columns and diagonals, the KV tokens a query reads per layer and head at most in the `token`
@@ -69,6 +71,8 @@ class VerticalSlash(Listed, Planned, Budgeted):
     paper: ClassVar[str] = "2407.02490"
     budget_unit: ClassVar[str] = "columns and diagonals: KV tokens read per query of a prompt, layer and head"
     per: ClassVar[Literal["query head", "KV head", "layer"]] = "query head"
+    version: ClassVar[int] = 2
+    lists_by_itself: ClassVar[bool] = True
 
     vertical: int = 1000
     first: int = 30
@@ -113,11 +117,10 @@ class VerticalSlash(Listed, Planned, Budgeted):
 
     def plan(self, row: PromptRow) -> Plan:
         """Columns and diagonals, and the blocks of the kernel reading."""
-        weights = row.last_weights(self.last)
-        columns = top(weights.sum(1), self.vertical, self.first)
-        offsets = top(diagonal_sums(weights), self.slash, self.local)
-        marked = self.reading == "kernel" and not self.fast
-        starts = kernel_starts(offsets, self.block) if marked else None
+        by_key, by_distance = sums_of_last(row, self.last)
+        columns = top(by_key, self.vertical, self.first)
+        offsets = top(by_distance, self.slash, self.local)
+        starts = kernel_starts(offsets, self.block) if self.reading == "kernel" else None
         return Plan(columns=columns, offsets=offsets, starts=starts)
 
     def reads(self, plan: Plan, positions: Tensor, width: int) -> Tensor:
@@ -129,13 +132,18 @@ class VerticalSlash(Listed, Planned, Budgeted):
         reach = plan.offsets.shape[-1] - 1
         return columns | plan.offsets[:, distance.clamp(min=0, max=reach)]
 
-    def lists(self, run: Run, plan: Plan) -> BlockLists:
+    def lists(self, run: Run, plan: None) -> BlockLists:
         """Blocks along the diagonals, and the columns beside them."""
-        columns, offsets = (
-            marked.byte().argsort(dim=-1, descending=True, stable=True)[None, :, : min(count, run.k.shape[1])]
-            for marked, count in ((plan.columns, self.vertical), (plan.offsets, self.slash))
+        return block_choice.vertical_slash(
+            *run.with_tokens_first(),
+            vertical=self.vertical,
+            slash=self.slash,
+            first=self.first,
+            local=self.local,
+            last=self.last,
+            block=self.block,
+            scale=run.scaling,
         )
-        return lists_of_slashes(columns, offsets, tokens=run.k.shape[1], block=self.block)
 
     @property
     def tile(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -47,6 +48,7 @@ class XAttention(Listed, Planned):
     budget_unit: ClassVar[str] = "none: tau, the share of estimated attention that is read"
     stated: ClassVar[tuple[str, ...]] = ("tau",)
     per: ClassVar[Literal["query head", "KV head", "layer"]] = "query head"
+    version: ClassVar[int] = 2
 
     tau: float = 0.9
     stride: int = 16
@@ -68,7 +70,10 @@ class XAttention(Listed, Planned):
 
     def plan(self, row: PromptRow) -> Tensor:
         """Chosen blocks, booleans [H, blocks, blocks]."""
-        return choose(masses(row, self.stride, self.block // self.stride), self.tau)
+        chosen: list[Tensor] = []
+        for some in masses(row, self.stride, self.block // self.stride):
+            chosen.append(choose(some, self.tau, first=sum(each.shape[1] for each in chosen)))
+        return torch.cat(chosen, dim=1)
 
     def reads(self, plan: Tensor, positions: Tensor, width: int) -> Tensor:
         """[H, n, S]."""
@@ -92,46 +97,55 @@ class XAttention(Listed, Planned):
         return -(-tokens // self.stride)
 
 
-def masses(row: PromptRow, stride: int, per_block: int) -> Tensor:
-    """Estimated attention of blocks, [H, blocks of queries, blocks of keys]; 0 where it isn't causal.
+def masses(row: PromptRow, stride: int, per_block: int) -> Iterator[Tensor]:
+    """Estimated attention of blocks, some blocks of queries at a time.
+
+    Held at a time: some four tensors of `_CELLS` float32, a quarter of a GiB, or one block of queries of all
+    heads; beside the prompt's keys once more.
 
     Args:
         row: The prompt; an incomplete last stride is filled with zeros.
         stride: Tokens of an antidiagonal.
         per_block: Strides of a block.
+
+    Yields:
+        [H, blocks of queries, blocks of keys], in order; 0 where it isn't causal.
     """
     strides = -(-row.length // stride)
     blocks = -(-strides // per_block)
-    filled = (0, 0, 0, strides * stride - row.length)
-    queries = pad(row.q, filled).unflatten(1, (strides, stride)).flip(2).flatten(2)
-    keys = pad(row.k, filled).unflatten(1, (strides, stride)).flatten(2)
+    keys = in_strides(row.k, strides, stride).flatten(2)
     at = torch.arange(strides, device=keys.device)
     rows = max(1, _CELLS // (row.q.shape[0] * strides * per_block)) * per_block
-    found = []
     for begin in range(0, strides, rows):
-        part = queries[:, begin : begin + rows]
-        logits = row.dot(part, keys) * (row.scaling / stride)
-        weights = logits.masked_fill(at > at[begin : begin + rows, None], float("-inf")).softmax(-1)
-        missing = -part.shape[1] % per_block
-        weights = pad(weights, (0, blocks * per_block - strides, 0, missing))
-        found.append(weights.unflatten(2, (blocks, per_block)).sum(3).unflatten(1, (-1, per_block)).sum(2))
-    return torch.cat(found, dim=1)
+        end = min(begin + rows, strides)
+        queries = in_strides(row.q[:, begin * stride : end * stride], end - begin, stride).flip(2).flatten(2)
+        logits = row.dot(queries, keys[:, :end]) * (row.scaling / stride)
+        weights = logits.masked_fill(at[:end] > at[begin:end, None], float("-inf")).softmax(-1)
+        weights = pad(weights, (0, blocks * per_block - end, 0, -(end - begin) % per_block))
+        yield weights.unflatten(2, (blocks, per_block)).sum(3).unflatten(1, (-1, per_block)).sum(2)
 
 
-def choose(masses: Tensor, tau: float) -> Tensor:
+def in_strides(x: Tensor, strides: int, stride: int) -> Tensor:
+    """x [h, n, d] as [h, strides, stride, d], filled with zeros."""
+    cut: Tensor = pad(x, (0, 0, 0, strides * stride - x.shape[1])).unflatten(1, (strides, stride))
+    return cut
+
+
+def choose(masses: Tensor, tau: float, *, first: int = 0) -> Tensor:
     """The blocks that each block of queries reads.
 
     Args:
-        masses: [H, blocks, blocks], causal.
+        masses: [H, n, blocks], causal.
         tau: Share of a row's mass.
+        first: The first of the n blocks of queries.
 
     Returns:
-        Booleans [H, blocks, blocks].
+        Booleans [H, n, blocks].
     """
     masses = masses.double()
     index = torch.arange(masses.shape[-1], device=masses.device)
-    forced = (index == 0) | (index == index[:, None])
-    causal = index <= index[:, None]
+    own = index[first : first + masses.shape[1], None]
+    forced, causal = (index == 0) | (index == own), index <= own
     # Forced ones first, then by falling mass; blocks behind the queries have none and come last.
     others = masses.masked_fill(forced, -1).masked_fill(~causal, -2)
     ordered, order = others.sort(dim=-1, descending=True, stable=True)

@@ -12,7 +12,7 @@ from nsa_models.train._commands import add_changes, ended
 from nsa_models.train.corpus import load_corpus
 from nsa_models.train.loop import train
 from nsa_models.train.measure import measure
-from nsa_models.train.recipe import load_recipe
+from nsa_models.train.reading import load_recipe
 
 
 def command_line() -> argparse.ArgumentParser:

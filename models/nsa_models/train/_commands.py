@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 
 from nsa_models.train.loop import Stopped
-from nsa_models.train.recipe import RecipeError
 
 
 def add_changes(parser: argparse.ArgumentParser, whose: str, example: str) -> None:
@@ -36,7 +35,7 @@ def ended(command: Callable[[], object], *, stopped: int = 3, leads: bool = True
         if leads:
             print(told)
         return stopped
-    except (RecipeError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         if leads:
             print(f"error: {error}", file=sys.stderr)
         return 2

@@ -63,8 +63,8 @@ def load_corpus(recipe: TextRecipe) -> Corpus:
     changed = [key for key, value in about.get("made_by", now).items() if value != now.get(key)]
     if changed:
         raise ValueError(
-            f"{recipe.cache} was made with another {', '.join(changed)}; "
-            "choose another cache folder or remove that one"
+            f"{recipe.cache} holds text of another recipe (differs in {', '.join(changed)}); "
+            "choose another text.cache or remove that folder"
         )
     tokens = np.memmap(recipe.cache / "tokens.bin", dtype=np.uint16, mode="r")
     return Corpus(
@@ -83,7 +83,7 @@ def text_files(folder: Path, only: Sequence[str] = ()) -> list[Path]:
     """
     missing = [name for name in only if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"no {', '.join(missing)} in {folder}")
+        raise FileNotFoundError(f"no {', '.join(missing)} in {folder}: mend text.folder or text.files")
     paths = [folder / name for name in sorted(only)] if only else sorted(folder.rglob("*"))
     return [path for path in paths if _kind(path) in (".txt", ".jsonl")]
 
@@ -120,7 +120,7 @@ def _open_text(path: Path) -> TextIO:
 def _text_of(line: str) -> str:
     record = json.loads(line)
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise ValueError(f"a line is no JSON object with a `text`: {line[:60].strip()}")
+        raise ValueError(f"a line isn't a JSON object with a `text`: {line[:60].strip()}")
     text: str = record["text"]
     return text
 
@@ -150,7 +150,8 @@ def _make(recipe: TextRecipe) -> None:
     documents = list(read_documents(paths))
     if not documents:
         raise FileNotFoundError(
-            f"no .txt or .jsonl text in {recipe.folder}, and no tokenised text in {recipe.cache}"
+            f"no .txt or .jsonl text in {recipe.folder}, and no tokenised text in {recipe.cache}: "
+            "set text.folder to a folder that has some"
         )
     # A document's side of the split depends on its own text, so adding books never moves another.
     scale = 2**32

@@ -197,7 +197,7 @@ class _Run:
         try:
             learnt = self.learner.learn(ids, answers, rows=rows, lr=lr)
         except ValueError as error:
-            raise ValueError(f"step {progress.step}: {error}: lower the rate") from error
+            raise ValueError(f"step {progress.step}: {error}: lower optim.lr") from error
         progress.step += 1
         progress.stage_step += 1
         progress.tokens += rows * ids.shape[1]

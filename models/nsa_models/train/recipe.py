@@ -2,48 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
+    create_model,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from nsa_models.configuration import BRANCHES, NSADecoderConfig
+from nsa_settings import Place, did_you_mean, mistakes
 
 # Fields of NSADecoderConfig that the tokenizer decides.
 _FROM_TOKENIZER = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
 
+
+class RecipePart(BaseModel):
+    """Strict: an unknown key is an error, and so is text where a number belongs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _spacing(value: object) -> object:
+    """Read tokens, or {length: tokens} whose keys a file may hold as text."""
+    if _is_positive(value):
+        return value
+    if isinstance(value, dict) and value and all(map(_is_positive, value.values())):
+        try:
+            lengths = {int(length): tokens for length, tokens in value.items()}
+        except ValueError:
+            lengths = {0: 0}
+        if all(length > 0 for length in lengths):
+            return lengths
+    raise ValueError(f"expected tokens such as 160, or {{2048: 160, 4096: 200}} by length, got {value!r}")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Checked = TypeVar("Checked", bound=BaseModel)
+Folder = Annotated[Path, Field(strict=False)]
+"""Text in a file."""
+Lengths = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+"""Tokens, a list in a file."""
+Spacing = Annotated[int | dict[int, int], BeforeValidator(_spacing)]
 
 
-class RecipeError(ValueError):
-    """A recipe that can't be read; the message names file, key and what is wrong."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TextRecipe(_Strict):
+class TextRecipe(RecipePart):
     """Where the training text is and how it becomes tokens."""
 
-    folder: Path
+    folder: Folder
     """Folder with .txt or .jsonl files (a `text` field), plain, .gz or .xz; not read if there is a cache."""
-    files: tuple[str, ...] = ()
+    files: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Names of the folder's files to read; none named = all of them."""
-    cache: Path
+    cache: Folder
     """Folder for tokenizer, tokens and word list; made once, shared by both twins."""
     vocab_size: Annotated[int, Field(ge=259, le=65_536)] = 4096
     """Entries of the byte-level BPE, 256 bytes and 3 special tokens included; ids are kept in 16 bits."""
@@ -55,10 +76,10 @@ class TextRecipe(_Strict):
     """Share of documents kept for validation and never trained on."""
 
 
-class FactsRecipe(_Strict):
+class FactsRecipe(RecipePart):
     """How facts and questions are sown into the text."""
 
-    tokens_per_fact: Positive | Annotated[dict[Positive, Positive], Field(min_length=1)] = 160
+    tokens_per_fact: Spacing = 160
     """One fact, and one question about it, per so many tokens; or {length: tokens} for sequences up to each
     of these lengths (the last one's for all longer ones), so that long ones hold fewer."""
     final_quiz: Share = 0.25
@@ -80,10 +101,10 @@ class FactsRecipe(_Strict):
         return self.tokens_per_fact[next((limit for limit in limits if length <= limit), limits[-1])]
 
 
-class Stage(_Strict):
+class Stage(RecipePart):
     """One step of the curriculum."""
 
-    lengths: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    lengths: Lengths
     """Sequence lengths in tokens; step i of the stage uses lengths[i % len]."""
     until_answer_loss: float | None = None
     """Go on to the next stage when the running mean loss on answers is below this, nats; None = max_steps."""
@@ -96,11 +117,11 @@ class Stage(_Strict):
     select while it learns to retrieve: with n * l' near the length there is nothing to learn it from."""
 
 
-class OptimRecipe(_Strict):
+class OptimRecipe(RecipePart):
     """AdamW with warm-up, a constant plateau and a linear decay over the last stage."""
 
     lr: float = 2e-3
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.95)
     weight_decay: float = 0.01
     warmup_steps: Positive = 100
     final_lr_ratio: Share = 0.05
@@ -109,7 +130,7 @@ class OptimRecipe(_Strict):
     """Largest gradient norm."""
 
 
-class RankingRecipe(_Strict):
+class RankingRecipe(RecipePart):
     """A loss that draws NSA's ranking of blocks towards the selected branch's own attention."""
 
     weight: Annotated[float, Field(gt=0.0)] = 0.5
@@ -118,20 +139,29 @@ class RankingRecipe(_Strict):
     """Queries of each sequence that are asked, half of them where answers are predicted."""
 
 
-class Recipe(_Strict):
+_FIELDS: dict[str, Any] = {
+    name: (kind, None)
+    for name, kind in NSADecoderConfig.__annotations__.items()
+    if name not in _FROM_TOKENIZER
+}
+_ModelFields = create_model("_ModelFields", __base__=RecipePart, **_FIELDS)
+"""The fields of NSADecoderConfig that a recipe may set, and their types."""
+
+
+class Recipe(RecipePart):
     """A training run."""
 
     name: str
     """Name of the checkpoint."""
-    output: Path
+    output: Folder
     """Folder for checkpoints, log and the exported model."""
     text: TextRecipe
     facts: FactsRecipe = FactsRecipe()
     model: dict[str, Any]
     """Fields of NSADecoderConfig; vocabulary and special tokens come from the tokenizer."""
-    init_from: Path | None = None
+    init_from: Folder | None = None
     """Folder of a checkpoint whose weights training begins with; a dense one's serve an NSA model too."""
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    stages: Annotated[tuple[Stage, ...], Field(strict=False, min_length=1)]
     optim: OptimRecipe = OptimRecipe()
     batch_tokens: Positive = 131_072
     """Tokens in an optimizer step, over all micro-batches."""
@@ -151,40 +181,53 @@ class Recipe(_Strict):
     """Steps between resumable checkpoints."""
     test_every: Positive = 200
     """Steps between retrieval tests on held-out text."""
-    test_lengths: tuple[Positive, ...] = (512, 1024, 2048)
+    test_lengths: Annotated[tuple[Positive, ...], Field(strict=False)] = (512, 1024, 2048)
 
     @field_validator("model")
     @classmethod
     def _fields_are_known(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        allowed = NSADecoderConfig.__annotations__.keys() - _FROM_TOKENIZER
-        unknown = sorted(fields.keys() - allowed)
+        known = _ModelFields.model_fields
+        unknown: dict[Place, str] = {
+            (name,): "the tokenizer decides it: leave it out"
+            if name in _FROM_TOKENIZER
+            else f"unknown key{did_you_mean(name, known)}"
+            for name in fields
+            if name not in known
+        }
         if unknown:
-            raise ValueError(f"{', '.join(unknown)} not among its fields: {', '.join(sorted(allowed))}")
+            raise mistakes(unknown)
+        _ModelFields.model_validate(fields)
         try:
             NSADecoderConfig(**fields)
-        except (StrictDataclassError, TypeError) as error:
-            raise ValueError(" ".join(str(error).split())) from error
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            told = " ".join(str(error).split())
+            first = told.partition(" ")[0]  # most begin with the field, the block grid's with our name for it
+            named = next((name for name in (first, f"nsa_{first}") if name in fields), None)
+            if named is None:
+                raise mistakes({(): told}) from error
+            raise mistakes({(named,): re.sub(f"^{first} (?=must)", "", told)}) from error
         return fields
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Recipe:
-        if self.batch_tokens % self.micro_batch_tokens:
-            raise ValueError(
-                f"batch_tokens ({self.batch_tokens}) must be a multiple of "
-                f"micro_batch_tokens ({self.micro_batch_tokens})"
-            )
+        micro = self.micro_batch_tokens
+        if self.batch_tokens % micro:
+            told = f"{self.batch_tokens} must be a multiple of micro_batch_tokens ({micro})"
+            raise mistakes({("batch_tokens",): told})
+        wrong: dict[Place, str] = {}
         for index, stage in enumerate(self.stages):
             if stage.select_count is not None:
                 try:
                     NSADecoderConfig(**{**self.model, "nsa_select_count": stage.select_count})
                 except ValueError as error:
-                    raise ValueError(f"stages.{index}.select_count: {error}") from error
-            for length in stage.lengths:
-                if self.micro_batch_tokens % length:
-                    raise ValueError(
-                        f"micro_batch_tokens ({self.micro_batch_tokens}) must be a multiple of every length, "
-                        f"and isn't of {length} in stages.{index}.lengths"
+                    wrong["stages", index, "select_count"] = str(error)
+            for at, length in enumerate(stage.lengths):
+                if micro % length:
+                    wrong["stages", index, "lengths", at] = (
+                        f"micro_batch_tokens ({micro}) must be a multiple of every length, isn't of {length}"
                     )
+        if wrong:
+            raise mistakes(wrong)
         return self
 
     @model_validator(mode="after")
@@ -193,97 +236,15 @@ class Recipe(_Strict):
         if self.ranking is None or config.attention != "nsa":
             return self
         if BRANCHES.index("slc") in config.closed_branches:
-            raise ValueError(
-                f"ranking: nothing trains the selected branch that it draws to, nsa_branches are "
+            told = (
+                "nothing trains the selected branch that it draws to, nsa_branches are "
                 f"{config.nsa_branches}: leave it out"
             )
+            raise mistakes({("ranking",): told})
         if config.nsa_select_count == config.geometry.forced_blocks:
-            raise ValueError(
-                f"ranking: all {config.nsa_select_count} blocks of nsa_select_count are selected whatever "
-                "their rank: leave it out, or raise that"
+            told = (
+                f"all {config.nsa_select_count} blocks of nsa_select_count are selected whatever their rank: "
+                "leave it out, or raise that"
             )
+            raise mistakes({("ranking",): told})
         return self
-
-
-def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        path: YAML file.
-        changes: Keys to set otherwise, as `text.folder=books` or `stages.1.max_steps=300`; values are YAML.
-
-    Raises:
-        RecipeError: The file is missing, isn't YAML, or a key is unknown or of the wrong type.
-    """
-    raw = read_yaml(path)
-    for change in changes:
-        set_from_text(raw, change)
-    return checked(Recipe, raw, str(path))
-
-
-def read_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever stands in a YAML file
-    """What a YAML file holds, unchecked.
-
-    Raises:
-        RecipeError: The file is missing or isn't YAML.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not a text file: {error}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {error}") from error
-
-
-def checked(kind: type[Checked], raw: Any, where: str) -> Checked:  # noqa: ANN401 - what is to be checked
-    """Plain data as `kind`.
-
-    Raises:
-        RecipeError: A key is missing, unknown or of the wrong type; each is a line that begins with `where`.
-    """
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        lines = [": ".join(part for part in (where, *_told(e)) if part) for e in error.errors()]
-        raise RecipeError("\n".join(lines)) from error
-
-
-def set_from_text(raw: Any, change: str) -> None:  # noqa: ANN401 - whatever stands in a YAML file
-    """Put a command line's `a.b=value` into plain data.
-
-    Raises:
-        RecipeError: There is no such place, or the value isn't YAML.
-    """
-    key, equals, text = change.partition("=")
-    try:
-        if not equals:
-            raise ValueError
-        set_key(raw, key, yaml.safe_load(text))
-    except (ValueError, yaml.YAMLError) as error:
-        raise RecipeError(
-            f"--set {change}: expected KEY=VALUE with a key of the recipe, like text.folder=books or "
-            "stages.1.max_steps=300"
-        ) from error
-
-
-def set_key(raw: Any, key: str, value: Any) -> None:  # noqa: ANN401 - whatever stands in a YAML file
-    """Put a value at `a.b` into plain data; a table that isn't there yet is made.
-
-    Raises:
-        ValueError: There is no such place.
-    """
-    *outer, last = key.split(".")
-    place = raw
-    try:
-        for name in outer:
-            place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
-        place[int(last) if isinstance(place, list) else last] = value
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"there is no place for {key}") from error
-
-
-def _told(error: ErrorDetails) -> tuple[str, str]:
-    """Key and reason of one of pydantic's errors."""
-    return ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")

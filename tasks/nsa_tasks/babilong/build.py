@@ -4,6 +4,7 @@ from typing import Any
 
 from nsa_tasks._errors import TaskParameterError
 from nsa_tasks._random import Draw
+from nsa_tasks._threads import each
 from nsa_tasks._tokens import RequestTokens
 from nsa_tasks.babilong.background import Background
 from nsa_tasks.babilong.fill import SHORTEST, Filler
@@ -11,6 +12,9 @@ from nsa_tasks.babilong.parameters import PROMPT_ROOM, BabilongParams
 from nsa_tasks.babilong.stories import Question, most_lines
 from nsa_tasks.sampling import document_seed
 from nsa_tasks.sizing import check_filled
+
+_Job = tuple[int, int, Question, Filler]
+"""Length, sample, and what they are made of."""
 
 
 def documents(
@@ -30,15 +34,17 @@ def documents(
     Raises:
         TaskParameterError: Fewer questions than samples fit a length.
     """
-    rows = []
+    jobs: list[_Job] = []
     for length in params.lengths:
         filler = Filler(tokens, length - PROMPT_ROOM)
         chosen = choose(params, questions, length, filler)
-        rows += [
-            _document(params, length, sample, question, background, filler)
-            for sample, question in enumerate(chosen)
-        ]
-    return rows
+        jobs += [(length, sample, question, filler) for sample, question in enumerate(chosen)]
+
+    def make(job: _Job) -> dict[str, Any]:
+        length, sample, question, filler = job
+        return document(params, length, sample, question, background, filler)
+
+    return each(make, jobs) if tokens.for_threads else [make(job) for job in jobs]
 
 
 def choose(params: BabilongParams, questions: list[Question], length: int, filler: Filler) -> list[Question]:
@@ -69,7 +75,7 @@ def choose(params: BabilongParams, questions: list[Question], length: int, fille
     return list(found.values())
 
 
-def _document(
+def document(
     params: BabilongParams,
     length: int,
     sample: int,
@@ -77,6 +83,20 @@ def _document(
     background: Background,
     filler: Filler,
 ) -> dict[str, Any]:
+    """Build one sample.
+
+    Args:
+        params: Resolved parameters.
+        length: The context's size by its name, in tokens.
+        sample: Which of the length.
+        question: What it asks, with its facts.
+        background: Source of sentences.
+        filler: Builds contexts of the length.
+
+    Raises:
+        TaskParameterError: The context can't be filled.
+        TaskDataError: A background without sentences.
+    """
     seed = document_seed(params.seed, params.task, length, sample)
     text = background.sentences(Draw(seed, "background"), filler.budget)
     filled = filler.fill(question.facts, text, Draw(seed, "slots"))

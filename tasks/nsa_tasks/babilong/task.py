@@ -5,6 +5,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from nsa_tasks import _kept
 from nsa_tasks._files import joint_sha256
 from nsa_tasks._tokens import RequestTokens
 from nsa_tasks.babilong import FAMILY
@@ -43,11 +44,19 @@ class BabilongTask(RecordTask):
         questions = read_questions(facts.records[0]["text"], facts.places[0])
         background = open_background(own.background, own.data_root)
         counter = self._counter()
-        rows = documents(own, questions, background, counter)
+
+        def build(tokens: RequestTokens) -> list[dict[str, Any]]:
+            rows = documents(own, questions, background, tokens)
+            for row in rows:
+                row["input"] = wording.prompt(row.pop("context"), row["question"])
+            return rows
+
+        frame = hashlib.sha256(wording.prompt("", "").encode()).hexdigest()
+        made_of = {"facts": facts.name, "background": background.name, "frame": frame}
+        rows = _kept.documents(own, made_of, counter, build)
         self._prompts: dict[str, str] = {}
         for row in rows:
-            prompt = wording.prompt(row.pop("context"), row["question"])
-            self._prompts[row["id"]] = prompt
+            prompt = self._prompts[row["id"]] = row.pop("input")
             row["input_sha256"] = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
         about = {"protocol": protocol(own, gpt2=_is_gpt2(counter)), "data_hash": facts.name}
         if isinstance(background, Books):

@@ -27,6 +27,7 @@ class GeneralFamily(TaskFamily):
 
     name = "general"
     title = "General benchmarks"
+    size_is_at_most = f"as if every problem of HumanEval and MBPP took {_TOKENS:,} tokens; most take fewer"
 
     def parameters(self, task: str) -> tuple[Parameter, ...]:
         """Where the records are."""

@@ -21,6 +21,10 @@ class LongBenchFamily(TaskFamily):
     name = "longbench"
     title = "LongBench"
     truncation = "error"  # its own cut comes first; nothing else may be cut off
+    size_is_at_most = (
+        "as if every prompt were as long as LongBench's cut lets it be "
+        f"({_USUAL_LIMIT:,} tokens where the model's window decides); most are shorter"
+    )
 
     def parameters(self, task: str) -> tuple[Parameter, ...]:
         """List what a task takes."""

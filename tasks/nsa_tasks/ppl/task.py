@@ -8,7 +8,8 @@ import datasets
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from nsa_tasks._tokens import request_tokens
+from nsa_tasks import _kept
+from nsa_tasks._tokens import RequestTokens, request_tokens
 from nsa_tasks.family import Params
 from nsa_tasks.ppl import FAMILY, sources
 from nsa_tasks.ppl.documents import build
@@ -55,9 +56,17 @@ class PositionTask(ConfigurableTask):
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: object) -> None:
         """Cut the documents: lm-eval calls this where a task would load its data."""
-        built = build(self.params, self.ends, self._data, request_tokens(self.form, self.config.metadata))
-        self._pieces = {document.row["id"]: document.pieces for document in built}
-        rows = [document.row for document in built]
+
+        def cut(tokens: RequestTokens) -> list[dict[str, Any]]:
+            built = build(self.params, self.ends, self._data, tokens)
+            return [{**document.row, "pieces": document.pieces} for document in built]
+
+        made_of = {"data": self._data.name, "ends": str(self.ends)}
+        tokens = request_tokens(self.form, self.config.metadata)
+        rows = _kept.documents(
+            self.params, made_of, tokens, cut, characters=lambda row: sum(map(len, row["pieces"]))
+        )
+        self._pieces: dict[str, tuple[str, ...]] = {row["id"]: row.pop("pieces") for row in rows}
         self.dataset = {"test": datasets.Dataset.from_list(rows, split=datasets.Split.TEST)}
 
     def fewshot_context(self, doc: Mapping[str, Any], *args: object, **kwargs: object) -> str:

@@ -6,7 +6,7 @@ official ones to the byte, given the same words, text and records; with either, 
 the size may be another.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from nsa_tasks._errors import TaskParameterError
 from nsa_tasks._tokens import RequestTokens
 from nsa_tasks.ruler.cwe import CweGenerator
 from nsa_tasks.ruler.essays import open_essay, splitter
-from nsa_tasks.ruler.fit import Count, Drawn, Generator, fitted, search
+from nsa_tasks.ruler.fit import Drawn, Generator, fitted, samples_ahead, search
 from nsa_tasks.ruler.fwe import FweGenerator
 from nsa_tasks.ruler.niah import NiahGenerator
 from nsa_tasks.ruler.parameters import RulerParams, takes_essay
@@ -24,8 +24,8 @@ from nsa_tasks.ruler.settings import Cwe, Fwe, Niah, Qa, Vt
 from nsa_tasks.ruler.vt import VtGenerator
 from nsa_tasks.ruler.words import key_words, list_words, longer_list
 
-Next = Callable[[int], tuple[Drawn, int, int]]
-"""Draws the sample of a number: the sample, its size, and its request's tokens."""
+Samples = Iterable[tuple[Drawn, int, int]]
+"""In order: each sample, its size, and its request's tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,7 @@ def _of_length(
     setting = params.setting
     made = []
     try:
-        draw = _stream(params, length, counter, data)
-        for sample in range(params.samples):
-            drawn, size, tokens = draw(sample)
+        for sample, (drawn, size, tokens) in enumerate(_samples(params, length, counter, data)):
             made.append(
                 {
                     "id": f"{params.task}:L{length}:S{sample}",
@@ -114,18 +112,17 @@ def _of_length(
     return made
 
 
-def _stream(params: RulerParams, length: int, counter: Counter, data: QaData | None) -> Next:
+def _samples(params: RulerParams, length: int, counter: Counter, data: QaData | None) -> Samples:
     setting, count = params.setting, counter.request
+    numbers, threaded = range(params.samples), counter.tokens.for_threads
     if isinstance(setting, Fwe):
         frequent = FweGenerator(setting, length, params.random_seed, count, counter.template())
-        return lambda index: frequent.next()
-    generator = _generator(params, length, counter, data)
-    return _searched(generator, length, setting.new_tokens, count)
-
-
-def _searched(generator: Generator, length: int, new_tokens: int, count: Count) -> Next:
+        return frequent.samples_ahead(params.samples) if threaded else [frequent.next() for _ in numbers]
+    generator, new_tokens = _generator(params, length, counter, data), setting.new_tokens
     size = search(generator, length, new_tokens, count)
-    return lambda index: fitted(generator, index, size, length, new_tokens, count)
+    if threaded:
+        return samples_ahead(generator, params.samples, size, length, new_tokens, count)
+    return [fitted(generator, index, size, length, new_tokens, count) for index in numbers]
 
 
 def _generator(params: RulerParams, length: int, counter: Counter, data: QaData | None) -> Generator:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from nsa_tasks._errors import TaskParameterError
 from nsa_tasks.ruler import wording
-from nsa_tasks.ruler.fit import Drawn, Generator
+from nsa_tasks.ruler.fit import Drawn, Generator, Place
 from nsa_tasks.ruler.settings import SHORT, Cwe
 
 _STEP = 10
@@ -50,6 +50,14 @@ class CweGenerator(Generator):
         return Drawn(
             f"{shot}\n{words.template.format(context=context, query='')}", words.prefix, tuple(answers)
         )
+
+    def place(self) -> Place:
+        """State of the one stream."""
+        return (self._random.getstate(),)
+
+    def go_back(self, place: Place) -> None:
+        """Set the one stream."""
+        self._random.setstate(place[0])
 
     def most(self, room: int, tokens_of: Callable[[int], int]) -> int:
         """Twice what a long list makes of it; the lexicon may have fewer words than officially drawn."""

@@ -6,6 +6,7 @@ import string
 import numpy as np
 
 from nsa_tasks._errors import TaskParameterError
+from nsa_tasks._threads import each, threads
 from nsa_tasks.ruler import wording
 from nsa_tasks.ruler.fit import Count, Drawn
 from nsa_tasks.ruler.settings import Fwe
@@ -64,7 +65,25 @@ class FweGenerator:
         Raises:
             TaskParameterError: The length is too short for the words that are asked for.
         """
-        vocabulary, size = self._vocabulary(), self._size
+        return self._fitted(self._vocabulary())
+
+    def samples_ahead(self, samples: int) -> list[tuple[Drawn, int, int]]:
+        """Draw samples as `next` does; only their words are drawn, and the rest is done side by side.
+
+        Returns:
+            `[self.next() for _ in range(samples)]`
+
+        Raises:
+            TaskParameterError: As `next`.
+        """
+        found: list[tuple[Drawn, int, int]] = []
+        while len(found) < samples:  # not all at once: a vocabulary has thousands of words
+            number = min(4 * threads(), samples - len(found))
+            found += each(self._fitted, [self._vocabulary() for _ in range(number)], first_alone=not found)
+        return found
+
+    def _fitted(self, vocabulary: list[str]) -> tuple[Drawn, int, int]:
+        size = self._size
         while (tokens := self._tokens(vocabulary, size)) > self._room:
             size -= self._step
         if size < 1 or self._counts(size)[_ASKED] < 1:

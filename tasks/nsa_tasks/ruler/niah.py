@@ -10,7 +10,7 @@ import numpy as np
 from nsa_tasks.haystack import NOISE
 from nsa_tasks.ruler import wording
 from nsa_tasks.ruler.essays import Splitter, Words
-from nsa_tasks.ruler.fit import Drawn, Generator, TooSmallError
+from nsa_tasks.ruler.fit import Drawn, Generator, Place, TooSmallError
 from nsa_tasks.ruler.settings import SHORT, Niah
 
 DEPTHS = [int(depth) for depth in np.round(np.linspace(0, 100, num=40, endpoint=True))]
@@ -85,6 +85,14 @@ class NiahGenerator(Generator):
             self._wording.prefix.format(**names),
             tuple(value for i in asked for value in values[i]),
         )
+
+    def place(self) -> Place:
+        """State of the one stream."""
+        return (self._random.getstate(),)
+
+    def go_back(self, place: Place) -> None:
+        """Set the one stream."""
+        self._random.setstate(place[0])
 
     def _one(self, kind: str) -> str:
         if kind == "numbers":

@@ -4,7 +4,7 @@ import random
 
 from nsa_tasks._errors import TaskParameterError
 from nsa_tasks.ruler import wording
-from nsa_tasks.ruler.fit import Drawn, Generator, TooSmallError
+from nsa_tasks.ruler.fit import Drawn, Generator, Place, TooSmallError
 from nsa_tasks.ruler.questions import QaData
 
 _STEP = 10
@@ -41,6 +41,14 @@ class QaGenerator(Generator):
         return Drawn(
             words.template.format(context=context, query=question.query), words.prefix, question.answers
         )
+
+    def place(self) -> Place:
+        """State of the one stream."""
+        return (self._random.getstate(),)
+
+    def go_back(self, place: Place) -> None:
+        """Set the one stream."""
+        self._random.setstate(place[0])
 
     def _texts(self, index: int, size: int) -> list[str]:
         question, documents = self._data.questions[index], self._data.documents

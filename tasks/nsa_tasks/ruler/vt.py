@@ -14,7 +14,7 @@ import numpy as np
 from nsa_tasks._errors import TaskParameterError
 from nsa_tasks.haystack import NOISE
 from nsa_tasks.ruler import wording
-from nsa_tasks.ruler.fit import Drawn, Generator, TooSmallError, fitted, search
+from nsa_tasks.ruler.fit import Drawn, Generator, Place, TooSmallError, fitted, search
 from nsa_tasks.ruler.settings import SHORT, Vt
 
 _EXAMPLE_LENGTH = 500
@@ -33,6 +33,13 @@ class _Stream:
 
     def name(self, letters: int) -> str:
         return "".join(self.random.choices(string.ascii_uppercase, k=letters))
+
+    def place(self) -> Place:
+        return self.random.getstate(), self._numpy.get_state()
+
+    def go_back(self, place: Place) -> None:
+        self.random.setstate(place[0])
+        self._numpy.set_state(place[1])
 
     def value(self) -> str:
         return str(self._numpy.randint(10000, 99999))
@@ -66,6 +73,12 @@ class _ChainGenerator(Generator):
             words.prefix.format(**asked),
             tuple(names),
         )
+
+    def place(self) -> Place:
+        return self._stream.place()
+
+    def go_back(self, place: Place) -> None:
+        self._stream.go_back(place)
 
 
 class VtGenerator(Generator):
@@ -108,6 +121,14 @@ class VtGenerator(Generator):
         """Draw a request, then new names and a new value for the example."""
         drawn = self._chains.draw(index, size)
         return Drawn(f"{self._renamed()}\n{drawn.prompt}", drawn.prefix, drawn.answers)
+
+    def place(self) -> Place:
+        """State of both streams."""
+        return self._stream.place()
+
+    def go_back(self, place: Place) -> None:
+        """Set both streams."""
+        self._stream.go_back(place)
 
     def _renamed(self) -> str:
         text = self._example

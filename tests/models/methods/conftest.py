@@ -35,6 +35,7 @@ from nsa_models.methods import (
     RowMethod,
     make_method,
 )
+from nsa_models.methods._listed import BACKENDS
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._rotary import Rotation
 from nsa_models.methods._rowwise import attend_rows, observe_rows
@@ -227,6 +228,19 @@ def model(request: pytest.FixtureRequest, make_model: Callable[..., PreTrainedMo
     return make_model(request.param)
 
 
+@pytest.fixture
+def by_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods with `fast` on a CPU, by their plain twin."""
+    monkeypatch.setitem(BACKENDS, "cpu", "torch")
+
+
+@pytest.fixture
+def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same by the kernels in Triton's interpreter."""
+    pytest.importorskip("triton")
+    monkeypatch.setitem(BACKENDS, "cpu", "triton")
+
+
 def whole_prompt(q: Tensor, k: Tensor, method: Method, *, scaling: float = 0.5) -> QueryBlock:
     """All queries [1, H, n, d] of one prompt with its keys [1, H_kv, n, d], planned where it is planned."""
     rotate = Rotation(inv_freq=torch.tensor([1.0, 0.3, 0.1, 0.03]), interleaved=False, at_end=False)
@@ -329,6 +343,7 @@ def read_sets(
     layers: Sequence[int] = (0,),
     pieces: Sequence[int] = (),
     scaling: float = 0.5,
+    rotate: Rotation | None = None,
 ) -> dict[int, dict[int, Tensor]]:
     """What each query reads, [H, t + 1] by layer and position, where the method chose.
 
@@ -341,7 +356,9 @@ def read_sets(
         layers: Layers to run, one after the other.
         pieces: Sizes of the pieces that the prompt is read in; whole by default.
         scaling: Factor of q.k.
+        rotate: The rotary embedding; by default that for heads of 8.
     """
+    rotation = rotate or turned
     spy, select = dataclasses.replace(method), method.select
     found: dict[int, dict[int, Tensor]] = {layer: {} for layer in layers}
 
@@ -364,7 +381,7 @@ def read_sets(
         for layer in layers:
             queries, keys = q[:, :, start:stop], k[:, :, :stop]
             place = Placement.bottom_right(1, stop - start, stop, q.device)
-            given: Any = {"scaling": scaling, "layer": layer, "rotate": turned, "phase": phase}
+            given: Any = {"scaling": scaling, "layer": layer, "rotate": rotation, "phase": phase}
             if method.phase in ("both", phase):
                 attend_rows(spy, queries, keys, keys, place, memories, **given)
             else:

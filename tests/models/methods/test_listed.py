@@ -28,6 +28,7 @@ from nsa_models.methods import (
     MethodError,
     PromptRow,
     QueryBlock,
+    RowMethod,
     _listed,
     attach,
     make_method,
@@ -35,7 +36,8 @@ from nsa_models.methods import (
 )
 from nsa_models.methods import methods as known_methods
 from nsa_models.methods._block import attend
-from nsa_models.methods._listed import BACKENDS, Listed, Run, attend_by_lists, step_by_lists
+from nsa_models.methods._listed import Listed, Run, attend_by_lists, step_by_lists
+from nsa_models.methods._paged import Paged
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._rotary import Rotation
 
@@ -61,7 +63,12 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"gamma": 0.5, "tau": 0.0, "least": 20, "block": 16},
         {"gamma": 0.4, "tau": 1.0, "least": 16, "block": 16},
     ],
+    "infllm": [{"budget": 80, "first": 16, "local": 32, "block": 16, "representatives": 2, "unit": 24}],
     "moba": [{"budget": 48, "chunk": 16}, {"budget": 64, "chunk": 32, "dense_layers": (1,)}],
+    "pbs-attn": [
+        {"tau": 0.4, "block": 16, "segment": 32},
+        {"tau": 0.2, "block": 16, "segment": 16, "dense_layers": (0,)},
+    ],
     "power-attention": [{"window": 2, "block": 16}],
     "s2-attention": [{"local": 2, "stride": 3, "block": 16}],
     "seer-attention-prefill": [{"threshold": 0.2, "block": 16, "dense_rows": 1, "weights": gates()}],
@@ -72,6 +79,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "xattention": [{"tau": 0.5, "stride": 4, "block": 16}],
 }
 PAIRS = [(name, options) for name, cases in CASES.items() for options in cases]
+# The others list unit by unit what follows from the units before: their sets are in their own tests.
+AT_ONCE = [case for case in PAIRS if not issubclass(known_methods()[case[0]], RowMethod)]
 CLOSE = {"rtol": 2e-4, "atol": 2e-4}
 
 
@@ -87,19 +96,7 @@ def named(case: tuple[str, dict[str, Any]]) -> str:
 
 
 each_pair = pytest.mark.parametrize("case", PAIRS, ids=named)
-
-
-@pytest.fixture
-def by_twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists on a CPU, by their plain twin."""
-    monkeypatch.setitem(BACKENDS, "cpu", "torch")
-
-
-@pytest.fixture
-def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists on a CPU, by the kernels in Triton's interpreter."""
-    pytest.importorskip("triton")
-    monkeypatch.setitem(BACKENDS, "cpu", "triton")
+each_at_once = pytest.mark.parametrize("case", AT_ONCE, ids=named)
 
 
 @pytest.fixture(params=["llama", "qwen3", "decoder"])
@@ -157,17 +154,18 @@ def test_kernels_give_what_masks_give(
     same(padded(model, fast, (66, 43)), padded(model, reference, (66, 43)))
 
 
-@pytest.mark.parametrize("name", ["block-sparse", "moba", "vertical-slash"])
+@pytest.mark.parametrize("name", ["block-sparse", "moba", "pbs-attn", "vertical-slash"])
 @pytest.mark.usefixtures("by_kernels")
 def test_kernels_in_half_precision_give_what_masks_give(name: str) -> None:
     reference, fast = pair(name, CASES[name][0])
     q, k, v = (x.half()[None] for x in (*drawn(70), drawn(70, seed=1)[1]))
     row = PromptRow(q=q[0].float(), k=k[0].float(), scaling=0.25, layer=0)
     place = Placement.bottom_right(1, 70, 70, q.device)
-    of_masks, of_lists = (None if m.chunked_prefill else [m.plan(row)] for m in (reference, fast))
+    plans = None if reference.chunked_prefill else [reference.plan(row)]
     expected, read = attend(
-        reference, q.float(), k, v, place, scaling=0.25, layer=0, rotate=None, plans=of_masks
+        reference, q.float(), k, v, place, scaling=0.25, layer=0, rotate=None, plans=plans
     )
+    of_lists = None if fast.lists_by_itself else plans
     found, found_read = attend_by_lists(fast, q, k, v, place, scaling=0.25, plans=of_lists)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), expected, rtol=3e-3, atol=3e-3)
@@ -218,30 +216,38 @@ def drawn(count: int, *, seed: int = 0, width: int = 16) -> tuple[Tensor, Tensor
     return torch.randn(4, count, width, generator=maker), torch.randn(2, count, width, generator=maker)
 
 
-def listed_keys(method: Listed, q: Tensor, k: Tensor, first: int) -> tuple[Tensor, BlockLists, Run]:
-    """Booleans [H, n, S] of the queries from `first` on, by the method's lists."""
-    count = q.shape[1]
-    plan = (
-        None
-        if method.chunked_prefill
-        else method.plan(PromptRow(q=q, k=k, scaling=0.25, layer=0, rotate=turned))
-    )
+def listed_keys(method: Listed, q: Tensor, k: Tensor, first: int) -> tuple[Tensor, int]:
+    """Booleans [H, n, S] of the queries from `first` on, by the method's lists, and the reads they count."""
+    count, heads = q.shape[1], len(q)
+    plan = None
+    if not (method.chunked_prefill or method.lists_by_itself):
+        plan = method.plan(PromptRow(q=q.float(), k=k.float(), scaling=0.25, layer=0, rotate=turned))
     front = first % method.tile
     queries = torch.nn.functional.pad(q[:, first:], (0, 0, front, 0))
-    run = Run(q=queries, k=k, start=first - front, first=first)
-    lists = method.lists(run, plan)
-    lists.check()
-    of_tiles = lists.seen(count)[0]
-    keep = of_tiles.repeat_interleave(method.tile, dim=1)[:, : queries.shape[1]]
-    keep = keep.repeat_interleave(len(q) // len(keep), dim=0)
-    if lists.members is not None:
-        block = torch.arange(count) // lists.key_block
-        keep = keep & ((lists.members[0][..., block // 32] >> (block % 32)) & 1).bool()
-    positions = run.start + torch.arange(queries.shape[1])
-    return (keep & (torch.arange(count) <= positions[:, None]))[:, front:], lists, run
+    run = Run(q=queries, k=k, start=first - front, first=first, scaling=0.25)
+    at = torch.arange(count, device=q.device)
+    positions = run.start + torch.arange(queries.shape[1], device=q.device)
+    numbers = at.expand(len(k), -1)[..., None]  # values that tell which key's they are
+    times, reads = torch.zeros(heads, queries.shape[1], count, dtype=torch.long, device=q.device), 0
+    for keys, values, lists in method.parts(run, numbers, plan):
+        lists.check()
+        of_tiles = lists.seen(count)[0]
+        keep = of_tiles.repeat_interleave(method.tile, dim=1)[:, : queries.shape[1]]
+        keep = keep.repeat_interleave(heads // len(keep), dim=0)
+        if lists.members is not None:
+            block = at // lists.key_block
+            keep = keep & ((lists.members[0][..., block // 32] >> (block % 32)) & 1).bool()
+        keep = keep & (at <= positions[:, None])
+        key = values[..., 0].repeat_interleave(heads // len(values), dim=0)
+        own = k.repeat_interleave(heads // len(k), dim=0).gather(1, key[..., None].expand(-1, -1, k.shape[2]))
+        assert torch.equal(keys.repeat_interleave(heads // len(keys), dim=0), own)
+        times.scatter_add_(-1, key[:, None].expand(-1, queries.shape[1], -1), keep.long())
+        reads += int(lists.reads(heads, start=run.start, first=first, end=count))
+    assert times.max() == 1
+    return times.bool()[:, front:], reads
 
 
-@each_pair
+@each_at_once
 @pytest.mark.parametrize("seed", [0, 1])
 def test_lists_hold_the_sets_of_the_masks(case: tuple[str, dict[str, Any]], seed: int) -> None:
     reference, fast = pair(*case)
@@ -257,18 +263,21 @@ def test_lists_hold_the_sets_of_the_masks(case: tuple[str, dict[str, Any]], seed
             plans=None if reference.chunked_prefill else [reference.plan(row)],
         )
         expected = (reference.select(block) & block.visible)[0].expand(4, -1, -1)
-        found, lists, run = listed_keys(fast, q, k, first)
+        found, reads = listed_keys(fast, q, k, first)
         assert torch.equal(found, expected)
         assert not expected.all(dim=-1).any(dim=0)[-10:].all()  # something is left out
-        assert int(lists.reads(4, start=run.start, first=first, end=141)) == int(expected.sum())
+        assert reads == int(expected.sum())
 
 
 @pytest.mark.parametrize("block", [128, 256])
-@pytest.mark.parametrize("name", ["block-sparse", "moba", "power-attention", "s2-attention", "xattention"])
+@pytest.mark.parametrize(
+    "name", ["block-sparse", "moba", "pbs-attn", "power-attention", "s2-attention", "xattention"]
+)
 def test_blocks_larger_than_a_tile_are_read_by_several(name: str, block: int) -> None:
     sizes: dict[str, dict[str, Any]] = {
         "block-sparse": {"budget": 2 * block, "block": block},
         "moba": {"budget": 2 * block, "chunk": block},
+        "pbs-attn": {"tau": 0.3, "block": block, "segment": block},
         "power-attention": {"window": 1, "block": block},
         "s2-attention": {"local": 1, "stride": 3, "block": block},
         "xattention": {"tau": 0.4, "block": block},
@@ -277,7 +286,7 @@ def test_blocks_larger_than_a_tile_are_read_by_several(name: str, block: int) ->
     assert fast.tile == 128
     q, k = drawn(1100)
     for first in (0, 300) if fast.chunked_prefill else (0,):
-        found, _, _ = listed_keys(fast, q, k, first)
+        found, _ = listed_keys(fast, q, k, first)
         row = PromptRow(q=q, k=k, scaling=0.25, layer=0, rotate=turned)
         plans = None if reference.chunked_prefill else [reference.plan(row)]
         at = torch.arange(first, 1100)
@@ -300,7 +309,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@each_pair
+@each_at_once
 @pytest.mark.usefixtures("by_twin")
 def test_a_prompt_makes_no_tensor_of_queries_by_keys(
     make_model: Callable[..., PreTrainedModel],
@@ -370,4 +379,6 @@ def test_what_no_list_can_say_is_refused(name: str, options: dict[str, Any], mes
 
 
 def test_every_method_of_lists_is_tested_here() -> None:
-    assert {name for name, method in known_methods().items() if issubclass(method, Listed)} == set(CASES)
+    listed = {name: method for name, method in known_methods().items() if issubclass(method, Listed)}
+    in_prompts = {name for name, method in listed.items() if not issubclass(method, Paged)}  # test_paged.py
+    assert in_prompts == set(CASES)

@@ -104,7 +104,7 @@ def test_texts_are_read() -> None:
         ("quest:2560,page", "'page' isn't OPTION=VALUE"),
         (
             "quest:2560,pages=16",
-            r"quest: unknown option 'pages', did you mean page\? \(known: dense_layers, page, ",
+            r"quest: unknown option 'pages', did you mean page\? \(known: dense_layers, fast, page, ",
         ),
         ("quest:2560,page=16,page=8", "quest: page is given twice"),
         ("quest:2560,budget=8", "quest: budget is given twice"),
@@ -171,7 +171,7 @@ def test_values_of_another_type_are_refused(field: str, value: object, wanted: s
 
 def test_fields_are_listed_with_their_types() -> None:
     kinds = field_types(methods()["quest"])
-    assert list(kinds) == ["budget", "dense_layers", "page", "reading", "first", "local"]
+    assert list(kinds) == ["budget", "dense_layers", "fast", "page", "reading", "first", "local"]
     assert kinds["page"] is int
 
 
@@ -181,6 +181,7 @@ def test_records_tell_variants_apart() -> None:
     assert one.describe()["parameters"] == {
         "budget": 2560,
         "dense_layers": [0, 1],
+        "fast": False,
         "page": 16,
         "reading": "eval",
         "first": 0,

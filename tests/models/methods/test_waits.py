@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from nsa_models.methods import Method, attach, keep_top, make_method
 from nsa_models.methods import _block as block
-from nsa_models.methods._placement import Placement, Run
+from nsa_models.methods._placement import NewTokens, Placement
 
 from .conftest import Rows, small_methods, tokens
 
@@ -86,9 +86,9 @@ def test_runs_say_what_masks_say() -> None:
     mask = (order <= order[2:, None]) & columns[:, None] & real[..., None]
     place = Placement.from_mask(mask[:, None])
     assert place is not None
-    assert place.runs is not None
-    assert [(run.column, run.count) for run in place.runs] == [(1, 2), (0, 3), (3, 0)]
-    assert [place.runs[row].position for row in (0, 1)] == [1, 2]
+    assert place.new is not None
+    assert [(new.column, new.count) for new in place.new] == [(1, 2), (0, 3), (3, 0)]
+    assert [place.new[row].position for row in (0, 1)] == [1, 2]
 
 
 def test_tokens_that_stand_apart_are_no_run() -> None:
@@ -97,13 +97,16 @@ def test_tokens_that_stand_apart_are_no_run() -> None:
     mask = (order <= order[:, None]) & real[:, None] & real[..., None]
     place = Placement.from_mask(mask[:, None])
     assert place is not None
-    assert place.run(0) is None
+    assert place.together(0) is None
+    (new,) = place.tokens()
+    assert (new.position, new.end, new.count) == (0, 2, 2)
+    assert torch.equal(torch.arange(3)[new.where], torch.tensor([0, 2]))
 
 
 def test_counts_cut_runs() -> None:
     place = Placement.bottom_right(2, 4, 10, torch.device("cpu"))
     assert place.counted([4, 4]) is place
     cut = place.counted([4, 1])
-    assert cut.runs == (Run(column=0, count=4, position=6), Run(column=0, count=1, position=6))
+    assert cut.new == (NewTokens(column=0, count=4, position=6), NewTokens(column=0, count=1, position=6))
     assert cut.real is not None
     assert cut.real.sum(-1).tolist() == [4, 1]

@@ -147,6 +147,36 @@ def test_few_documents_are_said_to_be_few(tmp_path: Path, write_model: Any, scor
     assert "too few documents" in to_table(comparison, "latex")
 
 
+@pytest.mark.parametrize("width", [80, 200])
+def test_lengths_of_one_document_fold_where_they_say_the_same(
+    tmp_path: Path, write_model: Any, scored: Any, width: int
+) -> None:
+    lengths = [512, 1024, 2048, 4096, 8192]
+    for name, scores in (("a", [1.0] * 5), ("b", [1.0, 1.0, 0.0, 0.0, 1.0])):
+        task = scored(scores, length=lengths, depth=[50.0] * 5)
+        write_model(tmp_path, name, {"t": task, "u": task})
+    comparison = compare(tmp_path, baseline="b", resamples=100)
+    text = printed(comparison, width)
+    for name, difference in (("512 to 1k", " 0.0 "), ("2k to 4k", " +100.0 "), ("8k", " 0.0 ")):
+        [line, _] = [shown for shown in text.splitlines() if shown.lstrip().startswith(name)]
+        assert "too few documents" in line
+        assert "[" not in line, "one document has no interval"
+        assert difference in line
+    assert text.count("1 each") == 4
+    assert " ".join(text.split()).count("Too few documents: no difference could be seen.") == 1
+    assert "at 1k" in to_table(comparison, "md"), "files have every row"
+
+
+def test_notes_that_say_the_same_of_several_tasks_are_one(comparison: Comparison) -> None:
+    notes = ["t, f1: only 2 documents; be careful", "u, f1: only 2 documents; be careful", "v: odd", "odd"]
+    text = printed(comparison.model_copy(update={"notes": notes}), 200)
+    assert [line for line in text.splitlines() if line.startswith("Note")] == [
+        "Note: t, f1; u, f1: only 2 documents; be careful",
+        "Note: v: odd",
+        "Note: odd",
+    ]
+
+
 def test_unknown_format(comparison: Comparison) -> None:
     with pytest.raises(UserError, match="unknown table format 'xlsx'; one of: table, md, latex, csv, json"):
         to_table(comparison, "xlsx")

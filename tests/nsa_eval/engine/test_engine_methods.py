@@ -246,6 +246,7 @@ def test_the_audit_says_how_a_method_of_prompts_is_run(toys, tokenizer):
         make_method("moba", 32, chunk=16),
         make_method("block-sparse", 32, block=16),
         make_method("power-attention", window=1, block=16),
+        make_method("quest", 16, page=4, dense_layers=[]),
     ],
     ids=lambda method: method.name,
 )
@@ -268,6 +269,28 @@ def test_a_fast_method_answers_as_its_reference_and_says_what_ran(reference, toy
     (replies, scores), (by_lists, scored_by_lists) = found
     assert by_lists == replies
     assert scored_by_lists == pytest.approx(scores, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "full"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_kept_pages_go_with_rows_that_come_and_leave(kind, rows, toys, tokenizer, monkeypatch):
+    """Prefixes are shared, rows join others and leave them; a step reads all keys only where rows changed."""
+    monkeypatch.setitem(_listed.BACKENDS, "cpu", "torch")
+    model, reference = toys.make_model(kind), METHODS["quest:eval"]
+    found = []
+    for method in (reference, dataclasses.replace(reference, fast=True)):
+        engine, answerer = engine_of(model, tokenizer, method, batch_size=rows)
+        replies = engine.generate_until(toys.reply_requests())
+        found.append((replies, attached_to(model).reads))
+        answerer.close()
+    assert found[0][0] == found[1][0]
+    reads = found[1][1]
+    assert reads.decode == found[0][1].decode
+    keys, queries = (
+        count // model.config.num_attention_heads for count in (reads.decode.dense, reads.decode.queries)
+    )
+    assert 0 < reads.index.rebuilt < keys / 2  # masks are made of every key in each step
+    assert 2 * keys / 4 <= reads.index.scored < 2 * (keys / 4 + queries)
 
 
 @pytest.mark.parametrize(("name", "what"), [("quest:eval", "acts"), ("moba", "acts on prompts alone, not")])

@@ -1,6 +1,7 @@
 """Time and memory of plans: from profiles, from a measurement, from nothing."""
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -140,6 +141,14 @@ class TestFromAProfile:
         seconds = estimate(plan, [profile], device=lambda model: "H").seconds
         assert seconds.low == pytest.approx(2 * 10 / 1.3, rel=0.01)
         assert seconds.high == pytest.approx(2 * 199 * 1.3, rel=0.01)
+
+    def test_an_upper_bound_of_tokens_is_no_lower_bound_of_time(self, plan_of):
+        config, plan = plan_of()
+        profile = profiled(config, NSA, [200, 500])
+        bounded = replace(plan, jobs=tuple(replace(job, at_most="as if all were long") for job in plan.jobs))
+        plain, most = (estimate(one, [profile], device=lambda _: "H").seconds for one in (plan, bounded))
+        assert most == Range(0.0, plain.high)
+        assert time_range(most).startswith("up to ")
 
     def test_what_is_paid_once_is_added_once(self, plan_of):
         config, plan = plan_of()
@@ -368,7 +377,8 @@ class TestMeasuring:
 @pytest.mark.parametrize(
     ("low", "high", "text"),
     [
-        (0.2, 0.4, "0s to 1s"),
+        (0.2, 0.4, "up to 1s"),
+        (0.0, 9000, "up to 2h 30m"),
         (71.0, 128.0, "1m 10s to 2m 10s"),
         (200, 350, "3m 20s to 5m 50s"),
         (5000, 9000, "1h 23m to 2h 30m"),

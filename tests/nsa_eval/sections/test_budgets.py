@@ -140,10 +140,35 @@ def test_other_parameters_that_differ_make_lines_of_their_own(run):
     }
 
 
-def test_shares_of_the_prompt_are_another_line_than_budgets_in_tokens(run):
-    models = {f"s{n}": (method(**QUEST, budget=f"{n}%"), RIGHT, None) for n in (10, 50)}
-    names = [sweep.name for sweep in sweeps_of(material_of(run({**DENSE, **quests(16, 32), **models})))]
-    assert names == ["zoo:m+quest", "zoo:m+quest, of the prompt"]
+def test_budgets_of_both_kinds_are_points_of_one_line_ordered_by_what_was_read(run):
+    """A share is more than so many tokens at one length, and less at another."""
+    shares = {
+        f"s{n}": (
+            method(**QUEST, budget=f"{n}%"),
+            {512: RIGHT, 1024: RIGHT},
+            dict.fromkeys((512, 1024), cost_of(n / 100)),
+        )
+        for n in (10, 50)
+    }
+    tokens = {
+        f"q{n}": (
+            method(**QUEST, budget=n),
+            {512: RIGHT, 1024: RIGHT},
+            {length: cost_of(n / length) for length in (512, 1024)},
+        )
+        for n in (64, 256)
+    }
+    dense = {"dense": ({}, {512: RIGHT, 1024: RIGHT}, dict.fromkeys((512, 1024), cost_of(1.0)))}
+    material = material_of(run({**dense, **tokens, **shares}))
+    [sweep] = sweeps_of(material)
+    assert (sweep.name, sweep.parameter) == ("zoo:m+quest", "budget")
+    found = {place.length: place.lines for place in study_of(material).places}
+    assert [point.value for point in found[512][0].points] == ["256", "50%", "64", "10%"]
+    assert [point.value for point in found[1024][0].points] == ["50%", "256", "10%", "64"]
+    assert all(len(lines) == 1 for lines in found.values())
+    section = budgets.build(material)
+    assert [row.cells[0].text for row in section.least] == ["10%", "64"]
+    assert [trial.value for trial in section.panels[1].trials] == ["50%", "256", "10%", "64"]
 
 
 def test_a_method_without_a_budget_is_swept_by_what_differs(run):

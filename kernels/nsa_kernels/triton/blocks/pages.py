@@ -14,13 +14,14 @@ from nsa_kernels.triton.configs import shipped
 from nsa_kernels.triton.tiles import MIN_DOT, precision, rows_contiguous, wide
 
 
-def page_scores(q: Tensor, high: Tensor, low: Tensor) -> Tensor:
+def page_scores(q: Tensor, high: Tensor, low: Tensor, *, counts: Tensor | None = None) -> Tensor:
     """sum_d max(q_d high_d, q_d low_d) of every page.
 
     Args:
         q: [B, H, D], D a power of 2 from 16 on.
         high: Largest keys of each page, [B, P, H_kv, D] in q's dtype.
         low: Smallest keys.
+        counts: Pages of each row that are read, int32 [B]; the others score 0. None = P.
 
     Returns:
         float32 [B, H, P].
@@ -36,6 +37,7 @@ def page_scores(q: Tensor, high: Tensor, low: Tensor) -> Tensor:
         high,
         low,
         scores,
+        scores if counts is None else counts,
         *q.stride()[:2],
         *high.stride()[:3],
         *low.stride()[:3],
@@ -43,6 +45,7 @@ def page_scores(q: Tensor, high: Tensor, low: Tensor) -> Tensor:
         GROUP=group,
         ROWS=max(MIN_DOT, triton.next_power_of_2(group)),
         PAGES=chosen["pages"],
+        COUNTED=counts is not None,
         DK=width,
         PRECISION=precision(q),
         num_warps=chosen["num_warps"],
@@ -181,15 +184,19 @@ def best_pages_kernel(
 
 @triton.jit(do_not_specialize=("pages",))
 def page_scores_kernel(
-    Q, High, Low, Scores, stride_qb, stride_qh, stride_hb, stride_hp, stride_hh, stride_lb, stride_lp,
+    Q, High, Low, Scores, Counts, stride_qb, stride_qh, stride_hb, stride_hp, stride_hh, stride_lb, stride_lp,
     stride_lh, pages,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, PAGES: tl.constexpr, DK: tl.constexpr, PRECISION: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, PAGES: tl.constexpr, COUNTED: tl.constexpr, DK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid (ceil(P / PAGES), H_kv, B)."""
     kv_head, batch = tl.program_id(1), tl.program_id(2)
     head, column = tl.arange(0, ROWS), tl.arange(0, DK)
     page = tl.program_id(0) * PAGES + tl.arange(0, PAGES)
     held, there = head < GROUP, page < pages
+    read = there
+    if COUNTED:
+        read = there & (page < tl.load(Counts + batch))
     first = kv_head * GROUP + head
     q = tl.load(
         Q + wide(batch) * stride_qb + first[:, None] * stride_qh + column[None, :],
@@ -201,11 +208,11 @@ def page_scores_kernel(
     at = page.to(tl.int64)[:, None]
     high = tl.load(
         High + wide(batch) * stride_hb + at * stride_hp + wide(kv_head) * stride_hh + column[None, :],
-        mask=there[:, None], other=0.0,
+        mask=read[:, None], other=0.0,
     )  # fmt: skip
     low = tl.load(
         Low + wide(batch) * stride_lb + at * stride_lp + wide(kv_head) * stride_lh + column[None, :],
-        mask=there[:, None], other=0.0,
+        mask=read[:, None], other=0.0,
     )  # fmt: skip
     scores = tl.dot(rising, tl.trans(high), input_precision=PRECISION)
     scores = tl.dot(falling, tl.trans(low), scores, input_precision=PRECISION)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
-
-from nsa_tasks import closest
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Make `; did you mean 'lengths'?`, or a short list of what there is when nothing is near."""
     known = sorted(set(known))
-    near = closest(word, known)
-    if near is not None:
-        return f"; did you mean {near!r}?"
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not near and len(word) >= 3:
+        near = [name for name in known if name.startswith(word)][:1]
+    if near:
+        return f"; did you mean {near[0]!r}?"
     return f"; known: {', '.join(known)}" if 0 < len(known) <= 24 else ""

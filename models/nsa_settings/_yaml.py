@@ -14,9 +14,8 @@ from typing import Any
 
 import yaml
 
-Path_ = tuple[str | int, ...]
-"""A place in a config: `("tasks", 0, "lengths")` is tasks[0].lengths."""
-
+Place = tuple[str | int, ...]
+"""A place in settings: `("tasks", 0, "lengths")` is tasks[0].lengths."""
 
 MOST_CHARACTERS = 1 << 20
 """Of a document. The largest config that people write holds a few thousand."""
@@ -36,7 +35,7 @@ class YamlError(ValueError):
         path: The key it stands at, () when unknown.
     """
 
-    def __init__(self, message: str, line: int, path: Path_ = ()) -> None:
+    def __init__(self, message: str, line: int, path: Place = ()) -> None:
         self.message, self.line, self.path = message, line, path
         super().__init__(message)
 
@@ -75,11 +74,12 @@ def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
-def parse_yaml(text: str) -> tuple[Any, dict[Path_, int]]:
+def parse_yaml(text: str, *, number_keys: bool = False) -> tuple[Any, dict[Place, int]]:
     """Read one YAML document.
 
     Args:
         text: The document.
+        number_keys: Take whole numbers as keys too, as their text.
 
     Returns:
         The data (dicts with string keys, lists, scalars) and the line, from 1, of every key and list entry.
@@ -101,7 +101,7 @@ def parse_yaml(text: str) -> tuple[Any, dict[Path_, int]]:
         node = loader.get_single_node()
         if node is None:
             return None, {(): 1}
-        building = _Building(loader)
+        building = _Building(loader, number_keys)
         building.lines[()] = node.start_mark.line + 1
         return building.build(node, (), frozenset()), building.lines
     except yaml.MarkedYAMLError as error:
@@ -149,11 +149,12 @@ class _Building:
     """From nodes to data."""
 
     loader: _Loader
-    lines: dict[Path_, int] = field(default_factory=dict)
+    number_keys: bool
+    lines: dict[Place, int] = field(default_factory=dict)
     values: int = 0
     """Values built so far, those behind aliases each time anew."""
 
-    def build(self, node: yaml.Node, path: Path_, inside: frozenset[int]) -> Any:  # noqa: ANN401  (any YAML value)
+    def build(self, node: yaml.Node, path: Place, inside: frozenset[int]) -> Any:  # noqa: ANN401  (any YAML value)
         """Turn a node into data, noting lines; `inside`: the nodes around it, which no alias may name."""
         line = node.start_mark.line + 1
         self.values += 1
@@ -176,7 +177,7 @@ class _Building:
             raise YamlError(f"a number of {len(node.value):,} digits", line, path)
         return self.loader.construct_object(node)
 
-    def _mapping(self, node: yaml.MappingNode, path: Path_, inside: frozenset[int]) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: Place, inside: frozenset[int]) -> dict[str, Any]:
         own: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         merges = [pair for pair in node.value if pair[0].tag == "tag:yaml.org,2002:merge"]
@@ -189,8 +190,8 @@ class _Building:
                 merged = {**values, **merged}  # the first of several sources wins
         for key_node, value_node in (pair for pair in node.value if pair not in merges):
             line = key_node.start_mark.line + 1
-            key = self.loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
-            if not isinstance(key, str):
+            key = self._key(key_node)
+            if key is None:
                 shown = getattr(key_node, "value", key)
                 raise YamlError(
                     f"keys are words; put quotes round {str(shown)[:80]!r} if it is one", line, path
@@ -201,3 +202,12 @@ class _Building:
             self.lines[(*path, key)] = line
             own[key] = self.build(value_node, (*path, key), inside)
         return {**merged, **own}
+
+    def _key(self, node: yaml.Node) -> str | None:
+        """A key's text, or None where it may be none."""
+        if not isinstance(node, yaml.ScalarNode):
+            return None
+        if self.number_keys and node.tag == "tag:yaml.org,2002:int":
+            return str(node.value)
+        key = self.loader.construct_object(node)
+        return key if isinstance(key, str) else None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nsa_eval.config._yaml import YamlError, parse_yaml
+from nsa_settings import YamlError, parse_yaml
 
 
 @pytest.mark.parametrize(
