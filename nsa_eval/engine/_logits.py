@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nsa_models.families import Family, accepts
+from nsa_models.shortage import is_out_of_memory
 
 _KEEP = "logits_to_keep"
 """transformers' argument: how many of the last columns, which columns, or (some models) which places."""
@@ -169,7 +170,9 @@ def find_route(family: Family) -> tuple[LogitRoute, int]:
     given[_KEEP] = family.places(places, [2, 2], None).to(model.device)
     try:
         logits = family.forward(given).logits
-    except (IndexError, RuntimeError, TypeError, ValueError):
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         # Only whole columns, as older models and remote code have it.
         return Columns(model.device), int(_probed(family, tokens).shape[-1])
     by_place = logits.dim() == 2 and logits.shape[0] == 3
@@ -197,8 +200,8 @@ def _headless(family: Family, tokens: Tensor) -> tuple[nn.Module | None, int]:
         states = family.forward(family.inputs(tokens, [2, 2], None), module=decoder).last_hidden_state
         if not torch.equal(head(states), whole):
             return None, 0
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # a decoder that wants other arguments, or gives no hidden states
+    except Exception as error:  # a decoder that wants other arguments, or gives no hidden states
+        if is_out_of_memory(error):
+            raise
         return None, 0
     return decoder, int(whole.shape[-1])
