@@ -93,7 +93,7 @@ def check(config: PretrainedConfig) -> dict[str, Any]:
             scores, replies, prompts, alone = expected(model)
     except Exception as error:
         try:
-            Engine(model, tokenizer, max_length=MAX_LENGTH)._answerer.prepared()
+            Engine(model, tokenizer, max_length=MAX_LENGTH)._answerer.loaded.reader()
         except FamilyError as refusal:
             return {"status": "refused", "note": one_sentence(str(refusal))}
         return {"status": "failed", "note": f"a plain forward fails: {sentence(error)}"}
@@ -103,7 +103,7 @@ def check(config: PretrainedConfig) -> dict[str, Any]:
     for name, settings in VARIANTS.items():
         engine = Engine(model, tokenizer, max_length=MAX_LENGTH, **settings)
         try:
-            family = engine._answerer.prepared()[0].family
+            family = engine._answerer.loaded.reader().family
             row |= {"family": family.name, "cached": family.caches}
             given = [(("", ""), context, tail) for context, tail, _ in scores]
             got = engine._loglikelihood_tokens(given)

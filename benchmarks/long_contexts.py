@@ -213,7 +213,7 @@ def replies(
     engine_of(model, tokenizer, batch_size=64).generate_until(asked[:2], disable_tqdm=True)  # compiles
     for name, refills in ways:
         engine = engine_of(model, tokenizer, batch_size=64)
-        reader, _ = engine._answerer.prepared()
+        reader = engine._answerer.loaded.reader()
         reader.family.refills = refills
         start = time.perf_counter()
         engine.generate_until(asked, disable_tqdm=True)

@@ -41,8 +41,7 @@ def evaluate_tasks(engine: Any, loaded: LoadedTasks, model: ModelSpec, config: R
     from nsa_tasks.follow_up import FollowUps
 
     started = time.time()
-    python_seed, numpy_seed, torch_seed, fewshot_seed = config.seed
-    set_seeds(python_seed, numpy_seed, torch_seed)
+    set_seeds(*config.seed[:3])  # the fourth is the tasks', for their few-shot examples
     limits = loaded.limits()
     for task in loaded.tasks.values():
         if isinstance(task, FollowUps):
@@ -63,7 +62,18 @@ def evaluate_tasks(engine: Any, loaded: LoadedTasks, model: ModelSpec, config: R
     if results is None:  # only on ranks above 0, which the runner never is
         raise RuntimeError("lm-eval returned no results")
     found: dict[str, Any] = dict(results)
-    found["config"] = {
+    found["config"] = _settings(engine, loaded, model, config)
+    if counts := _metric_documents(found["samples"]):
+        found["config"]["metric_documents"] = counts
+    found |= {"git_hash": _git_hash(), "date": started, **describe_environment()}
+    add_tokenizer_info(found, engine)
+    return found
+
+
+def _settings(engine: Any, loaded: LoadedTasks, model: ModelSpec, config: RunConfig) -> dict[str, Any]:  # noqa: ANN401
+    """A results file's `config`, with the keys of `simple_evaluate`."""
+    python_seed, numpy_seed, torch_seed, fewshot_seed = config.seed
+    return {
         "model": model.lm or type(engine).__name__,
         "model_args": {"model": model.path, **model.lm_args}
         if model.lm
@@ -81,11 +91,6 @@ def evaluate_tasks(engine: Any, loaded: LoadedTasks, model: ModelSpec, config: R
         "torch_seed": torch_seed,
         "fewshot_seed": fewshot_seed,
     }
-    if counts := _metric_documents(found["samples"]):
-        found["config"]["metric_documents"] = counts
-    found |= {"git_hash": _git_hash(), "date": started, **describe_environment()}
-    add_tokenizer_info(found, engine)
-    return found
 
 
 def _metric_documents(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, int]]:

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from nsa_eval._conditions import store_context
 from nsa_eval._counting import CountingStore, size_of
 from nsa_eval._json import parse_json, read_json, read_mapping
+from nsa_eval._ongoing import OngoingRun
 from nsa_eval.config import RunConfig, Variant
 from nsa_eval.errors import UserError
 from nsa_eval.looks import FILE, PICTURES, Look, LooksSheet, NotLooked, answered_right, read_looks
 from nsa_eval.progress import Progress
-from nsa_eval.rundir import RunDirectory, write_atomically
+from nsa_eval.rundir import write_atomically
 from nsa_tasks import TaskFamily, family_of
 
 if TYPE_CHECKING:
@@ -49,23 +51,17 @@ class _Candidate:
     picture: bool = False
 
 
-def looks_missing(variant: Variant, config: RunConfig, directory: RunDirectory) -> bool:
+def looks_missing(variant: Variant, ongoing: OngoingRun) -> bool:
     """Whether a finished variant's looks are asked for and not there yet, or fewer of them."""
-    wanted = config.report.looks
+    wanted = ongoing.config.report.looks
     if not wanted or variant.checkpoint.lm is not None:
         return False
-    file = directory.path / variant.name / FILE
+    file = ongoing.directory.path / variant.name / FILE
     return not file.is_file() or read_looks(file).per_cell < wanted
 
 
 def look_at_finished(
-    variants: Sequence[Variant],
-    config: RunConfig,
-    *,
-    directory: RunDirectory,
-    store: CountingStore,
-    executor: Executor,
-    progress: Progress,
+    variants: Sequence[Variant], ongoing: OngoingRun, *, store: CountingStore, executor: Executor
 ) -> None:
     """Look where variants of one checkpoint looked whose results were there before.
 
@@ -79,77 +75,102 @@ def look_at_finished(
 
     loaded = False
     for variant in variants:
-        if _why_not(_results(variant, directory)):
-            look_at(
-                variant, config, None, directory=directory, store=store, executor=executor, progress=progress
-            )
-            continue
-        model = variant.checkpoint
-        if not loaded:
-            progress.say(f"{model.name}: loading")
-            executor.load(model)
-            loaded = True
-        fingerprint = nsa_models.fingerprint_of(model.path, revision=model.revision).total
-        known = (executor.use(variant), fingerprint)
-        look_at(
-            variant, config, known, directory=directory, store=store, executor=executor, progress=progress
-        )
+        known = None
+        if not _Finished.read(variant, ongoing).why_not:
+            model = variant.checkpoint
+            if not loaded:
+                ongoing.progress.say(f"{model.name}: loading")
+                executor.load(model)
+                loaded = True
+            fingerprint = nsa_models.fingerprint_of(model.path, revision=model.revision).total
+            known = (executor.use(variant), fingerprint)
+        look_at(variant, known, ongoing, store=store, executor=executor)
 
 
 def look_at(
     variant: Variant,
-    config: RunConfig,
     known: tuple[VariantFacts, str] | None,
+    ongoing: OngoingRun,
     *,
-    directory: RunDirectory,
     store: CountingStore,
     executor: Executor,
-    progress: Progress,
 ) -> None:
     """Look where a variant looked that the executor has become, and write its looks.json.
 
     Args:
         variant: Its results are in place.
-        config: The run's config.
         known: What the executor found of the variant, and the weights' fingerprint; None where the variant
             chooses no blocks: the file then says so, and nothing is asked.
-        directory: The run's folder.
+        ongoing: The run that it belongs to.
         store: Finished looks; asked first.
         executor: Has the rest made.
-        progress: Told of every look.
     """
-    results = _results(variant, directory)
-    sheet = LooksSheet(per_cell=config.report.looks, why_not=_why_not(results))
+    config, progress = ongoing.config, ongoing.progress
+    finished = _Finished.read(variant, ongoing)
+    sheet = LooksSheet(per_cell=config.report.looks, why_not=finished.why_not)
     if not sheet.why_not and known is not None:
         progress.say(f"{variant.name}: preparing looks")
-        facts, fingerprint = known
-        chosen = _chosen(variant, results, config, directory)
-        requests = dict(_requests(chosen, variant, results, config, directory, facts, fingerprint))
+        context = store_context(variant, *known, config)
+        chosen = _chosen(finished, config)
+        requests = dict(_requests(chosen, finished, config, context))
         answers = _answered(requests, variant.name, store=store, executor=executor, progress=progress)
         sheet = sheet.model_copy(update=_gathered(chosen, requests, answers))
-    write_atomically(directory.path / variant.name / FILE, sheet.model_dump_json() + "\n")
+    write_atomically(finished.folder / FILE, sheet.model_dump_json() + "\n")
 
 
-def _results(variant: Variant, directory: RunDirectory) -> dict[str, Any]:
-    file = directory.results_file(variant.name)
-    if file is None:
-        raise UserError(f"{directory.path / variant.name}: its results file is gone; run again")
-    return {**read_mapping(file, _ANEW), "date": file.stem.removeprefix("results_")}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Finished:
+    """A variant whose files are in place."""
+
+    folder: Path
+    results: Mapping[str, Any]
+    """Its results file."""
+    date: str
+    """As the names of its files have it."""
+
+    @classmethod
+    def read(cls, variant: Variant, ongoing: OngoingRun) -> _Finished:
+        folder, file = ongoing.directory.path / variant.name, ongoing.directory.results_file(variant.name)
+        if file is None:
+            raise UserError(f"{folder}: its results file is gone; run again")
+        return cls(
+            folder=folder,
+            results=read_mapping(file, _ANEW),
+            date=file.stem.removeprefix("results_"),
+        )
+
+    @property
+    def why_not(self) -> str:
+        """Why nothing of it can be looked at, by what its results say of it; "" where it can."""
+        settings = self.results.get("config", {})
+        if settings.get("attention") == "nsa":
+            return ""
+        return _METHOD if settings.get("variant", {}).get("method") else _DENSE
+
+    def rows(self, task: str) -> Iterator[dict[str, Any]]:
+        """A task's samples with their prompts, each document once, one at a time: their file may be large."""
+        path = self.folder / f"samples_{task}_{self.date}.jsonl"
+        seen: set[int] = set()
+        try:
+            with path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    row = parse_json(line)
+                    if row["doc_id"] not in seen and isinstance(row["doc"], dict):
+                        seen.add(row["doc_id"])
+                        yield row
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: damaged, expected lm-eval's samples ({error}). {_ANEW}") from error
+
+    def cut_documents(self) -> set[tuple[str, int]]:
+        """Task and number of the documents whose prompts were cut."""
+        file = self.folder / "audit.json"
+        events = read_json(file, _ANEW) if file.is_file() else []
+        return {(event["task"], event["doc_id"]) for event in events if event.get("kind") == "truncated"}
 
 
-def _why_not(results: Mapping[str, Any]) -> str:
-    """Why nothing of a variant can be looked at, by what its results say of it."""
-    settings = results.get("config", {})
-    if settings.get("attention") == "nsa":
-        return ""
-    return _METHOD if settings.get("variant", {}).get("method") else _DENSE
-
-
-def _chosen(
-    variant: Variant, results: Mapping[str, Any], config: RunConfig, directory: RunDirectory
-) -> list[_Candidate]:
+def _chosen(finished: _Finished, config: RunConfig) -> list[_Candidate]:
     """The documents to look at: the first ones of each cell; some of each length with a picture."""
-    cut = _cut_documents(directory.path / variant.name / "audit.json")
+    cut, results = finished.cut_documents(), finished.results
     found: list[_Candidate] = []
     for task in results["configs"]:
         family = _family(task, config)
@@ -157,7 +178,7 @@ def _chosen(
             continue
         counts: Counter[tuple[Any, Any]] = Counter()
         mine = []
-        for row in _rows(task, variant, results, directory):
+        for row in finished.rows(task):
             cell = (row["doc"].get("length"), row["doc"].get("depth"))
             if counts[cell] < config.report.looks and family.evidence(row["doc"], _prompt(row)[0]):
                 counts[cell] += 1
@@ -193,25 +214,17 @@ def _with_pictures(documents: Sequence[_Candidate]) -> list[_Candidate]:
 
 
 def _requests(
-    chosen: Sequence[_Candidate],
-    variant: Variant,
-    results: Mapping[str, Any],
-    config: RunConfig,
-    directory: RunDirectory,
-    facts: VariantFacts,
-    fingerprint: str,
+    chosen: Sequence[_Candidate], finished: _Finished, config: RunConfig, context: str
 ) -> Iterator[tuple[tuple[str, int], Request]]:
     """The request of each document whose prompt was read whole, by task and document."""
-    from nsa_eval._evaluate import store_context
     from nsa_eval.engine import Origin, Request
     from nsa_eval.store import request_key
 
-    context = store_context(variant, facts, fingerprint, config)
     wanted = {(one.task, one.document): one for one in chosen if not one.cut}
     for task in dict.fromkeys(one.task for one in chosen):
         family = _family(task, config)
         assert family is not None, "documents were chosen by it"
-        for row in _rows(task, variant, results, directory):
+        for row in finished.rows(task):
             one = wanted.get((task, row["doc_id"]))
             if one is None:
                 continue
@@ -277,29 +290,7 @@ def _family(task: str, config: RunConfig) -> TaskFamily | None:
     return family_of(names.get(task, task))
 
 
-def _rows(
-    task: str, variant: Variant, results: Mapping[str, Any], directory: RunDirectory
-) -> Iterator[dict[str, Any]]:
-    """A task's samples with their prompts, each document once, one at a time: a file of them may be large."""
-    path = directory.path / variant.name / f"samples_{task}_{results['date']}.jsonl"
-    seen: set[int] = set()
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                row = parse_json(line)
-                if row["doc_id"] not in seen and isinstance(row["doc"], dict):
-                    seen.add(row["doc_id"])
-                    yield row
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged, expected lm-eval's samples ({error}). {_ANEW}") from error
-
-
 def _prompt(row: Mapping[str, Any]) -> tuple[str, bool]:
     """A document's prompt, and whether what follows it was scored: white space at its end goes over then."""
     arguments = list(row["arguments"]["gen_args_0"].values())
     return str(arguments[0]), len(arguments) > 1 and isinstance(arguments[1], str)
-
-
-def _cut_documents(file: Path) -> set[tuple[str, int]]:
-    events = read_json(file, _ANEW) if file.is_file() else []
-    return {(event["task"], event["doc_id"]) for event in events if event.get("kind") == "truncated"}

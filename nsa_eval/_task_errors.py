@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from nsa_eval._words import said
 from nsa_eval.catalog import names_in_file, task_yaml_files
 from nsa_eval.errors import UserError
 from nsa_settings import YamlError, check_shape
@@ -109,12 +110,6 @@ def asking_error(error: Exception) -> Exception:
         return error
     which = f"task {task}" if document is None else f"task {task}, document {document}"
     return UserError(f"{which}: {_place(error)}{said(error)}. Finished responses are kept.")
-
-
-def said(error: BaseException) -> str:
-    """An error's type and text, on one line."""
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def yaml_problem(file: Path, above: tuple[Path, ...] = ()) -> str | None:

@@ -15,7 +15,8 @@ from typing import Any
 from nsa_eval._gen_kwargs import merged
 from nsa_eval._paths import user_path
 from nsa_eval._seeds import set_seeds
-from nsa_eval._task_errors import folder_error, loading_error, said
+from nsa_eval._task_errors import folder_error, loading_error
+from nsa_eval._words import said
 from nsa_eval.catalog import task_names
 from nsa_eval.config import ModelSpec, RunConfig, TaskSpec, expand, generation_problems
 from nsa_eval.config.marks import Effect, own_values
@@ -27,15 +28,9 @@ from nsa_tasks import TaskDataError, TaskParameterError, Truncation, family_of, 
 SERVED = frozenset(
     {
         *("local-completions", "local-chat-completions", "openai-completions", "openai-chat-completions"),
-        *(
-            "anthropic-chat",
-            "anthropic-chat-completions",
-            "anthropic-completions",
-            "gguf",
-            "ggml",
-            "textsynth",
-        ),
-        *("litellm", "litellm-chat", "litellm-chat-completions", "sglang-generate", "watsonx_llm"),
+        *("anthropic-chat", "anthropic-chat-completions", "anthropic-completions", "gguf", "ggml"),
+        *("textsynth", "litellm", "litellm-chat", "litellm-chat-completions", "sglang-generate"),
+        "watsonx_llm",
     }
 )
 """lm-eval's classes that ask a server: the model's name is no path of a tokenizer."""

@@ -1,4 +1,4 @@
-"""Counts, sizes and times in sentences."""
+"""Counts, sizes, times and errors in sentences."""
 
 
 def counted(number: int, singular: str, plural: str = "") -> str:
@@ -25,3 +25,9 @@ def seconds_text(value: float) -> str:
     if value >= 100:
         return f"{value:,.0f} s"
     return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+def said(error: BaseException) -> str:
+    """An error's type and text, on one line."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from nsa_eval._json import read_json, read_mapping
 from nsa_eval._looking import look_at_finished, looks_missing
+from nsa_eval._ongoing import OngoingRun
 from nsa_eval._profiles import leave_profiles
 from nsa_eval.audit import terminal_notes
 from nsa_eval.config import ConfigLike, RunConfig, Variant, all_variants, load_config
 from nsa_eval.errors import UserError
 from nsa_eval.outcome import READ_ANEW, ModelResult, RunResult
-from nsa_eval.plan import Plan, make_plan
+from nsa_eval.plan import make_plan
 from nsa_eval.progress import Progress, choose
 from nsa_eval.rundir import (
     DISK_ERRORS,
@@ -32,6 +33,7 @@ from nsa_eval.rundir import (
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
+    from nsa_eval._counting import CountingStore
     from nsa_eval.comparison import Compared
     from nsa_eval.executors import Executor
     from nsa_eval.results import Run
@@ -85,7 +87,8 @@ def run(
     directory = RunDirectory(output)
     display = progress if isinstance(progress, Progress) else choose(progress)
     try:
-        return _run(resolved, plan, directory, overwrite=overwrite, progress=display)
+        ongoing = OngoingRun(config=resolved, plan=plan, directory=directory, progress=display)
+        return _run(ongoing, overwrite=overwrite)
     except OSError as error:
         if error.errno in DISK_ERRORS:
             raise explain_os_error(error, directory.path) from error
@@ -94,49 +97,41 @@ def run(
         display.stop()
 
 
-def _run(
-    config: RunConfig, plan: Plan, directory: RunDirectory, *, overwrite: bool, progress: Progress
-) -> RunResult:
+def _run(ongoing: OngoingRun, *, overwrite: bool) -> RunResult:
     from nsa_eval.store import lock_store
 
-    directory.check_usable(overwrite=overwrite)
+    ongoing.directory.check_usable(overwrite=overwrite)
     # Whoever changes anything in the folder holds its lock; reading it needs none.
-    lock = lock_store(directory.store_path)
+    lock = lock_store(ongoing.directory.store_path)
     try:
-        return _run_locked(config, plan, directory, lock, overwrite=overwrite, progress=progress)
+        return _run_locked(ongoing, lock, overwrite=overwrite)
     finally:
         lock.release()
 
 
-def _run_locked(
-    config: RunConfig,
-    plan: Plan,
-    directory: RunDirectory,
-    lock: BaseFileLock,
-    *,
-    overwrite: bool,
-    progress: Progress,
-) -> RunResult:
+def _run_locked(ongoing: OngoingRun, lock: BaseFileLock, *, overwrite: bool) -> RunResult:
+    """Evaluate what is missing, compare, and report: each step finds out what is there already."""
+    config, directory = ongoing.config, ongoing.directory
     changed = directory.prepare(config, overwrite=overwrite)
     variants = all_variants(config)
     for variant in variants:
-        _check_sources(variant, config, plan, directory, overwrite=overwrite)
+        _check_sources(variant, ongoing, overwrite=overwrite)
     waiting = [variant for variant in variants if directory.results_file(variant.name) is None]
-    unseen = [v for v in variants if v not in waiting and looks_missing(v, config, directory)]
+    unseen = [v for v in variants if v not in waiting and looks_missing(v, ongoing)]
     once: list[str] = []
     if waiting or unseen:
-        _evaluate(waiting, unseen, config, plan, directory, lock, progress)
+        _evaluate(waiting, unseen, ongoing, lock)
         once = leave_profiles(waiting, directory)
     _write_audit(variants, directory)
     fresh = changed or bool(waiting) or bool(unseen)
-    progress.say("comparing and writing the report")
+    ongoing.progress.say("comparing and writing the report")
     results = functools.cache(lambda: _results(config, directory))
     compared = _compare(config, directory, results, fresh=fresh)
     report = _report(config, directory, results, compared, fresh=fresh)
     audit = _read_audit(directory)
     return RunResult(
         config=config,
-        plan=plan,
+        plan=ongoing.plan,
         output=directory.path,
         models=tuple(ModelResult.read(variant.name, directory) for variant in variants),
         comparison=compared.comparison,
@@ -150,51 +145,53 @@ def _run_locked(
     )
 
 
-def _evaluate(
-    waiting: list[Variant],
-    unseen: list[Variant],
-    config: RunConfig,
-    plan: Plan,
-    directory: RunDirectory,
-    lock: BaseFileLock,
-    progress: Progress,
-) -> None:
+def _evaluate(waiting: list[Variant], unseen: list[Variant], ongoing: OngoingRun, lock: BaseFileLock) -> None:
     """Run the variants that have no results yet, those of one checkpoint together; look at unseen ones."""
     from nsa_eval._counting import CountingStore, Workload
     from nsa_eval._evaluate import evaluate_checkpoint
-    from nsa_eval.executors import LmEvalExecutor, make_executor
     from nsa_eval.store import ResponseStore
 
+    directory, plan, progress = ongoing.directory, ongoing.plan, ongoing.progress
     with contextlib.closing(ResponseStore.open(directory.store_path, lock=lock)) as opened:
         store = CountingStore(opened, progress)
         _check_variants(waiting)
         workload = Workload([job for variant in waiting for job in plan.of(variant.name)], progress)
-        _write_env(config, directory)
-        with contextlib.ExitStack() as stack:
-            executors: dict[bool, Executor] = {}
-
-            def executor_for(variants: list[Variant]) -> Executor:
-                foreign = variants[0].checkpoint.lm is not None
-                if foreign not in executors:  # no cluster is started for models that need none
-                    executors[foreign] = (
-                        LmEvalExecutor(config.engine, store)
-                        if foreign
-                        else make_executor(config.executor, settings=config.engine, store=store)
-                    )
-                    stack.enter_context(contextlib.closing(executors[foreign]))
-                return executors[foreign]
-
-            shared: dict[str, Any] = {"directory": directory, "store": store, "progress": progress}
-            for together in _by_checkpoint(waiting):
+        _write_env(ongoing.config, directory)
+        with contextlib.closing(_Executors(ongoing.config, store)) as executors:
+            for variants in _by_checkpoint(waiting):
                 evaluate_checkpoint(
-                    [(variant, plan.of(variant.name)) for variant in together],
-                    config,
-                    executor=executor_for(together),
-                    workload=workload,
-                    **shared,
+                    variants, ongoing, store=store, executor=executors.of(variants), workload=workload
                 )
-            for together in _by_checkpoint(unseen):
-                look_at_finished(together, config, executor=executor_for(together), **shared)
+            for variants in _by_checkpoint(unseen):
+                look_at_finished(variants, ongoing, store=store, executor=executors.of(variants))
+
+
+class _Executors:
+    """The executors of a run, made when they are needed: no cluster is started for models that need none."""
+
+    def __init__(self, config: RunConfig, store: CountingStore) -> None:
+        self._config, self._store = config, store
+        self._made: dict[bool, Executor] = {}
+
+    def of(self, variants: list[Variant]) -> Executor:
+        """Who answers for variants of one checkpoint: its class of lm-eval's, or the config's executor."""
+        from nsa_eval.executors import LmEvalExecutor, make_executor
+
+        config, store = self._config, self._store
+        foreign = variants[0].checkpoint.lm is not None
+        if foreign not in self._made:
+            self._made[foreign] = (
+                LmEvalExecutor(config.engine, store)
+                if foreign
+                else make_executor(config.executor, settings=config.engine, store=store)
+            )
+        return self._made[foreign]
+
+    def close(self) -> None:
+        """Close all of them, the last first, whatever one raises."""
+        with contextlib.ExitStack() as stack:
+            for executor in self._made.values():
+                stack.callback(executor.close)
 
 
 def _by_checkpoint(variants: list[Variant]) -> list[list[Variant]]:
@@ -209,25 +206,22 @@ def _check_variants(variants: Iterable[Variant]) -> None:
     for variant in variants:
         if variant.changes:
             model = variant.checkpoint
-            config = nsa_models.load_config(
-                model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-            )
-            nsa_models.config_with(config, variant.changes)
+            nsa_models.config_with(nsa_models.load_config(model.path, **model.source), variant.changes)
 
 
-def _check_sources(
-    variant: Variant, config: RunConfig, plan: Plan, directory: RunDirectory, *, overwrite: bool
-) -> None:
+def _check_sources(variant: Variant, ongoing: OngoingRun, *, overwrite: bool) -> None:
     """Refuse results whose checkpoint or tasks have changed since, or have them made anew."""
     from nsa_eval._sources import changes
 
+    directory = ongoing.directory
     file = directory.results_file(variant.name)
     if file is None:
         return
     recorded = read_mapping(file, READ_ANEW).get("config")
     if not isinstance(recorded, dict):
         raise UserError(f"{file}: damaged, 'config' should be a mapping. {READ_ANEW}")
-    found = changes(variant, plan.of(variant.name), recorded, config.include_path)
+    jobs, include_path = ongoing.plan.of(variant.name), ongoing.config.include_path
+    found = changes(variant, jobs, recorded, include_path)
     if found and overwrite:
         directory.forget(variant.name)
     elif found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,9 @@ _UNTRACED = {
 
 # Query rows per masked SDPA call when a chunk meets a cache: bounds the mask at rows x S.
 _MASKED_ROWS = 512
+
+_OfBranches: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Keys and values of the compressed, the selected and the window branch, each [B, S, H_kv, d]."""
 
 
 class HeadRMSNorm(nn.Module):
@@ -222,13 +226,7 @@ class NSAAttention(nn.Module):
         # With one shared K/V, all branches read the first set.
         norms = dict(zip(BRANCHES, zip(self.k_norms, keys, strict=True), strict=False))
         values = dict(zip(BRANCHES, self.v_proj(x).unflatten(-1, (-1, groups, d_v)).unbind(2), strict=False))
-        gates = torch.sigmoid(self.g_proj(x).unflatten(-1, (heads, len(BRANCHES))))
-        if config.closed_branches:
-            opened = list(gates.unbind(-1))
-            for closed in config.closed_branches:
-                opened[closed] = torch.zeros_like(opened[closed])
-            gates = torch.stack(opened, dim=-1)
-
+        gates = self._gates(x)
         rotated = config.nsa_compress_rotated
         to_compress = _normed(*norms["cmp"], *((cos, sin) if rotated else (None, None)))
         slc = (_normed(*norms.get("slc", norms["cmp"]), cos, sin), values.get("slc", values["cmp"]))
@@ -253,7 +251,27 @@ class NSAAttention(nn.Module):
             )
 
         tensors = (k_cmp, v_cmp, *slc, *(win or slc))
-        if cache is not None and x.shape[1] == 1 and batch.full:
+        one_step = cache is not None and x.shape[1] == 1 and batch.full
+        out = self._attend(q, tensors, gates, batch, one_step=one_step)
+        projected: Tensor = self.o_proj(out.flatten(-2))
+        return projected
+
+    def _gates(self, x: Tensor) -> Tensor:
+        """How much of each branch every head takes, [B, N, H, 3]; nothing of those that are closed."""
+        gates = torch.sigmoid(self.g_proj(x).unflatten(-1, (self.config.num_attention_heads, len(BRANCHES))))
+        if not self.config.closed_branches:
+            return gates
+        opened = list(gates.unbind(-1))
+        for closed in self.config.closed_branches:
+            opened[closed] = torch.zeros_like(opened[closed])
+        return torch.stack(opened, dim=-1)
+
+    def _attend(
+        self, q: Tensor, tensors: _OfBranches, gates: Tensor, batch: RaggedBatch, *, one_step: bool
+    ) -> Tensor:
+        """The three branches by the kernels, [B, N, H, d_v]; tells `on_blocks` which blocks were chosen."""
+        config = self.config
+        if one_step:
             decode = nsa_decode if config.nsa_backend == "torch" else _untraced_decode
             found = decode(
                 q[:, 0],
@@ -279,8 +297,7 @@ class NSAAttention(nn.Module):
             )
         if self.on_blocks is not None and blocks is not None:
             self.on_blocks(blocks)
-        projected: Tensor = self.o_proj(out.flatten(-2))
-        return projected
+        return out
 
     def _compress_keys(
         self, tokens: Tensor, first: Tensor | None, batch: SteadyBatch | None = None

@@ -73,25 +73,29 @@ def kv_costs(model: PreTrainedModel, *, phase: Literal["prefill", "decode"] = "d
     config = model.config
     itemsize = int(model.dtype.itemsize)
     if isinstance(config, NSADecoderConfig) and config.attention == "nsa":
-        width = int(config.num_hidden_layers) * (token_width(config) or 0) * itemsize
-
-        def of_nsa(tokens: int, prompt: int | None = None, /) -> KVCost:
-            cost = _nsa(config, tokens)
-            # With one key for all branches the one before RoPE is held too, which is what gets compressed.
-            held = cost.kept + (tokens / 2 if config.nsa_share_kv else 0)
-            return replace(cost, read_bytes=cost.read * width, kept_bytes=held * width)
-
-        return of_nsa
-    trained = trained_sparsity(config)
+        return _nsa_costs(config, itemsize)
+    trained, text = trained_sparsity(config), config.get_text_config(decoder=True)
     if trained is not None:
-        text = config.get_text_config(decoder=True)
+        return lambda tokens, prompt=None, /: _trained(trained, text, tokens, itemsize)
+    return _layer_costs(text, attached_to(model), itemsize, phase)
 
-        def of_trained(tokens: int, prompt: int | None = None, /) -> KVCost:
-            return _trained(trained, text, tokens, itemsize)
 
-        return of_trained
-    attached = attached_to(model)
-    text = config.get_text_config(decoder=True)
+def _nsa_costs(config: NSADecoderConfig, itemsize: int) -> KVCosts:
+    width = int(config.num_hidden_layers) * (token_width(config) or 0) * itemsize
+
+    def costs(tokens: int, prompt: int | None = None, /) -> KVCost:
+        cost = _nsa(config, tokens)
+        # With one key for all branches the one before RoPE is held too, which is what gets compressed.
+        held = cost.kept + (tokens / 2 if config.nsa_share_kv else 0)
+        return replace(cost, read_bytes=cost.read * width, kept_bytes=held * width)
+
+    return costs
+
+
+def _layer_costs(
+    text: PreTrainedConfig, attached: Attached | None, itemsize: int, phase: Literal["prefill", "decode"]
+) -> KVCosts:
+    """Of full and sliding attention, layer by layer, under the method that is attached."""
     window = getattr(text, "sliding_window", None)
     # Layers of one kind cost alike, unless a method that takes a row at a time tells them apart.
     dense = () if attached is None else attached.dense_layers
@@ -99,37 +103,32 @@ def kv_costs(model: PreTrainedModel, *, phase: Literal["prefill", "decode"] = "d
     kinds = Counter(
         (kind, index in dense, index if apart else -1) for index, kind in enumerate(_kinds(text, window))
     )
-    layers, one = kinds.total(), token_width(text)
+    layers, width = kinds.total(), token_width(text)
 
-    def of_layers(tokens: int, prompt: int | None = None, /) -> KVCost:
+    def costs(tokens: int, prompt: int | None = None, /) -> KVCost:
         if prompt is None:
             prompt = tokens - 1 if phase == "decode" else _FAR
-        costs = [
-            (count, _layer(kind, index, window, None if left else attached, tokens, prompt, phase))
-            for (kind, left, index), count in kinds.items()
+        of_kinds = [
+            (count, _layer(kind, index, window, None if left_dense else attached, tokens, prompt, phase))
+            for (kind, left_dense, index), count in kinds.items()
         ]
-        sizes: tuple[float | None, float | None] = (None, None)
-        parts = [1.0 if whole else _part(attached, tokens, text) for _, whole, _ in kinds]
-        if one is not None:
-            whole = [(count * part, cost) for (count, cost), part in zip(costs, parts, strict=True)]
-            sizes = (
-                sum(n * c.read for n, c in whole) * one * itemsize,
-                sum(n * c.kept for n, c in whole) * one * itemsize,
-            )
-        read, kept = (sum(n * c.read for n, c in costs), sum(n * c.kept for n, c in costs))
-        least = sum(n * (c.read if c.least is None else c.least) for n, c in costs)
+        # A method may read a part of each vector's elements only.
+        parts = [1.0 if left_dense else _part(attached, tokens, text) for _, left_dense, _ in kinds]
+        thinned = [(count * part, cost) for (count, cost), part in zip(of_kinds, parts, strict=True)]
+        read, kept = (sum(n * c.read for n, c in of_kinds), sum(n * c.kept for n, c in of_kinds))
+        least = sum(n * (c.read if c.least is None else c.least) for n, c in of_kinds)
         cut = attached is not None and attached.method.phase in ("both", phase) and min(parts) < 1
-        left = sum(n * part * c.read for (n, c), part in zip(costs, parts, strict=True)) / layers
         return KVCost(
             read / layers,
             kept / layers,
-            *sizes,
+            read_bytes=None if width is None else sum(n * c.read for n, c in thinned) * width * itemsize,
+            kept_bytes=None if width is None else sum(n * c.kept for n, c in thinned) * width * itemsize,
             least=None if least == read else least / layers,
-            index=sum(n * c.index for n, c in costs) / layers,
-            left=left if cut else None,
+            index=sum(n * c.index for n, c in of_kinds) / layers,
+            left=sum(n * c.read for n, c in thinned) / layers if cut else None,
         )
 
-    return of_layers
+    return costs
 
 
 def token_width(config: PreTrainedConfig) -> int | None:

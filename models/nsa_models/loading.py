@@ -25,7 +25,7 @@ from nsa_models.configuration import NSADecoderConfig
 from nsa_models.imports import Imported, foreign_type, imported, unread_notes
 from nsa_models.lower_right import prefer_lower_right
 from nsa_models.modeling import NSADecoderForCausalLM
-from nsa_models.weight_files import check_no_adapter, check_weight_files
+from nsa_models.weight_files import check_no_adapter, check_weight_files, some_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Any one of these is a tokenizer of some kind; transformers' own message on none at all runs to a page.
@@ -280,11 +280,11 @@ def _check_loading(spec: str, info: dict[str, Any]) -> None:
     mismatched = sorted(info.get("mismatched_keys", ()))
     if mismatched:
         shapes = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in mismatched]
-        raise ModelLoadError(f"{spec}: weights of another shape than config.json says: {_some(shapes)}")
+        raise ModelLoadError(f"{spec}: weights of another shape than config.json says: {some_of(shapes)}")
     missing = sorted(info.get("missing_keys", ()))
     if missing:
         raise ModelLoadError(
-            f"{spec}: the weight files lack {_some(missing)}, which would be evaluated at random values; "
+            f"{spec}: the weight files lack {some_of(missing)}, which would be evaluated at random values; "
             "the checkpoint is incomplete, or of another architecture than config.json says"
         )
 
@@ -293,12 +293,8 @@ def _check_finite(spec: str, model: PreTrainedModel) -> None:
     bad = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
     if bad:
         raise ModelLoadError(
-            f"{spec}: NaN or infinite weights in {_some(bad)}; scores from it would mean nothing"
+            f"{spec}: NaN or infinite weights in {some_of(bad)}; scores from it would mean nothing"
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _first_line(error: BaseException) -> str:

@@ -50,11 +50,6 @@ class BlockRecord:
         return torch.stack([torch.cat(found, dim=1) for found in self._found])
 
 
-def selects_blocks(model: nn.Module) -> bool:
-    """Whether a model has layers of Native Sparse Attention, whose choice can be recorded."""
-    return any(isinstance(module, NSAAttention) for module in model.modules())
-
-
 @contextmanager
 def recorded_blocks(model: nn.Module) -> Iterator[BlockRecord]:
     """Record what the NSA layers of a model choose meanwhile, in any forward: prefill, pieces, decode.

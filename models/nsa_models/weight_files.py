@@ -48,13 +48,13 @@ def weight_files(spec: str, folder: Path) -> list[Path]:
     found = sorted(path.name for path in folder.glob("*.safetensors"))
     if found:
         raise ModelLoadError(
-            f"{spec}: neither {SINGLE} nor {INDEX} in {folder}, only {_some(found)}; give the weights the "
+            f"{spec}: neither {SINGLE} nor {INDEX} in {folder}, only {some_of(found)}; give the weights the "
             "names that save_pretrained gives them"
         )
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise ModelLoadError(
-            f"{spec}: only pickled weights ({_some(pickles)}), which can run code when loaded; "
+            f"{spec}: only pickled weights ({some_of(pickles)}), which can run code when loaded; "
             "save the model as safetensors (model.save_pretrained does) and evaluate that"
         )
     raise ModelLoadError(f"{spec}: no .safetensors weights in {folder}")
@@ -107,7 +107,7 @@ def check_weight_files(spec: str, folder: Path, *, quantized: bool) -> int:
             ) from error
         if coded:
             raise ModelLoadError(
-                f"{spec}: {path.name} stores weights as whole numbers or in 8 bits ({_some(coded)}), and "
+                f"{spec}: {path.name} stores weights as whole numbers or in 8 bits ({some_of(coded)}), and "
                 "config.json has no quantization_config that says what they stand for; save the model in "
                 "float32, bfloat16 or float16, or with the config it was quantized with"
             )
@@ -193,5 +193,6 @@ def there(spec: str, path: Path) -> bool:
     return False
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
+    """The first of many names in a message, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

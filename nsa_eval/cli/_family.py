@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
 
 from nsa_eval.cli._app import app, examples
 from nsa_eval.cli._errors import guarded
+from nsa_eval.cli._given import engine_given, model_keys_given
 from nsa_eval.cli._options import (
     BatchSizeOption,
     Device,
-    DryRun,
     Dtype,
-    ExecutorOption,
-    LimitOption,
-    LooksOption,
-    Measure,
     MethodOption,
     Models,
-    Output,
-    Overwrite,
-    ProfileOption,
-    Quiet,
-    Set,
     SweepOption,
     Truncation,
     WithTemplate,
-    engine_given,
-    model_keys_given,
 )
-from nsa_eval.cli._starting import start
+from nsa_eval.cli._starting import RunFlags, start, takes_run_flags
 from nsa_eval.errors import UserError
 from nsa_tasks import FamilyCommand, Parameter, TaskFamily, families
 
@@ -40,8 +29,18 @@ from nsa_tasks import FamilyCommand, Parameter, TaskFamily, families
 def _add_family_command(family: TaskFamily, command: FamilyCommand) -> None:
     """Register a task family's own command: its parameters are flags, the rest is the same for all."""
     known = {p.name: p for task in family.tasks for p in family.parameters(task)}
+    # Tasks of families with a command run no code that models write.
+    evaluate = takes_run_flags(_evaluation(family, command, known), without={"confirm_run_unsafe_code"})
+    app.command(family.name, epilog=examples(*command.examples))(guarded(evaluate))
+
+
+def _evaluation(
+    family: TaskFamily, command: FamilyCommand, known: Mapping[str, Parameter]
+) -> Callable[..., None]:
+    """The command's function, with the flags that the family and all such commands have."""
 
     def run_family(
+        *,
         model: list[str],
         task: str,
         batch_size: str | None,
@@ -49,18 +48,9 @@ def _add_family_command(family: TaskFamily, command: FamilyCommand) -> None:
         dtype: str | None,
         apply_chat_template: bool,
         truncation: str | None,
-        limit: float | None,
-        looks: int | None,
         method: list[str] | None,
         sweep: list[str] | None,
-        executor: str | None,
-        output: Path | None,
-        overrides: list[str] | None,
-        dry_run: bool,
-        measure: bool,
-        profile: str | None,
-        overwrite: bool,
-        quiet: bool,
+        flags: RunFlags,
         **params: str | None,
     ) -> None:
         from nsa_eval.from_arguments import family_config, with_variants
@@ -68,74 +58,56 @@ def _add_family_command(family: TaskFamily, command: FamilyCommand) -> None:
         shared = model_keys_given(
             device=device, dtype=dtype, chat_template="true" if apply_chat_template else None
         )
-        given: dict[str, Any] = {
-            name: _parsed(known[name], text) for name, text in params.items() if text is not None
-        }
         models = with_variants(
             [{"path": path} | shared for path in model], methods=method or (), sweeps=sweep or ()
         )
+        given: dict[str, Any] = {
+            name: _parsed(known[name], text) for name, text in params.items() if text is not None
+        }
         data = family_config(family.name, models, task=task, **given)
         engine = engine_given(batch_size, truncation)
         if engine:
             data["engine"] = engine
-        start(
-            data,
-            output,
-            overrides,
-            limit=limit,
-            looks=looks,
-            executor=executor,
-            dry_run=dry_run,
-            measure=measure,
-            profile=profile,
-            overwrite=overwrite,
-            quiet=quiet,
-        )
+        start(data, flags)
 
-    flags: dict[str, tuple[Any, Any]] = {
+    # typer reads a function's signature; this one is known only now.
+    run_family.__doc__ = command.summary
+    run_family.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in _own_flags(family, command, known).items()
+        ]
+    )
+    return run_family
+
+
+def _own_flags(
+    family: TaskFamily, command: FamilyCommand, known: Mapping[str, Parameter]
+) -> dict[str, tuple[Any, Any]]:
+    """Annotation and default of each flag that isn't one of every run, in the order of --help."""
+    of_family = {
+        name: (
+            Annotated[
+                str | None,
+                typer.Option(f"--{name}", help=_sentence(known[name]), show_default=default is not None),
+            ],
+            default,
+        )
+        for name, default in command.options.items()
+    }
+    task = Annotated[str, typer.Option("--task", help=f"Which of its tasks: {', '.join(family.tasks)}.")]
+    return {
         "model": (Models, inspect.Parameter.empty),
-        **{
-            name: (
-                Annotated[
-                    str | None,
-                    typer.Option(f"--{name}", help=_sentence(known[name]), show_default=default is not None),
-                ],
-                default,
-            )
-            for name, default in command.options.items()
-        },
-        "task": (
-            Annotated[str, typer.Option("--task", help=f"Which of its tasks: {', '.join(family.tasks)}.")],
-            command.task,
-        ),
+        **of_family,
+        "task": (task, command.task),
         "batch_size": (BatchSizeOption, None),
         "device": (Device, None),
         "dtype": (Dtype, None),
         "apply_chat_template": (WithTemplate, False),
         "truncation": (Truncation, None),
-        "limit": (LimitOption, None),
-        "looks": (LooksOption, None),
         "method": (MethodOption, None),
         "sweep": (SweepOption, None),
-        "executor": (ExecutorOption, None),
-        "output": (Output, None),
-        "overrides": (Set, None),
-        "dry_run": (DryRun, False),
-        "measure": (Measure, False),
-        "profile": (ProfileOption, None),
-        "overwrite": (Overwrite, False),
-        "quiet": (Quiet, False),
     }
-    # typer reads a function's signature; this one is known only now.
-    run_family.__doc__ = command.summary
-    run_family.__annotations__ = {name: annotation for name, (annotation, _) in flags.items()}
-    run_family.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for name, (annotation, default) in flags.items()
-        ]
-    )
-    app.command(family.name, epilog=examples(*command.examples))(guarded(run_family))
 
 
 def _parsed(parameter: Parameter, text: str) -> object:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from nsa_eval.errors import UserError
 
@@ -83,29 +81,3 @@ def refuse_model_args(given: Iterable[str]) -> None:
         if key in _MODEL_ARGS:
             text = _MODEL_ARGS[key]
             raise UserError(f"--model_args {key}: not supported: {text % key if '%' in text else text}")
-
-
-def metadata_given(text: str | None) -> dict[str, Any] | None:
-    """Read `--metadata`: JSON, or KEY=VALUE pairs, as lm-eval does.
-
-    Raises:
-        UserError: Neither, or a list such as `[1k]`, which lm-eval's reader takes for a piece of text.
-    """
-    if text is None:
-        return None
-    if not text.lstrip().startswith("{"):
-        from nsa_eval.cli._options import pairs_given
-
-        pairs = pairs_given(text, "--metadata")
-        for key, value in pairs.items():
-            if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-                items = ",".join(f'"{item.strip()}"' for item in value[1:-1].split(","))
-                raise UserError(
-                    f"--metadata {key}={value[:80]}: in a list, text stands in quotes: [{items[:80]}]"
-                )
-        return pairs
-    try:
-        found: dict[str, Any] = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--metadata {text[:80]}: not JSON ({str(error)[:120]})") from None
-    return found

@@ -9,35 +9,27 @@ import typer
 from nsa_eval._words import counted
 from nsa_eval.cli._app import app, examples
 from nsa_eval.cli._errors import guarded
-from nsa_eval.cli._lm_eval_flags import metadata_given
-from nsa_eval.cli._options import (
-    CONFIG,
-    BatchSizeOption,
-    ChatTemplateOption,
-    Device,
-    DryRun,
-    Dtype,
-    ExecutorOption,
-    LimitOption,
-    LooksOption,
-    Measure,
-    MethodOption,
-    Output,
-    Overwrite,
-    ProfileOption,
-    Quiet,
-    Seed,
-    Set,
-    SweepOption,
-    Truncation,
-    UnsafeCode,
+from nsa_eval.cli._given import (
     engine_given,
+    metadata_given,
     model_keys_given,
     models_given,
     pairs_given,
     seed_given,
 )
-from nsa_eval.cli._starting import start
+from nsa_eval.cli._options import (
+    CONFIG,
+    BatchSizeOption,
+    ChatTemplateOption,
+    Device,
+    Dtype,
+    MethodOption,
+    Seed,
+    Set,
+    SweepOption,
+    Truncation,
+)
+from nsa_eval.cli._starting import RunFlags, start, takes_run_flags
 
 
 @app.command(
@@ -50,39 +42,18 @@ from nsa_eval.cli._starting import start
     ),
 )
 @guarded
+@takes_run_flags
 def run_command(
     config: Annotated[str, CONFIG],
-    output: Output = None,
-    overrides: Set = None,
-    limit: LimitOption = None,
-    looks: LooksOption = None,
-    executor: ExecutorOption = None,
-    confirm_run_unsafe_code: UnsafeCode = False,
-    dry_run: DryRun = False,
-    measure: Measure = False,
-    profile: ProfileOption = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
+    *,
+    flags: RunFlags,
 ) -> None:
     """Evaluate the models of a config on its tasks, compare them and write a report.
 
     Started again with the same output folder, or given a run's folder instead of a config, it goes on where
     that run stopped: finished responses are never asked for twice.
     """
-    start(
-        config,
-        output,
-        overrides,
-        limit=limit,
-        looks=looks,
-        executor=executor,
-        unsafe_code=confirm_run_unsafe_code,
-        dry_run=dry_run,
-        measure=measure,
-        profile=profile,
-        overwrite=overwrite,
-        quiet=quiet,
-    )
+    start(config, flags)
 
 
 @app.command(
@@ -94,6 +65,7 @@ def run_command(
     ),
 )
 @guarded
+@takes_run_flags
 def eval_command(
     model: Annotated[
         list[str],
@@ -126,8 +98,6 @@ def eval_command(
     batch_size: BatchSizeOption = None,
     device: Device = None,
     dtype: Dtype = None,
-    limit: LimitOption = None,
-    looks: LooksOption = None,
     apply_chat_template: ChatTemplateOption = None,
     system_instruction: Annotated[
         str | None,
@@ -156,15 +126,8 @@ def eval_command(
     truncation: Truncation = None,
     method: MethodOption = None,
     sweep: SweepOption = None,
-    executor: ExecutorOption = None,
-    output: Output = None,
-    overrides: Set = None,
-    confirm_run_unsafe_code: UnsafeCode = False,
-    dry_run: DryRun = False,
-    measure: Measure = False,
-    profile: ProfileOption = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
+    *,
+    flags: RunFlags,
 ) -> None:
     """Evaluate checkpoints on tasks without a config file.
 
@@ -191,20 +154,7 @@ def eval_command(
         engine=engine_given(batch_size, truncation),
         include_path=include_path,
     )
-    start(
-        data,
-        output,
-        overrides,
-        limit=limit,
-        looks=looks,
-        executor=executor,
-        unsafe_code=confirm_run_unsafe_code,
-        dry_run=dry_run,
-        measure=measure,
-        profile=profile,
-        overwrite=overwrite,
-        quiet=quiet,
-    )
+    start(data, flags)
 
 
 @app.command(

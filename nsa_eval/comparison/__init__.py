@@ -2,8 +2,8 @@
 
 from nsa_eval.comparison._compare import compare, labelled
 from nsa_eval.comparison._format import verdict_words
+from nsa_eval.comparison._mismatch import ProtocolMismatchError
 from nsa_eval.comparison._of_run import Compared, compare_run
-from nsa_eval.comparison._protocol import ProtocolMismatchError
 from nsa_eval.comparison._stored import read_comparison
 from nsa_eval.comparison._tables import to_table
 from nsa_eval.comparison._types import TOO_FEW, VERDICTS, Comparison, Estimate, ModelInfo, Row, Unit

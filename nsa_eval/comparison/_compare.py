@@ -1,10 +1,11 @@
 """The comparison itself: picks the models, checks that they were asked alike, fills the rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nsa_eval.comparison._mismatch import Mismatch, ProtocolMismatchError
 from nsa_eval.comparison._power import POWER
-from nsa_eval.comparison._protocol import ALLOWABLE, ProtocolMismatchError, mismatches, notes
+from nsa_eval.comparison._protocol import ALLOWABLE, mismatches, notes
 from nsa_eval.comparison._rows import Draft, RowMaker
 from nsa_eval.comparison._stored import digest
 from nsa_eval.comparison._types import Comparison, ModelInfo
@@ -53,12 +54,7 @@ def compare(
         ProtocolMismatchError: Tasks, documents or protocol differ; lists all differences.
         UserError: Fewer than two models, an unknown name, or a value out of range.
     """
-    if not 0 < confidence < 1:
-        raise UserError(f"confidence must lie between 0 and 1, got {confidence}")
-    if not 100 <= resamples <= 10_000_000:
-        raise UserError(f"resamples must be from 100 to 10,000,000, got {resamples}")
-    if not 0 <= seed < 2**64:
-        raise UserError(f"seed must not be negative or have more than 64 bits, got {seed}")
+    _check_ranges(confidence, resamples, seed)
     models = labelled([runs] if isinstance(runs, str | Path | Run) else runs)
     if len(models) < 2:
         raise UserError(
@@ -66,45 +62,14 @@ def compare(
             "Name another run directory, or DIR:model for one model of it."
         )
     base = baseline_of(models, baseline)
-    base_run = models[base]
-    unknown = set(tasks or ()) - {name for model in models.values() for name in (*model.tasks, *model.groups)}
-    if tasks is not None:
-        tasks = [one for task in tasks for one in _single(task, base_run)]
-    shared = [task for task in base_run.tasks if tasks is None or task in tasks]
-    if unknown or not shared:
-        known = ", ".join([*base_run.groups, *base_run.tasks])
-        raise UserError(
-            f"no task {', '.join(sorted(unknown or tasks or []))!r} in these runs. They have: {known}"
-        )
-
-    candidates = [label for label in models if label != base]
-    if strange := sorted(set(allow) - set(ALLOWABLE)):
-        raise UserError(f"--allow {', '.join(strange)}: one may allow {', '.join(ALLOWABLE)}")
-    differences = [
-        line for label in candidates for line in mismatches(base_run, models[label], (base, label), tasks)
-    ]
-    meant = [line for line in differences if line.causes and line.causes <= set(allow)]
-    if forbidding := [line for line in differences if line not in meant]:
-        raise ProtocolMismatchError(list(dict.fromkeys(forbidding)))
-    remarks = [line for label in candidates for line in notes(base_run, models[label], (base, label), shared)]
-
+    asked, shared = _compared_tasks(models, base, tasks)
+    meant = _allowed_differences(models, base, asked, allow)
     maker = RowMaker(confidence=confidence, resamples=resamples, seed=seed, metrics=metrics)
-    drafts: list[Draft] = []
-    for name, depth in outline(shared, base_run.groups):
-        for label in candidates:
-            other = models[label]
-            if name in base_run.tasks:
-                drafts += maker.drafts((base, base_run.tasks[name]), (label, other.tasks[name]), depth=depth)
-            else:
-                drafts += maker.group_drafts(name, (base, base_run), (label, other), depth=depth)
-    if metrics is not None and (missing := set(metrics) - maker.seen):
-        raise UserError(
-            f"no metric {', '.join(sorted(missing))!r}. These tasks have: {', '.join(sorted(maker.seen))}"
-        )
-    if not drafts:
-        raise UserError(
-            "nothing to compare: " + ("; ".join(maker.notes) or "the tasks have no numeric metric")
-        )
+    drafts = _drafts(maker, models, base, shared)
+    labels = [base, *_candidates(models, base)]
+    remarks = [
+        line for label in labels[1:] for line in notes(models[base], models[label], (base, label), shared)
+    ]
     return Comparison(
         baseline=base,
         models=[
@@ -114,7 +79,7 @@ def compare(
                 directory=str(models[label].directory),
                 digest=digest(models[label]),
             )
-            for label in (base, *candidates)
+            for label in labels
         ],
         confidence=confidence,
         resamples=resamples,
@@ -127,8 +92,90 @@ def compare(
     )
 
 
+def _check_ranges(confidence: float, resamples: int, seed: int) -> None:
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence must lie between 0 and 1, got {confidence}")
+    if not 100 <= resamples <= 10_000_000:
+        raise UserError(f"resamples must be from 100 to 10,000,000, got {resamples}")
+    if not 0 <= seed < 2**64:
+        raise UserError(f"seed must not be negative or have more than 64 bits, got {seed}")
+
+
+def _compared_tasks(
+    models: Mapping[str, ModelRun], base: str, wanted: Sequence[str] | None
+) -> tuple[list[str] | None, list[str]]:
+    """The single tasks that are asked for (None: all), and those of them that the baseline has.
+
+    Raises:
+        UserError: A name that no model has, or nothing to compare on.
+    """
+    base_run = models[base]
+    known = {name for model in models.values() for name in (*model.tasks, *model.groups)}
+    unknown = set(wanted or ()) - known
+    asked = None if wanted is None else [one for task in wanted for one in _single(task, base_run)]
+    shared = [task for task in base_run.tasks if asked is None or task in asked]
+    if unknown or not shared:
+        listed = ", ".join([*base_run.groups, *base_run.tasks])
+        raise UserError(
+            f"no task {', '.join(sorted(unknown or asked or []))!r} in these runs. They have: {listed}"
+        )
+    return asked, shared
+
+
 def _single(name: str, model: ModelRun) -> tuple[str, ...]:
     return model.groups[name].tasks if name in model.groups else (name,)
+
+
+def _candidates(models: Mapping[str, ModelRun], base: str) -> list[str]:
+    return [label for label in models if label != base]
+
+
+def _allowed_differences(
+    models: Mapping[str, ModelRun], base: str, tasks: Sequence[str] | None, allow: Sequence[str]
+) -> list[Mismatch]:
+    """How candidates were asked otherwise than the baseline, where that is meant.
+
+    Raises:
+        UserError: Something that can't be allowed.
+        ProtocolMismatchError: Differences that aren't meant; all of them.
+    """
+    if strange := sorted(set(allow) - set(ALLOWABLE)):
+        raise UserError(f"--allow {', '.join(strange)}: one may allow {', '.join(ALLOWABLE)}")
+    differences = [
+        line
+        for label in _candidates(models, base)
+        for line in mismatches(models[base], models[label], (base, label), tasks)
+    ]
+    meant = [line for line in differences if line.causes and line.causes <= set(allow)]
+    if forbidding := [line for line in differences if line not in meant]:
+        raise ProtocolMismatchError(list(dict.fromkeys(forbidding)))
+    return meant
+
+
+def _drafts(maker: RowMaker, models: Mapping[str, ModelRun], base: str, tasks: Sequence[str]) -> list[Draft]:
+    """A row for each task or group, metric and candidate, in the order of the table.
+
+    Raises:
+        UserError: A metric that no task has, or no row at all.
+    """
+    base_run = models[base]
+    drafts: list[Draft] = []
+    for name, depth in outline(tasks, base_run.groups):
+        for label in _candidates(models, base):
+            other = models[label]
+            if name in base_run.tasks:
+                drafts += maker.drafts((base, base_run.tasks[name]), (label, other.tasks[name]), depth=depth)
+            else:
+                drafts += maker.group_drafts(name, (base, base_run), (label, other), depth=depth)
+    if maker.metrics is not None and (missing := set(maker.metrics) - maker.seen):
+        raise UserError(
+            f"no metric {', '.join(sorted(missing))!r}. These tasks have: {', '.join(sorted(maker.seen))}"
+        )
+    if not drafts:
+        raise UserError(
+            "nothing to compare: " + ("; ".join(maker.notes) or "the tasks have no numeric metric")
+        )
+    return drafts
 
 
 def labelled(runs: Sequence[str | Path | Run]) -> dict[str, ModelRun]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nsa_eval.comparison._compare import CONFIDENCE, RESAMPLES, SEED, baseline_of, compare, labelled
-from nsa_eval.comparison._protocol import ProtocolMismatchError
+from nsa_eval.comparison._mismatch import ProtocolMismatchError
 from nsa_eval.comparison._stored import read_stored
 from nsa_eval.comparison._types import Comparison
 from nsa_eval.errors import UserError

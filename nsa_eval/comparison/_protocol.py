@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nsa_eval.audit import comparison_notes
+from nsa_eval.comparison._documents import document_mismatches
+from nsa_eval.comparison._mismatch import Mismatch, contrast, shown
 from nsa_eval.config import EngineSpec, ModelSpec, RunConfig
 from nsa_eval.config.marks import Effect, own_keys
-from nsa_eval.errors import UserError
-from nsa_eval.results import ModelRun, Sample, TaskResult
+from nsa_eval.results import ModelRun, TaskResult
 
 # Which model it was, not how it was asked: task_spec and lm-eval's simple_evaluate put these into a task's
 # metadata.
@@ -39,48 +40,12 @@ _NOTED_ENGINE = own_keys(EngineSpec, Effect.NEUTRAL)
 _FORBIDDING_ENGINE = own_keys(EngineSpec, Effect.RESPONSE, Effect.REQUEST)
 # Seeds count where they act: `_acting_seeds`.
 _FORBIDDING_RUN = tuple(key for key in own_keys(RunConfig, Effect.RESPONSE, Effect.REQUEST) if key != "seed")
-_PROMPT_CAUSES = ("chat_template", "system_instruction")
 _TRUNCATION = "metadata.truncation"
 _CAUSES = {"metadata.apply_chat_template": ("chat_template",), _TRUNCATION: ("truncation",)}
 _LABELS = {"truncation": "truncation policy"}
 ALLOWABLE = ("chat_template", "system_instruction", "truncation")
 """What two models may differ in on purpose: an ablation of how they are asked, on the same documents."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_SHOWN_IDS = 5
-
-
-class Mismatch(str):
-    """A difference that forbids a comparison, as a line; its causes decide whether it may be allowed."""
-
-    causes: frozenset[str]
-
-    @classmethod
-    def of(cls, line: str, *causes: str) -> "Mismatch":
-        """A line with its causes; none where nothing can allow it."""
-        made = cls(line)
-        made.causes = frozenset(causes)
-        return made
-
-    def within(self, where: str) -> "Mismatch":
-        """The same with a place in front."""
-        return Mismatch.of(f"{where}: {self}", *self.causes)
-
-
-class ProtocolMismatchError(UserError):
-    """Two models can't be compared: their tasks, data or protocol differ.
-
-    Args:
-        differences: One line for each difference; all of them, not the first.
-    """
-
-    def __init__(self, differences: Sequence[str]) -> None:
-        """Puts the lines into one message."""
-        self.differences = tuple(differences)
-        lines = "\n".join(f"  - {line}" for line in self.differences)
-        super().__init__(
-            f"These runs can't be compared: they were not measured the same way.\n{lines}\n"
-            "Evaluate both models with the same config, or select what they share (tasks, models, metrics)."
-        )
 
 
 def mismatches(
@@ -117,21 +82,21 @@ def notes(a: ModelRun, b: ModelRun, names: tuple[str, str], tasks: Iterable[str]
             (_NOTED_SETTINGS, one.settings, two.settings),
             (_NOTED_CONTEXT, one.context, two.context),
         ):
-            found += [_line(key, left[key], right[key], names) for key in _changed(left, right, keys)]
+            found += [contrast(key, left[key], right[key], names) for key in _changed(left, right, keys)]
     left_model, right_model = a.config or {}, b.config or {}
     found += [
-        _line(key, left_model.get(key), right_model.get(key), names)
+        contrast(key, left_model.get(key), right_model.get(key), names)
         for key in _NOTED_MODEL
         if left_model and right_model and left_model.get(key) != right_model.get(key)
     ]
     left_engine, right_engine = _engine(a), _engine(b)
     found += [
-        _line(f"engine.{key}", left_engine[key], right_engine[key], names)
+        contrast(f"engine.{key}", left_engine[key], right_engine[key], names)
         for key in _changed(left_engine, right_engine, _NOTED_ENGINE)
     ]
     if not _cut(a) and not _cut(b):
         found += [
-            f"{_line('truncation policy', left_engine[key], right_engine[key], names)}; nothing was cut"
+            f"{contrast('truncation policy', left_engine[key], right_engine[key], names)}; nothing was cut"
             for key in _changed(left_engine, right_engine, ("truncation",))
         ]
     for model, name in ((a, names[0]), (b, names[1])):
@@ -145,9 +110,9 @@ def _task_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str]
     one, two = a.tasks[task], b.tasks[task]
     found: list[Mismatch] = []
     if one.version != two.version:
-        found.append(Mismatch.of(_line("task version", one.version, two.version, names)))
+        found.append(Mismatch.of(contrast("task version", one.version, two.version, names)))
     if one.num_fewshot != two.num_fewshot:
-        found.append(Mismatch.of(_line("few-shot examples", one.num_fewshot, two.num_fewshot, names)))
+        found.append(Mismatch.of(contrast("few-shot examples", one.num_fewshot, two.num_fewshot, names)))
     left, right = _comparable(one), _comparable(two)
     for key in sorted(set(left) | set(right)):
         if left.get(key) == right.get(key) or (
@@ -155,20 +120,22 @@ def _task_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str]
         ):
             continue
         causes = _CAUSES.get(key, ())
-        found.append(Mismatch.of(_line(f"task config {key}", left.get(key), right.get(key), names), *causes))
+        found.append(
+            Mismatch.of(contrast(f"task config {key}", left.get(key), right.get(key), names), *causes)
+        )
     kwargs = [result.config.get("generation_kwargs") for result in (one, two)]
     if _canonical(kwargs[0]) != _canonical(kwargs[1]):
-        found.append(Mismatch.of(_line("generation settings", kwargs[0], kwargs[1], names)))
+        found.append(Mismatch.of(contrast("generation settings", kwargs[0], kwargs[1], names)))
     for key in _changed(one.settings, two.settings, (*_SETTINGS, *_acting_seeds(one, two))):
-        found.append(Mismatch.of(_line(key, one.settings[key], two.settings[key], names)))
+        found.append(Mismatch.of(contrast(key, one.settings[key], two.settings[key], names)))
     if set(one.filters) != set(two.filters):
-        found.append(Mismatch.of(_line("filters", sorted(one.filters), sorted(two.filters), names)))
+        found.append(Mismatch.of(contrast("filters", sorted(one.filters), sorted(two.filters), names)))
     for filter_name in sorted(set(one.filters) & set(two.filters)):
         pair = (one.filters[filter_name], two.filters[filter_name])
         metrics = [set().union(*(sample.metrics for sample in samples)) for samples in pair]
         if metrics[0] != metrics[1]:
-            found.append(Mismatch.of(_line("metrics", sorted(metrics[0]), sorted(metrics[1]), names)))
-        documents = _document_mismatches(*pair, names, one, two)
+            found.append(Mismatch.of(contrast("metrics", sorted(metrics[0]), sorted(metrics[1]), names)))
+        documents = document_mismatches(*pair, names, one, two)
         clocks = [name for name, model in zip(names, (a, b), strict=True) if _prints_date(model)]
         if clocks:
             whose = " and of ".join(clocks)
@@ -182,69 +149,16 @@ def _task_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str]
     return found
 
 
-def _document_mismatches(
-    left: Sequence[Sample], right: Sequence[Sample], names: tuple[str, str], one: TaskResult, two: TaskResult
-) -> list[Mismatch]:
-    a, b = _by_document(left), _by_document(right)
-    found: list[Mismatch] = []
-    only_a, only_b = [doc for doc in a if doc not in b], [doc for doc in b if doc not in a]
-    shared = [doc for doc in a if doc in b]
-    if only_a or only_b:
-        parts = [
-            f"{len(only)} only in {name} (ids {_ids(side, only)})"
-            for name, side, only in ((names[0], a, only_a), (names[1], b, only_b))
-            if only
-        ]
-        hint = ""
-        if not shared and one.config.get("metadata") and two.config.get("metadata"):
-            tokenizers = [(result.config["metadata"] or {}).get("tokenizer") for result in (one, two)]
-            if tokenizers[0] != tokenizers[1]:
-                hint = "; lengths are counted in each model's own tokens, and their tokenizers differ"
-        found.append(Mismatch.of(f"documents differ: {', '.join(parts)}, {len(shared)} in both{hint}"))
-    counts = [doc for doc in shared if len(a[doc]) != len(b[doc]) or a[doc][0].repeats != b[doc][0].repeats]
-    if counts:
-        sizes = [len(side[counts[0]]) * side[counts[0]][0].repeats for side in (a, b)]
-        line = _line(f"samples per document (id {_ids(a, counts)})", sizes[0], sizes[1], names)
-        found.append(Mismatch.of(line))
-    prompts = _differing(a, b, shared, "prompt_hash")
-    if prompts:
-        causes = [cause for cause in _PROMPT_CAUSES if _differ(one, two, cause)]
-        why = [
-            f"{cause.replace('_', ' ')} {_shown(one.context.get(f'{cause}_sha'))} / "
-            f"{_shown(two.context.get(f'{cause}_sha'))}"
-            for cause in causes
-        ]
-        reason = f": {', '.join(why)}" if why else ": template, few-shot examples or chat template differ"
-        line = f"prompts differ on {len(prompts)} of {len(shared)} shared documents (ids {_ids(a, prompts)})"
-        found.append(Mismatch.of(line + reason, *causes))
-    targets = _differing(a, b, shared, "target_hash")
-    if targets:
-        line = f"expected answers differ on {len(targets)} shared documents (ids {_ids(a, targets)})"
-        found.append(Mismatch.of(line))
-    settings = [doc for doc in shared if {s.settings for s in a[doc]} != {s.settings for s in b[doc]}]
-    if settings:
-        values = [" ".join(side[settings[0]][0].settings) for side in (a, b)]
-        found.append(Mismatch.of(_line("generation settings", values[0], values[1], names)))
-    known = {*prompts, *settings}
-    requests = [doc for doc in _differing(a, b, shared, "requests_hash") if doc not in known]
-    if requests:
-        line = (
-            f"answer choices or continuations differ on {len(requests)} documents (ids {_ids(a, requests)})"
-        )
-        found.append(Mismatch.of(line))
-    return found
-
-
 def _run_mismatches(a: ModelRun, b: ModelRun, names: tuple[str, str]) -> list[Mismatch]:
     """What run.yaml says that lm-eval's files don't, where both have one."""
     if a.run_config is None or b.run_config is None:
         return []
-    found = [Mismatch.of(_line(key, a.run_config[key], b.run_config[key], names))
+    found = [Mismatch.of(contrast(key, a.run_config[key], b.run_config[key], names))
              for key in _changed(a.run_config, b.run_config, _FORBIDDING_RUN)]  # fmt: skip
     left, right = _engine(a), _engine(b)
     return found + [
         Mismatch.of(
-            _line(_LABELS.get(key, f"engine.{key}"), left.get(key), right.get(key), names),
+            contrast(_LABELS.get(key, f"engine.{key}"), left.get(key), right.get(key), names),
             *(("truncation",) if key == "truncation" else ()),
         )
         for key in _FORBIDDING_ENGINE
@@ -279,10 +193,6 @@ def _prints_date(model: ModelRun) -> bool:
     return any(event.get("kind") == "clock" for event in model.audit)
 
 
-def _differ(one: TaskResult, two: TaskResult, cause: str) -> bool:
-    return bool(one.context.get(f"{cause}_sha") != two.context.get(f"{cause}_sha"))
-
-
 def _cut_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str]) -> list[Mismatch]:
     """Prompts that one model saw whole and the other cut, or cut to another length."""
     cuts = [
@@ -296,7 +206,7 @@ def _cut_mismatches(a: ModelRun, b: ModelRun, task: str, names: tuple[str, str])
     if cuts[0] == cuts[1]:
         return []
     parts = [
-        f"{len(cut)} documents of {name} (max_length {_shown(model.tasks[task].context.get('max_length'))})"
+        f"{len(cut)} documents of {name} (max_length {shown(model.tasks[task].context.get('max_length'))})"
         for cut, name, model in zip(cuts, names, (a, b), strict=True)
     ]
     return [Mismatch.of(f"prompts were cut differently: {', '.join(parts)}", "truncation")]
@@ -364,35 +274,3 @@ def _changed(a: Mapping[str, Any], b: Mapping[str, Any], keys: Iterable[str]) ->
 def _engine(model: ModelRun) -> dict[str, Any]:
     engine = (model.run_config or {}).get("engine")
     return dict(engine) if isinstance(engine, Mapping) else {}
-
-
-def _by_document(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    documents: dict[str, list[Sample]] = {}
-    for sample in samples:
-        documents.setdefault(sample.doc_hash, []).append(sample)
-    return documents
-
-
-def _differing(
-    a: Mapping[str, list[Sample]], b: Mapping[str, list[Sample]], shared: Iterable[str], field: str
-) -> list[str]:
-    def values(samples: list[Sample]) -> list[str]:
-        return sorted(getattr(sample, field) for sample in samples)
-
-    return [doc for doc in shared if values(a[doc]) != values(b[doc])]
-
-
-def _ids(side: Mapping[str, list[Sample]], documents: Sequence[str]) -> str:
-    shown = ", ".join(str(side[doc][0].doc_id) for doc in documents[:_SHOWN_IDS])
-    return shown + (", ..." if len(documents) > _SHOWN_IDS else "")
-
-
-def _line(what: str, a: object, b: object, names: tuple[str, str]) -> str:
-    return f"{what}: {_shown(a)} in {names[0]}, {_shown(b)} in {names[1]}"
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "none"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 120 else text[:117] + "..."

@@ -119,6 +119,11 @@ class ModelSpec(_Section):
     variants: list[VariantSpec] = [VariantSpec()]
     """What to evaluate of it; the weights are loaded once for all. Default: the checkpoint as it is."""
 
+    @property
+    def source(self) -> dict[str, Any]:
+        """How the files at `path` are found and read: keyword arguments of `nsa_models`' loaders."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
     @model_validator(mode="before")
     @classmethod
     def _default_path_and_name(cls, data: Any) -> Any:  # noqa: ANN401  (raw input)

@@ -1,12 +1,13 @@
 """The evaluation engine: an lm-eval `LM` for long contexts, which lm-eval knows as `nsa-eval`."""
 
-from nsa_eval.engine._answerer import Answerer, Emit, ModelFacts
+from nsa_eval.engine._answerer import Answerer
 from nsa_eval.engine._building import register
 from nsa_eval.engine._engine import Engine
-from nsa_eval.engine._foreign import ForeignAnswerer, ForeignEngine, said
+from nsa_eval.engine._foreign import ForeignAnswerer, ForeignEngine
+from nsa_eval.engine._loaded import ModelFacts
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.engine._reader import NonFiniteLogitsError
-from nsa_eval.engine._requests import Naming, Request
+from nsa_eval.engine._requests import Emit, Naming, Request
 
 __all__ = [
     "Answerer",
@@ -19,7 +20,6 @@ __all__ = [
     "NonFiniteLogitsError",
     "Origin",
     "Request",
-    "said",
 ]
 
 register(Engine)

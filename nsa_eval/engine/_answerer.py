@@ -1,65 +1,48 @@
-"""A loaded model that answers requests: what a worker holds. It knows no store and no task."""
+"""Answers requests with a loaded model: what a worker holds. It knows no store and no task.
+
+Each kind of request goes the same way: texts become token ids, all of them, so that batches don't depend on
+what is answered already; a scorer or a replier works on those whose answers are missing; and what it finds is
+emitted as responses, a batch at a time.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
-from lm_eval.models.utils import DEFAULT_MAX_LENGTH, resolve_max_length
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nsa_eval._devices import device_bytes, device_name
 from nsa_eval.config import EngineSpec
-from nsa_eval.engine._batching import Limits
 from nsa_eval.engine._generating import Replier
 from nsa_eval.engine._lines import Reply, ReplyRequest
+from nsa_eval.engine._loaded import LoadedModel, ModelFacts
 from nsa_eval.engine._looking import look_all
-from nsa_eval.engine._meter import Meter
-from nsa_eval.engine._methods import remarks_on, restrictions_of
-from nsa_eval.engine._prompts import Prompt, PromptEncoder, Windows, split_spaces
-from nsa_eval.engine._reader import NonFiniteLogitsError, Reader
-from nsa_eval.engine._requests import Request
+from nsa_eval.engine._prompts import Prompt, Windows, split_spaces
+from nsa_eval.engine._reader import NonFiniteLogitsError
+from nsa_eval.engine._requests import Emit, Request
 from nsa_eval.engine._sampling import GenerationSettings
 from nsa_eval.engine._scoring import LogLikelihood, Scorer, units_of
-from nsa_eval.engine._shares import by_budget, method_at
 from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent, Cost, Response
-from nsa_models import Compilations, trained_sparsity, warm_up
-from nsa_models.dma import settle_ties
-from nsa_models.families import Family, check_fits, family_of
-from nsa_models.methods import Attached, Method, MethodError, MethodShare, WeightsError, attach
-from nsa_models.once import once
+from nsa_models.methods import Method, MethodShare, WeightsError
 
 # Requests whose texts are encoded together: some megabytes of them, for all cores to have some.
 _FORESEEN = 64
 
-T = TypeVar("T")
-Emit = Callable[[Mapping[str, Response]], None]
-"""Receives finished responses by key, a batch at a time."""
+Pair = tuple[list[int], list[int]]
+"""Token ids to read, and those behind them to score."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """What is known of a model once it is loaded, as plain data that travels between processes."""
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """One pair's score and what it took."""
 
-    max_length: int
-    """Most tokens of prompt and reply together."""
-    parameters: int
-    dtype: str
-    """As torch writes it: torch.bfloat16."""
-    device: str
-    """Its type: cpu, cuda."""
-    device_name: str = ""
-    """Its own name; nothing of a model that runs elsewhere."""
-    device_bytes: int | None = None
-    """Its memory in all."""
-    weights_bytes: int = 0
-    """Of parameters and buffers."""
-    events: tuple[AuditEvent, ...] = ()
-    """What was assumed about the model itself."""
+    index: int
+    """Its number among the pairs."""
+    score: LogLikelihood
+    cost: Cost
 
 
 class Answerer:
@@ -87,55 +70,18 @@ class Answerer:
         Raises:
             UserError: A max_length below 2, or a method that the model can't take.
         """
-        if max_length is not None and max_length < 2:
-            raise UserError(f"max_length must be at least 2 tokens, got {max_length}")
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.settings = settings
-        self._events: list[AuditEvent] = []
-        self.max_length = max_length or self._default_max_length()
-        self.prompts = PromptEncoder(
-            tokenizer,
-            max_length=self.max_length,
-            truncation=settings.truncation,
-            add_bos_token=settings.add_bos_token,
-            parity=settings.parity,
-        )
-        self._events += self.prompts.events
-        settle_ties(model)
-        trained = trained_sparsity(model.config)
-        for remark in trained.notes if trained else ():
-            self._events.append(AuditEvent(kind="trained_sparse", detail=remark))
-        self._reader: Reader | None = None
-        self._meter = Meter(model)
-        self._warmed: set[tuple[frozenset[int], int, int]] = set()
-        self.compiled = Compilations()
-        """Kernels that were compiled before they were needed, and the seconds that it took."""
-        self._family: Family | None = None
-        self._share = method if isinstance(method, MethodShare) else None
-        first = method
-        if isinstance(method, MethodShare):
-            first = method_at(method, method.budget(self.max_length))
-        self._attached = self._attach(first) if isinstance(first, Method) else None
+        self.loaded = LoadedModel(model, tokenizer, max_length=max_length, settings=settings, method=method)
+        self._prompts = self.loaded.prompts
+        self._settings = settings
 
     def close(self) -> None:
         """Take the method off the model."""
-        if self._attached is not None:
-            self._attached.detach()
+        self.loaded.close()
 
     @property
     def facts(self) -> ModelFacts:
         """What a reader of the scores has to know of the model."""
-        return ModelFacts(
-            max_length=self.max_length,
-            parameters=self.model.num_parameters(),
-            dtype=str(self.model.dtype),
-            device=self.model.device.type,
-            device_name=device_name(self.model.device),
-            device_bytes=device_bytes(self.model.device),
-            weights_bytes=self.model.get_memory_footprint(),
-            events=tuple(self._events),
-        )
+        return self.loaded.facts
 
     def answer(self, requests: Sequence[Request], *, missing: Collection[str], emit: Emit) -> None:
         """Answer requests of one kind.
@@ -166,202 +112,131 @@ class Answerer:
         except WeightsError as error:
             raise UserError(str(error)) from None
         except torch.OutOfMemoryError as error:
-            chunk = self._reader.prefill_chunk if self._reader else self.settings.prefill_chunk
             raise UserError(
                 f"too little device memory for one request at a time: {str(error).splitlines()[0]} Lower "
-                f"prefill_chunk (now {chunk}) or max_length (now {self.max_length}), "
-                "or use a narrower dtype. Responses finished before are stored"
+                f"prefill_chunk (now {self.loaded.prefill_chunk}) or max_length (now "
+                f"{self.loaded.max_length}), or use a narrower dtype. Responses finished before are stored"
             ) from error
-
-    def prepared(self) -> tuple[Reader, Limits]:
-        """The reader, made when there is something to compute: a fully stored run never runs the model.
-
-        Raises:
-            ModelLoadError: Not a causal language model, or it doesn't fit its tokenizer or max_length.
-        """
-        if self._reader is None:
-            check_fits(self.model, self.tokenizer, self.max_length)
-            # The probe's forwards are the first: libraries set themselves up in them.
-            with once(self.model.device):
-                self._reader = Reader(self.model, prefill_chunk=self.settings.prefill_chunk)
-        return self._reader, Limits.of(self._reader.family, self.settings.batch_size)
 
     def scorer(self) -> Scorer:
         """What scores token ids."""
-        reader, limits = self.prepared()
-        return Scorer(reader, limits, share_prefixes=self.settings.share_prefixes)
-
-    def _attach(self, method: Method) -> Attached:
-        """Find out how the model is fed, then put the method on it, and obey what it declares."""
-        check_fits(self.model, self.tokenizer, self.max_length)
-        with once(self.model.device):
-            family = self._family or family_of(self.model, own_attention=True)
-        self._family = family
-        if not family.caches:
-            acts = "acts on prompts alone, not" if method.phase == "prefill" else "acts"
-            raise UserError(
-                f"{method.label} {acts} while decoding from a cache, and models of type "
-                f"{self.model.config.model_type!r} are run without one"
-            )
-        try:
-            attached = attach(self.model, method)
-        except MethodError as error:
-            raise UserError(str(error)) from None
-        label = method.label if self._share is None else self._share.label
-        self._events += [
-            AuditEvent(kind="method", detail=f"{label}: {remark}")
-            for remark in (*attached.notes, *remarks_on(method))
-        ]
-        try:
-            self._reader = Reader(
-                self.model,
-                prefill_chunk=self.settings.prefill_chunk,
-                restrictions=restrictions_of(method),
-                family=family,
-            )
-        except WeightsError as error:  # as in `answer`: its probe runs the model
-            attached.detach()
-            raise UserError(str(error)) from None
-        return attached
-
-    def _by_budget(self, items: Sequence[T], length: Callable[[T], int]) -> Iterator[tuple[list[T], int]]:
-        """Items with the method as it is for them: all, or those of each budget; and tokens of the longest.
-
-        Args:
-            items: Texts of any kind.
-            length: Tokens of one.
-        """
-        groups = by_budget(self._share, items, length) if self._share else [(None, [*items])]
-        for method, some in groups:
-            if method is not None and self._attached is not None and self._attached.method != method:
-                self._attached.detach()
-                said = len(self._events)
-                self._attached = self._attach(method)
-                del self._events[said:]  # the same of every budget
-            yield some, max(map(length, some), default=0)
-
-    def _default_max_length(self) -> int:
-        found = int(resolve_max_length(self.model.config, self.tokenizer, default=0))
-        if found:
-            return found
-        self._events.append(
-            AuditEvent(
-                kind="default_max_length",
-                detail="neither config nor tokenizer names a maximum length; lm-eval's default is used",
-                after=DEFAULT_MAX_LENGTH,
-            )
+        return Scorer(
+            self.loaded.reader(), self.loaded.limits(), share_prefixes=self._settings.share_prefixes
         )
-        return int(DEFAULT_MAX_LENGTH)
+
+    # --- log-likelihoods
+    # ------------------------------------------------------------------------------------------------------
 
     def _score(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
+        prompts = self._pairs_of(requests)
+
+        def finish(scored: list[_Scored]) -> None:
+            emit(
+                {
+                    requests[one.index].key: _score_response(one, prompts[one.index])
+                    for one in scored
+                    if math.isfinite(one.score[0])
+                }
+            )
+            for one in scored:
+                self._check_finite(one.score[0], requests[one.index])
+
+        self._score_pairs(
+            [(prompt.context, prompt.continuation) for prompt in prompts],
+            rows=len(missing),
+            wanted=lambda index: requests[index].key in missing,
+            finish=finish,
+        )
+
+    def _pairs_of(self, requests: Sequence[Request]) -> list[Prompt]:
+        """Contexts and continuations as token ids."""
         prompts: list[Prompt] = []
         for some in _slices(requests):
             pairs = [split_spaces(*request.arguments[:2]) for request in some]
-            self.prompts.foresee(text for head, tail in pairs for text in (head, head + tail) if head)
-            prompts += [
-                self.prompts.pair(
-                    request.arguments[0],
-                    request.arguments[1],
-                    request.origin,
-                    truncation=request.truncation,
+            self._prompts.foresee(text for head, tail in pairs for text in (head, head + tail) if head)
+            for request in some:
+                context, continuation = request.arguments[:2]
+                prompts.append(
+                    self._prompts.pair(context, continuation, request.origin, truncation=request.truncation)
                 )
-                for request in some
-            ]
-
-        def scored(scores: list[tuple[int, LogLikelihood]]) -> None:
-            texts = [prompts[name] for name, _ in scores]
-            costs = self._meter.scored(
-                [len(text.context) for text in texts], [len(text.continuation) for text in texts]
-            )
-            emit(
-                {
-                    requests[name].key: _response(score, prompts[name], cost)
-                    for (name, score), cost in zip(scores, costs, strict=True)
-                    if math.isfinite(score[0])
-                }
-            )
-            for name, (value, _) in scores:
-                self._check_finite(value, requests[name])
-
-        asked = [(name, prompt.context, prompt.continuation) for name, prompt in enumerate(prompts)]
-        self._warm_up([len(p.context) + len(p.continuation) - 1 for p in prompts], rows=len(missing))
-        for group, longest in self._by_budget(asked, lambda one: len(one[1]) + len(one[2])):
-            scorer = self.scorer()
-            self._meter.start(longest)  # texts were encoded until here
-            scorer.run(units_of(group), wanted=lambda name: requests[name].key in missing, emit=scored)
+        return prompts
 
     def _score_windows(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
-        windows: list[Windows] = []
-        for some in _slices(requests):
-            self.prompts.foresee(request.arguments[0] for request in some)
-            windows += [self.prompts.windows(request.arguments[0], request.origin) for request in some]
-        owners = [(index, window) for index, found in enumerate(windows) for window in found.pairs]
+        texts = self._windows_of(requests)
+        # Windows of all texts are scored together; a text is answered when its last one is there.
+        owners = [index for index, text in enumerate(texts) for _ in text.pairs]
         values: list[list[float]] = [[] for _ in requests]
         costs = [Cost() for _ in requests]
 
         def answer(indices: list[int]) -> None:
-            emit(
-                {
-                    requests[i].key: Response(
-                        value=math.fsum(values[i]),
-                        prompt_tokens=1,
-                        new_tokens=sum(len(tail) for _, tail in windows[i].pairs),
-                        events=windows[i].events,
-                        cost=costs[i],
-                    )
-                    for i in indices
-                }
-            )
+            emit({requests[i].key: _window_response(texts[i], values[i], costs[i]) for i in indices})
 
-        def scored(scores: list[tuple[int, LogLikelihood]]) -> None:
+        def finish(scored: list[_Scored]) -> None:
             ready = []
-            texts = [owners[name][1] for name, _ in scores]
-            taken = self._meter.scored([len(head) for head, _ in texts], [len(tail) for _, tail in texts])
-            for (name, (value, _)), cost in zip(scores, taken, strict=True):
-                index = owners[name][0]
-                costs[index] += cost
+            for one in scored:
+                index, (value, _) = owners[one.index], one.score
+                costs[index] += one.cost
                 self._check_finite(value, requests[index])
                 values[index].append(value)
-                if len(values[index]) == len(windows[index].pairs):
+                if len(values[index]) == len(texts[index].pairs):
                     ready.append(index)
             answer(ready)
 
-        answer([i for i, found in enumerate(windows) if not found.pairs and requests[i].key in missing])
-        pairs = [(name, context, tail) for name, (_, (context, tail)) in enumerate(owners)]
-        self._warm_up([len(head) + len(tail) - 1 for _, head, tail in pairs], rows=len(missing))
-        for group, longest in self._by_budget(pairs, lambda one: len(one[1]) + len(one[2])):
+        answer([i for i, text in enumerate(texts) if not text.pairs and requests[i].key in missing])
+        self._score_pairs(
+            [pair for text in texts for pair in text.pairs],
+            rows=len(missing),
+            wanted=lambda index: requests[owners[index]].key in missing,
+            finish=finish,
+        )
+
+    def _windows_of(self, requests: Sequence[Request]) -> list[Windows]:
+        """Whole texts as windows of token ids."""
+        texts: list[Windows] = []
+        for some in _slices(requests):
+            self._prompts.foresee(request.arguments[0] for request in some)
+            texts += [self._prompts.windows(request.arguments[0], request.origin) for request in some]
+        return texts
+
+    def _score_pairs(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        rows: int,
+        wanted: Callable[[int], bool],
+        finish: Callable[[list[_Scored]], None],
+    ) -> None:
+        """Score the wanted pairs, by their number, and hand out each batch with what it took."""
+        meter = self.loaded.meter
+
+        def scored(scores: list[tuple[int, LogLikelihood]]) -> None:
+            texts = [pairs[index] for index, _ in scores]
+            costs = meter.scored([len(head) for head, _ in texts], [len(tail) for _, tail in texts])
+            finish([_Scored(index, score, cost) for (index, score), cost in zip(scores, costs, strict=True)])
+
+        self.loaded.warm_up([len(head) + len(tail) - 1 for head, tail in pairs], rows=rows)
+        named = [(index, head, tail) for index, (head, tail) in enumerate(pairs)]
+        for group, longest in self.loaded.by_budget(named, lambda one: len(one[1]) + len(one[2])):
             scorer = self.scorer()
-            self._meter.start(longest)  # texts were encoded until here
-            scorer.run(
-                units_of(group), wanted=lambda name: requests[owners[name][0]].key in missing, emit=scored
-            )
+            meter.start(longest)  # texts were encoded until here
+            scorer.run(units_of(group), wanted=wanted, emit=scored)
+
+    def _check_finite(self, value: float, request: Request) -> None:
+        if not math.isfinite(value):
+            name = self.loaded.reader().name
+            raise NonFiniteLogitsError.at(name, request.origin, f"a log-likelihood of {value}")
+
+    # --- replies and looks
+    # ------------------------------------------------------------------------------------------------------
 
     def _generate(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
-        asked: list[ReplyRequest] = []
-        prompts: list[Prompt] = []
-        for name, request in enumerate(requests):
-            if name % _FORESEEN == 0:
-                self.prompts.foresee(one.arguments[0] for one in requests[name : name + _FORESEEN])
-            text, given = request.arguments
-            settings = GenerationSettings.parse(given, request.origin, parity=self.settings.parity)
-            prompt = self.prompts.generation(
-                text, budget=settings.budget, origin=request.origin, truncation=request.truncation
-            )
-            prompt.events += [
-                AuditEvent(kind="setting", task=request.origin.task, detail=note) for note in settings.notes
-            ]
-            prompts.append(prompt)
-            asked.append(
-                ReplyRequest.of(name, prompt.context, settings, request.seed, request.origin, request.key)
-            )
-
-        reader, limits = self.prepared()
-        self._warm_up(
+        prompts, asked = self._reply_requests(requests)
+        notes = [AuditEvent(kind=note.kind, detail=note.detail) for note in self.loaded.reader().family.notes]
+        self.loaded.warm_up(
             [len(prompt.context) for prompt in prompts],
             rows=len(missing),
             new_tokens=max(one.settings.budget for one in asked) + 1,
         )
-        notes = [AuditEvent(kind=note.kind, detail=note.detail) for note in reader.family.notes]
 
         def replied(replies: list[Reply]) -> None:
             emit(
@@ -379,52 +254,46 @@ class Answerer:
                 }
             )
 
-        for group, longest in self._by_budget(asked, lambda one: len(one.tokens)):
-            reader, limits = self.prepared()
+        for group, longest in self.loaded.by_budget(asked, lambda one: len(one.tokens)):
             replier = Replier(
-                reader,
-                self.tokenizer,
-                limits,
-                share_prefixes=self.settings.share_prefixes,
-                cuda_graphs=self.settings.cuda_graphs == "auto" and reader.graphs,
-                meter=self._meter,
+                self.loaded.reader(),
+                self.loaded.tokenizer,
+                self.loaded.limits(),
+                share_prefixes=self._settings.share_prefixes,
+                cuda_graphs=self.loaded.replays(),
+                meter=self.loaded.meter,
             )
-            self._meter.start(longest)  # prompts were encoded until here
+            self.loaded.meter.start(longest)  # prompts were encoded until here
             replier.run(group, wanted=lambda name: requests[name].key in missing, emit=replied)
+
+    def _reply_requests(self, requests: Sequence[Request]) -> tuple[list[Prompt], list[ReplyRequest]]:
+        """Prompts as token ids, and what is asked of each, by its number."""
+        prompts: list[Prompt] = []
+        asked: list[ReplyRequest] = []
+        for some in _slices(requests):
+            self._prompts.foresee(request.arguments[0] for request in some)
+            for request in some:
+                text, given = request.arguments
+                settings = GenerationSettings.parse(given, request.origin, parity=self._settings.parity)
+                prompt = self._prompts.generation(
+                    text, budget=settings.budget, origin=request.origin, truncation=request.truncation
+                )
+                prompt.events += [
+                    AuditEvent(kind="setting", task=request.origin.task, detail=note)
+                    for note in settings.notes
+                ]
+                asked.append(
+                    ReplyRequest.of(
+                        len(prompts), prompt.context, settings, request.seed, request.origin, request.key
+                    )
+                )
+                prompts.append(prompt)
+        return prompts, asked
 
     def _look(self, requests: Sequence[Request], missing: Collection[str], emit: Emit) -> None:
         wanted = [request for request in requests if request.key in missing]
-        look_all(self.model, self.prompts, wanted, emit, chunk=self.prepared()[0].prefill_chunk)
-
-    def _warm_up(self, prompts: Sequence[int], *, rows: int, new_tokens: int = 0) -> None:
-        """Compile what such prompts and replies will launch, in parallel and before the clock starts."""
-        reader, limits = self.prepared()
-        if self.model.device.type != "cuda" or not prompts:
-            return
-        each = max(prompts) + new_tokens
-        most = max(1, min(limits.rows, rows, limits.cache_tokens // max(1, each)))
-        asked = (frozenset(prompts), most, new_tokens)
-        if asked in self._warmed:
-            return
-        self._warmed.add(asked)
-        with once(self.model.device):
-            made = warm_up(
-                self.model,
-                prompts=prompts,
-                rows={1, most},
-                chunk=reader.prefill_chunk,
-                new_tokens=new_tokens,
-                graphs=self.settings.cuda_graphs == "auto" and reader.graphs,
-            )
-        self.compiled.kernels += made.kernels
-        self.compiled.cached += made.cached
-        self.compiled.compile_seconds += made.compile_seconds
-        self.compiled.wall_seconds += made.wall_seconds
-
-    def _check_finite(self, value: float, request: Request) -> None:
-        if not math.isfinite(value):
-            reader, _ = self.prepared()
-            raise NonFiniteLogitsError.at(reader.name, request.origin, f"a log-likelihood of {value}")
+        chunk = self.loaded.reader().prefill_chunk
+        look_all(self.loaded.model, self._prompts, wanted, emit, chunk=chunk)
 
 
 def _slices(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
@@ -433,11 +302,21 @@ def _slices(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
         yield requests[start : start + _FORESEEN]
 
 
-def _response(score: Any, prompt: Prompt, cost: Cost) -> Response:  # noqa: ANN401  (a LogLikelihood, whose tuple pydantic checks)
+def _score_response(scored: _Scored, prompt: Prompt) -> Response:
     return Response(
-        value=score,
+        value=scored.score,
         prompt_tokens=len(prompt.context),
         new_tokens=len(prompt.continuation),
         events=prompt.events,
+        cost=scored.cost,
+    )
+
+
+def _window_response(text: Windows, values: Sequence[float], cost: Cost) -> Response:
+    return Response(
+        value=math.fsum(values),
+        prompt_tokens=1,
+        new_tokens=sum(len(tail) for _, tail in text.pairs),
+        events=text.events,
         cost=cost,
     )

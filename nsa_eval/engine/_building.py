@@ -66,13 +66,9 @@ def build(
         raise UserError(
             f"--model_args {first['loc'][-1]}={first['input']}: {first['msg'].removeprefix('Value error, ')}"
         ) from None
-    source: dict[str, Any] = {
-        "revision": model.revision,
-        "trust_remote_code": model.trust_remote_code,
-    }
-    tokenizer = nsa_models.load_tokenizer(model.path, **source)
+    tokenizer = nsa_models.load_tokenizer(model.path, **model.source)
     weights = nsa_models.load_model(
-        model.path, dtype=model.dtype, device=model.device, backend=model.backend, **source
+        model.path, dtype=model.dtype, device=model.device, backend=model.backend, **model.source
     )
     return weights, tokenizer, {"max_length": model.max_length, **engine.model_dump()}
 

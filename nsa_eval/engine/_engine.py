@@ -11,11 +11,12 @@ from lm_eval.utils import simple_parse_args_string
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nsa_eval.config import EngineSpec
-from nsa_eval.engine._answerer import Answerer, Emit, ModelFacts
+from nsa_eval.engine._answerer import Answerer
 from nsa_eval.engine._building import build
 from nsa_eval.engine._ledger import Call, Ledger
+from nsa_eval.engine._loaded import ModelFacts
 from nsa_eval.engine._prompts import PromptEncoder
-from nsa_eval.engine._requests import Naming, Request, name_requests
+from nsa_eval.engine._requests import Emit, Naming, Request, name_requests
 from nsa_eval.engine._sampling import DEFAULT_NEW_TOKENS
 from nsa_eval.engine._scoring import LogLikelihood, units_of
 from nsa_eval.engine._settings import engine_settings
@@ -54,6 +55,11 @@ class Engine(TemplateLM):
     backend = "causal"
     template_date: str | None = None
     """The day that a chat template prints which asks for the date; None: today."""
+    tokenizer: PreTrainedTokenizerBase
+    prompts: PromptEncoder
+    """Makes token ids."""
+    _answerer: Answerer | None = None
+    """The model, where it is loaded in this process."""
 
     def __init__(
         self,
@@ -84,17 +90,16 @@ class Engine(TemplateLM):
         """
         checked = engine_settings(settings)
         answerer = Answerer(model, tokenizer, max_length=max_length, settings=checked)
-        self.model = answerer.model
-        self._answerer: Answerer | None = answerer
+        self.model = answerer.loaded.model
+        self._answerer = answerer
         self._connect(
-            tokenizer,
             answerer.facts,
             lambda requests, missing, emit: answerer.answer(requests, missing=missing, emit=emit),
             settings=checked,
             naming=Naming(context=store_context),
-            ledger=Ledger(store, on_response),
-            keeps=True,
+            ledger=Ledger(store, on_response, keeps=True),
         )
+        self.tokenizer, self.prompts = tokenizer, answerer.loaded.prompts
 
     @classmethod
     def over(
@@ -120,9 +125,7 @@ class Engine(TemplateLM):
             on_requests: Called with all requests of a kind before the first is looked up.
         """
         engine = cls.__new__(cls)
-        engine._answerer = None
         engine._connect(
-            tokenizer,
             facts,
             answer,
             settings=settings,
@@ -130,29 +133,11 @@ class Engine(TemplateLM):
             ledger=Ledger(store),
             on_requests=on_requests,
         )
+        engine.tokenizer = tokenizer
+        engine.prompts = PromptEncoder(tokenizer, max_length=facts.max_length, settings=settings)
         return engine
 
     def _connect(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        facts: ModelFacts,
-        answer: Answer,
-        *,
-        settings: EngineSpec,
-        **asking: Any,  # noqa: ANN401  (of `_attach`)
-    ) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-        self._attach(facts, answer, settings=settings, **asking)
-        self.prompts = PromptEncoder(
-            tokenizer,
-            max_length=facts.max_length,
-            truncation=settings.truncation,
-            add_bos_token=settings.add_bos_token,
-            parity=settings.parity,
-        )
-
-    def _attach(
         self,
         facts: ModelFacts,
         answer: Answer,
@@ -161,9 +146,9 @@ class Engine(TemplateLM):
         naming: Naming,
         ledger: Ledger,
         on_requests: OnRequests | None = None,
-        keeps: bool = False,
     ) -> None:
         """Connect whoever answers with the store: all that asking needs, whoever makes the tokens."""
+        super().__init__()
         self.facts = facts
         self.settings = settings
         self.max_length = facts.max_length
@@ -172,7 +157,6 @@ class Engine(TemplateLM):
         self._answer = answer
         self._naming = naming
         self._on_requests = on_requests
-        self._keeps = keeps
         self._tally = Tally()
         self._ledger = ledger
         self._ledger.note(facts.events)
@@ -335,6 +319,7 @@ class Engine(TemplateLM):
         }
 
     def _ask(self, instances: list[Instance], kind: RequestKind) -> list[Response]:
+        """Name requests by content, look them up, and have those that are missing answered."""
         requests = name_requests(instances, kind, self._naming)
         if self._on_requests is not None:
             self._on_requests(requests)
@@ -344,18 +329,16 @@ class Engine(TemplateLM):
             arguments = {request.key: request.arguments for request in distinct}
 
             def finish(responses: Mapping[str, Response]) -> None:
-                if self._keeps:
-                    call.finish(responses)
-                else:
-                    call.take(responses)
+                call.take(responses)
                 for key, response in responses.items():
                     self.cache_hook.add_partial(kind, arguments[key], response.value)
 
             self._answer(distinct, call.missing, finish)
         answers = call.responses()
-        origins = {request.key: request.origin for request in requests}
-        for key, answer in {r.key: answer for r, answer in zip(requests, answers, strict=True)}.items():
-            self._tally.add(origins[key].task, kind, answer, document=origins[key].doc_id)
+        # Equal requests cost once.
+        by_key = {r.key: (r.origin, answer) for r, answer in zip(requests, answers, strict=True)}
+        for origin, answer in by_key.values():
+            self._tally.add(origin.task, kind, answer, document=origin.doc_id)
         return answers
 
 

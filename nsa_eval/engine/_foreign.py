@@ -7,13 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM, CacheHook, TemplateLM
+from lm_eval.api.model import LM, CacheHook
 
+from nsa_eval._words import said
 from nsa_eval.config import EngineSpec
-from nsa_eval.engine._answerer import Emit, ModelFacts
 from nsa_eval.engine._engine import Answer, Engine, OnRequests
 from nsa_eval.engine._ledger import Ledger
-from nsa_eval.engine._requests import Naming, Request
+from nsa_eval.engine._loaded import ModelFacts
+from nsa_eval.engine._requests import Emit, Naming, Request
 from nsa_eval.errors import UserError
 from nsa_eval.store import Response, ResponseStore
 
@@ -52,11 +53,7 @@ class ForeignEngine(Engine):
             on_requests: Called with all requests of a kind before the first is looked up.
         """
         engine = cls.__new__(cls)
-        TemplateLM.__init__(engine)
-        engine._lm = lm
-        engine._answerer = None
-        engine.tokenizer = getattr(lm, "tokenizer", None)
-        engine._attach(
+        engine._connect(
             facts,
             answer,
             settings=settings,
@@ -64,6 +61,7 @@ class ForeignEngine(Engine):
             ledger=Ledger(store),
             on_requests=on_requests,
         )
+        engine._lm, engine.tokenizer = lm, getattr(lm, "tokenizer", None)
         return engine
 
     _lm: LM
@@ -193,12 +191,6 @@ class _Hook:
             return
         self._emit({request.key: _response(request, value, "model")})
         self.told.add(request.key)
-
-
-def said(error: BaseException) -> str:
-    """An error's type and first line."""
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _copied(arguments: tuple[Any, ...]) -> tuple[Any, ...]:

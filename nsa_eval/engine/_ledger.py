@@ -10,11 +10,24 @@ from nsa_eval.store import AuditEvent, Response, ResponseStore
 
 
 class Ledger:
-    """Asks the store first, and puts each response as soon as it exists."""
+    """What was asked so far: how much of it, how much the store knew, and what is to be told of it."""
 
-    def __init__(self, store: ResponseStore | None, on_response: Callable[[int], None] | None = None) -> None:
-        """Args are those of the Engine."""
+    def __init__(
+        self,
+        store: ResponseStore | None,
+        on_response: Callable[[int], None] | None = None,
+        *,
+        keeps: bool = False,
+    ) -> None:
+        """Nothing is answered yet.
+
+        Args:
+            store: Where responses are looked up.
+            on_response: Called with the number of requests just answered.
+            keeps: Put responses into the store as they come; otherwise whoever answers has done so.
+        """
         self._store = store
+        self._keeps = keeps
         self._on_response = on_response
         self.answered = 0
         """Requests answered so far, stored ones included."""
@@ -63,14 +76,10 @@ class Call:
         """One of each key, answered or not, in the order given."""
         return list({request.key: request for request in reversed(self.requests)}.values())[::-1]
 
-    def finish(self, responses: Mapping[str, Response]) -> None:
-        """Store a batch of responses, then report them."""
-        if self._ledger._store is not None:
-            self._ledger._store.put_many(responses)
-        self.take(responses)
-
     def take(self, responses: Mapping[str, Response]) -> None:
-        """Report responses that are stored already, by a worker say."""
+        """Take a batch of responses: stored first, then reported."""
+        if self._ledger._keeps and self._ledger._store is not None:
+            self._ledger._store.put_many(responses)
         self._found.update(responses)
         self._report(responses, stored=False)
 

@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 
 from nsa_eval._devices import device_name
 from nsa_eval.engine._prompts import PromptEncoder
-from nsa_eval.engine._requests import Request
+from nsa_eval.engine._requests import Emit, Request
 from nsa_eval.looks import COLUMNS, QUERIES, AnswerLook, BlockGrid, Look, NotLooked, Picture
 from nsa_eval.store import Cost, Response
 from nsa_models.looking import blocks_of, chosen_blocks, forced_blocks, hold
 from nsa_tasks.spans import AnswerTokens, answer_tokens
 
 if TYPE_CHECKING:
-    from nsa_eval.engine._answerer import Emit
+    from nsa_kernels import BlockGeometry
     from nsa_models import NSADecoderForCausalLM
 
 # Blocks on both sides of an answer that a picture shows one by one.
@@ -99,26 +99,10 @@ def look(
         model, tokens, [answer.follow[:-1] for answer in answers], last=QUERIES, chunk=chunk
     )
     position = len(tokens) - 1
-    forced = set(forced_blocks(position, geometry))
-    found = []
-    for answer, after in zip(answers, following, strict=True):
-        wanted = blocks_of(answer.whole, geometry)
-        predicting = torch.cat([blocks[:, -1:], after], dim=1)
-        found.append(
-            AnswerLook(
-                first=answer.whole[0],
-                last=answer.whole[-1],
-                blocks=wanted,
-                held=tuple(hold(blocks[:, -1], wanted).sum(-1).tolist()),
-                by_token=tuple(
-                    int(hold(predicting[:, index], blocks_of(source, geometry)).sum())
-                    for index, source in enumerate(answer.sources)
-                    if source
-                ),
-                forced=forced.issuperset(wanted),
-                in_window=answer.whole[0] > position - geometry.window,
-            )
-        )
+    found = [
+        _answer_look(answer, blocks, after, position, geometry)
+        for answer, after in zip(answers, following, strict=True)
+    ]
     picture = None
     if words is not None:
         rows = torch.cat([blocks, following[0]], dim=1)
@@ -138,6 +122,35 @@ def look(
         prompt_tokens=len(tokens),
         answers=tuple(found),
         picture=picture,
+    )
+
+
+def _answer_look(
+    answer: AnswerTokens, blocks: Tensor, after: Tensor, position: int, geometry: BlockGeometry
+) -> AnswerLook:
+    """Whether an answer's blocks were chosen: by the prompt's last query, and by those that predict it.
+
+    Args:
+        answer: Where the prompt says it.
+        blocks: Chosen by the prompt's last queries, [L, Q, H_kv, n].
+        after: Chosen by the answer's own tokens behind the prompt, [L, A, H_kv, n].
+        position: Of the prompt's last token.
+        geometry: Of the model's blocks.
+    """
+    wanted = blocks_of(answer.whole, geometry)
+    predicting = torch.cat([blocks[:, -1:], after], dim=1)
+    return AnswerLook(
+        first=answer.whole[0],
+        last=answer.whole[-1],
+        blocks=wanted,
+        held=tuple(hold(blocks[:, -1], wanted).sum(-1).tolist()),
+        by_token=tuple(
+            int(hold(predicting[:, index], blocks_of(source, geometry)).sum())
+            for index, source in enumerate(answer.sources)
+            if source
+        ),
+        forced=set(forced_blocks(position, geometry)).issuperset(wanted),
+        in_window=answer.whole[0] > position - geometry.window,
     )
 
 

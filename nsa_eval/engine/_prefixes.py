@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,25 +97,15 @@ def prefix_tree(
 
 
 def _prune(root: Node, min_saved: int, per_sequence: int, least: int) -> None:
-    """Give the sequences of a prefix that isn't worth it to the one above, from the top down."""
-    # An explicit stack: a document with a thousand nested prefixes must not meet Python's recursion limit.
+    """Drop prefixes that aren't worth to be read once."""
     sizes = _sizes(root)
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        kept: list[Node] = []
-        pending = node.children[::-1]
-        while pending:
-            child = pending.pop()
-            size = sizes[id(child)]
-            saved = (child.depth - node.depth) * (size - 1)
-            if child.depth >= least and saved >= max(min_saved, per_sequence * size):
-                kept.append(child)
-            else:
-                node.members.extend(child.members)
-                pending.extend(child.children[::-1])
-        node.children = kept
-        stack.extend(kept)
+
+    def worth(node: Node, child: Node) -> bool:
+        size = sizes[id(child)]
+        saved = (child.depth - node.depth) * (size - 1)
+        return child.depth >= least and saved >= max(min_saved, per_sequence * size)
+
+    _keep(root, worth)
 
 
 def _thin(root: Node, min_head: int) -> None:
@@ -124,6 +114,21 @@ def _thin(root: Node, min_head: int) -> None:
     While a prefix is worked on, the caches of all those above it stay in memory; with each a third longer
     than the one above, they take no more than four times the longest.
     """
+
+    def apart(node: Node, child: Node) -> bool:
+        return not child.children or child.depth >= max(node.depth + min_head, node.depth * 4 / 3)
+
+    _keep(root, apart)
+
+
+def _keep(root: Node, wanted: Callable[[Node, Node], bool]) -> None:
+    """Give what hangs below a prefix that isn't wanted to the one above, from the top down.
+
+    Args:
+        root: Always kept.
+        wanted: Asked with a prefix that is kept and one below it.
+    """
+    # An explicit stack: a document with a thousand nested prefixes must not meet Python's recursion limit.
     stack = [root]
     while stack:
         node = stack.pop()
@@ -131,11 +136,11 @@ def _thin(root: Node, min_head: int) -> None:
         pending = node.children[::-1]
         while pending:
             child = pending.pop()
-            if child.children and child.depth < max(node.depth + min_head, node.depth * 4 / 3):
+            if wanted(node, child):
+                kept.append(child)
+            else:
                 node.members.extend(child.members)
                 pending.extend(child.children[::-1])
-            else:
-                kept.append(child)
         node.children = kept
         stack.extend(kept)
 
@@ -154,6 +159,7 @@ def _round(root: Node, prefixes: Sequence[Tokens], step: int) -> None:
 
 
 def _sizes(root: Node) -> dict[int, int]:
+    """Sequences below each prefix, by the node's id."""
     sizes: dict[int, int] = {}
     stack = [(root, False)]
     while stack:

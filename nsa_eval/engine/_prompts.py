@@ -9,11 +9,11 @@ from typing import Literal
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
+from nsa_eval.config import EngineSpec
 from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent
 
 Truncation = Literal["error", "left", "middle"]
-TRUNCATIONS: tuple[Truncation, ...] = ("error", "left", "middle")
 
 # Fewer are encoded one by one as fast.
 _FORESEEN_CHARACTERS = 20_000
@@ -59,21 +59,13 @@ class PromptEncoder:
     where it would end the context and shift the scored tokens by one.
     """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_length: int,
-        truncation: Truncation,
-        add_bos_token: bool | None,
-        parity: Literal["lm-eval"] | None = None,
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, settings: EngineSpec) -> None:
         """Args are those of the Engine."""
         self.tokenizer = tokenizer
-        self._right = parity is None
+        self._right = settings.parity is None
         self.max_length = max_length
-        self.truncation = truncation
-        self.add_bos_token = add_bos_token
+        self.truncation: Truncation = settings.truncation
+        self.add_bos_token = settings.add_bos_token
         bos = tokenizer.bos_token_id
         self._starts, self._ends = added_tokens(tokenizer)
         self._adds_bos = bos is not None and self._starts[:1] == [bos]

@@ -9,14 +9,15 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from nsa_eval.engine._batching import chunk_of
+from nsa_eval.engine._logits import find_route
 from nsa_eval.engine._prefixes import Tokens
 from nsa_eval.engine._prompts import Origin
 from nsa_eval.errors import UserError
-from nsa_models.families import Family, Restrictions, Rows, accepts, family_of
+from nsa_models.families import Family, Restrictions, Rows, family_of, name_of
 from nsa_models.methods import Memories, attached_to
 
 # Cells of logits [positions, vocabulary] made at a time: 128 MiB in float32.
@@ -75,7 +76,7 @@ class Reader:
             FamilyError: The model isn't causal, or can't be run on token ids alone.
         """
         self.model = model
-        self.name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+        self.name = name_of(model)
         self.family = family or family_of(model)
         allowed = restrictions or Restrictions()
         # The one place where the two meet: the rest of the engine asks for these.
@@ -93,13 +94,8 @@ class Reader:
         self.prefill_chunk = chunk_of(model) if prefill_chunk == "auto" else prefill_chunk
         if self.device.type == "cpu":
             torch.empty(_WARM_BYTES, dtype=torch.uint8)  # freed at once, which is the point
-        self.route: Literal["head", "mask", "columns", "all"] = (
-            "columns" if accepts(model, "logits_to_keep") else "all"
-        )
-        self._decoder: nn.Module | None = None
-        """The model without its head, where the two are run apart."""
-        self.vocabulary = self._probe()
-        self.max_positions = max(1, _LOGIT_CELLS // self.vocabulary)
+        self.route, vocabulary = find_route(self.family)
+        self.max_positions = max(1, _LOGIT_CELLS // vocabulary)
         """Scored positions whose logits are there at a time."""
 
     def read(
@@ -164,8 +160,7 @@ class Reader:
             )
             return torch.cat(found)
         given = self.family.inputs(ids, counts, rows)
-        if self.route != "all":
-            given["logits_to_keep"] = 1
+        self.route.ask_last(given)
         with self._phase("decode", counts, rows):
             output = self.family.forward(given)
         self.family.absorb(output, ids, counts, rows)
@@ -204,18 +199,10 @@ class Reader:
 
         The first forward has `least` tokens even so.
         """
-        batch, width = wanted.shape
+        width = wanted.shape[1]
         if not self.continuable:
             return [0, width]
-        if self.route == "head":
-            cost = torch.zeros(width, dtype=torch.long)  # logits are made in slices afterwards
-        elif self.route == "mask":
-            cost = wanted.sum(0)
-        elif self.route == "columns":
-            cost = wanted.any(0) * batch
-        else:
-            cost = torch.full((width,), batch)
-        total = torch.cumsum(cost, 0)
+        total = torch.cumsum(self.route.made(wanted), 0)
         edges = [0]
         while edges[-1] < width:
             start = edges[-1]
@@ -241,35 +228,20 @@ class Reader:
         """
         given = self.family.inputs(tokens, counts, rows)
         wanted = self.family.places(wanted, counts, rows)
-        columns = wanted.any(0).nonzero()[:, 0]
-        anything = len(columns) > 0
-        if self.route == "mask" and anything:
-            given["logits_to_keep"] = wanted.to(self.device)
-        elif self.route == "columns" and anything:
-            given["logits_to_keep"] = columns.to(self.device)
-        elif self.route in ("mask", "columns"):
-            given["logits_to_keep"] = 1  # 0 would mean all of them
+        self.route.ask(given, wanted)
         with self._phase("prefill", counts, rows, continued=continued):
-            output = self.family.forward(given, module=self._decoder)
+            output = self.family.forward(given, module=self.route.module)
         if rows is not None:
             self.family.absorb(output, tokens, counts, rows)
-        if not anything:
+        if not places:
             return
-        if self.route == "head":
-            at = wanted.flatten().nonzero()[:, 0].to(self.device)
-            states = output.last_hidden_state.flatten(0, 1)[at]
-            del output
-            head = self.model.get_output_embeddings()
-            for start in range(0, len(places), self.max_positions):
-                some = slice(start, start + self.max_positions)
-                on_logits(head(states[some]), places[some])
-            return
-        logits: Tensor = output.logits
-        if self.route == "columns":
-            logits = logits[wanted[:, columns].to(self.device)]
-        elif self.route == "all":
-            logits = logits[wanted.to(self.device)]
-        on_logits(logits, places)
+        parts = self.route.logits(output, wanted, self.max_positions)
+        del output
+        told = 0
+        for logits in parts:
+            on_logits(logits, places[told : told + len(logits)])
+            told += len(logits)
+            del logits  # before the next part is made
 
     def _phase(
         self,
@@ -290,52 +262,3 @@ class Reader:
         if phase == "decode":
             return self._method.decoding(counts, memories)
         return self._method.prefilling(counts, memories, continued=continued)
-
-    @torch.inference_mode()
-    def _probe(self) -> int:
-        """Find out how logits can be asked for by place, and how many columns they have."""
-        # Not the padding's id alone: its state may be all zeros, which any head maps to the same.
-        tokens = torch.tensor([[0, 1], [1, 0]], device=self.device)
-        size = self._split(tokens)
-        if size:
-            return size
-        if self.route == "columns":
-            places = torch.tensor([[False, True], [True, True]])
-            given = self.family.inputs(tokens, [2, 2], None)
-            given["logits_to_keep"] = self.family.places(places, [2, 2], None).to(self.device)
-            try:
-                logits = self.family.forward(given).logits
-            except (IndexError, RuntimeError, TypeError, ValueError):
-                pass  # only whole columns, as older models and remote code have it
-            else:
-                if logits.dim() == 2 and logits.shape[0] == 3:
-                    self.route = "mask"
-                return int(logits.shape[-1])
-        return int(self.family.forward(self.family.inputs(tokens, [2, 2], None)).logits.shape[-1])
-
-    def _split(self, tokens: Tensor) -> int:
-        """Run decoder and head apart, where the head alone makes the model's logits to the last bit.
-
-        A long piece of which every token is scored then needs no logits of all its tokens at once. Models
-        that do something to their logits afterwards (a soft cap, a scale) fail the test.
-
-        Returns:
-            The vocabulary's size, or 0.
-        """
-        decoder = getattr(self.model, self.model.base_model_prefix or "", None)
-        head = self.model.get_output_embeddings()
-        if not isinstance(decoder, nn.Module) or decoder is self.model or not isinstance(head, nn.Linear):
-            return 0
-        try:
-            whole = self.family.forward(self.family.inputs(tokens, [2, 2], None)).logits
-            states = self.family.forward(
-                self.family.inputs(tokens, [2, 2], None), module=decoder
-            ).last_hidden_state
-            if not torch.equal(head(states), whole):
-                return 0
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # a decoder that wants other arguments, or gives no hidden states
-            return 0
-        self.route, self._decoder = "head", decoder
-        return int(whole.shape[-1])

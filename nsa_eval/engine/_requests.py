@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval.api.instance import Instance
 
 from nsa_eval.engine._prompts import Origin, Truncation
-from nsa_eval.store import RequestKind, request_key
+from nsa_eval.store import RequestKind, Response, request_key
+
+Emit = Callable[[Mapping[str, Response]], None]
+"""Receives finished responses by key, a batch at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

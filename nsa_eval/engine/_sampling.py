@@ -77,8 +77,7 @@ class GenerationSettings:
         budget = int(left.pop("max_gen_toks"))
         least = int(left.pop("min_new_tokens", None) or 0)
         drawn = bool(left.pop("do_sample", False))
-        temperature = left.pop("temperature", None)
-        top_k, top_p = left.pop("top_k", None), left.pop("top_p", None)
+        filters = {name: left.pop(name, None) for name in ("temperature", "top_k", "top_p")}
         for name, value in left.items():
             if value is not None and value not in _NEUTRAL.get(name, ()):
                 raise UserError(
@@ -93,32 +92,38 @@ class GenerationSettings:
             )
         if not all(isinstance(stop, str) for stop in until):
             raise UserError(f"{origin}: until must be a string or a list of strings, got {until!r}")
-        sampling = None
-        if drawn:
-            # lm-eval fills in 0.0 for a temperature that nobody gave; transformers' own default is 1.
-            temperature = 1.0 if given.get("temperature") is None else float(temperature or 0.0)
-            sampling = Sampling(
-                temperature=temperature,
-                top_k=0 if top_k is None else int(top_k),
-                top_p=1.0 if top_p is None else float(top_p),
-            )
-            if temperature <= 0:
-                raise UserError(
-                    f"{origin}: do_sample needs a temperature above 0, got {temperature}; for greedy replies "
-                    "set do_sample: false"
-                )
-            if sampling.top_k < 0 or not 0 < sampling.top_p <= 1:
-                raise UserError(
-                    f"{origin}: top_k must be 0 or more and top_p within (0, 1], got {top_k} and {top_p}"
-                )
         # A task's own temperature beside do_sample: false: greedy, as lm-eval does, and said.
         return cls(
             budget=budget,
             until=tuple(until),
-            sampling=sampling,
+            sampling=_sampling(given, filters, origin) if drawn else None,
             least=least,
             notes=() if against is None else (against,),
         )
+
+
+def _sampling(given: Mapping[str, Any], filters: Mapping[str, Any], origin: Origin) -> Sampling:
+    """How to draw, of `filters` as lm-eval made them of the settings that were `given`.
+
+    Raises:
+        UserError: A value out of range.
+    """
+    # lm-eval fills in 0.0 for a temperature that nobody gave; transformers' own default is 1.
+    temperature = 1.0 if given.get("temperature") is None else float(filters["temperature"] or 0.0)
+    if temperature <= 0:
+        raise UserError(
+            f"{origin}: do_sample needs a temperature above 0, got {temperature}; for greedy replies set "
+            "do_sample: false"
+        )
+    top_k, top_p = filters["top_k"], filters["top_p"]
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=0 if top_k is None else int(top_k),
+        top_p=1.0 if top_p is None else float(top_p),
+    )
+    if sampling.top_k < 0 or not 0 < sampling.top_p <= 1:
+        raise UserError(f"{origin}: top_k must be 0 or more and top_p within (0, 1], got {top_k} and {top_p}")
+    return sampling
 
 
 class Sampler:

@@ -9,10 +9,8 @@ an error, and the latter begin anew.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,25 +22,12 @@ from nsa_eval.engine._meter import Meter
 from nsa_eval.engine._picking import Picked, pick
 from nsa_eval.engine._prefixes import Node
 from nsa_eval.engine._reader import NonFiniteLogitsError, Place, Reader
-from nsa_eval.engine._steps import Decoding, FixedSlots, RowSlots
+from nsa_eval.engine._running import Entry, RunningBatch
 from nsa_eval.engine._traversal import Member, Traversal
 from nsa_eval.errors import UserError
-from nsa_models.families import Rows, Slots
-
-# Decode steps that reading a few prompts takes as long as: all other rows wait meanwhile.
-_ENTRY_STEPS = 16
+from nsa_models.families import Rows
 
 Emit = Callable[[list[Reply]], None]
-
-
-class _Entry(NamedTuple):
-    """A line whose prefix is read."""
-
-    line: Line
-    depth: int
-    """Tokens of it that are read."""
-    row: int
-    """Who has read them."""
 
 
 class Scheduler:
@@ -74,18 +59,14 @@ class Scheduler:
         """
         self.reader, self.limits = reader, limits
         self.family, self.endings = reader.family, endings
-        self.meter, self.emit, self.graphs = meter, emit, cuda_graphs
+        self.meter, self.emit = meter, emit
         self.requests = requests
         self.wanted = {request.name for request in asked}
-        self._most = len(asked)
-        self._longest = max(len(request.tokens) for request in asked)
-        self._room = max(request.settings.budget for request in asked) + 1
-        self._decoding: Decoding | None = None
-        self._active: dict[int, Line] = {}
+        self.running = RunningBatch(reader, limits, asked, cuda_graphs=cuda_graphs)
         self._pending: deque[Picked] = deque()
+        """Tokens that are on their way to the host."""
         self._parked: list[Line] = []
-        self._ended = self._made = 0
-        """Replies that have ended, and their tokens."""
+        """Lines that have to be read again."""
 
     def run(self, tree: Node) -> None:
         """Make all replies."""
@@ -108,7 +89,7 @@ class Scheduler:
                 equal=True,
                 widest=self.reader.widest,
             ):
-                self._in_turn([_Entry(line, 0, 0) for line in batch], None)
+                self._in_turn([Entry(line, 0, 0) for line in batch], None)
 
     # --- prompts
     # ------------------------------------------------------------------------------------------------------
@@ -125,67 +106,38 @@ class Scheduler:
             sorted(members, key=order),
             width=lambda member: len(self.requests[member.index].tokens) - member.depth,
             limits=self.limits if self.family.refills else self.limits.for_replies(),
-            extra=self._room + (max(member.depth for member in members) if self.family.copies else 0),
+            extra=self.running.room + (max(member.depth for member in members) if self.family.copies else 0),
             equal=not self.family.ragged,
             packed=self.family.packs,
             widest=self.reader.widest,
         ):
-            left = [member for member in batch if self.requests[member.index].name in self.wanted]
-            while left:
-                free = self._free(left, rows)
+            waiting = [
+                Entry(Line.of(self.requests[member.index]), member.depth, member.row)
+                for member in batch
+                if self.requests[member.index].name in self.wanted
+            ]
+            while waiting:
+                free = self.running.vacancies(waiting, rows)
                 if not free:
                     self._step()
                     continue
-                some, left = left[:free], left[free:]
-                entries = [_Entry(Line.of(self.requests[one.index]), one.depth, one.row) for one in some]
-                self._enter(entries, rows)
+                some, waiting = waiting[:free], waiting[free:]
+                self._enter(some, rows)
 
-    def _free(self, members: list[Member], rows: Rows | None) -> int:
-        """How many of these prompts may enter now: none while too few rows have left."""
-        if not self._active:
-            return min(len(members), self._slots().count)
-        if not self.family.refills:
-            return 0
-        slots = self._slots()
-        free = slots.count - len(self._active)
-        if free < min(len(members), self._worth_entering(slots.count)):
-            return 0
-        # Rows that share what was read hold whole blocks, also of others that have left.
-        shared = None if self.family.copies else slots.kept(rows)
-        used = sum(line.own for line in self._active.values()) if shared is None else shared
-        fits = 0
-        for member in members[:free]:
-            used += self._own(len(self.requests[member.index].tokens), member.depth)
-            used -= 0 if shared is None else self._room  # all tails are there already
-            fits += used <= self.limits.cache_tokens
-        return fits
-
-    def _worth_entering(self, slots: int) -> int:
-        """Free slots that are worth to stop all others for.
-
-        Waiting for n of R slots leaves n / 2 of them idle, and an entry costs all rows some steps each time n
-        have ended, which takes n m / R steps where replies have m tokens: least is lost at this n.
-        """
-        mean = self._made / self._ended if self._ended else self._room / 4
-        return max(1, min(slots // 2, round(slots * math.sqrt(2 * _ENTRY_STEPS / max(1.0, mean)))))
-
-    def _own(self, length: int, depth: int) -> int:
-        return length - (0 if self.family.copies else depth) + self._room
-
-    def _enter(self, entries: list[_Entry], rows: Rows | None) -> None:
+    def _enter(self, entries: list[Entry], rows: Rows | None) -> None:
         """Read the rest of each line's prompt, choose its first token, and let it decode.
 
         Args:
             entries: Lines without a slot; no more than there are free ones.
             rows: Who has read the prefixes; None: nobody.
         """
-        if rows is not None and self.reader.either_phase and isinstance(self._slots(), FixedSlots):
+        if rows is not None and self.reader.either_phase and self.running.fixed:
             # Of several replies to one prompt all but its last token is read: a step reads that as well.
             read = [entry for entry in entries if entry.line.length - entry.depth == 1]
             if read:
-                self._occupy(read, self.reader.select(rows, [entry.row for entry in read]))
+                places = [entry.row for entry in read]
                 entries = [entry for entry in entries if entry not in read]
-                if self._decoding is None:  # it failed, and there will be fewer slots
+                if not self._admit(read, self.reader.select(rows, places)):  # there will be fewer slots
                     self._in_turn(entries, rows)
                     return
         if not entries:
@@ -207,15 +159,15 @@ class Scheduler:
             for part in (left[:middle], left[middle:]):
                 self._in_turn(part, rows)
 
-    def _in_turn(self, entries: list[_Entry], rows: Rows | None) -> None:
+    def _in_turn(self, entries: list[Entry], rows: Rows | None) -> None:
         """Let lines enter, no more than there are slots, each time to their end."""
         while entries:
-            count = self._slots().count
+            count = self.running.slots
             some, entries = entries[:count], entries[count:]
             self._enter(some, rows)
             self._drain()
 
-    def _prompts(self, entries: list[_Entry], rows: Rows | None) -> tuple[Rows, Tensor]:
+    def _prompts(self, entries: list[Entry], rows: Rows | None) -> tuple[Rows, Tensor]:
         """Read prompts in batches of little padding; the rows joined, and their logits [B, V]."""
         family = self.family
         parts: list[Rows] = []
@@ -240,17 +192,10 @@ class Scheduler:
             logits.extend(last[row] for row in range(len(batch)))
         return (self.reader.join(parts) if len(parts) > 1 else parts[0]), torch.stack(logits)
 
-    def _start(self, entries: list[_Entry], rows: Rows, logits: Tensor) -> None:
+    def _start(self, entries: list[Entry], rows: Rows, logits: Tensor) -> None:
         """Choose first tokens; lines that go on get slots."""
         found = pick(logits, [entry.line for entry in entries], self.endings).wait()
-        seconds = self.meter.lap()
-        read = sum(entry.line.length - entry.depth for entry in entries)
-        for entry in entries:
-            entry.line.prefill += seconds * (entry.line.length - entry.depth) / read
-        if self.meter.cells.counts:
-            cells = [self.meter.cells.prompt(entry.line.length, after=entry.depth) for entry in entries]
-            for entry, counted in zip(entries, self.meter.cells.counted("prefill", cells), strict=True):
-                entry.line.count("prefill", counted)
+        self._charge_prefill(entries)
         going: list[int] = []
         finished: list[Reply] = []
         for number, (line, token, top) in enumerate(found):
@@ -263,74 +208,48 @@ class Scheduler:
             self.emit(finished)
         if going:
             some = rows if len(going) == len(entries) else self.reader.select(rows, going)
-            self._occupy([entries[number] for number in going], some)
+            self._admit([entries[number] for number in going], some)
 
-    def _occupy(self, entries: list[_Entry], rows: Rows) -> None:
-        """Give each line a slot; its next step feeds its last token."""
-        decoding = self._slots()
-        free = (slot for slot in range(decoding.count) if slot not in self._active)
-        slots = [next(free) for _ in entries]
-        for (line, depth, _), slot in zip(entries, slots, strict=True):
-            line.slot, line.own = slot, self._own(len(line.request.tokens), depth)
-        self._active.update(zip(slots, (entry.line for entry in entries), strict=True))
+    def _charge_prefill(self, entries: list[Entry]) -> None:
+        """Share the time since the last lap, and the cells counted in it, by the tokens that each read."""
+        seconds = self.meter.lap()
+        read = sum(entry.line.length - entry.depth for entry in entries)
+        for entry in entries:
+            entry.line.prefill += seconds * (entry.line.length - entry.depth) / read
+        if self.meter.cells.counts:
+            cells = [self.meter.cells.prompt(entry.line.length, after=entry.depth) for entry in entries]
+            for entry, counted in zip(entries, self.meter.cells.counted("prefill", cells), strict=True):
+                entry.line.count("prefill", counted)
+
+    def _admit(self, entries: list[Entry], rows: Rows) -> bool:
+        """Give each line a slot; whether there was memory for it."""
         try:
-            decoding.admit(slots, rows, [int(entry.line.read()[-1]) for entry in entries])
+            self.running.admit(entries, rows)
         except torch.OutOfMemoryError:
             self._retreat()
+            return False
+        return True
 
     # --- steps
     # ------------------------------------------------------------------------------------------------------
 
-    def _slots(self) -> Decoding:
-        if self._decoding is None:
-            count = min(self.limits.rows, self._most)
-            if self.family.caches:
-                # Fixed slots are there at once; what prompts take besides is counted as they enter.
-                once, each = (
-                    (0, self._longest + self._room) if self.family.copies else (self._longest, self._room)
-                )
-                count = max(1, min(count, (self.limits.cache_tokens - once) // each))
-            while self._decoding is None:
-                try:
-                    slots = self._fixed(count)
-                except torch.OutOfMemoryError:
-                    if count == 1:
-                        raise
-                    torch.cuda.empty_cache()
-                    count = (count + 1) // 2
-                    continue
-                self._decoding = (
-                    RowSlots(self.reader, min(self.limits.rows, self._most))
-                    if slots is None
-                    else FixedSlots(slots, count, self.reader.device)
-                )
-        return self._decoding
-
-    def _fixed(self, count: int) -> Slots | None:
-        """The family's own slots, where the reader allows any."""
-        if not self.reader.slots:
-            return None
-        return self.family.slots(
-            count, longest=self._longest, room=self._room, graphs=self.graphs and self.reader.graphs
-        )
-
     def _drain(self) -> bool:
         """Let all rows decode to their end; whether there were any."""
-        busy = bool(self._active)
-        while self._active or self._pending:
+        busy = bool(self.running.lines)
+        while self.running.lines or self._pending:
             self._step()
         return busy
 
     def _step(self) -> None:
         """One step of all rows, or a look at one that is under way."""
-        decoding = self._slots()
-        if any(line.left > 0 for line in self._active.values()):
+        decoding, lines = self.running.decoding(), self.running.lines
+        if any(line.left > 0 for line in lines.values()):
             try:
                 order, logits = decoding.step()
-                lines = [self._active.get(slot) for slot in order]
+                stepped = [lines.get(slot) for slot in order]
                 # A line with all of its tokens on their way goes along, and nobody looks.
                 picked = pick(
-                    logits, [line if line and line.left > 0 else None for line in lines], self.endings
+                    logits, [line if line and line.left > 0 else None for line in stepped], self.endings
                 )
             except torch.OutOfMemoryError:
                 self._retreat()
@@ -345,24 +264,28 @@ class Scheduler:
     def _settle(self, picked: Picked) -> None:
         """Take the tokens of one step to their lines; those that end leave."""
         found = [(line, token, top) for line, token, top in picked.wait() if not line.ended]
-        seconds = self.meter.lap()
+        self._charge_step([line for line, _, _ in found])
         finished: list[Reply] = []
-        if self.meter.cells.counts:
-            cells = [
-                self.meter.cells.steps(line.length, line.length, len(line.request.tokens))
-                for line, _, _ in found
-            ]
-            for (line, _, _), counted in zip(found, self.meter.cells.counted("decode", cells), strict=True):
-                line.count("decode", counted)
         for line, token, top in found:
-            line.decode += seconds / len(found)
             self._append(line, token, top)
             if line.ended or self._parks(line):
-                self._leave(line)
+                self.running.leave(line)
             if line.ended:
                 finished.append(self._reply(line))
         if finished:
             self.emit(finished)
+
+    def _charge_step(self, lines: list[Line]) -> None:
+        """Share the time since the last lap, and the cells counted in it, among a step's lines."""
+        seconds = self.meter.lap()
+        for line in lines:
+            line.decode += seconds / len(lines)
+        if self.meter.cells.counts:
+            cells = [
+                self.meter.cells.steps(line.length, line.length, len(line.request.tokens)) for line in lines
+            ]
+            for line, counted in zip(lines, self.meter.cells.counted("decode", cells), strict=True):
+                line.count("decode", counted)
 
     def _append(self, line: Line, token: int, top: float) -> None:
         if not np.isfinite(top):
@@ -386,13 +309,6 @@ class Scheduler:
         self._parked.append(line)
         return True
 
-    def _leave(self, line: Line) -> None:
-        assert line.slot is not None
-        assert self._decoding is not None
-        self._decoding.release(line.slot)
-        del self._active[line.slot]
-        line.slot = None
-
     def _retreat(self) -> None:
         """Too little memory: all rows are read again later, and half as many decode together.
 
@@ -400,20 +316,14 @@ class Scheduler:
         """
         while self._pending:
             self._settle(self._pending.popleft())
-        count, lines = self._slots().count, list(self._active.values())
-        self._active, self._decoding = {}, None
-        if count == 1 and lines:
-            raise torch.OutOfMemoryError("one row at a time doesn't fit")
+        lines = self.running.dissolve()
         for line in lines:
-            line.slot = None
             line.rewind(keep=self.reader.either_phase)
         self._parked += lines
-        self._most = max(1, min(count, max(1, len(lines))) // 2)
         torch.cuda.empty_cache()
 
     def _reply(self, line: Line) -> Reply:
-        self._ended += 1
-        self._made += len(line.tokens)
+        self.running.ended(len(line.tokens))
         prompt, new = len(line.request.tokens), len(line.tokens)
         cost = self.meter.replied(prompt, new, line.prefill, line.decode, counted=line.counted)
         return Reply(line.request.name, self.endings.text(line), new, line.finished, cost)

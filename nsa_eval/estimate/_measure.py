@@ -95,7 +95,7 @@ def measure(
         ModelLoadError: A checkpoint that can't be loaded.
         UserError: A setting or a method that a model can't take.
     """
-    from nsa_eval._evaluate import conditions_of
+    from nsa_eval._conditions import conditions_of
     from nsa_eval._quiet import quiet
     from nsa_eval.executors import Worker
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nsa_eval._paths import is_folder, user_path
+from nsa_eval._words import said
 from nsa_eval.config import EngineSpec, ModelSpec, Variant
 from nsa_eval.errors import UserError
 from nsa_eval.executors._worker import VariantFacts
@@ -48,8 +49,6 @@ class LmEvalExecutor:
             UserError: A package that the class needs isn't installed, or it refuses its arguments.
         """
         from lm_eval.api.registry import get_model
-
-        from nsa_eval.engine import said
 
         self.close()
         name = checkpoint.lm

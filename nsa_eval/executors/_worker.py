@@ -54,18 +54,14 @@ class Worker:
         from nsa_eval._quiet import quiet
 
         self.close()
-        source: dict[str, Any] = {
-            "revision": checkpoint.revision,
-            "trust_remote_code": checkpoint.trust_remote_code,
-        }
         with quiet():
-            self._tokenizer = nsa_models.load_tokenizer(checkpoint.path, **source)
+            self._tokenizer = nsa_models.load_tokenizer(checkpoint.path, **checkpoint.source)
             self._weights = nsa_models.load_model(
                 checkpoint.path,
                 dtype=checkpoint.dtype,
                 device=checkpoint.device,
                 backend=checkpoint.backend,
-                **source,
+                **checkpoint.source,
             )
         self._checkpoint = checkpoint
 

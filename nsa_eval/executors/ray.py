@@ -203,11 +203,6 @@ class RayExecutor:
         """Let the workers go, and the cluster if it was started here."""
         self._ray.shutdown()
 
-    @property
-    def pids(self) -> list[int]:
-        """The workers' processes."""
-        return list(self._all("pid"))
-
     def _start(self) -> Any:  # noqa: ANN401  (an actor's handle)
         shard = self._store.path.with_suffix("").resolve()
         return self._kind.remote(self._settings, str(shard))

@@ -113,10 +113,6 @@ class ResponseStore:
         self._shard.append(new)
         self._responses.update(new)
 
-    def worker_path(self, name: str) -> Path:
-        """The file of a worker of that name, which has to differ from all earlier ones."""
-        return self.path.with_name(f"{self.path.stem}-{name}{self.path.suffix}")
-
     def close(self) -> None:
         """Close the file and let the lock go; closing twice is fine."""
         self._shard.close()

@@ -191,26 +191,19 @@ def looked_for(source: DataSource, root: str | os.PathLike[str] | None = None) -
     return f"no {', no '.join(str((folder / file).absolute()) for file in source.files)}"
 
 
-def read_records(
-    path: Path,
-    fields: Sequence[str] = (),
-    *,
-    aliases: Mapping[str, Sequence[str]] | None = None,
-    at: str | None = None,
-) -> list[dict[str, Any]]:
+def read_records(path: Path, fields: Sequence[str] = (), *, at: str | None = None) -> list[dict[str, Any]]:
     """Read the records of one file; its name says its form, as in `DataSource.file`.
 
     Args:
         path: The file.
         fields: Fields that every record has to have.
-        aliases: Other names that a field may have.
         at: Where a .json file's list stands.
 
     Raises:
         TaskDataError: Not a regular file, not UTF-8, damaged, empty; or a record that is no mapping or lacks
             a field, by its line (.jsonl) or number (.json).
     """
-    return [record for _, record in _records(path, read_content(path), fields, aliases or {}, at)]
+    return [record for _, record in _records(path, read_content(path), fields, {}, at)]
 
 
 def file_sha256(path: Path) -> str:

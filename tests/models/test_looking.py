@@ -17,7 +17,6 @@ from nsa_models.looking import (
     forced_blocks,
     hold,
     recorded_blocks,
-    selects_blocks,
 )
 
 Make = Callable[..., NSADecoderForCausalLM]
@@ -172,8 +171,6 @@ def test_a_prompt_within_reach_chooses_every_block(tiny_model: Make) -> None:
 
 def test_what_chooses_no_blocks_says_so(tiny_model: Make) -> None:
     dense = tiny_model(attention="full")
-    assert not selects_blocks(dense)
-    assert selects_blocks(tiny_model())
     with pytest.raises(ValueError, match="needs layers of Native Sparse Attention"):
         chosen_blocks(dense, [3, 4], last=1)
     with (

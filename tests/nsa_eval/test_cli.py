@@ -1,6 +1,7 @@
 # ruff: noqa: E501  (whole messages on one line, as a user reads them)
 """The command line: exit codes, one message per error, and the flags of each command."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -125,9 +126,9 @@ class TestUserErrors:
             (["eval", "--model", "a/b", "--tasks", "arc_eazy"], "no task is named 'arc_eazy'; did you mean 'arc_easy'?"),
             (["eval", "--model", "a/b", "--tasks", ","], "tasks: the list is empty"),
             (["needle", "--model", "./no/folder"], "models[0].path: no such folder: ./no/folder"),
-            (["needle", "--model", "a/b", "--lengths", "1k,huge"], "tasks[0].lengths: "),
+            (["needle", "--model", "a/b", "--lengths", "1k,huge"], "--lengths: "),
             (["needle", "--model", "a/b", "--depths", "low"], "--depths: expected numbers separated by commas, got 'low'"),
-            (["needle", "--model", "a/b", "--depths", "0,101"], "tasks[0].depths: "),
+            (["needle", "--model", "a/b", "--depths", "0,101"], "--depths: "),
             (["needle", "--model", "a/b", "--batch_size", "big"], "expected auto or a number of rows"),
             (["run", "quickstart", "--limit", "0"], "expected a number of samples"),
         ],
@@ -346,6 +347,20 @@ class TestEval:
     )  # fmt: skip
     def test_lists_as_lm_eval_writes_them(self, given, read):
         assert as_lm_eval(given) == read
+
+    @pytest.mark.parametrize(
+        ("command", "without"), [("run", ()), ("eval", ()), ("needle", ("confirm_run_unsafe_code",))]
+    )
+    def test_every_command_that_evaluates_ends_with_the_flags_of_a_run(self, command, without):
+        from typer.main import get_command
+
+        from nsa_eval.cli._commands import app
+        from nsa_eval.cli._starting import RunFlags
+
+        shared = [field.name for field in dataclasses.fields(RunFlags) if field.name not in without]
+        given = [parameter.name for parameter in get_command(app).commands[command].params]
+        assert given[-len(shared) :] == shared
+        assert len(given) == len(set(given))
 
 
 class TestLists:

@@ -5,7 +5,7 @@ import argparse
 import pytest
 from lm_eval._cli.utils import MergeDictAction
 
-from nsa_eval.cli._options import models_given, pairs_given
+from nsa_eval.cli._given import models_given, pairs_given
 from nsa_eval.errors import UserError
 
 TEXTS = [

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from nsa_eval.cli import main
-from nsa_eval.cli._lm_eval_flags import metadata_given, without_lm_eval_flags
+from nsa_eval.cli._given import metadata_given
+from nsa_eval.cli._lm_eval_flags import without_lm_eval_flags
 from nsa_eval.errors import UserError
 from nsa_eval.from_arguments import evaluate_config
 

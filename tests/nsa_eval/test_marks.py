@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from lm_eval.api.instance import Instance
 
-from nsa_eval._evaluate import store_context
+from nsa_eval._conditions import store_context
 from nsa_eval._tasks import LoadedTasks
 from nsa_eval.comparison import _protocol as protocol
 from nsa_eval.config import EngineSpec, ModelSpec, RunConfig, TaskSpec, all_variants, load_config, to_plain

@@ -129,10 +129,10 @@ class TestGoingOn:
         monkeypatch.chdir(tmp_path)
         evaluate_checkpoint = nsa_eval._evaluate.evaluate_checkpoint
 
-        def killed(work, *arguments, **options):
-            if work[0][0].name == "two":
+        def killed(variants, *arguments, **options):
+            if variants[0].name == "two":
                 raise KeyboardInterrupt
-            return evaluate_checkpoint(work, *arguments, **options)
+            return evaluate_checkpoint(variants, *arguments, **options)
 
         with monkeypatch.context() as patch:
             patch.setattr("nsa_eval._evaluate.evaluate_checkpoint", killed)

@@ -21,6 +21,7 @@ from nsa_models.families import ours, packed, uncached
 from nsa_models.families._contract import Family, FamilyError, Note, Restrictions, Rows, Slots
 from nsa_models.families._declared import Declared, accepts, activation_bytes
 from nsa_models.families._limits import check_fits
+from nsa_models.families._plain import name_of
 from nsa_models.families._probe import Probe, holds_narrowed
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "by_ability",
     "check_fits",
     "family_of",
+    "name_of",
 ]
 
 Candidates: TypeAlias = Callable[[PreTrainedModel, Declared], Iterator[Family]]

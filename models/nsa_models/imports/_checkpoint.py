@@ -17,7 +17,7 @@ from nsa_models.configuration import NSADecoderConfig
 from nsa_models.imports._format import Choices, Fields, Format
 from nsa_models.imports._registry import formats
 from nsa_models.modeling import NSADecoderForCausalLM
-from nsa_models.weight_files import weight_files
+from nsa_models.weight_files import some_of, weight_files
 
 READING = 1
 """Version of what foreign checkpoints are read as, and part of their fingerprint: raised when the same files
@@ -73,14 +73,14 @@ class Imported:
             found.pop(_HEAD, None)
         missing, strange = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
         if missing or strange:
-            lack = [f"lack {_some(missing)}"] if missing else []
-            more = [f"hold {_some(strange)}, which such a config doesn't have"] if strange else []
+            lack = [f"lack {some_of(missing)}"] if missing else []
+            more = [f"hold {some_of(strange)}, which such a config doesn't have"] if strange else []
             raise self._error(f"the weight files {' and '.join((*lack, *more))} (names as in this decoder)")
         odd = [
             f"{n} is {list(found[n])}, not {list(wanted[n])}" for n in sorted(wanted) if found[n] != wanted[n]
         ]
         if odd:
-            raise self._error(f"weights of another shape than config.json says: {_some(odd)}")
+            raise self._error(f"weights of another shape than config.json says: {some_of(odd)}")
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors under their names here, in the dtypes of the files.
@@ -243,7 +243,3 @@ def _shapes(files: list[Path]) -> Shapes:
         with safe_open(path, framework="pt") as file:
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return shapes
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

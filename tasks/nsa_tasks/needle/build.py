@@ -20,6 +20,9 @@ from nsa_tasks.needle.prompts import Facts, draw_distractor, draw_facts
 from nsa_tasks.sampling import document_seed
 from nsa_tasks.sizing import TooShortError, check_filled
 
+# By chance a text holds one draw's keys or values, not those of so many.
+_MOST_DRAWS = 20
+
 
 def documents(params: NeedleParams, tokens: RequestTokens) -> list[dict[str, Any]]:
     """Build every document of the grid, in the order length, depth, sample.
@@ -75,27 +78,8 @@ def document(
     """
     seed = document_seed(params.seed, params.task, length, depth_index, sample)
     depth = float(params.depths[depth_index])
-    for attempt in range(20):
-        facts = draw_facts(
-            Draw(seed, "facts", attempt),
-            needle=params.needle,
-            key=params.key,
-            keys=params.keys,
-            values=params.values,
-            queries=params.queries,
-        )
-        depths = _needle_depths(depth, len(facts.needles), Draw(seed, "depths"))
-        filled = _fill(params, length, seed, facts, depths, haystack, tokens)
-        request = filled.request
-        filler = facts_removed(request.layout.context, facts)
-        if not any(mark in filler for mark in facts.marks):
-            break
-    else:
-        raise TaskParameterError(
-            f"{params.task}: haystack = {params.haystack!r} already holds the needle's keys or values; "
-            "take another text."
-        )
-
+    facts, filled = _hide(params, length, seed, depth, haystack, tokens)
+    request = filled.request
     start = request.text.find(request.layout.context)
     if start < 0:
         raise TaskParameterError(
@@ -124,6 +108,30 @@ def document(
         "prompt_tokens": count,
         "new_tokens": params.new_tokens,
     }
+
+
+def _hide(
+    params: NeedleParams, length: int, seed: int, depth: float, haystack: Haystack, tokens: RequestTokens
+) -> tuple[Facts, Filled]:
+    """Draw facts that the haystack doesn't hold by itself, and lay them out in it."""
+    for attempt in range(_MOST_DRAWS):
+        facts = draw_facts(
+            Draw(seed, "facts", attempt),
+            needle=params.needle,
+            key=params.key,
+            keys=params.keys,
+            values=params.values,
+            queries=params.queries,
+        )
+        depths = _needle_depths(depth, len(facts.needles), Draw(seed, "depths"))
+        filled = _fill(params, length, seed, facts, depths, haystack, tokens)
+        filler = facts_removed(filled.request.layout.context, facts)
+        if not any(mark in filler for mark in facts.marks):
+            return facts, filled
+    raise TaskParameterError(
+        f"{params.task}: haystack = {params.haystack!r} already holds the needle's keys or values; "
+        "take another text."
+    )
 
 
 def facts_removed(context: str, facts: Facts) -> str:

@@ -11,8 +11,6 @@ from nsa_eval.budgets.cost_model import (
     index_elements,
     index_flops,
     prefill_flops,
-    quest_index_reads,
-    vertical_slash_index_flops,
 )
 
 TINY = Shape(hidden=4, head=2, heads=2, kv_heads=1, layers=3, mlp=5, vocabulary=7)
@@ -41,12 +39,9 @@ def test_a_step_reads_its_part_of_the_cache_and_the_weights():
     assert decode_reads(TINY, 10, 0.5, index=5, rows=4) == 60 + 5 + 88
 
 
-def test_index_costs_of_quest_and_vertical_slash():
-    assert quest_index_reads(TINY, 10, page=2) == 2 * 3 * 2 * 1 * 10 / 2
-    # Two extremes of each of five pages.
-    assert quest_index_reads(TINY, 10, page=2) == index_elements(TINY, 2 * 5)
-    # A head: 2*2*8*2 + 5*8*2 + 2*8*3 + 8*(3 + 5)/64 = 64 + 80 + 48 + 1.
-    assert vertical_slash_index_flops(TINY, 8, last=2, columns=3, diagonals=5) == 3 * 2 * 193
+def test_what_choosing_costs_goes_by_declared_vectors():
+    # Two extremes of each of five pages are the paper's 2 d_h n_kv L / p of Quest: 2*2*1*10/2 in each layer.
+    assert index_elements(TINY, 2 * 5) == 3 * 2 * 2 * 1 * 10 / 2
     assert index_flops(TINY, 10) == 2 * 3 * 2 * 2 * 10
 
 

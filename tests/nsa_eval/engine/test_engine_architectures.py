@@ -332,7 +332,7 @@ def case(request, tokenizer, toys):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_scores_and_replies_are_those_of_plain_forwards(case, tokenizer, variant):
     engine = Engine(case.model, tokenizer, max_length=512, **VARIANTS[variant])
-    assert engine._answerer.prepared()[0].family.name == case.architecture.family
+    assert engine._answerer.loaded.reader().family.name == case.architecture.family
     for number, (found, expected) in enumerate(
         zip(engine.loglikelihood(case.scores), case.expected_scores, strict=True)
     ):

@@ -44,7 +44,7 @@ def test_times_of_a_batch_add_up_to_what_it_took(toys, tokenizer, tmp_path):
     model = toys.make_model("llama")
     with ResponseStore.open(tmp_path / "responses.jsonl") as store:
         engine = Engine(model, tokenizer, store=store)
-        engine._answerer.prepared()
+        engine._answerer.loaded.reader()
         began = time.perf_counter()
         engine.generate_until(toys.reply_requests())
         whole = time.perf_counter() - began
@@ -79,7 +79,7 @@ def test_what_is_done_once_stands_apart_and_is_told_once(toys, tokenizer, tmp_pa
     """A probe of a second, and a compiler in the middle of the work, are in no pace."""
     import time
 
-    from nsa_eval.engine import _answerer, _reader
+    from nsa_eval.engine import _loaded, _reader
     from nsa_models.once import once
 
     real = _reader.Reader
@@ -88,7 +88,7 @@ def test_what_is_done_once_stands_apart_and_is_told_once(toys, tokenizer, tmp_pa
         time.sleep(0.4)
         return real(*args, **given)
 
-    monkeypatch.setattr(_answerer, "Reader", slow)
+    monkeypatch.setattr(_loaded, "Reader", slow)
     step = real.step
 
     def compiling(self, *args):

@@ -38,7 +38,7 @@ def test_a_gpu_gives_the_answers_of_a_cpu(tokenizer, toys, name, settings):
     # choice of this model that is within 1e-4 of a tie is turned over, a score moves by 0.1 nats at most.
     assert errors[-1 if name != "nsa" else -2] < 1e-3
     assert errors[-1] < 0.2
-    family = engine._answerer.prepared()[0].family.name
+    family = engine._answerer.loaded.reader().family.name
     assert family == {"nsa": "ours", "sliding": "equal rows"}.get(name, "packed rows")
 
 

@@ -124,7 +124,7 @@ def test_a_reply_that_crosses_the_border_is_read_again_once(tokenizer, toys, mon
     assert tokenizer.encode(text) == crossing
     request = toys.request_of("generate_until", (text, whole.args[1]))
     engine = Engine(model, tokenizer)
-    reader = engine._answerer.prepared()[0]
+    reader = engine._answerer.loaded.reader()
     read = []
     forward = reader._forward
     monkeypatch.setattr(
@@ -167,7 +167,7 @@ def test_decoded_steps_get_their_positions(tokenizer, toys):
         lambda module, args, given: seen.append(given.get("position_ids")), with_kwargs=True
     )
     expected = [plain_reply(model, tokenizer, tokenizer.encode(one.args[0]), 12) for one in requests]
-    engine._answerer.prepared()
+    engine._answerer.loaded.reader()
     seen.clear()
     assert engine.generate_until(requests) == expected
     handle.remove()
@@ -197,7 +197,7 @@ def test_replies_without_a_cache_say_so_even_from_the_store(tokenizer, toys, tmp
     with ResponseStore.open(tmp_path / "responses.jsonl") as store:
         again = Engine(model, tokenizer, max_length=512, store=store)
         assert again.generate_until(requests) == replies
-    assert again._answerer._reader is None  # nothing was run
+    assert again._answerer.loaded._reader is None  # nothing was run
     assert again.audit == first.audit
     assert [(event.kind, event.task) for event in first.audit] == [("uncached", "")]
     assert "whole row again for every token" in first.audit[0].detail
@@ -208,8 +208,8 @@ def test_replies_without_a_cache_say_so_even_from_the_store(tokenizer, toys, tmp
 
 def restricted(model, tokenizer, restrictions, widths):
     engine = Engine(model, tokenizer, prefill_chunk=16)
-    engine._answerer.prepared()
-    engine._answerer._reader = reader = Reader(model, prefill_chunk=16, restrictions=restrictions)
+    engine._answerer.loaded.reader()
+    engine._answerer.loaded._reader = reader = Reader(model, prefill_chunk=16, restrictions=restrictions)
     forward, step = reader._forward, reader.step
     reader._forward = lambda tokens, *rest: widths.append(tuple(tokens.shape)) or forward(tokens, *rest)
     reader.step = lambda tokens, rows: widths.append((len(tokens), 1)) or step(tokens, rows)
@@ -258,7 +258,9 @@ def test_graphs_that_are_forbidden_are_not_made(tokenizer, toys, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         Engine(model, tokenizer).generate_until(requests)
     engine = Engine(model, tokenizer)
-    engine._answerer._reader = Reader(model, prefill_chunk=8192, restrictions=Restrictions(graphs=False))
+    engine._answerer.loaded._reader = Reader(
+        model, prefill_chunk=8192, restrictions=Restrictions(graphs=False)
+    )
     with pytest.raises(ZeroDivisionError):
         engine.generate_until(requests)
     assert made == [True, False]

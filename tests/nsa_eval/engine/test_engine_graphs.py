@@ -45,7 +45,7 @@ def slots(monkeypatch):
             self.lag = 1
 
     monkeypatch.setattr(_steps, "FixedSlots", Late)
-    monkeypatch.setattr("nsa_eval.engine._scheduling.FixedSlots", Late)
+    monkeypatch.setattr("nsa_eval.engine._running.FixedSlots", Late)
     monkeypatch.setattr(ours, "STEADY_DEVICES", ("cuda", "cpu"))
     monkeypatch.setattr(packed, "DEVICES", ("cuda", "cpu"))
     monkeypatch.setattr(ours, "_Slots", counting(ours._Slots))
@@ -130,7 +130,7 @@ def test_packed_rows_have_the_scores_of_plain_forwards(tokenizer, toys, name, se
     engine = Engine(model, tokenizer, max_length=128, **settings)
     found = engine.loglikelihood(requests)
     found += [(value, None) for value in engine.loglikelihood_rolling(rolling)]
-    assert engine._answerer.prepared()[0].family.name == "packed rows"
+    assert engine._answerer.loaded.reader().family.name == "packed rows"
     for request, (value, greedy) in zip([*requests, *rolling], found, strict=True):
         if request in rolling:
             pairs = engine.prompts.windows(request.args[0], Origin("toy", 0)).pairs
@@ -214,7 +214,7 @@ def test_many_replies_to_one_prompt_read_it_once(tokenizer, toys, request, name,
     expected = [Engine(model, tokenizer, share_prefixes=False).generate_until([one])[0] for one in asked]
     request.getfixturevalue("slots")
     engine = Engine(model, tokenizer)
-    reader, _ = engine._answerer.prepared()
+    reader = engine._answerer.loaded.reader()
     forward, read = reader._forward, []
     monkeypatch.setattr(
         reader,

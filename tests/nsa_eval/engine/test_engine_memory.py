@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nsa_eval.engine import Engine, _scheduling, _steps
+from nsa_eval.engine import Engine, _running, _scheduling, _steps
 from nsa_models.families import ours, packed
 from nsa_models.packed import _slots
 from nsa_models.static import CacheSlots
@@ -19,7 +19,7 @@ def late(monkeypatch):
             self.lag = 1
 
     monkeypatch.setattr(_steps, "FixedSlots", Late)
-    monkeypatch.setattr(_scheduling, "FixedSlots", Late)
+    monkeypatch.setattr(_running, "FixedSlots", Late)
     monkeypatch.setattr(ours, "STEADY_DEVICES", ("cuda", "cpu"))
     monkeypatch.setattr(packed, "DEVICES", ("cuda", "cpu"))
 
@@ -90,7 +90,7 @@ def test_oom_in_the_middle_of_a_step(tokenizer, toys, name, slots, step, monkeyp
     engine = Engine(toys.make_model(name), tokenizer)
     steps = []
     inside = []
-    kinds = [_steps.RowSlots, _scheduling.FixedSlots]
+    kinds = [_steps.RowSlots, _running.FixedSlots]
     for kind in kinds:
         real = kind.step
 
@@ -103,7 +103,7 @@ def test_oom_in_the_middle_of_a_step(tokenizer, toys, name, slots, step, monkeyp
                 inside.pop()
 
         monkeypatch.setattr(kind, "step", counted)
-    engine._answerer.prepared()
+    engine._answerer.loaded.reader()
     last = engine.model.get_input_embeddings()
     layers = [m for n, m in engine.model.named_modules() if n.endswith(("layers.1", "h.1"))]
     assert len(layers) == 1
@@ -131,7 +131,7 @@ def test_oom_while_parked_lines_are_read_again(tokenizer, toys, name, slots, mon
     expected = alone(tokenizer, toys.make_model(name), asked)
     if slots:
         request.getfixturevalue("late")
-    for kind in (_steps.RowSlots, _scheduling.FixedSlots):
+    for kind in (_steps.RowSlots, _running.FixedSlots):
         failing_once(monkeypatch, kind, "step", at={3})
     engine = Engine(toys.make_model(name), tokenizer, share_prefixes=False)
     real = _scheduling.Scheduler._prompts
@@ -169,7 +169,7 @@ def test_more_parked_lines_than_slots(tokenizer, toys, monkeypatch, late):
 
     monkeypatch.setattr(packed.PackedFamily, "slots", small_device)
     # three steps in turn: parked lines of one length add up
-    real = _scheduling.FixedSlots.step
+    real = _running.FixedSlots.step
     calls = []
 
     def step(self):
@@ -178,7 +178,7 @@ def test_more_parked_lines_than_slots(tokenizer, toys, monkeypatch, late):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(self)
 
-    monkeypatch.setattr(_scheduling.FixedSlots, "step", step)
+    monkeypatch.setattr(_running.FixedSlots, "step", step)
     engine = Engine(toys.make_model("llama"), tokenizer, share_prefixes=False)
     assert engine.generate_until(asked) == expected
 
@@ -259,7 +259,7 @@ def test_oom_at_an_inner_prefix_drains_first(tokenizer, toys, monkeypatch, late)
     failed = []
 
     def read(self, nodes, depth, rows):
-        if nodes[0].children and session[-1]._active:
+        if nodes[0].children and session[-1].running.lines:
             failed.append(1)
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(self, nodes, depth, rows)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
 from nsa_eval.config import EngineSpec
-from nsa_eval.engine import Answerer, Engine, _answerer, _steps
+from nsa_eval.engine import Answerer, Engine, _loaded, _steps
 from nsa_eval.errors import UserError
 from nsa_models.families.uncached import UncachedFamily
 from nsa_models.methods import _listed, attached_to, make_method
@@ -169,7 +169,7 @@ def test_a_method_that_declares_less_is_obeyed(toys, tokenizer):
     )
     replies = engine.generate_until(toys.reply_requests())
     hook.remove()
-    reader, _ = answerer.prepared()
+    reader = answerer.loaded.reader()
     assert (reader.continuable, reader.shared, reader.graphs) == (False, False, False)
     longest = max(len(tokenizer.encode(request.args[0])) for request in toys.reply_requests())
     assert max(widths) == longest > 8
@@ -235,7 +235,7 @@ def test_the_audit_says_how_a_method_of_prompts_is_run(toys, tokenizer):
         "aren't a language model's",
     ):
         assert remark in said
-    reader, _ = answerer.prepared()
+    reader = answerer.loaded.reader()
     assert (reader.continuable, reader.shared, reader.either_phase) == (False, False, False)
     answerer.close()
 
@@ -296,7 +296,7 @@ def test_kept_pages_go_with_rows_that_come_and_leave(kind, rows, toys, tokenizer
 @pytest.mark.parametrize(("name", "what"), [("quest:eval", "acts"), ("moba", "acts on prompts alone, not")])
 def test_a_model_without_a_cache_takes_no_method(name, what, toys, tokenizer, monkeypatch):
     model = toys.make_model("llama")
-    monkeypatch.setattr(_answerer, "family_of", lambda model, **_: UncachedFamily(model))
+    monkeypatch.setattr(_loaded, "family_of", lambda model, **_: UncachedFamily(model))
     with pytest.raises(
         UserError, match=f"{METHODS[name].label} {what} while decoding from a cache, and models of type"
     ):

@@ -10,7 +10,7 @@ from nsa_eval.engine._sampling import GenerationSettings, Sampling
 
 
 def test_an_idle_row_without_finite_logits_changes_no_draw(tokenizer, toys):
-    reader, _ = Engine(toys.make_model("llama"), tokenizer)._answerer.prepared()
+    reader = Engine(toys.make_model("llama"), tokenizer)._answerer.loaded.reader()
     settings = GenerationSettings(budget=4, until=(), sampling=Sampling(temperature=2.0))
     logits = torch.randn(2, 384, generator=torch.Generator().manual_seed(0))
 

@@ -61,8 +61,8 @@ def test_stop_string_across_tokens_ends_the_reply(llama, tokenizer, toys):
     requests = toys.reply_requests(max_gen_toks=30, until=[stop])[3:4]
     seen = []
     engine = Engine(llama, tokenizer)
-    steps = engine._answerer.prepared()[0].step
-    engine._answerer.prepared()[0].step = lambda tokens, rows: seen.append(1) or steps(tokens, rows)
+    steps = engine._answerer.loaded.reader().step
+    engine._answerer.loaded.reader().step = lambda tokens, rows: seen.append(1) or steps(tokens, rows)
     assert engine.generate_until(requests) == [plain.split(stop)[0]]
     assert len(seen) < 29  # and nothing is generated after it
 
@@ -107,7 +107,7 @@ def test_batch_too_large_for_the_device_is_halved(llama, tokenizer, toys, monkey
         Engine(llama, tokenizer).generate_until(replies),
     )
     engine = Engine(llama, tokenizer)
-    reader = engine._answerer.prepared()[0]
+    reader = engine._answerer.loaded.reader()
     forward = reader._forward
     refused = []
 
@@ -132,7 +132,7 @@ def test_prompts_read_in_several_batches_go_on_as_one(any_model, tokenizer, toys
     requests = toys.reply_requests()
     alone = [Engine(any_model, tokenizer).generate_until([request])[0] for request in requests]
     engine = Engine(any_model, tokenizer, share_prefixes=False)
-    reader = engine._answerer.prepared()[0]
+    reader = engine._answerer.loaded.reader()
     widths = []
     step = reader.step
     monkeypatch.setattr(reader, "step", lambda tokens, rows: widths.append(len(tokens)) or step(tokens, rows))

@@ -97,7 +97,7 @@ def test_rows_leave_join_and_share_prefixes_with_their_memory(model, tokenizer, 
     engine.generate_until(asked)
     assert seen["select"]
     assert seen["repeated"]
-    assert bool(seen["join"]) == answerer.prepared()[0].family.refills
+    assert bool(seen["join"]) == answerer.loaded.reader().family.refills
     answerer.close()
 
 

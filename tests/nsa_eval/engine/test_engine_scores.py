@@ -7,6 +7,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from nsa_eval.engine import Engine, NonFiniteLogitsError, _reader
+from nsa_eval.engine._logits import Columns, Everything, Places
 
 VARIANTS = {
     "auto": {},
@@ -100,7 +101,7 @@ def test_logits_are_made_for_scored_places_only(llama, tokenizer, toys, monkeypa
     hook = llama.lm_head.register_forward_hook(lambda module, given, out: made.append(out.shape[:-1].numel()))
     try:
         engine = Engine(llama, tokenizer, batch_size=4)
-        engine._answerer.prepared()
+        engine._answerer.loaded.reader()
         made.clear()
         requests = [
             toys.request_of("loglikelihood", (toys.make_text(seed, 60 + seed), " gold under"))
@@ -113,15 +114,15 @@ def test_logits_are_made_for_scored_places_only(llama, tokenizer, toys, monkeypa
     assert sum(made) == scored
 
 
-@pytest.mark.parametrize("route", ["mask", "columns", "all"])
+@pytest.mark.parametrize("route", [Places, Columns, Everything])
 def test_other_ways_to_logits_agree(llama, tokenizer, toys, route):
     """A model that takes whole columns only, or no logits_to_keep at all, gives the same scores."""
     requests = toys.choice_requests()
     expected = Engine(llama, tokenizer).loglikelihood(requests)
     engine = Engine(llama, tokenizer)
-    reader = engine._answerer.prepared()[0]
-    assert reader.route == "head"
-    reader.route, reader._decoder = route, None
+    reader = engine._answerer.loaded.reader()
+    assert reader.route.name == "head"
+    reader.route = route(llama.device)
     assert_same_scores(engine.loglikelihood(requests), expected)
 
 
@@ -137,7 +138,7 @@ def test_a_head_that_does_more_than_multiply_is_not_run_apart(tokenizer, toys):
         config = Gemma2Config(**shape, **heads, final_logit_softcapping=cap, initializer_range=0.3)
         engine = Engine(Gemma2ForCausalLM(config).eval(), tokenizer)
         engine.loglikelihood(requests)
-        assert engine._answerer.prepared()[0].route == route
+        assert engine._answerer.loaded.reader().route.name == route
 
 
 def test_logits_over_the_budget_are_made_in_parts(llama, tokenizer, toys):
@@ -147,7 +148,7 @@ def test_logits_over_the_budget_are_made_in_parts(llama, tokenizer, toys):
     hook = llama.lm_head.register_forward_hook(lambda module, given, out: made.append(out.shape[:-1].numel()))
     try:
         engine = Engine(llama, tokenizer)
-        engine._answerer.prepared()[0].max_positions = 10
+        engine._answerer.loaded.reader().max_positions = 10
         made.clear()
         assert engine.loglikelihood_rolling([text]) == pytest.approx(whole, abs=1e-3)
     finally:

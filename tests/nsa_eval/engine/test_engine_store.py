@@ -96,7 +96,7 @@ def test_what_was_computed_before_a_failure_is_stored(tokenizer, toys, tmp_path)
     requests = toys.choice_requests()
     with ResponseStore.open(tmp_path / "responses.jsonl") as store:
         engine = Engine(model, tokenizer, store=store, batch_size=2, share_prefixes=False)
-        engine._answerer.prepared()
+        engine._answerer.loaded.reader()
         calls = []
 
         def break_later(module, given):
