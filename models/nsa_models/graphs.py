@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nsa_models.once import once
-from nsa_models.shortage import is_out_of_memory
+from nsa_models.shortage import is_out_of_memory, one_kind_of_shortage
 
 # cuBLAS picks and allocates at its first call, Triton compiles at its first: both before the capture.
 _WARM_UPS = 1
@@ -47,13 +47,18 @@ class ReplayedStep:
         self._graph = self._result = None
 
     def __call__(self) -> Tensor:
-        """The step's result, good until the next call."""
-        if self._enabled and self._graph is None:
-            with once(self._state[0].device):
-                self._capture()
-        if self._graph is None:
-            return self._step()
-        self._graph.replay()
+        """The step's result, good until the next call.
+
+        Raises:
+            torch.OutOfMemoryError: A lack of memory, whoever met it.
+        """
+        with one_kind_of_shortage():
+            if self._enabled and self._graph is None:
+                with once(self._state[0].device):
+                    self._capture()
+            if self._graph is None:
+                return self._step()
+            self._graph.replay()
         assert self._result is not None  # made by the capture
         return self._result
 

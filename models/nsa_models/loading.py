@@ -25,6 +25,7 @@ from nsa_models.configuration import NSADecoderConfig
 from nsa_models.imports import Imported, foreign_type, imported, unread_notes
 from nsa_models.lower_right import prefer_lower_right
 from nsa_models.modeling import NSADecoderForCausalLM
+from nsa_models.shortage import is_out_of_memory
 from nsa_models.weight_files import check_no_adapter, check_weight_files, some_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -149,7 +150,15 @@ def load_model(
         raise ModelLoadError(f"{spec}: the model can't be loaded: {_first_line(error)}") from error
     _check_loading(spec, info)
     _check_finite(spec, model)
-    model = model.to(target).eval()
+    try:
+        model = model.to(target).eval()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelLoadError(
+            f"{spec}: {target} has no room for its weights, {model.get_memory_footprint() / 2**30:.1f} GiB: "
+            f"{_first_line(error)}. See what else runs there, or load it in a narrower dtype"
+        ) from error
     if backend == "auto" and target.type == "cuda" and not isinstance(config, NSADecoderConfig):
         prefer_lower_right(model)
     return model

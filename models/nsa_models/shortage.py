@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 # What allocates beside PyTorch's own allocator has no error class: a CUDA context, the handles and workspaces
@@ -28,3 +31,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
+
+
+@contextmanager
+def one_kind_of_shortage() -> Iterator[None]:
+    """Whatever a lack of memory is raised as within is raised as `torch.OutOfMemoryError`.
+
+    Who makes batches smaller or tells the user then has one class to catch.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error) and not isinstance(error, torch.OutOfMemoryError):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise

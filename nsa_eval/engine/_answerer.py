@@ -27,6 +27,7 @@ from nsa_eval.engine._scoring import LogLikelihood, Scorer, units_of
 from nsa_eval.errors import UserError
 from nsa_eval.store import AuditEvent, Cost, Response
 from nsa_models.methods import Method, MethodShare, WeightsError
+from nsa_models.shortage import one_kind_of_shortage
 
 # Requests whose texts are encoded together: some megabytes of them, for all cores to have some.
 _FORESEEN = 64
@@ -108,7 +109,8 @@ class Answerer:
             "look": self._look,
         }[requests[0].kind]
         try:
-            work(requests, missing, emit)
+            with one_kind_of_shortage():
+                work(requests, missing, emit)
         except WeightsError as error:
             raise UserError(str(error)) from None
         except torch.OutOfMemoryError as error:

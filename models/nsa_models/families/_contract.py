@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from nsa_models.checkpoints import ModelLoadError
 from nsa_models.families._frequencies import Frequencies
 from nsa_models.methods import Memories
+from nsa_models.shortage import one_kind_of_shortage
 
 
 class FamilyError(ModelLoadError):
@@ -177,8 +178,12 @@ class Family(ABC):
 
         Returns:
             A ModelOutput.
+
+        Raises:
+            torch.OutOfMemoryError: A lack of memory, whoever met it.
         """
-        return (module or self.model)(**given)
+        with one_kind_of_shortage():
+            return (module or self.model)(**given)
 
     @abstractmethod
     def absorb(self, output: Any, tokens: Tensor, counts: list[int], rows: Rows) -> None:  # noqa: ANN401 - a ModelOutput

@@ -66,7 +66,7 @@ class PackedFamily(Family):
         feed, self._feed = self._feed, None  # kept no longer: it knows all that its rows have read
         assert feed is not None, "inputs comes first"
         with feeding(feed):
-            output = (module or self.model)(**given)
+            output = super().forward(given, module=module)
         self._block = feed.block
         return output
 

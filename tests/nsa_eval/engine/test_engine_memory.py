@@ -267,3 +267,32 @@ def test_oom_at_an_inner_prefix_drains_first(tokenizer, toys, monkeypatch, late)
     monkeypatch.setattr(Traversal, "_read", read)
     assert Engine(toys.make_model("llama"), tokenizer).generate_until(asked) == expected
     assert failed
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood", "generate_until"])
+@pytest.mark.parametrize("name", ["llama", "nsa", "gpt2"])
+def test_a_shortage_beside_the_allocator_makes_batches_smaller_too(tokenizer, toys, name, kind, monkeypatch):
+    """cuBLAS and CUDA itself have no error class for it."""
+    requests = toys.reply_requests(max_gen_toks=6) if kind == "generate_until" else toys.choice_requests()
+    expected = getattr(Engine(toys.make_model(name), tokenizer, batch_size=1), kind)(requests)
+    engine = Engine(toys.make_model(name), tokenizer, batch_size=4)
+    engine._answerer.loaded.reader()
+    failed = []
+
+    def once(module, args, given):
+        rows = next(x for x in (*args, *given.values()) if isinstance(x, torch.Tensor)).shape[0]
+        if not failed:
+            failed.append(rows)
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    engine.model.register_forward_pre_hook(once, with_kwargs=True)
+    for part in engine.model.children():
+        part.register_forward_pre_hook(once, with_kwargs=True)
+    found = getattr(engine, kind)(requests)
+    if kind == "generate_until":
+        assert found == expected
+    else:
+        assert [logprob for logprob, _ in found] == pytest.approx(
+            [logprob for logprob, _ in expected], abs=1e-4
+        )
+    assert failed
