@@ -117,6 +117,13 @@ def test_a_new_kind_is_one_entry(uncached, recorded):
     assert terminal_notes([{"model": "m", **event.model_dump()}]) == [f"m: {uncached.sentence} (audit.json)"]
 
 
+def test_remarks_on_a_model_are_counted_by_models(recorded):
+    remarks = [{"kind": "method", "detail": detail} for detail in ("quality only", "layer 0 stays dense")]
+    [note] = [note for note in notes.build(recorded(*remarks)).notes if note.title == KINDS["method"].title]
+    assert (note.count, note.total, note.unit) == (1, 1, "models")
+    assert len(note.details) == 2
+
+
 def test_none_is_said_only_of_what_a_reader_would_ask_about(uncached, recorded):
     titles = [note.title for note in notes.build(recorded()).notes]
     assert titles == [kind.title for kind in KINDS.values() if kind.always_shown]
