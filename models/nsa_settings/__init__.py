@@ -4,7 +4,7 @@ What a run of the harness and a recipe of the trainer have in common. It knows n
 pydantic model.
 """
 
-from nsa_settings._explain import explain, mistakes
+from nsa_settings._explain import as_meant, explain, mistakes
 from nsa_settings._overrides import apply_override, set_value
 from nsa_settings._source import SettingsError, Source, key_name
 from nsa_settings._suggest import did_you_mean
@@ -17,6 +17,7 @@ __all__ = [
     "Source",
     "YamlError",
     "apply_override",
+    "as_meant",
     "check_shape",
     "did_you_mean",
     "explain",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 import typing
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from nsa_settings._source import Source
-from nsa_settings._suggest import did_you_mean
+from nsa_settings._suggest import did_you_mean, nearest
 from nsa_settings._yaml import Place
 
 _EXPECTED = {
@@ -57,6 +58,42 @@ def explain(error: ValidationError, source: Source, schema: type[BaseModel]) -> 
         loc: Place = tuple(part for part in item["loc"] if part != "[key]")
         lines.append(source.message(loc, _text(item["type"], loc, item, schema)))
     return lines
+
+
+def as_meant(
+    data: Mapping[str, Any], error: ValidationError, source: Source, schema: type[BaseModel]
+) -> dict[str, Any] | None:
+    """Settings without the mistakes that validation found, so that others can be told in the same round.
+
+    A misspelt key stands under the name that was probably meant; what else is wrong is left out.
+
+    Args:
+        data: The settings as read.
+        error: What validation found.
+        source: Where they were written; learns of the keys that are renamed.
+        schema: What they were to be.
+
+    Returns:
+        A copy, or None where something is missing, or an entry of a list is wrong as a whole.
+    """
+    mended: dict[str, Any] = copy.deepcopy(dict(data))
+    for item in error.errors(include_url=False):
+        *holders, key = item["loc"]
+        here: Any = mended
+        try:
+            for part in holders:
+                here = here[part]
+        except (KeyError, IndexError, TypeError):
+            return None  # left out already, or a place that only pydantic knows
+        if not isinstance(here, dict) or key not in here:
+            return None
+        value = here.pop(key)
+        if item["type"] == "extra_forbidden":
+            name = nearest(str(key), _known_keys(tuple(holders), schema))
+            if name is not None and name not in here:
+                here[name] = value
+                source.renamed(item["loc"], name)
+    return mended
 
 
 def _text(kind: str, loc: Place, item: Any, schema: type[BaseModel]) -> str:  # noqa: ANN401  (pydantic's ErrorDetails)

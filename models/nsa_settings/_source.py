@@ -37,6 +37,14 @@ class Source:
         self.overrides = {at: by for at, by in self.overrides.items() if at[: len(path)] != path}
         self.overrides[path] = label
 
+    def renamed(self, path: Place, key: str) -> None:
+        """Note that what is written at `path` is looked for under `key` from now on."""
+        to = (*path[:-1], key)
+        self.lines |= {(*to, *at[len(path) :]): n for at, n in self.lines.items() if at[: len(path)] == path}
+        self.overrides |= {
+            (*to, *at[len(path) :]): by for at, by in self.overrides.items() if at[: len(path)] == path
+        }
+
     def message(self, path: Place, text: str) -> str:
         """Make `configs/x.yaml:12: tasks[0].lengths: text`, with the nearest line that is known."""
         key = key_name(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from nsa_settings import (
     Source,
     YamlError,
     apply_override,
+    as_meant,
     explain,
     parse_yaml,
 )
@@ -60,7 +61,9 @@ def load_config(config: ConfigLike, overrides: Iterable[str] = (), *, check_name
     except SettingsError as error:
         raise ConfigError(error.problems) from None
     except ValidationError as error:
-        raise ConfigError(explain(error, source, RunConfig)) from None
+        problems = explain(error, source, RunConfig)
+        more = _besides(data, error, source) if check_names else ()
+        raise ConfigError([*problems, *more]) from None
     if check_names:
         check(resolved, source)
         resolved = resolved.model_copy(update={"tasks": [normal_task(task) for task in resolved.tasks]})
@@ -72,6 +75,19 @@ def load_config(config: ConfigLike, overrides: Iterable[str] = (), *, check_name
         compare = resolved.compare.model_copy(update={"baseline": names[0]})
         resolved = resolved.model_copy(update={"compare": compare})
     return resolved
+
+
+def _besides(data: dict[str, Any], error: ValidationError, source: Source) -> Sequence[str]:
+    """What is wrong with names and folders too, so that a config is mended in one round where that can be."""
+    meant = as_meant(data, error, source, RunConfig)
+    try:
+        if meant is not None:
+            check(RunConfig.model_validate(meant), source)
+    except ConfigError as found:
+        return found.problems
+    except ValidationError:
+        pass  # of what was left out, or of a value under a key that was misspelt: told when that is mended
+    return ()
 
 
 def normal_task(task: TaskSpec) -> TaskSpec:

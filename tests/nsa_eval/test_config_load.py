@@ -87,6 +87,32 @@ def test_each_mistake_is_one_line(write, extra, expected):
     assert problems(write(GOOD + extra)) == [expected]
 
 
+def test_a_misspelt_key_hides_no_mistake_in_a_name(write):
+    text = GOOD.replace("depths", "dephts").replace("needle_single", "needle_singel")
+    extra = "engine: {batchsize: 4, prefill_chunk: 0}\ncompare: {basline: tinny}\ninclude_pth: [nowhere]\n"
+    assert problems(write(text + extra)) == [
+        "x.yaml:5: engine.prefill_chunk: expected auto or a number of tokens (1, 2, ...), got 0",
+        "x.yaml:5: engine.batchsize: unknown key; did you mean 'batch_size'?",
+        "x.yaml:6: compare.basline: unknown key; did you mean 'baseline'?",
+        "x.yaml:7: include_pth: unknown key; did you mean 'include_path'?",
+        "x.yaml:4: tasks[0].task: no task is named 'needle_singel'; did you mean 'needle_single'? (nsa-eval ls tasks lists them)",
+        "x.yaml:7: include_path[0]: no such folder: nowhere",
+        "x.yaml:6: compare.baseline: no model is named 'tinny'; did you mean 'tiny'?",
+    ]
+
+
+def test_what_follows_from_a_mistake_alone_is_not_told(write):
+    assert problems(write(GOOD + "modls: []\ncompare: {confidence: 95, basline: tiny}\n")) == [
+        "x.yaml:6: compare.confidence: expected a value below 1, got 95",
+        "x.yaml:6: compare.basline: unknown key; did you mean 'baseline'?",
+        "x.yaml:5: modls: unknown key; did you mean 'models'?",
+    ]
+    assert problems(write(GOOD.replace("models:", "modls:"))) == [
+        "x.yaml:1: models: this key is required",
+        "x.yaml:1: modls: unknown key; did you mean 'models'?",
+    ]
+
+
 @pytest.mark.parametrize(
     ("models", "expected"),
     [

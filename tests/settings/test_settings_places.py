@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nsa_settings import SettingsError, Source, apply_override, explain, mistakes, parse_yaml, set_value
+from nsa_settings import (
+    SettingsError,
+    Source,
+    apply_override,
+    as_meant,
+    explain,
+    mistakes,
+    parse_yaml,
+    set_value,
+)
 
 TEXT = """\
 rows:
@@ -98,3 +107,36 @@ def test_numbers_are_keys_where_they_are_asked_for_and_mean_their_text() -> None
     assert read == {"by": {"2048": 1, "4096": 2}}
     with pytest.raises(ValueError, match="keys are words"):
         parse_yaml("by: {2.5: 1}", number_keys=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("rows: [{size: 1}]\nnmaed: {a: 1}", {"rows": [{"size": 1}], "named": {"a": 1}}),
+        ("rows: [{size: 1}]\nnmaed: {a: 1}\nnamed: {b: 2}", {"rows": [{"size": 1}], "named": {"b": 2}}),
+        ("rows: [{size: 1}, {size: 2, colour: red}]", {"rows": [{"size": 1}, {"size": 2}]}),
+        ("rows: [{size: 1}]\nnamed: 3", {"rows": [{"size": 1}]}),
+        ("rows: [{size: 1}]\nnamed: {a: x, b: 2}\nfar: 1", {"rows": [{"size": 1}], "named": {"b": 2}}),
+        ("rows: [{}]", None),  # what is missing can't be guessed
+        ("rows: [{size: 1}, 3]", None),
+        ("rows: 3\nnamed: {a: 1}", {"named": {"a": 1}}),
+    ],
+)
+def test_settings_as_they_were_probably_meant(text: str, meant: dict[str, Any] | None) -> None:
+    data, lines = parse_yaml(text)
+    before = repr(data)
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate(data)
+    assert as_meant(data, caught.value, Source("x.yaml", lines), Settings) == meant
+    assert repr(data) == before
+
+
+def test_what_was_renamed_keeps_its_line() -> None:
+    data, lines = parse_yaml("rows: [{size: 1}]\nnmaed:\n  a: 1\n")
+    source = Source("x.yaml", lines)
+    set_value(data, "nmaed.b", 2, source, "--set nmaed.b=2")
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate(data)
+    as_meant(data, caught.value, source, Settings)
+    assert source.message(("named", "a"), "odd") == "x.yaml:3: named.a: odd"
+    assert source.message(("named", "b"), "odd") == "--set nmaed.b=2: named.b: odd"
