@@ -149,9 +149,9 @@ def with_variants(
             paths = ", ".join(entry["path"] for entry in entries)
             if "method" in variant:
                 raise UserError(f"{flag}: the models are sparse already: {paths}")
-            near = did_you_mean(next(iter(variant["set"])), _fields(entries))
-            near = near if near.startswith("; did you mean") else ""
-            raise UserError(f"{flag}: the models have no such field in their config{near}: {paths}")
+            raise UserError(
+                f"{flag}: NSA's fields act in models with NSA alone, and none of these is one: {paths}"
+            )
         for entry in fitting:
             entry["variants"].append(variant)
     return entries
@@ -197,13 +197,6 @@ def _sweep(text: str) -> dict[str, Any]:
     except YamlError as error:
         raise UserError(f"--sweep {text}: the values are {error.message}") from None
     return {key.strip(): listed}
-
-
-def _fields(entries: Iterable[Mapping[str, Any]]) -> set[str]:
-    """The names of all fields of models' configs, as far as these are here."""
-    from nsa_eval.catalog import checkpoint_config
-
-    return {name for entry in entries for name in checkpoint_config(entry["path"]) or {}}
 
 
 def _fits(path: str, variant: dict[str, Any]) -> bool:

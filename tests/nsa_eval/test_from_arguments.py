@@ -81,7 +81,7 @@ def test_a_model_that_is_not_here_yet_takes_both(tmp_path):
     ("models", "methods", "sweeps", "message"),
     [
         ([NSA], ["quest:512"], [], "--method quest:512: the models are sparse already: zoo:twin-nsa-64k"),
-        ([DENSE], [], ["nsa_window=4"], "--sweep nsa_window=4: the models have no such field"),
+        ([DENSE], [], ["nsa_window=4"], "--sweep nsa_window=4: NSA's fields act in models with NSA alone"),
         ([DENSE], ["quest"], [], "--method quest: a method is written NAME:BUDGET"),
         ([DENSE], ["xattention:512"], [], "--method xattention:512: xattention has no budget, got '512'"),
         ([DENSE], ["quest:"], [], "--method quest:: a method is written NAME:BUDGET"),
