@@ -61,7 +61,10 @@ def loading_error(task: str, name: str, error: Exception, folders: Iterable[Path
     kind = type(error).__name__
     offline = isinstance(error, ConnectionError | FileNotFoundError | TimeoutError) or kind in _NOT_FOUND
     if offline:
-        return UserError(f"task {task} can't be loaded ({said(error)})")
+        hint = ""
+        if isinstance(error, ConnectionError | TimeoutError):
+            hint = "; run it once where the Hugging Face hub can be reached: later its cache will do"
+        return UserError(f"task {task} can't be loaded ({said(error)}){hint}")
     if isinstance(error, ImportError):
         return UserError(f"task {task} needs a package that isn't installed: {_place(error)}{said(error)}")
     if not _is_ours(error):

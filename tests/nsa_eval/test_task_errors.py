@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import nsa_eval
+from nsa_eval._task_errors import loading_error
 from nsa_eval._tasks import load_tasks
 from nsa_eval.cli import main
 from nsa_eval.config import load_config
@@ -103,6 +104,13 @@ def test_what_is_wrong_is_said_by_file_and_line(
     assert left.value.code == 2, said
     assert says in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route"), TimeoutError("too slow")])
+def test_data_out_of_reach_say_what_to_do(error: Exception) -> None:
+    told = str(loading_error("arc_easy", "arc_easy", error, []))
+    assert told.startswith("task arc_easy can't be loaded (")
+    assert "run it once where the Hugging Face hub can be reached" in told
 
 
 def test_a_fault_of_ours_stays_one(tmp_path: Path, tiny_checkpoints: Any, monkeypatch: Any) -> None:
