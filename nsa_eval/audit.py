@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nsa_eval._words import counted
-
 # As many models get a line of their own where the same is said of each; audit.json names all.
 _NAMED_MODELS = 3
 
@@ -65,7 +63,7 @@ KINDS: dict[str, AuditKind] = {
     ),
     "clock": AuditKind(
         title="Models whose chat template prints the day's date",
-        sentence="its chat template prints the day's date: prompts of another day are others",
+        sentence="its chat template prints the day's date, so prompts of another day are others",
         of_model=True,
         always_shown=False,
     ),
@@ -94,6 +92,7 @@ KINDS: dict[str, AuditKind] = {
         single="1 task was asked in part (limit), evenly over the cells of its grid",
         of_model=True,
         always_shown=False,
+        in_comparisons=False,  # documents are compared as they were asked
     ),
     "setting": AuditKind(
         title="Settings that did nothing, or took the place of a task's own",
@@ -193,8 +192,7 @@ def comparison_notes(model: str, events: Iterable[Mapping[str, Any]]) -> list[st
     """A line per kind for the notes of a comparison, sorted by kind."""
     counts = Counter(_name(event) for event in events)
     return [
-        f"{model}: {kind.replace('_', ' ')}"
-        + ("" if kind_of(kind).of_model else f" in {counted(n, 'request')}")
+        f"{model}: {kind_of(kind).say(n)}"
         for kind, n in sorted(counts.items())
         if kind_of(kind).in_comparisons
     ]

@@ -69,6 +69,8 @@ def set_value(data: dict[str, Any], key: str, value: object, source: Source, lab
             if last:
                 here[part] = value
             elif here.get(part) is None:
+                if part not in here:  # a mistake in its own name stands where it is named
+                    source.replaced(path, label)
                 here[part] = {}
             here = here[part]
         else:

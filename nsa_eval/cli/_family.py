@@ -95,7 +95,7 @@ def _own_flags(
         )
         for name, default in command.options.items()
     }
-    task = Annotated[str, typer.Option("--task", help=f"Which of its tasks: {', '.join(family.tasks)}.")]
+    task = Annotated[str, typer.Option("--task", help=f"The task, one of {', '.join(family.tasks)}.")]
     return {
         "model": (Models, inspect.Parameter.empty),
         **of_family,

@@ -190,7 +190,7 @@ def _prefill(points: Sequence[ProfilePoint]) -> Pace | None:
 def _job(job: Job, paces: Paces | None) -> JobEstimate:
     sizes = requests_of(job)
     if sizes is None:
-        return JobEstimate(job=job, seconds=None, unknown="only its data tells its size")
+        return JobEstimate(job=job, seconds=None, unknown="only a task's data tell its size")
     if paces is None:
         return JobEstimate(job=job, seconds=None, unknown="no profile")
     repeats = repeats_of(job.task, job.params) or 1

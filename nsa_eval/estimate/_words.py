@@ -11,6 +11,8 @@ from nsa_eval.estimate._profile import Profile, profiles_folder
 from nsa_eval.progress import duration
 
 _HOW = "--dry-run --measure measures a little, here and now; --profile PATH names a profile"
+_NAMED_MODELS = 3
+"""Of more models of which nothing is known, the first is named: a sweep has many."""
 
 
 def time_range(seconds: Range | None) -> str:
@@ -42,20 +44,31 @@ def estimate_lines(found: Estimate, *, workers: str = "local") -> list[str]:
         + ", if nothing is stored yet; loading weights and tasks comes on top"
     ]
     for variant in found.variants:
-        lines += [f"  {line}" if index else line for index, line in enumerate(_variant(variant))]
+        if not _is_unknown(variant):
+            lines += [f"  {line}" if index else line for index, line in enumerate(_variant(variant))]
+    unknown = [variant.variant.name for variant in found.variants if _is_unknown(variant)]
+    if unknown:
+        models = (
+            ", ".join(unknown)
+            if len(unknown) <= _NAMED_MODELS
+            else f"{unknown[0]} and {len(unknown) - 1} more"
+        )
+        lines.append(f"{models}: ? (nothing is known of such a model's pace: {_HOW})")
     why = dict.fromkeys(job.unknown for job in jobs if job.unknown and job.unknown != "no profile")
-    lines += [f"?: {reason}" for reason in why]
+    lines += [f"jobs with ?: {reason}" for reason in why]
     return lines
+
+
+def _is_unknown(found: VariantEstimate) -> bool:
+    """Whether no run has told of such a model yet; through lm-eval's own classes none ever does."""
+    return found.profile is None and found.variant.checkpoint.lm is None
 
 
 def _variant(found: VariantEstimate) -> Iterator[str]:
     profile = found.profile
     name = found.variant.name
     if profile is None:
-        if found.variant.checkpoint.lm is not None:
-            yield f"{name}: ? (asked through lm-eval's {found.variant.checkpoint.lm}: costs aren't recorded)"
-        else:
-            yield f"{name}: ? (nothing is known of such a model's pace: {_HOW})"
+        yield f"{name}: ? (asked through lm-eval's {found.variant.checkpoint.lm}: costs aren't recorded)"
         return
     conditions = profile.conditions
     where = f"{conditions.device_name}, {conditions.dtype}, {conditions.backend}"

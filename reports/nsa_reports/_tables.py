@@ -17,6 +17,8 @@ _UNDECIDED = {
 }
 # Scores side by side, and then differences, p and verdict, fit a page's width with as many models as this.
 _MODELS_ACROSS = 3
+_LONGEST_HEAD, _LONGEST_LINE = 26, 40
+"""Characters of a model's name at the head of a column, and of a line."""
 _NICE_SCALES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 
@@ -231,9 +233,10 @@ def build_table(
     shared = _extent(pair for row in rows if row.percent for pair in row.comparisons)
     shared = next((nice for nice in _NICE_SCALES if 0 < shared <= nice), shared)
     raw = _extent(pair for row in rows if not row.percent for pair in row.comparisons) if one_metric else 0.0
-    short = fmt.short_names(models)
     baselines = {pair.baseline for row in rows for pair in row.comparisons}
     by_model = len(models) > _MODELS_ACROSS and len(baselines) < 2
+    # A line's own name has room; as a column's head it would widen the table.
+    short = fmt.short_names(models, _LONGEST_LINE if by_model else _LONGEST_HEAD)
     texts = []
     for row in rows:
         scale = shared if row.percent else raw or _extent(row.comparisons)

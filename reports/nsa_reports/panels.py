@@ -13,6 +13,8 @@ from nsa_reports.view import Cell, HeatmapGroup
 
 _SHADES = 200
 """Steps of a colour map: half a percent each. Neighbours can't be told apart, and a page names each once."""
+_LONGEST_TITLE = 40
+"""Characters of a model's name above its map, which may break in two lines."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +179,7 @@ def panels_of(group: HeatmapGroup, limit: float) -> tuple[Panel, ...]:
         "depths": group.depths,
     }
     pairs = [name for grid in group.differences for name in (grid.candidate, grid.baseline)]
-    short = fmt.short_names([*(grid.model for grid in group.maps), *pairs])
+    short = fmt.short_names([*(grid.model for grid in group.maps), *pairs], _LONGEST_TITLE)
     scores = [
         Panel(
             title=short[grid.model],

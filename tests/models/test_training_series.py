@@ -126,6 +126,10 @@ def test_a_base_that_is_no_recipe_is_told(
             "tiny.yaml:12: runs.a: model.hiden_size: unknown key; did you mean 'hidden_size'?",
         ),
         (
+            {"runs": {"a": {"optimizr.lr": 1.0}}},
+            "tiny.yaml:12: runs.a: optimizr: unknown key; did you mean 'optim'?",
+        ),
+        (
             {"runs": {"a": {"stages.3.max_steps": 1}}},
             "tiny.yaml:12: runs.a: stages has entry 0 alone; there is no 3",
         ),
@@ -135,7 +139,7 @@ def test_a_base_that_is_no_recipe_is_told(
             "tiny.yaml:5: set: ranking.weigth: unknown key; did you mean 'weight'?",
         ),
         ({"set": {"name": "x"}}, "tiny.yaml:5: set: name of a run follows from the series"),
-        ({"base": "gone.yaml"}, "gone.yaml: cannot be read"),
+        ({"base": "gone.yaml"}, "gone.yaml: cannot be read: no such file (it is named relative to"),
     ],
 )
 def test_a_wrong_key_is_told_before_anything_is_trained(

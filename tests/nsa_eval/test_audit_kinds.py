@@ -78,10 +78,21 @@ def test_a_page_says_once_what_was_done_to_many_models() -> None:
     assert page_notes([]) == ()
 
 
-def test_a_comparison_says_how_many_requests_or_that_it_is_the_model():
+def test_a_comparison_says_of_each_kind_what_the_kind_says():
     events = [{"kind": "truncated"}, {"kind": "truncated"}, {"kind": "default_max_length"}]
-    assert comparison_notes("a", events) == ["a: default max length", "a: truncated in 2 requests"]
-    assert comparison_notes("a", [{"kind": "method", "detail": "quality only"}]) == []
+    default = KINDS["default_max_length"].sentence
+    assert comparison_notes("a", events) == [f"a: {default}", "a: 2 prompts were cut to fit"]
+    assert comparison_notes("a", [{"kind": "uncached"}]) == [f"a: {KINDS['uncached'].sentence}"]
+
+
+@pytest.mark.parametrize("kind", ["method", "sampled"])
+def test_what_is_compared_as_it_is_is_no_note_of_a_comparison(kind):
+    assert comparison_notes("a", [{"kind": kind, "detail": "quality only"}]) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sentence_has_no_colon_where_the_terminal_parts_models_from_what_is_said(kind):
+    assert ": " not in KINDS[kind].say(1) + KINDS[kind].say(2)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +115,13 @@ def test_a_new_kind_is_one_entry(uncached, recorded):
     assert (note.count, note.total) == (1, 1)
     assert note.details == ("m: no cache is known for this model",)
     assert terminal_notes([{"model": "m", **event.model_dump()}]) == [f"m: {uncached.sentence} (audit.json)"]
+
+
+def test_remarks_on_a_model_are_counted_by_models(recorded):
+    remarks = [{"kind": "method", "detail": detail} for detail in ("quality only", "layer 0 stays dense")]
+    [note] = [note for note in notes.build(recorded(*remarks)).notes if note.title == KINDS["method"].title]
+    assert (note.count, note.total, note.unit) == (1, 1, "models")
+    assert len(note.details) == 2
 
 
 def test_none_is_said_only_of_what_a_reader_would_ask_about(uncached, recorded):
@@ -133,7 +151,7 @@ def test_a_kind_that_is_in_the_table_is_that_entry():
 def test_one_event_is_said_in_the_singular(kind):
     assert re.search(r"\b1 (prompt|remark|text|task|setting)\b", KINDS[kind].say(1))
     assert f"{1234:,} " in KINDS[kind].say(1234)
-    assert comparison_notes("a", [{"kind": "truncated"}]) == ["a: truncated in 1 request"]
+    assert comparison_notes("a", [{"kind": "truncated"}]) == ["a: 1 prompt was cut to fit"]
 
 
 def test_cuts_that_a_task_makes_by_itself_are_events_once_a_document():

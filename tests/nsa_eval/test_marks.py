@@ -199,7 +199,7 @@ def model_run(config):
 def test_comparisons_forbid_note_or_pass_over_a_key_by_its_mark(key):
     runs = [model_run(to_plain(load(data))) for data in (base_for(key), changed(key))]
     forbidden = protocol.mismatches(*runs, ("a", "b"), None)
-    noted = [line for line in protocol.notes(*runs, ("a", "b"), []) if "truncated in 1 request" not in line]
+    noted = [line for line in protocol.notes(*runs, ("a", "b"), []) if "1 prompt was cut" not in line]
     section, _, name = key.partition(".")
     asked = MARKS[key] in (Effect.RESPONSE, Effect.REQUEST)
     # Tasks, prompts, documents and acting seeds are compared by what was asked, which these runs don't have.

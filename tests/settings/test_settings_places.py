@@ -58,6 +58,9 @@ def told(text: str, *overrides: str) -> list[str]:
                 "--set rows.1.sizes=3: rows[1].sizes: unknown key; did you mean 'size'?",
             ],
         ),
+        # A section that was not written is made by what sets a part of it: a mistake in its name stands there.
+        ("rows: [{size: 1}]", ["nmaed.a=1"], ["--set nmaed.a=1: nmaed: unknown key; did you mean 'named'?"]),
+        ("rows: [{size: 1}]", ["named.a=x", "named.b=1"], ["--set named.a=x: named.a: expected a whole number, got 'x'"]),
         # What was set as a whole has no line of the file's any more, nor what was set inside of it before.
         (
             TEXT,

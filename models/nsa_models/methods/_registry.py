@@ -74,6 +74,10 @@ def make_method(
     chosen = methods()[name]
     kinds = field_types(chosen)
     values: dict[str, Any] = dict(options)
+    known = [key for key in kinds if key != "budget" or budget is None]
+    for key in values:
+        if key not in kinds:
+            raise MethodError(f"{name}: unknown option {key!r}{_hint(key, known)}")
     if issubclass(chosen, Budgeted):
         if budget is None:
             raise MethodError(f"{name}: a budget is missing: {chosen.budget_unit}")
@@ -84,10 +88,6 @@ def make_method(
             f"write {_without_budget(chosen)}"
         )
     for key, value in values.items():
-        if key not in kinds:
-            raise MethodError(
-                f"{name}: unknown option {key!r}{_hint(key, [k for k in kinds if k != 'budget'])}"
-            )
         if isinstance(value, str):
             values[key] = read_field(name, key, value, kinds[key])
         elif isinstance(value, list):

@@ -46,12 +46,15 @@ def build(material: Material) -> Differences | None:
             {**settings, "model type": own.get("model_type", "")}
             for settings, own in zip(by_model, fields, strict=True)
         ]
-    names = dict.fromkeys(name for settings in by_model for name in settings)
-    rows = [
-        Setting(name=name, values=tuple(settings.get(name, "") for settings in by_model)) for name in names
-    ]
-    differing = tuple(row for row in rows if len(set(row.values)) > 1)
-    return Differences(settings=differing) if differing else None
+    dense = [own.get("attention") == "full" for own in fields]
+    differing = []
+    for name in dict.fromkeys(name for settings in by_model for name in settings):
+        # Full attention reads none of NSA's fields; twins' configs hold them all the same.
+        unread = dense if name.startswith("nsa_") else [False] * len(dense)
+        values = tuple("" if out else own.get(name, "") for out, own in zip(unread, by_model, strict=True))
+        if len({value for out, value in zip(unread, values, strict=True) if not out}) > 1:
+            differing.append(Setting(name=name, values=values))
+    return Differences(settings=tuple(differing)) if differing else None
 
 
 SECTION = Section(title="What differs", order=10, build=build)

@@ -20,7 +20,9 @@ class AuditNote:
     count: int
     """0 is worth giving: the page then says "none"."""
     total: int | None = None
-    """Out of how many requests."""
+    """Out of how many."""
+    unit: str = ""
+    """What is counted, where the title doesn't say: models, each of which may have several events."""
     details: tuple[str, ...] = ()
     """One line per model, task or event; the page folds long lists."""
 
@@ -49,11 +51,13 @@ def _audit(material: Material) -> list[AuditNote]:
         documents = sum(_documents(model) for model in recorded.values())
         for kind in [*known, *sorted(met - set(KINDS))]:
             found = [(label, event) for label, event in events if str(event.get("kind")) == kind]
+            about = kind_of(kind)
             notes.append(
                 AuditNote(
-                    title=kind_of(kind).title,
-                    count=len(found),
-                    total=len(recorded) if kind_of(kind).of_model else documents,
+                    title=about.title,
+                    count=len({label for label, _ in found}) if about.of_model else len(found),
+                    total=len(recorded) if about.of_model else documents,
+                    unit="models" if about.of_model and not about.title.startswith("Models") else "",
                     details=page_notes(found),
                 )
             )

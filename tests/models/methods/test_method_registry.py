@@ -156,6 +156,11 @@ def test_a_budget_is_asked_for_where_there_is_one() -> None:
         make_method("quest")
 
 
+def test_a_misspelt_budget_is_told_as_such() -> None:
+    with pytest.raises(MethodError, match="quest: unknown option 'budgets', did you mean budget"):
+        make_method("quest", budgets=512)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "wanted"),
     [

@@ -206,13 +206,26 @@ class TestFromAProfile:
         assert str(tmp_path) in line
         assert asked == [], "no device is looked for in vain"
 
+    @pytest.mark.parametrize(("variants", "named"), [(3, "nsa, nsa-1, nsa-2: ?"), (4, "nsa and 3 more: ?")])
+    def test_models_of_which_nothing_is_known_share_a_line(self, plan_of, variants, named):
+        config, plan = plan_of()
+        [known] = estimate(plan, [profiled(config, NSA, [200, 500])], device=lambda model: "H").variants
+        none = replace(known, profile=None, jobs=())
+        unknown = [
+            replace(none, variant=replace(none.variant, name=f"nsa-{n}" if n else "nsa"))
+            for n in range(variants)
+        ]
+        found = estimate(plan, [profiled(config, NSA, [200, 500])], device=lambda model: "H")
+        lines = estimate_lines(replace(found, variants=(*unknown, known)))
+        assert [line.startswith(named) for line in lines] == [False, False, False, True]
+
     def test_jobs_of_unknown_size_are_counted_out(self, tiny_config):
         config = load_config(tiny_config(tasks=[{"task": "arc_easy"}, *tiny_config()["tasks"]], compare={}))
         config = config.model_copy(update={"models": config.models[:1]})
         profile = profiled(config, NSA, [200, 500])
         lines = estimate_lines(estimate(make_plan(config), [profile], device=lambda model: "H"))
         assert "for 2 of 3 jobs" in lines[0]
-        assert "?: only its data tells its size" in lines
+        assert "jobs with ?: only a task's data tell its size" in lines
         # 30 microseconds a token, 6 ms a step, within a factor of 1.3.
         pace = "  pace at 500 tokens: a prompt 11.5 ms to 19.5 ms, a token behind it 4.62 ms to 7.8 ms"
         assert pace in lines

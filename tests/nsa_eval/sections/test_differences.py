@@ -93,6 +93,19 @@ def test_four_checkpoints_that_differ_in_a_field_of_their_config_alone_show_it(m
     assert shown(material(entries, recorded)) == {"nsa_select_count": ("4", "8", "16", "32")}
 
 
+def test_a_dense_twin_shows_none_of_the_fields_that_only_nsa_reads(material):
+    nsa = {"model_type": "nsa_decoder", "attention": "nsa", "nsa_select_count": 16, "nsa_window": 512}
+    recorded = {
+        "full": {"model_fields": {**nsa, "attention": "full"}},
+        "n=4": {"model_fields": {**nsa, "nsa_select_count": 4}},
+        "n=16": {"model_fields": nsa},
+    }
+    assert shown(material({name: {} for name in recorded}, recorded)) == {
+        "attention": ("full", "nsa", "nsa"),
+        "nsa_select_count": ("", "4", "16"),
+    }
+
+
 def test_of_models_of_two_types_their_types_are_told(material):
     recorded = {
         "a": {"model_fields": {"model_type": "llama", "hidden_size": 64, "rms_norm_eps": 1e-6}},

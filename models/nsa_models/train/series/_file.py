@@ -74,12 +74,16 @@ def load_series(path: Path, changes: Sequence[str] = (), *, output: Path | None 
     """
     raw, source = read(path, "a series'")
     file = checked(SeriesFile, raw, source)
+    base = path.parent / file.base
+    if not base.is_file():
+        text = f"{base}: cannot be read: no such file (it is named relative to the series' own folder)"
+        raise SettingsError([source.message(("base",), text)])
     folder = file.output if output is None else output
     recipes = {}
     problems: list[str] = []
     for name in file.runs:
         try:
-            recipes[name] = _recipe(file, name, folder, source, path.parent / file.base, changes)
+            recipes[name] = _recipe(file, name, folder, source, base, changes)
         except SettingsError as error:
             problems += error.problems
     if problems:
