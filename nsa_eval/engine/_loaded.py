@@ -12,6 +12,7 @@ from lm_eval.models.utils import DEFAULT_MAX_LENGTH, resolve_max_length
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nsa_eval._devices import device_bytes, device_name
+from nsa_eval._words import sentence
 from nsa_eval.config import EngineSpec
 from nsa_eval.engine._batching import Limits
 from nsa_eval.engine._meter import Meter
@@ -238,6 +239,6 @@ def _told_shortage() -> Iterator[None]:
             yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"too little device memory to try the model on a few tokens: {str(error).splitlines()[0]} See "
+            f"too little device memory to try the model on a few tokens: {sentence(error)} See "
             "what else runs on the device, or use a narrower dtype"
         ) from error
