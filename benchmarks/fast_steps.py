@@ -5,8 +5,8 @@
 
 The project's full-attention decoder with random weights (four layers of an 8B's shape by default), bfloat16,
 over one batch of random prompts. `full` and the methods launch each kernel of a step, as the engine does
-under methods; `full, graph` replays the step from a CUDA graph, as the engine does without. A step is all
-layers with their MLPs: attention is what differs.
+under methods; `full, engine` replays the engine's own step from a CUDA graph, as it decodes without a method
+(on a GPU). A step is all layers with their MLPs: attention is what differs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from torch import Tensor
 
 from nsa_kernels.bench.result import describe
 from nsa_kernels.bench.settings import DTYPES, length_name, parse_lengths
-from nsa_models import DecodeGraph, NSACache, NSADecoderConfig, NSADecoderForCausalLM
+from nsa_models import NSACache, NSADecoderConfig, NSADecoderForCausalLM
+from nsa_models.families import family_of
 from nsa_models.methods import attach, parse_method
 
 METHODS = ("quest:1024,dense_layers=none", "quest:2560,dense_layers=none")
@@ -60,8 +61,9 @@ def main(words: Sequence[str] | None = None) -> None:
     with torch.inference_mode():
         for length in sorted(args.lengths):
             for count in args.rows:
-                rows += _measured(model, length, count, args)
-                print(table(rows[-(2 + len(args.method or METHODS)) :]), flush=True)
+                here = _measured(model, length, count, args)
+                print(table(here), flush=True)
+                rows += here
     if args.json:
         command = [sys.argv[0], *(sys.argv[1:] if words is None else words)]
         found = {
@@ -129,9 +131,25 @@ def _measured(model: NSADecoderForCausalLM, length: int, count: int, args: argpa
             reads = attached.reads
             density = reads.decode.read / reads.decode.dense
             rows.append(Row(length, count, spec, *measured, density, reads.index.rebuilt))
-    graph = DecodeGraph(model, cache, max_new_tokens=(args.repeats + 1) * args.steps)
-    rows.append(Row(length, count, "full, graph", *timed(lambda: graph.step(token[:, 0])), None, None))
+    if model.device.type == "cuda":
+        step = _engines_step(model, ids, room=(args.repeats + 2) * args.steps)
+        rows.append(Row(length, count, "full, engine", *timed(step), None, None))
     return rows
+
+
+def _engines_step(model: NSADecoderForCausalLM, ids: Tensor, *, room: int) -> Callable[[], object]:
+    """A step of slots that hold the prompts."""
+    family = family_of(model)
+    slots = family.slots(len(ids), longest=ids.shape[1], room=room, graphs=True)
+    assert slots is not None  # this decoder has some on a GPU
+    for slot, prompt in enumerate(ids):
+        row = family.empty(1)
+        for piece in prompt[None].split(_PIECE, dim=1):
+            counts = [piece.shape[1]]
+            given = family.inputs(piece, counts, row)
+            family.absorb(family.forward({**given, "logits_to_keep": 1}), piece, counts, row)
+        slots.admit(slot, row, 0)
+    return slots.step
 
 
 def _read(model: NSADecoderForCausalLM, ids: Tensor) -> NSACache:

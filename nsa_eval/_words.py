@@ -31,3 +31,9 @@ def said(error: BaseException) -> str:
     """An error's type and text, on one line."""
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def sentence(error: BaseException) -> str:
+    """An error's first line, or its type where it says nothing, with a full stop: others may follow."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0].strip().rstrip('.')}."

@@ -111,9 +111,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, batch: RaggedBatch) -> Ten
     length = q.shape[2]
     if batch.start == 0:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    elif batch.start is not None and length == 1:
-        out = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
-    elif batch.start is not None and length > 1:
+    elif batch.start is not None:
         out = lower_right_attention(q, k, v)
     elif length == 1:
         # One query a row: a group's heads stand in as the queries of their KV head, which no kernel has to

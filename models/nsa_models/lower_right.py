@@ -59,8 +59,11 @@ def lower_right_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | Non
     if takes_flash(q, v):
         if q.shape[2] >= _SPLIT_ROWS and q.shape[2] % _STEP == 0 and k.shape[2] % _STEP == 0:
             return split_attention(q, k, v, scale=scale)
+        # Decode steps too: where cuDNN is preferred, it plans each new length of the keys anew.
         out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, scale=scale)[0]
         return out
+    if q.shape[2] == 1:  # sees all keys
+        return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=group > 1)
     if q.is_cuda:  # float32: this kernel knows the alignment too, but not grouped heads
         k, v = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v))
         bias = causal_lower_right(q.shape[2], k.shape[2])
@@ -147,7 +150,7 @@ def _attention(
     scaling: float | None = None,
     **kwargs: Any,  # noqa: ANN401  (what each model hands to its attention)
 ) -> tuple[Tensor, Tensor | None]:
-    """`sdpa`, but for a chunk without a mask that continues a cache."""
+    """`sdpa`, but for tokens without a mask that continue a cache."""
     chosen = [name for name in _CHOICES if kwargs.get(name) is not None]
     if chosen:
         raise NotImplementedError(
@@ -162,13 +165,14 @@ def _attention(
         if given or not causal:
             raise NotImplementedError(f"packed rows can't attend with {', '.join(given) or 'later tokens'}")
         return feed.attend(query, key, value, scale=scaling), None
-    if attention_mask is None and 1 < length < total and causal:
+    if attention_mask is None and length < total and causal:
         if not any(kwargs.get(name) is not None for name in _PARTICULARS):
             out = lower_right_attention(query, key, value, scale=scaling)
             return out.transpose(1, 2).contiguous(), None
-        columns = torch.arange(total, device=query.device)
-        last = torch.arange(total - length, total, device=query.device)
-        attention_mask = (columns <= last[:, None])[None, None]
+        if length > 1:
+            columns = torch.arange(total, device=query.device)
+            last = torch.arange(total - length, total, device=query.device)
+            attention_mask = (columns <= last[:, None])[None, None]
     return stock_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 

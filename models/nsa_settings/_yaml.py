@@ -62,7 +62,14 @@ for _tag, _pattern, _first in _RESOLVERS:
     _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
-_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "map", "null", "seq", "str")}
+_CORE = "tag:yaml.org,2002:"
+_TAGS = {_CORE + kind for kind in ("bool", "float", "int", "map", "null", "seq", "str")}
+_WRITTEN = {
+    _CORE + "bool": "true or false",
+    _CORE + "float": "a number",
+    _CORE + "int": "a whole number",
+    _CORE + "null": "null",
+}
 
 
 def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
@@ -173,9 +180,22 @@ class _Building:
             return [self.build(child, (*path, i), inside) for i, child in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, inside)
-        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MOST_DIGITS:
-            raise YamlError(f"a number of {len(node.value):,} digits", line, path)
+        self._check_written(node, line, path)
         return self.loader.construct_object(node)
+
+    def _check_written(self, node: yaml.Node, line: int, path: Place) -> None:
+        """Refuse a value that its tag says is what it isn't written as, and numbers beyond all keys.
+
+        Raises:
+            YamlError: `!!int abc`, `!!bool yes`, `!!int 010`.
+        """
+        plain = self.loader.resolve(yaml.ScalarNode, node.value, (True, False))
+        fits = plain == node.tag or (node.tag, plain) == (_CORE + "float", _CORE + "int")
+        if node.tag in _WRITTEN and not fits:
+            text = f"expected {_WRITTEN[node.tag]}, as its tag says, got {node.value[:80]!r}"
+            raise YamlError(text, line, path)
+        if node.tag == _CORE + "int" and len(node.value) > _MOST_DIGITS:
+            raise YamlError(f"a number of {len(node.value):,} digits", line, path)
 
     def _mapping(self, node: yaml.MappingNode, path: Place, inside: frozenset[int]) -> dict[str, Any]:
         own: dict[str, Any] = {}
@@ -209,5 +229,4 @@ class _Building:
             return None
         if self.number_keys and node.tag == "tag:yaml.org,2002:int":
             return str(node.value)
-        key = self.loader.construct_object(node)
-        return key if isinstance(key, str) else None
+        return str(node.value) if node.tag == _CORE + "str" else None

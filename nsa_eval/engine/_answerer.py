@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nsa_eval._words import sentence
 from nsa_eval.config import EngineSpec
 from nsa_eval.engine._generating import Replier
 from nsa_eval.engine._lines import Reply, ReplyRequest
@@ -115,7 +116,7 @@ class Answerer:
             raise UserError(str(error)) from None
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"too little device memory for one request at a time: {str(error).splitlines()[0]} Lower "
+                f"too little device memory for one request at a time: {sentence(error)} Lower "
                 f"prefill_chunk (now {self.loaded.prefill_chunk}) or max_length (now "
                 f"{self.loaded.max_length}), or use a narrower dtype. Responses finished before are stored"
             ) from error

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, resolve_max_length
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nsa_eval._devices import device_bytes, device_name
+from nsa_eval._words import sentence
 from nsa_eval.config import EngineSpec
 from nsa_eval.engine._batching import Limits
 from nsa_eval.engine._meter import Meter
@@ -22,8 +25,9 @@ from nsa_eval.store import AuditEvent
 from nsa_models import trained_sparsity, warm_up
 from nsa_models.dma import settle_ties
 from nsa_models.families import Family, check_fits, family_of
-from nsa_models.methods import Attached, Method, MethodError, MethodShare, WeightsError, attach
+from nsa_models.methods import Attached, Method, MethodError, MethodShare, attach
 from nsa_models.once import once
+from nsa_models.shortage import one_kind_of_shortage
 
 T = TypeVar("T")
 
@@ -176,7 +180,7 @@ class LoadedModel:
     def _attach(self, method: Method) -> Attached:
         """Find out how the model is fed, then put the method on it, and obey what it declares."""
         check_fits(self.model, self.tokenizer, self.max_length)
-        with once(self.model.device):
+        with _told_shortage(), once(self.model.device):
             family = self._family or family_of(self.model, own_attention=True)
         self._family = family
         if not family.caches:
@@ -189,21 +193,24 @@ class LoadedModel:
             attached = attach(self.model, method)
         except MethodError as error:
             raise UserError(str(error)) from None
+        try:
+            with _told_shortage():
+                self._reader = Reader(
+                    self.model,
+                    prefill_chunk=self.settings.prefill_chunk,
+                    restrictions=restrictions_of(method),
+                    family=family,
+                )
+        except BaseException as error:  # its probe runs the model
+            attached.detach()
+            if isinstance(error, MethodError):
+                raise UserError(str(error)) from None
+            raise
         label = method.label if self._share is None else self._share.label
         self._events += [
             AuditEvent(kind="method", detail=f"{label}: {remark}")
             for remark in (*attached.notes, *remarks_on(method))
         ]
-        try:
-            self._reader = Reader(
-                self.model,
-                prefill_chunk=self.settings.prefill_chunk,
-                restrictions=restrictions_of(method),
-                family=family,
-            )
-        except WeightsError as error:  # as in `Answerer.answer`: its probe runs the model
-            attached.detach()
-            raise UserError(str(error)) from None
         return attached
 
     def _default_max_length(self) -> int:
@@ -218,3 +225,20 @@ class LoadedModel:
             )
         )
         return int(DEFAULT_MAX_LENGTH)
+
+
+@contextmanager
+def _told_shortage() -> Iterator[None]:
+    """Tell a lack of memory while a model is tried, before there is any request.
+
+    Raises:
+        UserError: Not even a few tokens fit.
+    """
+    try:
+        with one_kind_of_shortage():
+            yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"too little device memory to try the model on a few tokens: {sentence(error)} See "
+            "what else runs on the device, or use a narrower dtype"
+        ) from error

@@ -143,21 +143,23 @@ class Scheduler:
         if not entries:
             return
         try:
-            new, logits = self._prompts(entries, rows)
-            self._start(entries, new, logits)
-        except torch.OutOfMemoryError:
-            # Rows that decode have to end first; where there are none, half of the prompts have to wait.
-            alone = not self._drain()
-            if alone and len(entries) == 1:
-                raise
-            torch.cuda.empty_cache()
-            # Some may have got their token before: they go on from it.
-            left = [entry for entry in entries if not (entry.line.ended or entry.line in self._parked)]
-            for entry in left:
-                entry.line.rewind(keep=self.reader.either_phase)
-            middle = (len(left) + 1) // 2 if alone else len(left)
-            for part in (left[:middle], left[middle:]):
-                self._in_turn(part, rows)
+            self._start(entries, *self._prompts(entries, rows))
+            return
+        except torch.OutOfMemoryError as error:
+            lacking = str(error)
+        # Behind the error, whose frames hold the caches that were being made. Rows that decode have to end
+        # first; where there are none, half of the prompts have to wait.
+        alone = not self._drain()
+        if alone and len(entries) == 1:
+            raise torch.OutOfMemoryError(lacking)
+        torch.cuda.empty_cache()
+        # Some may have got their token before: they go on from it.
+        left = [entry for entry in entries if not (entry.line.ended or entry.line in self._parked)]
+        for entry in left:
+            entry.line.rewind(keep=self.reader.either_phase)
+        middle = (len(left) + 1) // 2 if alone else len(left)
+        for part in (left[:middle], left[middle:]):
+            self._in_turn(part, rows)
 
     def _in_turn(self, entries: list[Entry], rows: Rows | None) -> None:
         """Let lines enter, no more than there are slots, each time to their end."""

@@ -175,6 +175,20 @@ class _Work:
     def _batch(self, members: list[Member], rows: Rows | None) -> None:
         if not members:
             return
+        tally = self._tallied(members, rows)
+        if tally is None:
+            torch.cuda.empty_cache()
+            self._batch(members[: len(members) // 2], rows)
+            self._batch(members[len(members) // 2 :], rows)
+            return
+        self.emit([(name, score) for name, score in tally.scores() if self.wanted(name)])
+
+    def _tallied(self, members: list[Member], rows: Rows | None) -> _Tally | None:
+        """Read a batch; None where memory lacked for so many, with all that the attempt held let go.
+
+        Raises:
+            torch.OutOfMemoryError: Memory lacked for one.
+        """
         units = [self.units[member.index] for member in members]
         depths = [member.depth for member in members]
         tally = _Tally(units, depths)
@@ -190,11 +204,8 @@ class _Work:
         except torch.OutOfMemoryError:
             if len(members) == 1:
                 raise
-            torch.cuda.empty_cache()
-            self._batch(members[: len(members) // 2], rows)
-            self._batch(members[len(members) // 2 :], rows)
-            return
-        self.emit([(name, score) for name, score in tally.scores() if self.wanted(name)])
+            return None
+        return tally
 
 
 class _Tally:

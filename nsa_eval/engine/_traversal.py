@@ -107,10 +107,12 @@ class Traversal:
     ) -> list[tuple[list[Node], Rows]]:
         try:
             return [(batch, self._read(batch, depth, rows))]
-        except torch.OutOfMemoryError:
-            if not self.relieve() and len(batch) == 1:
-                raise
-            torch.cuda.empty_cache()
+        except torch.OutOfMemoryError as error:
+            lacking = str(error)
+        # Behind the error, whose frames hold all that the attempt had read: those who decode need that room.
+        if not self.relieve() and len(batch) == 1:
+            raise torch.OutOfMemoryError(lacking)
+        torch.cuda.empty_cache()
         middle = (len(batch) + 1) // 2
         halves = [half for half in (batch[:middle], batch[middle:]) if half]
         return [part for half in halves for part in self._context_batch(half, depth, rows)]

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+import nsa_models.attention
+import nsa_models.lower_right
 from nsa_kernels.spans import takes_flash
 from nsa_models.lower_right import (
     IMPLEMENTATION,
@@ -96,6 +98,27 @@ def test_pieces_of_a_prompt_give_what_sdpa_gives(monkeypatch):
     torch.testing.assert_close(in_pieces(model, tokens, ()), whole, rtol=0, atol=1e-5)
     assert all(mask is None for mask in used)
     torch.testing.assert_close(in_pieces(model, tokens, (30, 31, 77)), whole, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "ours"])
+def test_decode_steps_go_the_same_way(kind, monkeypatch, tiny_model):
+    """CUDA's first choice may be cuDNN, which plans each new length of the keys anew."""
+    tokens = torch.randint(64, (2, 12), generator=torch.Generator().manual_seed(7))
+    model = llama() if kind == "llama" else tiny_model(attention="full")
+    wanted = in_pieces(model, tokens, range(9, 12))
+    if kind == "llama":
+        assert prefer_lower_right(model)
+    asked = []
+
+    def noted(q, k, v, **given):
+        asked.append((q.shape[2], k.shape[2]))
+        return lower_right_attention(q, k, v, **given)
+
+    for module in (nsa_models.lower_right, nsa_models.attention):
+        monkeypatch.setattr(module, "lower_right_attention", noted)
+    torch.testing.assert_close(in_pieces(model, tokens, range(9, 12)), wanted)
+    layers = model.config.num_hidden_layers
+    assert asked == [step for step in ((1, 10), (1, 11), (1, 12)) for _ in range(layers)]
 
 
 def test_padding_still_makes_a_mask():

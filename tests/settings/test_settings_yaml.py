@@ -73,6 +73,31 @@ def test_what_a_config_may_not_hold(text, message):
         parse_yaml(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("!!int abc", "expected a whole number, as its tag says, got 'abc'"),
+        ("!!int ''", "expected a whole number, as its tag says, got ''"),
+        ("!!int 010", "expected a whole number, as its tag says, got '010'"),  # YAML 1.1's 8
+        ("!!float 1:30.5", "expected a number, as its tag says, got '1:30.5'"),
+        ("!!bool yes", "expected true or false, as its tag says, got 'yes'"),  # YAML 1.1's true
+        ("!!null none", "expected null, as its tag says, got 'none'"),
+    ],
+)
+def test_a_tag_does_not_make_a_value_what_it_is_not(text, message):
+    with pytest.raises(YamlError, match=message) as caught:
+        parse_yaml(f"limit: 1\nkey: {text}")
+    assert (caught.value.line, caught.value.path) == (2, ("key",))
+    with pytest.raises(YamlError, match="keys are words"):
+        parse_yaml(f"{text}: 1")
+
+
+def test_a_tag_may_say_what_a_value_is():
+    data, _ = parse_yaml("{a: !!int 3, b: !!float 3, c: !!str 3, d: !!bool true, e: !!null ~}")
+    assert data == {"a": 3, "b": 3.0, "c": "3", "d": True, "e": None}
+    assert isinstance(data["b"], float)
+
+
 def test_python_tags_run_nothing(tmp_path):
     marker = tmp_path / "ran"
     with pytest.raises(YamlError):

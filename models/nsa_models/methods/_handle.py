@@ -186,11 +186,15 @@ class Attached(ABC):
             self._phase, self._counts, self._told_memories, self._continued = before
 
     def detach(self) -> None:
-        """Take the method off; the model then works exactly as before. Doing it twice does nothing."""
+        """Take the method off; the model then works exactly as before. Doing it twice does nothing.
+
+        What was read stays counted in `reads`; what is known of rows and keys is let go.
+        """
         model = self._model()
         if model is not None and self.attached:
             self._remove(model)
             del _attached[model]
+        self._memories, self._kept = Memories.fresh(0), KeptPages()
 
     def __enter__(self) -> Attached:
         """The handle itself."""

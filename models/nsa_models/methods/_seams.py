@@ -88,8 +88,9 @@ class StockAttached(Attached):
         self._seen: tuple[weakref.ref[Tensor], Placement] | None = None
         self._looks: dict[int, Tensor] | None = None
         self._hooks: list[RemovableHandle] = []
-        self._caches: dict[int, tuple[DynamicLayer, Allocation]] = {}
-        """Each layer's cache, and where it had the keys as the layer began."""
+        self._caches: dict[int, tuple[weakref.ref[DynamicLayer], Allocation]] = {}
+        """Each layer's cache, and where it had the keys as the layer began. A layer that fails midway leaves
+        it here, and mustn't keep it alive."""
 
     def _install(self, model: PreTrainedModel) -> None:
         for module in model.modules():
@@ -130,15 +131,16 @@ class StockAttached(Attached):
             return
         held = cache.layers[layer]
         if type(held) is DynamicLayer and held.is_initialized and held.keys is not None:
-            self._caches[layer] = held, Allocation(held.keys)
+            self._caches[layer] = weakref.ref(held), Allocation(held.keys)
 
     def _held(self, layer: int, key: Tensor) -> Held:
         """Where the keys of a layer lie, if the model attends to what its cache has as it is."""
         if layer not in self._caches:
             return Held()
-        cache, before = self._caches.pop(layer)
-        given = Allocation(key)
-        return Held(before=before, after=given) if given == Allocation(cache.keys) else Held()
+        known, before = self._caches.pop(layer)
+        cache, given = known(), Allocation(key)
+        as_it_is = cache is not None and given == Allocation(cache.keys)
+        return Held(before=before, after=given) if as_it_is else Held()
 
     def forward(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -241,6 +242,18 @@ def test_generate_gives_the_tokens_of_the_reference(make_model: Callable[..., Pr
     assert torch.equal(*replies)
     assert reads[0] == reads[1]
     assert reads[0][1].read < reads[0][1].dense
+
+
+def test_what_is_remembered_goes_with_the_method(make_model: Callable[..., PreTrainedModel]) -> None:
+    model = make_model("llama", num_hidden_layers=2, head_dim=16).float()
+    with attach(model, both(SIZES[0])[1], auto_phase="generate") as attached:
+        model.generate(tokens(120)[None], max_new_tokens=2, min_new_tokens=2, do_sample=False)
+        [row] = attached._memories.rows
+        kept = [weakref.ref(memory.own.keys.store.data) for memory in row.layers.values()]
+        del row
+        assert None not in [ref() for ref in kept]
+    assert [ref() for ref in kept] == [None, None]
+    assert attached.reads.decode.read > 0
 
 
 def test_tokens_of_copies_stay_apart_and_move_seldom() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -326,6 +327,44 @@ def test_a_step_that_goes_on_does_not_make_the_gpu_wait(
                 read.feed([tokens(1)] * 3, decode=True)
         asked.append(sum(counted.found.values()))
     assert asked[1:] == [asked[0]] * 2  # dense steps: the model's own
+
+
+@pytest.mark.parametrize("next_prompt", [True, False])
+@pytest.mark.usefixtures("by_twin")
+def test_nothing_of_a_cache_outlives_it(either: PreTrainedModel, next_prompt: bool) -> None:
+    """Extremes are let go with the method, or by the next prompt."""
+    with attach(either, quest(CASES[0], fast=True)) as attached:
+        story = Story(either, attached)
+        cache = story.steps(story.prompt(many(2)))
+        keys = [weakref.ref(layer) for layer in cache.layers]
+        known = [weakref.ref(held.what.high) for held in attached._kept._layers.values()]
+        del cache
+        assert [ref() for ref in keys] == [None, None]
+        assert len(known) == 2
+        if next_prompt:
+            story.prompt(many(1))
+            assert [ref() for ref in known] == [None, None]
+    assert [ref() for ref in known] == [None, None]
+
+
+@pytest.mark.usefixtures("by_twin")
+def test_a_cache_that_grew_too_large_is_not_kept_by_the_step_that_failed(
+    make_model: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small(make_model)
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with attach(model, quest(CASES[0], fast=True)) as attached:
+        story = Story(model, attached)
+        cache = story.steps(story.prompt(many(2)))
+        monkeypatch.setattr(DynamicLayer, "update", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            story.steps(cache)
+        layers = [weakref.ref(layer) for layer in cache.layers]
+        del cache
+        assert [layer() for layer in layers] == [None, None]
 
 
 def test_other_memory_is_never_taken_for_what_was_freed() -> None:

@@ -1,9 +1,12 @@
 """Memory that runs out anywhere between prompts and steps costs time, and no reply."""
 
+import weakref
+
 import pytest
 import torch
 
 from nsa_eval.engine import Engine, _running, _scheduling, _steps
+from nsa_eval.engine._reader import Reader
 from nsa_models.families import ours, packed
 from nsa_models.packed import _slots
 from nsa_models.static import CacheSlots
@@ -296,3 +299,47 @@ def test_a_shortage_beside_the_allocator_makes_batches_smaller_too(tokenizer, to
             [logprob for logprob, _ in expected], abs=1e-4
         )
     assert failed
+
+
+@pytest.mark.parametrize("kind", ["generate_until", "loglikelihood"])
+@pytest.mark.parametrize("heads", [0, 1, 4])
+def test_what_a_failed_batch_had_read_is_let_go_before_the_next(tokenizer, toys, kind, heads, monkeypatch):
+    """Halves of a batch need the room of the whole: its caches, and activations in the frames of its error.
+
+    Without a common beginning prompts fail, with one what follows it, with four those beginnings.
+    """
+    model = toys.make_model("full")
+    begin = [f"{toys.make_text(90 + number, 120)} " for number in range(heads)] or [""]
+    asked = [
+        toys.request_of(
+            kind,
+            (f"{begin[n % len(begin)]}{toys.make_text(n, 20)}", {"until": [], "max_gen_toks": 4})
+            if kind == "generate_until"
+            else (f"{begin[n % len(begin)]}{toys.make_text(n, 20)}", f" {toys.make_text(50 + n, 2)}"),
+            doc_id=n,
+        )
+        for n in range(8)
+    ]
+    engine = Engine(model, tokenizer)
+    expected = getattr(engine, kind)(asked)
+    real, held, seen = Reader.read, [], []
+
+    def read(self, pieces, rows, **given):
+        if held:
+            seen.append([ref() is None for ref in held])
+        real(self, pieces, rows, **given)
+        if not held and len(pieces) > 1:
+            activations = torch.zeros(1)
+            held.append(weakref.ref(activations))
+            if rows is not None:
+                held.append(weakref.ref(rows.cache))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Reader, "read", read)
+    found = getattr(Engine(model, tokenizer), kind)(asked)
+    assert all(map(all, seen))
+    assert seen
+    if kind == "generate_until":
+        assert found == expected
+    else:
+        assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-4)

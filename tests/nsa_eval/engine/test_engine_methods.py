@@ -11,7 +11,8 @@ from nsa_eval.config import EngineSpec
 from nsa_eval.engine import Answerer, Engine, _loaded, _steps
 from nsa_eval.errors import UserError
 from nsa_models.families.uncached import UncachedFamily
-from nsa_models.methods import _listed, attached_to, make_method
+from nsa_models.methods import MethodError, _listed, attached_to, make_method
+from nsa_models.methods._seams import StockAttached
 
 METHODS = {
     "exact-top": make_method("exact-top", 24, first=4, local=8),
@@ -116,6 +117,31 @@ def test_a_model_that_cannot_take_a_method_is_refused_in_one_sentence(kind, mess
         engine_of(model, tokenizer, METHODS["exact-top"])
     assert "\n" not in str(caught.value)
     assert attached_to(model) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MethodError("exact-top: layer 0 has a sliding window"), "^exact-top: layer 0 has a sliding window$"),
+        (RuntimeError("CUDA error: out of memory"), "too little device memory .*: CUDA error: out of memory"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_shows_in_a_models_first_forward_is_told_and_leaves_no_method(
+    error, message, toys, tokenizer, monkeypatch
+):
+    def refuse(*_, **__):
+        raise error
+
+    model = toys.make_model("llama")
+    with monkeypatch.context() as patched:
+        patched.setattr(StockAttached, "forward", refuse)
+        with pytest.raises(UserError, match=message):
+            engine_of(model, tokenizer, METHODS["exact-top"])
+    assert attached_to(model) is None
+    engine, answerer = engine_of(model, tokenizer, METHODS["exact-top"])
+    assert engine.generate_until(toys.reply_requests()[:1])
+    answerer.close()
 
 
 @pytest.mark.parametrize("name", ["seer-attention", "nosa"])

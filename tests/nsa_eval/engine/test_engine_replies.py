@@ -1,6 +1,7 @@
 """Replies equal lm-eval's own, and don't depend on what shares a batch."""
 
 import random
+import re
 
 import pytest
 import torch
@@ -122,9 +123,28 @@ def test_batch_too_large_for_the_device_is_halved(llama, tokenizer, toys, monkey
     assert [value for value, _ in found] == pytest.approx([value for value, _ in expected[0]], abs=1e-4)
     assert engine.generate_until(replies) == expected[1]
     assert len(refused) > 4
-    monkeypatch.setattr(reader, "_forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
-    with pytest.raises(UserError, match=r"too little device memory.*Lower prefill_chunk \(now 8192\)"):
-        engine.generate_until(replies)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("CUDA error: out of memory\nCUDA kernel errors", "CUDA error: out of memory."),
+        (
+            "CUDA out of memory. Tried to allocate 2.00 GiB.",
+            "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        ),
+        ("", "OutOfMemoryError."),
+    ],
+)
+def test_too_little_memory_for_a_request_is_told_in_sentences(
+    llama, tokenizer, toys, monkeypatch, said, told
+):
+    engine = Engine(llama, tokenizer)
+    reader = engine._answerer.loaded.reader()
+    monkeypatch.setattr(reader, "_forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError(said)))
+    message = f"too little device memory for one request at a time: {told} Lower prefill_chunk (now 8192)"
+    with pytest.raises(UserError, match=re.escape(message)):
+        engine.generate_until(toys.reply_requests())
 
 
 def test_prompts_read_in_several_batches_go_on_as_one(any_model, tokenizer, toys, monkeypatch):
