@@ -192,7 +192,7 @@ class _Building:
         plain = self.loader.resolve(yaml.ScalarNode, node.value, (True, False))
         fits = plain == node.tag or (node.tag, plain) == (_CORE + "float", _CORE + "int")
         if node.tag in _WRITTEN and not fits:
-            text = f"expected {_WRITTEN[node.tag]}, as its tag says, got {node.value[:80]!r}"
+            text = f"not {_WRITTEN[node.tag]}, as its tag says: {node.value[:80]!r}"
             raise YamlError(text, line, path)
         if node.tag == _CORE + "int" and len(node.value) > _MOST_DIGITS:
             raise YamlError(f"a number of {len(node.value):,} digits", line, path)

@@ -76,12 +76,12 @@ def test_what_a_config_may_not_hold(text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("!!int abc", "expected a whole number, as its tag says, got 'abc'"),
-        ("!!int ''", "expected a whole number, as its tag says, got ''"),
-        ("!!int 010", "expected a whole number, as its tag says, got '010'"),  # YAML 1.1's 8
-        ("!!float 1:30.5", "expected a number, as its tag says, got '1:30.5'"),
-        ("!!bool yes", "expected true or false, as its tag says, got 'yes'"),  # YAML 1.1's true
-        ("!!null none", "expected null, as its tag says, got 'none'"),
+        ("!!int abc", "not a whole number, as its tag says: 'abc'"),
+        ("!!int ''", "not a whole number, as its tag says: ''"),
+        ("!!int 010", "not a whole number, as its tag says: '010'"),  # YAML 1.1's 8
+        ("!!float 1:30.5", "not a number, as its tag says: '1:30.5'"),
+        ("!!bool yes", "not true or false, as its tag says: 'yes'"),  # YAML 1.1's true
+        ("!!null none", "not null, as its tag says: 'none'"),
     ],
 )
 def test_a_tag_does_not_make_a_value_what_it_is_not(text, message):

@@ -54,6 +54,7 @@ class Quest(Paged, Budgeted):
     shared_prefixes: ClassVar[bool] = True
     lm_scores: ClassVar[bool] = True
     simulated: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     page: int = 16
     reading: Reading = "eval"

@@ -251,6 +251,23 @@ def test_several_tokens_in_a_step_choose_one_by_one(either: PreTrainedModel) -> 
     same(found[1], found[0])
 
 
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[5]], ids=str)
+@pytest.mark.usefixtures("by_twin")
+def test_rows_without_a_token_in_a_step_read_nothing(either: PreTrainedModel, case: dict[str, Any]) -> None:
+    found = []
+    for fast in (False, True):
+        with attach(either, quest(case, fast=fast)) as attached:
+            rows = Rows(either, 3, attached)
+            parts = rows.feed([tokens(60 + row, seed=row) for row in range(3)])
+            for pattern in ((1, 1, 1), (1, 0, 1), (1, 1, 1), (1, 1, 1), (0, 0, 1)):
+                parts += rows.feed([tokens(count) for count in pattern], decode=True)
+        found.append((parts, attached))
+    same(found[1], found[0])
+    assert found[1][1].reads.decode.queries == 2 * 4 * 12
+    ends = [*(61 + row for row in range(3)), 62, 64, 63, 62, 65, 64, 63, 66, 67]
+    assert found[1][1].reads.index.scored == 2 * sum(quest(case, fast=True).index_reads(end) for end in ends)
+
+
 @pytest.mark.usefixtures("by_twin")
 def test_modes_of_autograd_may_change_between_steps(make_model: Callable[..., PreTrainedModel]) -> None:
     model, logits = small(make_model), []

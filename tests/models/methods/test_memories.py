@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -92,6 +93,19 @@ def test_a_reordered_cache_is_an_error(llama: PreTrainedModel) -> None:
         cache.reorder_cache(torch.tensor([1, 0]))
         with pytest.raises(MethodError, match=r"h2o: a row goes on with its token 20, .* is of another row"):
             step(llama, attached, cache, [tokens(1)[0]] * 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_keys_that_round_otherwise_are_the_same_row_s(llama: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Models that cache latents (MLA) make keys anew in each forward, whose last place is its shape's."""
+    row, model = tokens(20), llama.to(dtype)
+    for off, same in ((1.0, True), (1000.0, False)):
+        with attach(model, METHOD) as attached:
+            cache = prompts(model, attached, [row])
+            for layer in cache.layers:
+                layer.keys = layer.keys * (1 + off * torch.finfo(dtype).eps)
+            with contextlib.nullcontext() if same else pytest.raises(MethodError, match="is of another row"):
+                step(model, attached, cache, [row[0]])
 
 
 def test_beam_search_is_an_error_and_not_another_result(llama: PreTrainedModel) -> None:
