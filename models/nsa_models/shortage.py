@@ -11,6 +11,7 @@ import torch
 # of cuBLAS and cuDNN, a kernel's code as Triton loads it, a graph's memory; and memory of the host.
 _SAYINGS = (
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
     "CUDA out of memory",
     "Triton Error [CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",

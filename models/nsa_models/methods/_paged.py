@@ -55,6 +55,10 @@ class Paged(Listed):
     def scored(self, lengths: Tensor) -> Tensor:
         """Pages whose extremes a query reads at so many tokens: `index_reads` is twice that. Integers [B]."""
 
+    def kv_kept(self, tokens: int) -> int:
+        """With `fast`, two extremes for each page besides, which are as much as a token."""
+        return super().kv_kept(tokens) + (-(-tokens // self.page) if self.fast else 0)
+
     def lists(self, run: Run, plan: Any) -> BlockLists:  # noqa: ANN401 - as in `Listed`
         """Never asked: prompts stay dense.
 

@@ -105,8 +105,8 @@ class StockAttached(Attached):
         if isinstance(listed(self.method), Paged):
             self._hooks = [
                 module.register_forward_pre_hook(self._note_cache, with_kwargs=True)
-                for module, handle in _handles.items()
-                if handle is self and module.layer_idx in self.layers
+                for module in model.modules()
+                if _handles.get(module) is self and module.layer_idx in self.layers
             ]
 
     def _remove(self, model: PreTrainedModel) -> None:

@@ -197,6 +197,12 @@ def test_pages_of_any_size_are_fast(page: int) -> None:
     assert fast.describe()["kernels"]["numerics"] >= 1
 
 
+def test_kept_extremes_count_as_a_token_a_page() -> None:
+    plain, fast = (quest({"budget": 300, "page": 16}, fast=fast) for fast in (False, True))
+    assert [plain.kv_kept(count) for count in (1, 32, 33, 1000)] == [1, 32, 33, 1000]
+    assert [fast.kv_kept(count) for count in (1, 32, 33, 1000)] == [2, 34, 36, 1063]
+
+
 def test_without_a_gpu_it_is_refused(make_model: Callable[..., PreTrainedModel]) -> None:
     with pytest.raises(MethodError, match="quest: fast needs a GPU with Triton, bfloat16 or float16"):
         attach(small(make_model), quest(CASES[0], fast=True))
