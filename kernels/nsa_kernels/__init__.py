@@ -19,8 +19,8 @@ from nsa_kernels.geometry import BlockGeometry, num_blocks
 from nsa_kernels.types import Backend, BackendUnavailableError, NSAOutput
 
 NUMERICS = 4
-"""Version of what the backends compute: raised whenever the same inputs may give other last bits than before.
-Stored responses and reports carry it."""
+"""Version of what the backends, and this project's full attention, compute: raised whenever the same inputs
+may give other last bits than before. Stored responses and reports carry it."""
 
 __all__ = [
     "BACKENDS",

@@ -13,6 +13,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from nsa_kernels import NUMERICS, choose_backend
 from nsa_models.checkpoints import ModelLoadError
+from nsa_models.configuration import NSADecoderConfig
+from nsa_models.lower_right import IMPLEMENTATION
+from nsa_models.methods import attached_to
 
 _NOT_SETTINGS = ("model_type", "architectures", "dtype", "transformers_version")
 """Entries of config.json that say what a checkpoint is, and not how it works."""
@@ -30,7 +33,8 @@ class RunningBackend:
     package: str
     """The package that it comes from, with its version: `triton 3.7.1`."""
     numerics: int | None = None
-    """Version of what NSA's kernels compute, raised whenever their results change; None elsewhere."""
+    """Version of what this project's attention computes, raised whenever its results change; None where a
+    model's own is left as it is."""
 
     def __str__(self) -> str:
         """As a report shows it."""
@@ -41,9 +45,11 @@ def running_backend(model: PreTrainedModel) -> RunningBackend:
     """Say what computes a loaded model's attention where it is now, in the dtype that it has."""
     config = model.config
     if getattr(config, "attention", None) != "nsa":
-        return RunningBackend(
-            name=str(getattr(config, "_attn_implementation", None) or "eager"), package=_versioned("torch")
+        name = str(getattr(config, "_attn_implementation", None) or "eager")
+        ours = (
+            isinstance(config, NSADecoderConfig) or name == IMPLEMENTATION or attached_to(model) is not None
         )
+        return RunningBackend(name=name, package=_versioned("torch"), numerics=NUMERICS if ours else None)
     name = config.nsa_backend
     if name == "auto":
         name = choose_backend(

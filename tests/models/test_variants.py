@@ -7,6 +7,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import nsa_models
 from nsa_kernels import NUMERICS
 from nsa_models import NSADecoderConfig, NSADecoderForCausalLM, running_backend, with_fields
+from nsa_models.lower_right import IMPLEMENTATION, prefer_lower_right
+from nsa_models.methods import attach, parse_method
 
 SHAPE = {
     "vocab_size": 128,
@@ -25,7 +27,7 @@ def make(kind):
     torch.manual_seed(0)
     if kind == "llama":
         return LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
-    return NSADecoderForCausalLM(NSADecoderConfig(**SHAPE, head_dim=16, **GRID)).eval()
+    return NSADecoderForCausalLM(NSADecoderConfig(**SHAPE, head_dim=16, attention=kind, **GRID)).eval()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,12 @@ def test_the_backend_is_what_runs_and_not_what_was_asked_for():
     found = running_backend(nsa)
     assert (found.name, found.numerics) == ("torch", NUMERICS)
     assert found.package.startswith("torch 2.")
-    assert running_backend(llama).name == "sdpa"
+    assert (running_backend(llama).name, running_backend(llama).numerics) == ("sdpa", None)
+    with attach(llama, parse_method("streaming-llm:64")):
+        assert running_backend(llama).numerics == NUMERICS
+    assert prefer_lower_right(llama)
+    assert (running_backend(llama).name, running_backend(llama).numerics) == (IMPLEMENTATION, NUMERICS)
+    assert running_backend(make("full")).numerics == NUMERICS
     nsa.config.nsa_backend = "reference"
     assert running_backend(nsa).name == "reference"
 
