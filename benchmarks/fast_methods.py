@@ -26,13 +26,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from random_dense import add_shape, made, shape_of
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import sdpa_mask
 
 from nsa_kernels.bench.result import describe
-from nsa_kernels.bench.settings import DTYPES, length_name, parse_lengths
+from nsa_kernels.bench.settings import length_name
 from nsa_models.methods import Method, attach, parse_method
 
 METHODS = (
@@ -83,7 +84,7 @@ def main(words: Sequence[str] | None = None) -> None:
     rows: list[Row] = []
     notes: list[str] = []
     ends = time.monotonic() + args.seconds
-    model = random_llama(args, device)
+    model = random_llama(args)
 
     def write() -> None:
         if args.json:
@@ -143,27 +144,10 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def random_llama(args: argparse.Namespace, device: torch.device) -> LlamaForCausalLM:
-    """A Llama with random weights, a small vocabulary and as many layers as asked for."""
-    config = LlamaConfig(
-        vocab_size=1024,
-        hidden_size=args.heads * args.head_dim,
-        intermediate_size=args.mlp,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.heads,
-        num_key_value_heads=args.kv_heads,
-        head_dim=args.head_dim,
-        max_position_embeddings=max(args.lengths),
-        rope_parameters={"rope_type": "default", "rope_theta": 5e5},
-    )
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[args.dtype])
-    try:
-        with device:
-            return LlamaForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(before)
+def random_llama(args: argparse.Namespace) -> LlamaForCausalLM:
+    """A Llama of transformers."""
+    config = LlamaConfig(**shape_of(args), rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    return made(lambda: LlamaForCausalLM(config), args)
 
 
 def _contenders(
@@ -281,19 +265,12 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--lengths", type=parse_lengths, default="32k,64k", help="tokens; k = 1024")
+    add_shape(parser)
     parser.add_argument(
         "--method",
         action="append",
         help="NAME:BUDGET,OPTION=VALUE,..., again for more; default: the authors' sizes",
     )
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=32, help="query heads")
-    parser.add_argument("--kv-heads", type=int, default=8, help="KV heads")
-    parser.add_argument("--head-dim", type=int, default=128, help="width of a head")
-    parser.add_argument("--mlp", type=int, default=14336, help="width of the MLP")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs")
     parser.add_argument("--seconds", type=float, default=300, help="what would begin later is left out")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

@@ -22,10 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from random_dense import add_shape, made, shape_of
 from torch import Tensor
 
 from nsa_kernels.bench.result import describe
-from nsa_kernels.bench.settings import DTYPES, length_name, parse_lengths
+from nsa_kernels.bench.settings import length_name
 from nsa_models import NSACache, NSADecoderConfig, NSADecoderForCausalLM
 from nsa_models.families import family_of
 from nsa_models.methods import attach, parse_method
@@ -56,7 +57,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Measure and print."""
     args = _arguments(words)
     device = torch.device(args.device)
-    model = random_decoder(args, device)
+    model = random_decoder(args)
     rows: list[Row] = []
     with torch.inference_mode():
         for length in sorted(args.lengths):
@@ -87,27 +88,10 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def random_decoder(args: argparse.Namespace, device: torch.device) -> NSADecoderForCausalLM:
-    """The project's decoder with full attention, random weights and a small vocabulary."""
-    config = NSADecoderConfig(
-        attention="full",
-        vocab_size=1024,
-        hidden_size=args.heads * args.head_dim,
-        intermediate_size=args.mlp,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.heads,
-        num_key_value_heads=args.kv_heads,
-        head_dim=args.head_dim,
-        max_position_embeddings=2 * max(args.lengths),
-    )
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[args.dtype])
-    try:
-        with device:
-            return NSADecoderForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(before)
+def random_decoder(args: argparse.Namespace) -> NSADecoderForCausalLM:
+    """The project's decoder with full attention."""
+    config = NSADecoderConfig(attention="full", **shape_of(args))
+    return made(lambda: NSADecoderForCausalLM(config), args)
 
 
 def _measured(model: NSADecoderForCausalLM, length: int, count: int, args: argparse.Namespace) -> list[Row]:
@@ -174,20 +158,13 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--lengths", type=parse_lengths, default="32k,64k", help="tokens; k = 1024")
+    add_shape(parser)
     parser.add_argument(
         "--rows", type=lambda text: [int(part) for part in text.split(",")], default="1,8", help="of a batch"
     )
     parser.add_argument(
         "--method", action="append", help="NAME:BUDGET,OPTION=VALUE,..., again for more; default: Quest twice"
     )
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=32, help="query heads")
-    parser.add_argument("--kv-heads", type=int, default=8, help="KV heads")
-    parser.add_argument("--head-dim", type=int, default=128, help="width of a head")
-    parser.add_argument("--mlp", type=int, default=14336, help="width of the MLP")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=32, help="steps to a timed run")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
