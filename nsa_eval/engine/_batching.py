@@ -50,9 +50,10 @@ class Limits:
     """A batch ends where rows get shorter than this part of its longest; 0 = never."""
 
     @classmethod
-    def of(cls, family: Family, batch_size: int | Literal["auto"]) -> Limits:
+    def of(cls, family: Family, batch_size: int | Literal["auto"], *, kept: float = 1.0) -> Limits:
         """Limits for `batch_size` rows, or from the machine's memory when "auto".
 
+        `kept` is what a token takes with all that a method keeps of it, as a multiple of its keys and values.
         On a GPU "auto" goes by the memory that is free when it is asked, in coarse steps: too large a batch
         is halved when it fails. Activations are bounded at some 0.9 GiB whatever the memory.
         """
@@ -69,7 +70,7 @@ class Limits:
             rows=rows,
             tokens=tokens,
             # Without a cache a step reads all tokens of all rows: they must fit into one forward.
-            cache_tokens=max(1, cache // family.cache_bytes) if family.caches else tokens,
+            cache_tokens=max(1, int(cache / (family.cache_bytes * kept))) if family.caches else tokens,
             shortest=_SHORTEST,
         )
 

@@ -128,7 +128,10 @@ class LoadedModel:
 
     def limits(self) -> Limits:
         """What one batch may hold, by the memory that is free now."""
-        return Limits.of(self.reader().family, self.settings.batch_size)
+        kept = 1.0
+        if self._attached is not None:  # masked keys stay in the cache: a method never takes less
+            kept = max(1.0, self._attached.method.kv_kept(self.max_length) / self.max_length)
+        return Limits.of(self.reader().family, self.settings.batch_size, kept=kept)
 
     def replays(self) -> bool:
         """Whether decode steps may be replayed from CUDA graphs."""

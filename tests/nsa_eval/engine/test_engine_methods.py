@@ -328,3 +328,13 @@ def test_a_model_without_a_cache_takes_no_method(name, what, toys, tokenizer, mo
     ):
         engine_of(model, tokenizer, METHODS[name])
     assert attached_to(model) is None
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_automatic_batches_leave_room_for_what_a_method_keeps(fast, toys, tokenizer, monkeypatch):
+    monkeypatch.setitem(_listed.BACKENDS, "cpu", "torch")
+    method = make_method("quest", 64, page=4, dense_layers=[], fast=fast)  # a fourth more with its extremes
+    _, plain = engine_of(toys.make_model("llama"), tokenizer, None)
+    _, answerer = engine_of(toys.make_model("llama"), tokenizer, method)
+    share = plain.loaded.limits().cache_tokens / answerer.loaded.limits().cache_tokens
+    assert share == pytest.approx(1.25 if fast else 1.0, rel=1e-3)
