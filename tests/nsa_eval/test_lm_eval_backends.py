@@ -223,7 +223,7 @@ def test_it_is_compared_with_a_checkpoint_of_ours(server, tasks, tiny_checkpoint
     assert result.comparison is not None
     assert result.comparison.rows[0].n == 6
     assert any("served: asked through a class of lm-eval's" in note for note in result.notes)
-    assert any("served: unaudited" in note for note in result.comparison.notes)
+    assert any("served: asked through a class of lm-eval's" in note for note in result.comparison.notes)
 
 
 def test_needles_are_sized_by_the_tokenizer_that_is_named(server, tasks, tiny_checkpoints, tmp_path):
