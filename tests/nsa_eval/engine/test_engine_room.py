@@ -37,7 +37,7 @@ def test_no_more_is_kept_than_the_cache_holds(tokenizer, toys, monkeypatch, case
     else:  # tails of all slots are there at once
         asked = [(text(n, 300), 100) for n in range(6)]
         limits = Limits(rows=6, tokens=4096, cache_tokens=700, shortest=0.0)
-    monkeypatch.setattr(Limits, "of", classmethod(lambda cls, family, size: limits))
+    monkeypatch.setattr(Limits, "of", classmethod(lambda cls, *_, **__: limits))
     seen = longest_blocks(monkeypatch)
     requests = [
         toys.request_of("generate_until", (p, {"until": [], "max_gen_toks": b}), doc_id=n)
