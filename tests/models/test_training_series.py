@@ -268,20 +268,27 @@ def test_a_finished_run_of_another_recipe_is_refused_before_any_is_trained(
     assert results(written)["runs"]["full-16"]["recipe"]["seed"] == 3
 
 
+@pytest.mark.parametrize(
+    "lack",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED, CUDA out of memory"),
+    ],
+)
 def test_a_run_too_large_for_the_memory_keeps_no_other_from_being_trained(
-    written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lack: Exception, written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     learn = Learner.learn
 
     def within_memory(self: Learner, *args: Any, **kwargs: Any) -> Learnt:
         if self.config.hidden_size == 32:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise lack
         return learn(self, *args, **kwargs)
 
     monkeypatch.setattr(Learner, "learn", within_memory)
     assert main([str(written), "--only", "full-32,full-16"]) == 2
     said = capsys.readouterr().err
-    assert "full-32: CUDA out of memory" in said
+    assert f"full-32: {lack}" in said
     assert "lower micro_batch_tokens" in said
     assert list(results(written)["runs"]) == ["full-16"]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from filelock import FileLock, Timeout
 
+from nsa_models.shortage import one_kind_of_shortage
 from nsa_models.train.loop import Stopped, StopRequest, train
 from nsa_models.train.recipe import Recipe
 from nsa_models.train.series._file import Series
@@ -61,7 +62,7 @@ def train_series(
         for name, recipe in chosen.items():
             recipe.output.mkdir(parents=True, exist_ok=True)
             try:
-                with FileLock(recipe.output / "lock", timeout=0):
+                with FileLock(recipe.output / "lock", timeout=0), one_kind_of_shortage():
                     _train_one(name, recipe, ends, stop, log)
             except Timeout:
                 log(f"{name}: in the hands of another process")
