@@ -16,23 +16,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from random_dense import add_shape, made, shape_of
+from random_dense import add_shape, add_timing, made, shape_of, write_figures
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import sdpa_mask
 
-from nsa_kernels.bench.result import describe
 from nsa_kernels.bench.settings import length_name
 from nsa_models.methods import Method, attach, parse_method
 
@@ -86,17 +83,6 @@ def main(words: Sequence[str] | None = None) -> None:
     ends = time.monotonic() + args.seconds
     model = random_llama(args)
 
-    def write() -> None:
-        if args.json:
-            command = [sys.argv[0], *(sys.argv[1:] if words is None else words)]
-            found = {
-                "environment": describe(device, command),
-                "layers": args.layers,
-                "rows": [asdict(row) for row in rows],
-                "notes": notes,
-            }
-            args.json.write_text(json.dumps(found, indent=2) + "\n")
-
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         gate = _random_gate(Path(folder), args)
         for length in sorted(args.lengths, reverse=True):
@@ -117,11 +103,11 @@ def main(words: Sequence[str] | None = None) -> None:
                         torch.cuda.empty_cache()
                 _compared(here)
                 rows[:] = [row for row in rows if row.tokens != length] + here
-                write()
+                write_figures(args, words, rows, notes=notes)
             print(table(here), flush=True)
     for note in notes:
         print(note, flush=True)
-    write()
+    write_figures(args, words, rows, notes=notes)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -271,9 +257,8 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         help="NAME:BUDGET,OPTION=VALUE,..., again for more; default: the authors' sizes",
     )
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs")
+    add_timing(parser)
     parser.add_argument("--seconds", type=float, default=300, help="what would begin later is left out")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     return parser.parse_args(words)
 
 

@@ -12,20 +12,15 @@ under methods; `full, engine` replays the engine's own step from a CUDA graph, a
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from random_dense import add_shape, made, shape_of
+from random_dense import add_shape, add_timing, made, shape_of, write_figures
 from torch import Tensor
 
-from nsa_kernels.bench.result import describe
 from nsa_kernels.bench.settings import length_name
 from nsa_models import NSACache, NSADecoderConfig, NSADecoderForCausalLM
 from nsa_models.families import family_of
@@ -54,9 +49,8 @@ class Row:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Measure and print; the file is written anew after each batch, so that a stop loses nothing."""
     args = _arguments(words)
-    device = torch.device(args.device)
     model = random_decoder(args)
     rows: list[Row] = []
     with torch.inference_mode():
@@ -65,14 +59,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 here = _measured(model, length, count, args)
                 print(table(here), flush=True)
                 rows += here
-    if args.json:
-        command = [sys.argv[0], *(sys.argv[1:] if words is None else words)]
-        found = {
-            "environment": describe(device, command),
-            "layers": args.layers,
-            "rows": [asdict(row) for row in rows],
-        }
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+                write_figures(args, words, rows)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -145,12 +132,14 @@ def _read(model: NSADecoderForCausalLM, ids: Tensor) -> NSACache:
 
 def _run(step: Callable[[], object], steps: int) -> float:
     """Milliseconds a step."""
-    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else contextlib.nullcontext
-    synchronize()
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.synchronize()
     begin = time.perf_counter()
     for _ in range(steps):
         step()
-    synchronize()
+    if gpu:
+        torch.cuda.synchronize()
     return 1000 * (time.perf_counter() - begin) / steps
 
 
@@ -166,8 +155,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         "--method", action="append", help="NAME:BUDGET,OPTION=VALUE,..., again for more; default: Quest twice"
     )
     parser.add_argument("--steps", type=int, default=32, help="steps to a timed run")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    add_timing(parser)
     return parser.parse_args(words)
 
 

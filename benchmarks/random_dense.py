@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from nsa_kernels.bench.result import describe
 from nsa_kernels.bench.settings import DTYPES, parse_lengths
 
 M = TypeVar("M", bound=nn.Module)
+
+
+def add_timing(parser: argparse.ArgumentParser) -> None:
+    """The options of how often, and where to."""
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+
+
+def write_figures(
+    args: argparse.Namespace, words: Sequence[str] | None, rows: Sequence[Any], **more: object
+) -> None:
+    """Write `--json` anew, where it is asked for: environment, rows (dataclasses) and what else there is."""
+    if args.json:
+        found = {
+            "environment": describe(
+                torch.device(args.device), [sys.argv[0], *(sys.argv[1:] if words is None else words)]
+            ),
+            "layers": args.layers,
+            "rows": [asdict(row) for row in rows],
+            **more,
+        }
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def add_shape(parser: argparse.ArgumentParser) -> None:

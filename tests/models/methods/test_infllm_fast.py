@@ -25,6 +25,7 @@ from nsa_models.methods._placement import Placement
 from nsa_models.methods._rotary import Rotation
 from nsa_models.methods._rowwise import attend_rows, attend_rows_by_lists
 
+from .alike import Largest
 from .conftest import as_sets, read_alone, read_sets, tokens
 
 INV_FREQ = torch.tensor([1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001])
@@ -151,19 +152,6 @@ def test_positions_are_taken_off_once_of_a_key_and_once_of_a_block() -> None:
     _, _, kept = attended(fast, drawn(260), 200, rotate=count)
     assert 260 - fast.local <= kept.keys.count <= 260
     assert sum(turned) == kept.keys.count + len(kept.representatives) * fast.block
-
-
-class Largest(TorchDispatchMode):
-    """Notes the numbers of the largest tensor that is made."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for each in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(each, Tensor):
-                self.numbers = max(self.numbers, each.numel())
-        return out
 
 
 def test_a_prompt_makes_nothing_of_a_unit_s_queries_by_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:

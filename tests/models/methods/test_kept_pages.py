@@ -17,8 +17,9 @@ from nsa_kernels.blocks import PageLists
 from nsa_models.methods import Attached, _paged, attach, make_method
 from nsa_models.methods._beside import Allocation
 
+from .alike import CLOSE, same
 from .conftest import Rows, tokens
-from .test_paged import CASES, CLOSE, decoded, quest, same, small
+from .test_paged import CASES, decoded, quest, small
 from .test_waits import Asked
 
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 if not torch.cuda.is_available():
@@ -41,6 +40,7 @@ from nsa_models.methods._paged import Paged
 from nsa_models.methods._placement import Placement
 from nsa_models.methods._rotary import Rotation
 
+from .alike import CLOSE, Largest, read_by_masks, same
 from .conftest import Rows, tokens
 
 
@@ -81,7 +81,6 @@ CASES: dict[str, list[dict[str, Any]]] = {
 PAIRS = [(name, options) for name, cases in CASES.items() for options in cases]
 # The others list unit by unit what follows from the units before: their sets are in their own tests.
 AT_ONCE = [case for case in PAIRS if not issubclass(known_methods()[case[0]], RowMethod)]
-CLOSE = {"rtol": 2e-4, "atol": 2e-4}
 
 
 def pair(name: str, options: dict[str, Any]) -> tuple[Method, Listed]:
@@ -120,17 +119,6 @@ def padded(model: PreTrainedModel, method: Method, lengths: tuple[int, ...]) -> 
         for step in range(4):
             parts += rows.feed([row[len(row) - 4 + step][None] for row in many], decode=True)
     return parts, attached
-
-
-def same(one: tuple[list[Tensor], Attached], two: tuple[list[Tensor], Attached]) -> None:
-    for found, expected in zip(one[0], two[0], strict=True):
-        torch.testing.assert_close(found, expected, **CLOSE)
-    assert one[1].reads.prefill == two[1].reads.prefill
-    assert one[1].reads.decode == two[1].reads.decode
-
-
-def read_by_masks(*_: object) -> Tensor:
-    raise AssertionError("a mask was asked for")
 
 
 @each_pair
@@ -294,19 +282,6 @@ def test_blocks_larger_than_a_tile_are_read_by_several(name: str, block: int) ->
             q=q[None, :, first:], k=k[None], positions=at[None], scaling=0.25, layer=0, plans=plans
         )
         assert torch.equal(found, (reference.select(block_of) & block_of.visible)[0].expand(4, -1, -1))
-
-
-class Largest(TorchDispatchMode):
-    """Notes the numbers of the largest tensor that is made."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for each in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(each, Tensor):
-                self.numbers = max(self.numbers, each.numel())
-        return out
 
 
 @each_at_once

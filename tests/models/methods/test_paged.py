@@ -20,6 +20,7 @@ from nsa_models.methods import Attached, Method, MethodError, QueryBlock, attach
 from nsa_models.methods._paged import Paged
 from nsa_models.methods.quest import Quest
 
+from .alike import read_by_masks, same
 from .conftest import Rows, tokens
 
 # Options under which rows of 41 to 150 tokens have more than they read, but for the last.
@@ -37,7 +38,6 @@ CASES: list[dict[str, Any]] = [
     {"budget": 400, "page": 16, "reading": "kernel"},
     {"budget": 400, "page": 16, "first": 30, "local": 100},
 ]
-CLOSE = {"rtol": 2e-4, "atol": 2e-4}
 
 
 def quest(options: dict[str, Any], *, fast: bool) -> Quest:
@@ -75,17 +75,6 @@ def decoded(
         for step in range(steps):
             parts += rows.feed([row[len(row) - steps + step][None] for row in many], decode=True)
     return parts, attached
-
-
-def same(one: tuple[list[Tensor], Attached], two: tuple[list[Tensor], Attached]) -> None:
-    for found, expected in zip(one[0], two[0], strict=True):
-        torch.testing.assert_close(found, expected, **CLOSE)
-    assert one[1].reads.prefill == two[1].reads.prefill
-    assert one[1].reads.decode == two[1].reads.decode
-
-
-def read_by_masks(*_: object) -> Tensor:
-    raise AssertionError("a mask was asked for")
 
 
 @each_case
